@@ -1,0 +1,249 @@
+"""The causal DiT of Wan2.1's topology: one forward pass of a chunk of latent frames over the KV cache.
+
+Parameter names are those of `wan/modules/model.py`, so that published weights load as they are. What does not change between passes is
+computed once: keys and values of the text per prompt (`encode_text`), modulations per timestep (`modulations`), rotations per chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from lolrt import ops
+from lolrt.cache import KVCache
+from lolrt.errors import Error
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Sizes of a Wan DiT; the defaults are those of Wan2.1-T2V-1.3B."""
+
+    dim: int = 1536
+    ffn_dim: int = 8960
+    freq_dim: int = 256
+    """Length of the timestep's sinusoid."""
+    text_dim: int = 4096
+    text_len: int = 512
+    """Rows of text that cross-attention sees; a shorter prompt is filled up with zeros, which attend as well, as in the public code."""
+    in_dim: int = 16
+    out_dim: int = 16
+    num_heads: int = 12
+    num_layers: int = 30
+    eps: float = 1e-6
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    rope_dims: Optional[tuple[int, int, int]] = None
+    """Channels of a head that turn with time, row and column; None is Wan's rule d - 4 (d // 6), 2 (d // 6), 2 (d // 6)."""
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads or self.patch_size[0] != 1:
+            raise Error(f"dim {self.dim}, {self.num_heads} heads, patch {list(self.patch_size)}: dim must be a multiple of the heads, patches one frame deep")
+        if sum(self.axes) != self.head_dim or any(channels % 2 or channels < 0 for channels in self.axes):
+            raise Error(f"rope_dims are {list(self.axes)}; expected three even numbers that add up to the head dimension {self.head_dim}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def axes(self) -> tuple[int, int, int]:
+        """Channels of a head for time, row and column."""
+        spatial = 2 * (self.head_dim // 6)
+        return self.rope_dims or (self.head_dim - 2 * spatial, spatial, spatial)
+
+    @property
+    def temporal_pairs(self) -> int:
+        return self.axes[0] // 2
+
+
+class HeadsRMSNorm(nn.Module):
+    """The weight of an RMSNorm over all heads of a token; the norm itself is fused into the ops."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+
+class Attention(nn.Module):
+    """The projections of self- and cross-attention."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.q = nn.Linear(config.dim, config.dim)
+        self.k = nn.Linear(config.dim, config.dim)
+        self.v = nn.Linear(config.dim, config.dim)
+        self.o = nn.Linear(config.dim, config.dim)
+        self.norm_q = HeadsRMSNorm(config.dim)
+        self.norm_k = HeadsRMSNorm(config.dim)
+
+
+class Block(nn.Module):
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.norm3 = nn.LayerNorm(config.dim, eps=config.eps)
+        self.cross_attn = Attention(config)
+        self.ffn = nn.Sequential(nn.Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, config.dim))
+        self.modulation = nn.Parameter(torch.randn(1, 6, config.dim) / config.dim**0.5)
+
+
+class Head(nn.Module):
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.head = nn.Linear(config.dim, config.out_dim * math.prod(config.patch_size))
+        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """Keys and values of one prompt, [layers, 1, page_elements]: one page per layer."""
+
+    pages: Tensor
+    page_table: Tensor
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """Shift, scale and gate of every layer at one timestep, float32 rows [1, dim], with "1 +" folded into the scales."""
+
+    layers: Sequence[tuple[Tensor, ...]]  # shift, scale, gate of attention; shift, scale, gate of the feed-forward
+    head: tuple[Tensor, Tensor]  # shift, scale
+
+
+class CausalDiT(nn.Module):
+    """The diffusion transformer of `DiTConfig`. Source: Wan2.1 `wan/modules/model.py`, Self-Forcing `wan/modules/causal_model.py`."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embedding = nn.Conv3d(config.in_dim, config.dim, config.patch_size, config.patch_size)
+        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, config.dim), nn.GELU("tanh"), nn.Linear(config.dim, config.dim))
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 6 * config.dim))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.head = Head(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.patch_embedding.weight.dtype
+
+    def tokens_per_frame(self, height: int, width: int) -> int:
+        """Tokens of a latent frame of height x width latent pixels."""
+        _, patch_height, patch_width = self.config.patch_size
+        if height % patch_height or width % patch_width or height < 1 or width < 1:
+            raise Error(f"a latent frame of {height} x {width} does not divide into patches of {patch_height} x {patch_width}")
+        return (height // patch_height) * (width // patch_width)
+
+    @torch.inference_mode()
+    def encode_text(self, prompt_embeds: Tensor) -> TextContext:
+        """Keys and values of a prompt [text_tokens, text_dim], filled up with zeros to text_len rows; no mask, as in the public code."""
+        config = self.config
+        if prompt_embeds.ndim != 2 or prompt_embeds.shape[1] != config.text_dim or not 1 <= prompt_embeds.shape[0] <= config.text_len:
+            raise Error(f"prompt_embeds are {list(prompt_embeds.shape)}; expected [1 to {config.text_len} text tokens, {config.text_dim}]")
+        padding = config.text_len - prompt_embeds.shape[0]
+        text = self.text_embedding(F.pad(prompt_embeds.to(self.dtype), (0, 0, 0, padding)))
+        elements = ops.page_elements(self.dtype, config.text_len, config.num_heads, config.head_dim)
+        pages = torch.empty(config.num_layers, 1, elements, dtype=self.dtype)
+        page_table = torch.zeros(1, dtype=torch.int32)
+        for block, layer_pages in zip(self.blocks, pages):
+            attn = block.cross_attn
+            k, v = self._split_heads(attn.k(text)[None]), self._split_heads(attn.v(text)[None])
+            ops.kv_write(k, v, layer_pages, page_table, weight=self._head_weight(attn.norm_k), eps=config.eps)
+        return TextContext(pages, page_table)
+
+    @torch.inference_mode()
+    def modulations(self, timesteps: Tensor) -> list[Modulation]:
+        """What the model is told of each timestep, 0 .. 1000: float [n] -> n modulations."""
+        half = self.config.freq_dim // 2
+        angle = timesteps.double()[:, None] * 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+        e = self.time_embedding(torch.cat([angle.cos(), angle.sin()], dim=1).to(self.dtype))
+        projected = self.time_projection(e).unflatten(1, (6, self.config.dim))
+        return [self._modulation(e[i], projected[i]) for i in range(len(timesteps))]
+
+    def _modulation(self, e: Tensor, projected: Tensor) -> Modulation:
+        layers = []
+        for block in self.blocks:
+            shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.modulation[0] + projected).float().split(1)
+            layers.append((shift, 1 + scale, gate, ffn_shift, 1 + ffn_scale, ffn_gate))
+        shift, scale = (self.head.modulation[0] + e).float().split(1)
+        return Modulation(layers, (shift, 1 + scale))
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        sample: Tensor,
+        modulation: Modulation,
+        text: TextContext,
+        cache: KVCache,
+        rotation: Tensor,
+        spatial_rotation: Tensor,
+        mass: Optional[Tensor] = None,
+    ) -> Tensor:
+        """The flow of one noisy chunk; writes the chunk's K and V into its pages of `cache`.
+
+        sample: [frames, in_dim, height, width], any float dtype; rotation: float32 [1 or layers, pages, frames, heads, pairs, 2];
+        spatial_rotation: float32 [tokens, pairs, 2]; mass: float32 [layers, pages, frames, heads], filled with the attention mass.
+        Returns float32 [frames, out_dim, height, width].
+        """
+        config = self.config
+        height, width = sample.shape[2:]
+        x = self._patchify(sample)
+        residual: Optional[Tensor] = None
+        gate: Optional[Tensor] = None
+        for i, block in enumerate(self.blocks):
+            shift, scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = modulation.layers[i]
+
+            h = ops.modulated_norm(x, scale, shift, residual=residual, gate=gate, eps=config.eps)
+            residual = self._self_attention(
+                block.self_attn, h, cache.layer_pages[i], cache, rotation[min(i, len(rotation) - 1)], spatial_rotation,
+                None if mass is None else mass[i],
+            )  # fmt: skip
+            h = ops.modulated_norm(
+                x, block.norm3.weight[None].float(), block.norm3.bias[None].float(), residual=residual, gate=attn_gate, eps=config.eps
+            )
+            residual = self._cross_attention(block.cross_attn, h, text.pages[i], text.page_table)
+            h = ops.modulated_norm(x, ffn_scale, ffn_shift, residual=residual, eps=config.eps)
+            residual, gate = block.ffn(h), ffn_gate
+
+        shift, scale = modulation.head
+        h = ops.modulated_norm(x, scale, shift, residual=residual, gate=gate, eps=config.eps)
+        return self._unpatchify(self.head.head(h), height, width)
+
+    def _self_attention(
+        self, attn: Attention, h: Tensor, pages: Tensor, cache: KVCache, rotation: Tensor, spatial: Tensor, mass: Optional[Tensor]
+    ) -> Tensor:
+        q, k, v = (self._split_heads(project(h)) for project in (attn.q, attn.k, attn.v))
+        placed = {"rotation": spatial, "rotation_first_channel": self.config.axes[0], "eps": self.config.eps}
+        q = ops.normalize_queries(q, weight=self._head_weight(attn.norm_q), **placed)
+        ops.kv_write(k, v, pages, cache.chunk_page_table, weight=self._head_weight(attn.norm_k), **placed)
+        out = ops.frame_attention(q, pages, cache.page_table, q.shape[1], rotation=rotation, mass=mass)
+        return attn.o(out.flatten(2))
+
+    def _cross_attention(self, attn: Attention, h: Tensor, pages: Tensor, page_table: Tensor) -> Tensor:
+        q = ops.normalize_queries(self._split_heads(attn.q(h)), weight=self._head_weight(attn.norm_q), eps=self.config.eps)
+        return attn.o(ops.frame_attention(q, pages, page_table, self.config.text_len).flatten(2))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.config.num_heads, self.config.head_dim))
+
+    def _head_weight(self, norm: HeadsRMSNorm) -> Tensor:
+        return norm.weight.view(self.config.num_heads, self.config.head_dim)
+
+    def _patchify(self, sample: Tensor) -> Tensor:
+        """[frames, channels, height, width] -> [frames, tokens, dim]: the patch convolution as one matrix product."""
+        _, ph, pw = self.config.patch_size
+        frames, channels, height, width = sample.shape
+        patches = sample.to(self.dtype).view(frames, channels, height // ph, ph, width // pw, pw).permute(0, 2, 4, 1, 3, 5)
+        return F.linear(patches.reshape(frames, -1, channels * ph * pw), self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+
+    def _unpatchify(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """[frames, tokens, patch * out_dim] -> float32 [frames, out_dim, height, width]; the channel is the fastest index of a token."""
+        _, ph, pw = self.config.patch_size
+        x = tokens.float().view(tokens.shape[0], height // ph, width // pw, ph, pw, self.config.out_dim)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], self.config.out_dim, height, width)

@@ -1,0 +1,17 @@
+"""The exceptions that are meant for the user: their text says what was wrong, what was expected and what to do."""
+
+
+class Error(Exception):
+    """Something that the caller can mend: a path, an option, a file. The command line prints it as one line and exits with 2."""
+
+
+class CheckpointError(Error):
+    """A file that is not the model it should be: missing, unexpected or mis-shaped tensors, a truncated file, values that are not finite."""
+
+
+class PromptError(Error):
+    """A prompt that the model's text encoder does not know."""
+
+
+class OutputError(Error):
+    """A video that could not be written."""

@@ -1,0 +1,196 @@
+"""The custom ops of the model on torch tensors: thin calls into `lolrt._core`, and their registration with `torch.library`.
+
+Called directly they go straight to the kernels; under `torch.compile` they appear as `torch.ops.lolrt.*` with fake implementations.
+All run on CPU, take float32 or bfloat16 (the same for all of one call), compute in float32 and round once.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Optional, Union
+
+import torch
+from torch import Tensor
+
+from lolrt import _core
+
+_local = threading.local()
+
+
+def page_elements(dtype: torch.dtype, tokens: int, heads: int, dim: int) -> int:
+    """Elements of one page of the KV cache: K and V of `tokens` tokens, all heads, packed (layout: csrc/include/lolrt/lolrt.h)."""
+    return _core.page_elements(str(dtype).removeprefix("torch."), tokens, heads, dim)
+
+
+def kv_write(
+    k: Tensor,
+    v: Tensor,
+    pages: Tensor,
+    page_table: Tensor,
+    *,
+    weight: Optional[Tensor] = None,
+    rotation: Optional[Tensor] = None,
+    rotation_first_channel: int = 0,
+    eps: float = 1e-6,
+) -> None:
+    """Writes the K and V projections of some frames into their pages, in place.
+
+    k, v: [frames, tokens, heads, dim]; pages: [pool_pages, page_elements]; page_table: int32 [frames]; weight: [heads, dim] of the
+    RMSNorm over all heads, None leaves k as it is; rotation: float32 [tokens, pairs, 2] of (cos, sin), applied to k's channels from
+    `rotation_first_channel` on.
+    """
+    if torch.compiler.is_compiling():
+        torch.ops.lolrt.kv_write(k, v, pages, page_table, weight, rotation, rotation_first_channel, eps)
+    else:
+        _kv_write(k, v, pages, page_table, weight, rotation, rotation_first_channel, eps)
+
+
+def normalize_queries(
+    q: Tensor,
+    *,
+    weight: Tensor,
+    rotation: Optional[Tensor] = None,
+    rotation_first_channel: int = 0,
+    eps: float = 1e-6,
+) -> Tensor:
+    """What `kv_write` does to k, done to q [frames, tokens, heads, dim], which keeps its plain layout."""
+    if torch.compiler.is_compiling():
+        return torch.ops.lolrt.normalize_queries(q, weight, rotation, rotation_first_channel, eps)
+    return _normalize_queries(q, weight, rotation, rotation_first_channel, eps)
+
+
+def frame_attention(
+    q: Tensor,
+    pages: Tensor,
+    page_table: Tensor,
+    page_tokens: int,
+    *,
+    rotation: Optional[Tensor] = None,
+    bias: Optional[Tensor] = None,
+    mass: Optional[Tensor] = None,
+) -> Tensor:
+    """Softmax attention of q [frames, tokens, heads, dim] to every token of the listed pages; returns the same shape.
+
+    page_table: int32 [pages], in any order; page_tokens: tokens in a page. rotation: float32 [pages, frames, heads, pairs, 2], cos and
+    sin of (t_q - t_k) * frequency, turning q's first 2 * pairs channels (pair i = channels 2 i and 2 i + 1). bias: float32
+    [pages, heads], added to the scores. mass: float32 [pages, frames, heads], filled with the softmax weight spent on each page, mean
+    over the frame's queries. Source: LoL (arXiv 2601.16914), Alg. 1, written with relative offsets.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.lolrt.frame_attention(q, pages, page_table, page_tokens, rotation, bias, mass)
+    return _frame_attention(q, pages, page_table, page_tokens, rotation, bias, mass)
+
+
+def modulated_norm(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    residual: Optional[Tensor] = None,
+    gate: Optional[Tensor] = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """x += gate * residual (in place, if a residual is given), then LayerNorm(x) * scale + shift, in one pass.
+
+    x, residual: [frames, tokens, channels]; gate, scale, shift: float32 [1 or frames, channels]; gate None is 1.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.lolrt.modulated_norm(x, scale, shift, residual, gate, eps)
+    return _modulated_norm(x, scale, shift, residual, gate, eps)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rotation: Optional[Tensor],
+    bias: Optional[Tensor] = None,
+    probe: bool = False,
+) -> Union[Tensor, tuple[Tensor, Tensor]]:
+    """Frame attention on plain tensors: packs k and v into pages and attends.
+
+    q: [frames, tokens, heads, dim]; k, v: [pages, tokens, heads, dim], k rotated by place but not by time; rotation: float32
+    [pages, frames, heads, pairs, 2] (see `frame_attention`) or None; bias: float32 [pages, heads].
+    Returns out [frames, tokens, heads, dim], and with `probe` also the mass, float32 [pages, frames, heads].
+    Raises ValueError when shapes or dtypes do not fit.
+    """
+    count, tokens, heads, dim = k.shape
+    pages = torch.empty(count, page_elements(k.dtype, tokens, heads, dim), dtype=k.dtype)
+    page_table = torch.arange(count, dtype=torch.int32)
+    kv_write(k, v, pages, page_table)
+    mass = torch.empty(count, q.shape[0], heads) if probe else None
+    out = frame_attention(q, pages, page_table, tokens, rotation=rotation, bias=bias, mass=mass)
+    return out if mass is None else (out, mass)
+
+
+def _kv_write(
+    k: Tensor, v: Tensor, pages: Tensor, page_table: Tensor,
+    weight: Optional[Tensor], rotation: Optional[Tensor], rotation_first_channel: int, eps: float,
+) -> None:  # fmt: skip
+    _core.kv_write(None, k, v, None, weight, eps, rotation, rotation_first_channel, None, pages, page_table)
+
+
+def _normalize_queries(q: Tensor, weight: Tensor, rotation: Optional[Tensor], rotation_first_channel: int, eps: float) -> Tensor:
+    out = torch.empty(q.shape, dtype=q.dtype)
+    _core.kv_write(q, None, None, weight, None, eps, rotation, rotation_first_channel, out, None, None)
+    return out
+
+
+def _frame_attention(
+    q: Tensor, pages: Tensor, page_table: Tensor, page_tokens: int,
+    rotation: Optional[Tensor], bias: Optional[Tensor], mass: Optional[Tensor],
+) -> Tensor:  # fmt: skip
+    out = torch.empty(q.shape, dtype=q.dtype)
+    needed = _core.frame_attention_workspace(q, pages, page_table, page_tokens, rotation, bias, out, mass)
+    workspace = getattr(_local, "workspace", None)
+    if workspace is None or workspace.numel() < needed:
+        workspace = _local.workspace = torch.empty(needed, dtype=torch.uint8)
+    _core.frame_attention(q, pages, page_table, page_tokens, rotation, bias, 0.0, out, mass, workspace)
+    return out
+
+
+def _modulated_norm(
+    x: Tensor, scale: Tensor, shift: Tensor, residual: Optional[Tensor], gate: Optional[Tensor], eps: float
+) -> Tensor:  # fmt: skip
+    out = torch.empty(x.shape, dtype=x.dtype)
+    _core.modulated_norm(x, residual, gate, scale, shift, eps, out)
+    return out
+
+
+def _like_first(first: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(first, memory_format=torch.contiguous_format)
+
+
+def _nothing(*_: object) -> None:
+    return None
+
+
+_library = torch.library.Library("lolrt", "DEF")
+for _schema, _implementation, _fake in (
+    (
+        "kv_write(Tensor k, Tensor v, Tensor(a!) pages, Tensor page_table, Tensor? weight, Tensor? rotation, "
+        "int rotation_first_channel, float eps) -> ()",
+        _kv_write,
+        _nothing,
+    ),
+    (
+        "normalize_queries(Tensor q, Tensor weight, Tensor? rotation, int rotation_first_channel, float eps) -> Tensor",
+        _normalize_queries,
+        _like_first,
+    ),
+    (
+        "frame_attention(Tensor q, Tensor pages, Tensor page_table, int page_tokens, Tensor? rotation, Tensor? bias, "
+        "Tensor(a!)? mass) -> Tensor",
+        _frame_attention,
+        _like_first,
+    ),
+    (
+        "modulated_norm(Tensor(a!) x, Tensor scale, Tensor shift, Tensor? residual, Tensor? gate, float eps) -> Tensor",
+        _modulated_norm,
+        _like_first,
+    ),
+):
+    _name = _schema.partition("(")[0]
+    _library.define(_schema)
+    _library.impl(_name, _implementation, "CPU")
+    torch.library.register_fake(f"lolrt::{_name}", _fake, lib=_library)

@@ -1,0 +1,99 @@
+"""Rotary position policies: which frequency each head turns with, and which offset lies between a query frame and a page.
+
+Every policy ends as one table, `rotation[page, frame, head, pair] = (cos, sin)`, which the attention kernel applies to Q. Offsets are
+integers and phases are integer turns (csrc/core/phase), so a table at frame 10^9 is as exact as one at frame 12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lolrt import _core
+from lolrt.errors import Error
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Temporal rotary positions of a rollout.
+
+    Multi-head RoPE jitter (LoL, arXiv 2601.16914, Alg. 1): head h turns with base theta_h = theta * (1 + sigma * eps_h), fixed for the
+    rollout, so that the phases of all heads do not re-align with the sink frames at once. sigma = 0 is plain RoPE, bit for bit.
+    Frequencies of head h are theta_h^(-2 i / d), i = 0 .. d / 2 - 1, over the d temporal channels of a head.
+    """
+
+    positions: Literal["absolute", "window"] = "absolute"
+    """"absolute": the latent frame's number (Self-Forcing, LongLive, LoL). "window": its place in the window, 0 .. pages - 1
+    (LongLive's "infinity" variant, Infinity-RoPE)."""
+    sigma: float = 0.8
+    """Strength of the jitter, in [0, 1)."""
+    jitter_seed: int = 0
+    """Draws eps; the same seed gives the same bases everywhere."""
+    spread: Literal["uniform", "stratified"] = "uniform"
+    """"uniform": eps_h ~ U[-1, 1], the paper's rule. "stratified": the values linspace(-1, 1, heads) in random order, which no draw
+    can make unlucky."""
+    bases: Optional[Sequence[float] | Sequence[Sequence[float]]] = None
+    """Explicit bases, [heads] or [layers][heads]; sigma, jitter_seed and spread then play no part."""
+    theta: float = 10000.0
+    """The base that the model was trained with."""
+
+    def __post_init__(self) -> None:
+        if self.positions not in ("absolute", "window"):
+            raise Error(f'positions is {self.positions!r}; expected "absolute" or "window"')
+        if self.spread not in ("uniform", "stratified"):
+            raise Error(f'spread is {self.spread!r}; expected "uniform" or "stratified"')
+        if not 0 <= self.sigma < 1:
+            raise Error(f"sigma is {self.sigma}; expected 0 (plain RoPE) or more, and less than 1, so that every base stays positive")
+        if not (np.isfinite(self.theta) and self.theta > 0):
+            raise Error(f"theta is {self.theta}; expected a positive number")
+
+    def head_bases(self, layers: int, heads: int) -> np.ndarray:
+        """Bases as float64 [1, heads], or [layers, heads] where they were given so."""
+        if self.bases is not None:
+            bases = np.atleast_2d(np.asarray(self.bases, dtype=np.float64))
+            if bases.shape not in ((1, heads), (layers, heads)):
+                raise Error(f"bases have shape {list(np.shape(self.bases))}; expected [{heads}] or [{layers}, {heads}] for this model")
+            if not (np.isfinite(bases) & (bases > 0)).all():
+                raise Error("bases must be positive numbers")
+            return bases
+        random = np.random.RandomState(self.jitter_seed)  # the legacy generator, because its streams are frozen
+        eps = random.uniform(-1, 1, heads) if self.spread == "uniform" else random.permutation(np.linspace(-1, 1, heads))
+        return self.theta * (1 + self.sigma * eps[None])
+
+    def increments(self, layers: int, heads: int, pairs: int) -> np.ndarray:
+        """Phase per frame in units of 2^-64 turns, uint64 [1 or layers, heads, pairs]."""
+        radians = self.head_bases(layers, heads)[..., None] ** (-np.arange(pairs) / pairs)
+        turns = np.empty(radians.shape, dtype=np.uint64)
+        _core.phase_increments(radians.reshape(-1), turns.reshape(-1))
+        return turns
+
+    def offsets(self, page_frames: Sequence[int], chunk_frames: int) -> np.ndarray:
+        """Query position minus page position, int64 [pages, chunk_frames]; the last `chunk_frames` pages are the chunk's own."""
+        frames = np.asarray(page_frames, dtype=np.int64)
+        positions = frames if self.positions == "absolute" else np.arange(len(frames), dtype=np.int64)
+        return positions[None, -chunk_frames:] - positions[:, None]
+
+
+def rotation_tables(increments: np.ndarray, offsets: np.ndarray) -> Tensor:
+    """(cos, sin) of increments [layers, heads, pairs] at offsets [pages, frames]: float32 [layers, pages, frames, heads, pairs, 2]."""
+    layers, heads, pairs = increments.shape
+    table = torch.empty(layers, *offsets.shape, heads, pairs, 2)
+    for layer in range(layers):
+        _core.rotation_table(increments[layer], offsets, table[layer])
+    return table
+
+
+def spatial_rotation(rows: int, columns: int, row_pairs: int, column_pairs: int, theta: float = 10000.0) -> Tensor:
+    """(cos, sin) of each token's place in its frame, float32 [rows * columns, row_pairs + column_pairs, 2], tokens row by row.
+
+    Rows and columns have a spectrum each, theta^(-i / pairs). Source: Wan2.1, `rope_params` and `rope_apply`.
+    """
+    y, x = np.divmod(np.arange(rows * columns), columns)
+    angles = [place[:, None] * theta ** (-np.arange(pairs) / pairs) for place, pairs in ((y, row_pairs), (x, column_pairs))]
+    angle = np.concatenate(angles, axis=1)
+    return torch.from_numpy(np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32))

@@ -1,0 +1,82 @@
+"""Few-step flow matching: from noise to a clean chunk in a handful of passes of the model.
+
+A sample at noise level s is x = (1 - s) * clean + s * noise; the model predicts the flow v = noise - clean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lolrt.errors import Error
+from lolrt.noise import NoiseSource
+
+# The published schedule has 1000 training timesteps; noise level 1 is timestep 1000.
+TRAIN_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The denoise passes of one chunk; the defaults are the published ones of Self-Forcing and LongLive.
+
+    Source: Self-Forcing `pipeline/causal_inference.py` and `utils/scheduler.py` (FlowMatchScheduler, `warp_denoising_step`).
+    """
+
+    timesteps: tuple[int, ...] = (1000, 750, 500, 250)
+    """Of the unshifted schedule, falling, each in 1 .. 1000."""
+    shift: float = 5.0
+    """Moves the noise levels up: s -> shift * s / (1 + (shift - 1) * s)."""
+    method: Literal["renoise", "euler"] = "renoise"
+    """"renoise": each pass predicts the clean chunk, and fresh noise takes it to the next level (models distilled to few steps).
+    "euler": each pass follows the flow to the next level (models that are not)."""
+    context_noise: float = 0.0
+    """Noise level of the clean chunk in the pass that writes its final K and V."""
+
+    def __post_init__(self) -> None:
+        steps = self.timesteps
+        if not steps or any(not 1 <= t <= TRAIN_TIMESTEPS for t in steps) or any(a <= b for a, b in zip(steps, steps[1:])):
+            raise Error(f"timesteps are {list(steps)}; expected whole numbers from {TRAIN_TIMESTEPS} down to 1, each less than the one before")
+        if self.method not in ("renoise", "euler"):
+            raise Error(f'method is {self.method!r}; expected "renoise" or "euler"')
+        if not 0 <= self.context_noise < 1:
+            raise Error(f"context_noise is {self.context_noise}; expected at least 0 and less than 1")
+        if not self.shift > 0:
+            raise Error(f"shift is {self.shift}; expected a positive number")
+
+    @property
+    def noise_levels(self) -> Tensor:
+        """The noise level before each pass, float32, as the published scheduler computes it."""
+        levels = torch.linspace(1.0, 0.0, TRAIN_TIMESTEPS + 1)[:-1]
+        levels = self.shift * levels / (1 + (self.shift - 1) * levels)
+        return levels[[TRAIN_TIMESTEPS - t for t in self.timesteps]]
+
+    @property
+    def model_timesteps(self) -> Tensor:
+        """What the model is told in each pass and, last, in the cache pass: 1000 times the noise level, float32."""
+        return torch.cat([self.noise_levels, torch.tensor([self.context_noise])]) * TRAIN_TIMESTEPS
+
+    def denoise(self, flow: Callable[[Tensor, int], Tensor], noise: NoiseSource, first_frame: int, n_frames: int) -> Tensor:
+        """A clean chunk, float32 [n_frames, channels, height, width]; `flow(sample, k)` runs pass k of the model on it."""
+        levels = self.noise_levels.tolist()
+        sample = noise(first_frame, n_frames, 0).float()
+        for k, level in enumerate(levels):
+            velocity = flow(sample, k)
+            after = levels[k + 1] if k + 1 < len(levels) else 0.0
+            if self.method == "euler":
+                sample = sample + (after - level) * velocity
+                continue
+            sample = (sample.double() - level * velocity.double()).float()
+            if after:
+                sample = (1 - after) * sample + after * noise(first_frame, n_frames, k + 1).float()
+        return sample
+
+    def context(self, clean: Tensor, noise: NoiseSource, first_frame: int) -> Tensor:
+        """What the cache pass reads: the clean chunk at noise level `context_noise`."""
+        if not self.context_noise:
+            return clean
+        fresh = noise(first_frame, clean.shape[0], len(self.timesteps)).float()
+        return (1 - self.context_noise) * clean + self.context_noise * fresh
