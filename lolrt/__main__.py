@@ -1,0 +1,5 @@
+import sys
+
+from lolrt.cli import main
+
+sys.exit(main())

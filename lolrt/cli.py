@@ -1,0 +1,184 @@
+"""The command line: `lolrt generate` and `lolrt info`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Iterator, Optional, Sequence, TextIO
+
+from lolrt.errors import Error, OutputError
+
+if TYPE_CHECKING:
+    from lolrt.stream import Chunk
+
+DEFAULT_SECONDS = 20.0
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Runs a command; returns 0, or 2 after one line on standard error when the user can mend what went wrong."""
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except Error as error:
+        print(f"lolrt: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="lolrt", description="Endless video from streaming autoregressive diffusion models.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    generate = commands.add_parser("generate", help="write a video of a prompt", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    generate.set_defaults(run=run_generate)
+    generate.add_argument("prompt", metavar="PROMPT")
+    generate.add_argument("-o", "--output", metavar="FILE", required=True, help="an .mp4 file, or - for standard output")
+    generate.add_argument("--model", default="tiny", help="the name of an embedded model, or the path of a model folder")
+    length = generate.add_mutually_exclusive_group()
+    length.add_argument("--seconds", type=positive(float), help=f"length of the video ({DEFAULT_SECONDS:g} when no length is given)")
+    length.add_argument("--frames", type=positive(int), help="length in video frames")
+    length.add_argument("--endless", action="store_true", help="go on until Ctrl-C")
+    generate.add_argument("--seed", type=int, default=0, help="of the noise")
+    generate.add_argument("--sigma", type=float, default=0.8, help="strength of the per-head RoPE jitter; 0 is plain RoPE")
+    generate.add_argument("--jitter-seed", type=int, default=0, help="draws the jitter")
+    generate.add_argument("--spread", choices=["uniform", "stratified"], default="uniform", help="how the jitter is drawn")
+    generate.add_argument("--positions", choices=["absolute", "window"], default="absolute", help="what RoPE counts")
+    generate.add_argument("--sinks", type=int, default=3, help="sink frames in the window")
+    generate.add_argument("--recent", type=int, default=9, help="recent frames in the window, the chunk's own included")
+    generate.add_argument("--probe", action="store_true", help="write each chunk's attention mass per page to FILE.mass.csv")
+    generate.add_argument("--threads", type=positive(int), help="CPU threads; by default all cores")
+
+    info = commands.add_parser("info", help="versions, CPU features, kernels, models")
+    info.set_defaults(run=run_info)
+    return top
+
+
+def positive(kind: type) -> type:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names the type in its message
+    return parse  # type: ignore[return-value]
+
+
+class Interrupt:
+    """Turns the first Ctrl-C (or SIGTERM) into a flag, so that a run ends between two chunks; the second one is a KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> Interrupt:
+        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, *_: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+def run_generate(arguments: argparse.Namespace) -> None:
+    # Checked before the slow imports: a wrong path should not cost seconds.
+    if arguments.probe and arguments.output == "-":
+        raise Error("--probe writes beside the video, so it needs a file: choose one with -o")
+    with Interrupt() as interrupt:
+        from tqdm import tqdm
+
+        import lolrt
+
+        if arguments.threads:
+            lolrt.set_threads(arguments.threads)
+        if not 0 <= arguments.seed < 2**64 or not 0 <= arguments.jitter_seed < 2**32:
+            raise Error("--seed must be in 0 .. 2^64 - 1 and --jitter-seed in 0 .. 2^32 - 1")
+        rope = lolrt.Rope(arguments.positions, arguments.sigma, arguments.jitter_seed, arguments.spread)
+        window = lolrt.Window(arguments.sinks, arguments.recent)
+        pipe = lolrt.load(arguments.model)
+        stream = pipe.stream(arguments.prompt, seed=arguments.seed, rope=rope, window=window, probe=True)
+        total = None if arguments.endless else arguments.frames or round((arguments.seconds or DEFAULT_SECONDS) * pipe.fps) or 1
+
+        with (
+            lolrt.VideoWriter(arguments.output, pipe.height, pipe.width, pipe.fps) as writer,
+            MassLog(Path(arguments.output).with_suffix(".mass.csv") if arguments.probe else None) as mass_log,
+            tqdm(total=total, unit=" frames", dynamic_ncols=True, file=sys.stderr) as bar,
+        ):
+            for chunk in stream:
+                frames = chunk.frames if total is None else chunk.frames[: total - bar.n]
+                writer.write(frames)
+                mass_log.write(chunk)
+                bar.set_postfix_str(f"sink mass {chunk.sink_mass:.3f}", refresh=False)
+                bar.update(len(frames))
+                if bar.n == total or interrupt.requested:
+                    break
+    if arguments.output != "-":
+        print(f"{arguments.output}: {bar.n} frames, {bar.n / pipe.fps:.1f} s at {pipe.fps} frames/s")
+        if arguments.probe:
+            print(f"{mass_log.path}: attention mass per chunk, layer, head and page")
+
+
+class MassLog:
+    """Writes the attention mass of each chunk as it comes, a row per layer, head and page: mean over the chunk's frames."""
+
+    def __init__(self, path: Optional[Path]) -> None:
+        self.path = path
+
+    def __enter__(self) -> MassLog:
+        self._file: Optional[TextIO] = None
+        if self.path is not None:
+            try:
+                self._file = open(self.path, "w", newline="")
+            except OSError as error:
+                raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
+            self._rows = csv.writer(self._file)
+            self._rows.writerow(["first_frame", "layer", "head", "page_frame", "mass"])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, chunk: Chunk) -> None:
+        if self._file is None or chunk.mass is None:
+            return
+        try:
+            self._rows.writerows(self._chunk_rows(chunk))
+        except OSError as error:
+            raise OutputError(f"cannot go on writing {self.path}: {error.strerror}") from error
+
+    @staticmethod
+    def _chunk_rows(chunk: Chunk) -> Iterator[tuple[int, int, int, int, str]]:
+        assert chunk.mass is not None
+        for layer, heads in enumerate(chunk.mass.mean(2).tolist()):
+            for head, pages in enumerate(heads):
+                for frame, mass in zip(chunk.page_frames, pages):
+                    yield chunk.first_frame, layer, head, frame, f"{mass:.5f}"
+
+
+def run_info(_: argparse.Namespace) -> None:
+    import platform
+
+    import av
+    import torch
+
+    import lolrt
+    from lolrt import _core
+    from lolrt.pipeline import embedded_models
+
+    print(f"lolrt      {lolrt.__version__} (core {_core.version()}, ABI {_core.abi_version()})")
+    print(f"python     {platform.python_version()}, torch {torch.__version__}, PyAV {av.__version__}")
+    print(f"cpu        {platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}")
+    print(f"kernels    {_core.isa()} (this CPU can run: {', '.join(_core.isas())}; LOLRT_ISA chooses), {_core.threads()} threads")
+    print("cuda       not built: this version's kernels are for CPUs")
+    print(f"models     {', '.join(embedded_models()) or 'none'}")
+
+

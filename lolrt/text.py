@@ -1,0 +1,48 @@
+"""Text encoders: a prompt in, rows of text for cross-attention out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lolrt.checkpoint import read_json, read_safetensors
+from lolrt.errors import CheckpointError, PromptError
+
+
+class VocabularyEncoder:
+    """One learned vector per word of a small vocabulary; the words come in groups, of each of which a prompt names at most one.
+
+    Reads text.json ("words": in the order of the rows; "groups": name -> words, "filler" being words that say nothing) and
+    text.safetensors ("embedding.weight", [words, text_dim]).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        description = read_json(folder / "text.json")
+        self.groups: dict[str, list[str]] = description["groups"]
+        self.words: list[str] = description["words"]
+        self.embedding = read_safetensors(folder / "text.safetensors")["embedding.weight"]
+        if len(self.words) != len(self.embedding):
+            raise CheckpointError(f"{folder} has {len(self.words)} words and {len(self.embedding)} rows of text; they belong to different models")
+
+    def __call__(self, prompt: str) -> Tensor:
+        """[text_tokens, text_dim]; raises `lolrt.PromptError`, which lists the vocabulary, for a word that is not in it."""
+        spoken = re.findall(r"\w+", prompt.lower())
+        unknown = [word for word in spoken if not any(word in words for words in self.groups.values())]
+        if unknown:
+            raise PromptError(f"this model does not know {', '.join(map(repr, unknown))}; {self.vocabulary()}")
+        for group, words in self.groups.items():
+            named = sorted(set(spoken) & set(words))
+            if group != "filler" and len(named) > 1:
+                raise PromptError(f"the prompt names more than one {group}: {', '.join(named)}; {self.vocabulary()}")
+        rows = sorted({self.words.index(word) for word in spoken if word in self.words})
+        if not rows:
+            raise PromptError(f"the prompt {prompt!r} names nothing; {self.vocabulary()}")
+        return self.embedding[torch.tensor(rows)]
+
+    def vocabulary(self) -> str:
+        """The vocabulary as a clause of a sentence."""
+        groups = [f"{group}: {' '.join(words)}" for group, words in self.groups.items() if group != "filler"]
+        return f"its vocabulary is {'; '.join(groups)} (filler: {' '.join(self.groups.get('filler', []))})"

@@ -1,0 +1,111 @@
+"""Writes video as it comes: H.264 in fragmented mp4, in constant memory, playable at any moment up to its last second."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Optional
+
+import av
+import numpy as np
+from torch import Tensor
+
+from lolrt.errors import OutputError
+
+# Small video is enlarged by a whole factor to at least this height: players would do it with a worse filter.
+DISPLAY_HEIGHT = 256
+
+# A constant rate factor at which the encoder's loss is not seen beside the VAE's.
+CRF = 16
+
+
+class VideoWriter:
+    """A context manager that writes frames to an mp4 file, or to standard output for the output "-".
+
+    A file grows under the name `<stem>.partial.mp4` and gets its own name when it is whole. If writing fails, what has been written
+    stays under the partial name, where it can be played but not be taken for the whole.
+    Raises `lolrt.OutputError` when the output cannot be written.
+    """
+
+    def __init__(self, output: str | Path, height: int, width: int, fps: int) -> None:
+        """height, width: of the frames, in pixels; fps: frames a second."""
+        self._path = None if str(output) == "-" else Path(output)
+        if self._path is not None and self._path.suffix != ".mp4":
+            raise OutputError(f"the output is {str(output)!r}; expected a name that ends in .mp4, or - for standard output")
+        if height < 2 or width < 2:
+            raise OutputError(f"frames of {height} x {width} pixels are too small to encode")
+        self._scale = max(1, -(-DISPLAY_HEIGHT // height)) if height < DISPLAY_HEIGHT else 1
+        self._file = self._open()
+        # One fragment a key frame, and a key frame a second: nothing is kept back, and no index grows.
+        movflags = "frag_keyframe+empty_moov+default_base_moof+skip_trailer"
+        self._container = av.open(self._file, "w", format="mp4", options={"movflags": movflags})
+        self._stream = self._container.add_stream("libx264", rate=fps, options={"crf": str(CRF), "g": str(fps)})
+        # 4:2:0 halves the colours' resolution, so sides are even.
+        self._stream.height, self._stream.width = self._scale * height // 2 * 2, self._scale * width // 2 * 2
+        self._stream.pix_fmt = "yuv420p"
+
+    @property
+    def partial_path(self) -> Optional[Path]:
+        """Where the file is while it grows; None for standard output."""
+        return None if self._path is None else self._path.with_name(f"{self._path.stem}.partial.mp4")
+
+    def _open(self) -> BinaryIO:
+        if self._path is None or self.partial_path is None:
+            return sys.stdout.buffer
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.is_dir():
+                raise IsADirectoryError(21, "it is a folder")
+            return open(self.partial_path, "wb")
+        except OSError as error:
+            raise OutputError(f"cannot write {self._path}: {error.strerror}; choose another place with -o") from error
+
+    def write(self, frames: Tensor) -> None:
+        """Appends frames, uint8 [n, height, width, 3] RGB."""
+        for image in np.ascontiguousarray(frames.numpy()):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame = frame.reformat(self._stream.width, self._stream.height, "yuv420p", interpolation="LANCZOS")
+            self._mux(frame)
+
+    def _mux(self, frame: Optional[av.VideoFrame]) -> None:
+        try:
+            for packet in self._stream.encode(frame):
+                self._container.mux(packet)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> OutputError:
+        if self._path is None:
+            return OutputError(f"standard output is gone: {error.strerror}")
+        return OutputError(f"cannot go on writing {self._path}: {error.strerror}; what was written is in {self.partial_path}")
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+        if isinstance(error, OutputError):
+            self._abandon()
+            return
+        try:
+            self._mux(None)
+            self._container.close()
+            self._file.flush()
+            if self._path is not None and self.partial_path is not None:
+                self._file.close()
+                if error is None:
+                    self.partial_path.replace(self._path)
+        except OSError as failure:
+            self._abandon()
+            raise self._failure(failure) from failure
+        except OutputError:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """Lets go of a file that cannot be written any more."""
+        for close in (self._container.close, self._file.close):
+            try:
+                close()
+            except OSError:
+                pass  # the failure that brought us here says it all
