@@ -1,0 +1,56 @@
+# Everything runs in a virtual environment of its own, .venv; `make` sets it up when it is needed.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+PROMPT ?= a red balloon over the hills at dusk
+
+.PHONY: demo test dev lint format sanitize figures clean
+
+demo: .venv/installed
+	$(BIN)/lolrt generate "$(PROMPT)" -o out/demo.mp4 --seconds 20
+
+test: .venv/installed
+	$(BIN)/pytest
+
+dev: .venv/installed .venv/linters
+
+lint: .venv/installed .venv/linters
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: .venv/linters
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+# The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: .venv/installed
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DLOLRT_SANITIZE=ON -DLOLRT_TESTS=ON -DLOLRT_PYTHON=OFF
+	$(BIN)/cmake --build build/sanitize
+	cd build/sanitize && $(abspath $(BIN))/ctest --output-on-failure
+
+# The pictures of the README, made anew.
+figures: .venv/installed
+	$(BIN)/python docs/figures.py
+
+clean:
+	rm -rf .venv build out lolrt/lib lolrt/include lolrt/_core*.so
+
+CXX_FILES = $(shell git ls-files '*.c' '*.h' '*.hpp' '*.cpp')
+BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -type f)
+
+# torch comes first and by its exact version: the package itself asks for any recent one.
+.venv/torch:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	touch $@
+
+.venv/installed: .venv/torch $(BUILD_FILES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,plot]'
+	touch $@
+
+.venv/linters: .venv/torch
+	$(BIN)/pip install --quiet --disable-pip-version-check ruff mypy clang-format
+	touch $@

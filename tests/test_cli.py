@@ -1,0 +1,177 @@
+"""The command line as a user meets it, in processes of its own."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+
+import lolrt
+from lolrt.pipeline import MODELS
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "lolrt", *map(str, arguments)]
+
+
+def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="module")
+def prompt(tiny) -> str:
+    return tiny.example_prompts[0]
+
+
+def decode(path: Path) -> tuple[int, tuple[int, int]]:
+    """Frames in a video, and the size of the last."""
+    with av.open(str(path)) as container:
+        frames = [frame for frame in container.decode(video=0)]
+    return len(frames), (frames[-1].width, frames[-1].height)
+
+
+def test_generates_exactly_the_frames_asked_for(tmp_path, prompt):
+    path = tmp_path / "deep" / "video.mp4"
+    done = run("generate", prompt, "-o", path, "--frames", 20, "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    assert decode(path) == (20, (384, 256))
+    assert str(path) in done.stdout and "20 frames" in done.stdout
+    assert "sink mass" in done.stderr
+    assert [entry.name for entry in path.parent.iterdir()] == ["video.mp4"]
+
+
+def test_the_same_seed_gives_the_same_file(tmp_path, prompt):
+    for name in ("a.mp4", "b.mp4"):
+        assert run("generate", prompt, "-o", tmp_path / name, "--frames", 9, "--seed", 5, "--threads", 1).returncode == 0
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_standard_output_is_an_mp4(tmp_path, prompt):
+    with open(tmp_path / "out.mp4", "wb") as out:
+        done = subprocess.run(command("generate", prompt, "-o", "-", "--seconds", 1), stdout=out, stderr=subprocess.PIPE, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert decode(tmp_path / "out.mp4")[0] == 16
+
+
+def test_probe_writes_the_attention_mass(tmp_path, prompt, tiny):
+    assert run("generate", prompt, "-o", tmp_path / "v.mp4", "--frames", 21, "--probe").returncode == 0
+    with open(tmp_path / "v.mass.csv") as file:
+        rows = list(csv.DictReader(file))
+    config = tiny.dit.config
+    assert len(rows) == config.num_layers * config.num_heads * (3 + 6)
+    second = [float(row["mass"]) for row in rows if row["first_frame"] == "3" and row["layer"] == "0" and row["head"] == "1"]
+    assert sum(second) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_endless_run_leaves_a_playable_file(number, tmp_path, prompt):
+    path = tmp_path / "endless.mp4"
+    process = subprocess.Popen(command("generate", prompt, "-o", path, "--endless"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    partial = path.with_name("endless.partial.mp4")
+    deadline = time.monotonic() + 60
+    while not (partial.exists() and partial.stat().st_size > 20_000):
+        assert process.poll() is None and time.monotonic() < deadline, "no video came"
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    frames, _ = decode(path)
+    assert frames >= 16 and f"{frames} frames" in out
+    assert not partial.exists()
+
+
+def test_a_killed_run_leaves_what_it_wrote_as_partial(tmp_path, prompt):
+    path = tmp_path / "endless.mp4"
+    process = subprocess.Popen(command("generate", prompt, "-o", path, "--endless"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    partial = path.with_name("endless.partial.mp4")
+    deadline = time.monotonic() + 60
+    while not (partial.exists() and partial.stat().st_size > 60_000):
+        assert process.poll() is None and time.monotonic() < deadline, "no video came"
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    assert not path.exists()
+    with av.open(str(partial)) as container:
+        assert sum(1 for _ in container.demux(video=0)) >= 16
+
+
+def limit_file_size() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+
+def test_a_disk_that_fills_up(tmp_path, prompt):
+    done = run("generate", prompt, "-o", tmp_path / "v.mp4", "--endless", preexec_fn=limit_file_size)
+    assert done.returncode == 2
+    assert "cannot go on writing" in done.stderr.splitlines()[-1] and "v.partial.mp4" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "v.mp4").exists()
+
+
+def test_a_reader_that_goes_away(prompt):
+    process = subprocess.Popen(command("generate", prompt, "-o", "-", "--endless"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.read(100)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 2
+    assert process.stderr is not None and b"standard output is gone" in process.stderr.read()
+
+
+def error_of(*arguments: object, **options: object) -> str:
+    """The one line that a failing command prints."""
+    done = run(*arguments, **options)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("lolrt: ")]
+    assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    return lines[0]
+
+
+def test_wrong_input_is_one_clear_line(tmp_path, prompt, data):
+    out = tmp_path / "v.mp4"
+    assert "unicorn" in (line := error_of("generate", "a red unicorn", "-o", out)) and "vocabulary" in line
+    assert "neither an embedded model (tiny) nor a path" in error_of("generate", prompt, "-o", out, "--model", "huge")
+    assert "ends in .mp4" in error_of("generate", prompt, "-o", tmp_path / "v.gif")
+    (tmp_path / "blocked").write_text("a file, where a folder should be")
+    assert "cannot write" in error_of("generate", prompt, "-o", tmp_path / "blocked" / "v.mp4")
+    assert "sigma" in error_of("generate", prompt, "-o", out, "--sigma", 1.5)
+    assert "window" in error_of("generate", prompt, "-o", out, "--recent", 1)
+    assert "--seed" in error_of("generate", prompt, "-o", out, "--seed", -1)
+    assert "model.json" in error_of("generate", prompt, "-o", out, "--model", data / "self_forcing_dmd_small.pt")
+    assert not any(path.suffix == ".mp4" for path in tmp_path.iterdir())
+
+
+def test_a_damaged_model_is_one_clear_line(tmp_path, prompt):
+    for source in (MODELS / "tiny").iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    line = error_of("generate", prompt, "-o", tmp_path / "v.mp4", "--model", tmp_path)
+    assert str(weights) in line and "damaged" in line
+
+
+def test_usage_errors_exit_with_2(tmp_path):
+    assert run("generate").returncode == 2
+    assert run("generate", "x", "-o", tmp_path / "v.mp4", "--frames", 0).returncode == 2
+    assert run("generate", "x", "-o", tmp_path / "v.mp4", "--frames", 5, "--endless").returncode == 2
+
+
+def test_info_names_the_kernels_and_models():
+    done = run("info")
+    assert done.returncode == 0
+    assert lolrt.__version__ in done.stdout and "tiny" in done.stdout and "scalar" in done.stdout
+
+
+def test_a_kernel_set_that_does_not_exist_is_one_clear_line():
+    done = run("info", env={**os.environ, "LOLRT_ISA": "sse"})
+    assert done.returncode == 2 and "scalar" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_importing_is_light():
+    code = "import sys, lolrt; assert not {'torch', 'av', 'numpy'} & set(sys.modules), set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
