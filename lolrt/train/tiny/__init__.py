@@ -1,0 +1,1 @@
+"""Training of the embedded model `tiny`: `python -m lolrt.train.tiny`."""

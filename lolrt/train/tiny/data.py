@@ -1,0 +1,84 @@
+"""The data set: clips of rendered scenes, as PCA latents for the DiT and as short pixel clips for the VAE.
+
+Every clip is a new scene, drawn from its own seed, so that the set is the same whatever the number of workers.
+"""
+
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lolrt.train.tiny.codec_pca import PCACodec
+from lolrt.train.tiny.scenes import VOCABULARY, Scene, render, sample_scene, values
+
+CLIP_FRAMES = 81  # 21 latent frames
+VAE_FRAMES = 17  # shorter clips drift in brightness, longer ones cost time
+SHARD = 250  # clips a work item
+
+
+@dataclass
+class DataSizes:
+    """Clips of each kind. The held-out clips come after the training clips and share no seed with them."""
+
+    pca: int = 300
+    train: int = 5000
+    held_out: int = 64
+
+
+def scene_of(seed: int, clip: int) -> Scene:
+    return sample_scene(torch.Generator().manual_seed(seed * 1_000_003 + clip))
+
+
+def to_unit(video: Tensor) -> Tensor:
+    """uint8 [..., frames, 3, H, W] to float [..., 3, frames, H, W] in [-1, 1]."""
+    return video.movedim(-3, -4).float() / 127.5 - 1
+
+
+def scene_values(scene: Scene) -> list[int]:
+    """Index of each attribute's value among all values of all groups, in the order of VOCABULARY; these are the rows of `value_table`."""
+    rows, start = [], 0
+    for group in VOCABULARY:
+        rows.append(start + getattr(scene, group))
+        start += len(values(group))
+    return rows
+
+
+def _render_shard(seed: int, clips: range, codec: PCACodec) -> dict[str, Tensor]:
+    torch.set_num_threads(1)
+    latents, weights, words, pixels = [], [], [], []
+    for clip in clips:
+        scene = scene_of(seed, clip)
+        video, mask = render(scene, torch.arange(CLIP_FRAMES))
+        latents.append(codec.encode(to_unit(video)[None])[0].transpose(0, 1).bfloat16())
+        mask = torch.cat([mask[:1].expand(3, -1, -1), mask])
+        weights.append((F.avg_pool3d(mask[None], (4, 8, 8))[0] * 255).byte())
+        words.append(torch.tensor(scene_values(scene)))
+        start = clip * 4 % (CLIP_FRAMES - VAE_FRAMES)
+        pixels.append(video[start : start + VAE_FRAMES])
+    return {"latents": torch.stack(latents), "object": torch.stack(weights), "words": torch.stack(words), "pixels": torch.stack(pixels)}
+
+
+def make_data(work: Path, seed: int, sizes: DataSizes, workers: int, z_dim: int) -> None:
+    """Fits the PCA and renders all clips into `work`.
+
+    pca.pt: PCACodec. train.pt and held_out.pt: latents bf16 [clips, 21, z, 8, 12], object uint8 [clips, 21, 8, 12] (share of each latent pixel
+    that the object covers, 0..255), words int64 [clips, 5], pixels uint8 [clips, 17, 3, 64, 96].
+    """
+    sample = torch.stack([render(scene_of(seed + 1, clip), torch.arange(VAE_FRAMES))[0] for clip in range(sizes.pca)])
+    codec = PCACodec.fit(to_unit(sample), z_dim)
+    print(f"PCA of {sizes.pca} clips: {codec.psnr(to_unit(sample[:50])):.2f} dB", flush=True)
+    total = sizes.train + sizes.held_out
+    shards = [range(start, min(start + SHARD, total)) for start in range(0, total, SHARD)]
+    with ProcessPoolExecutor(workers) as pool:
+        parts = list(pool.map(_render_shard, [seed] * len(shards), shards, [codec] * len(shards)))
+    clips = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    torch.save({key: value[: sizes.train].clone() for key, value in clips.items()}, work / "train.pt")
+    torch.save({key: value[sizes.train :].clone() for key, value in clips.items()}, work / "held_out.pt")
+    torch.save(vars(codec), work / "pca.pt")
+
+
+def load_codec(work: Path) -> PCACodec:
+    return PCACodec(**torch.load(work / "pca.pt"))

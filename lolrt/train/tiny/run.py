@@ -1,0 +1,91 @@
+"""What every training run needs: a clock, a learning rate, averaged weights, a log and checkpoints to go on from."""
+
+import copy
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lolrt.train.tiny.muon import Muon
+
+CHECKPOINT_SECONDS = 60
+WARMUP_STEPS = 50
+DECAY_SHARE = 0.3  # of the time, at the end, in which the learning rate falls to zero
+MAX_AVERAGING = 0.997  # per step, of the exponential moving average
+
+
+class Run:
+    """One training run with a budget in minutes of its own time, restarted from its checkpoint if there is one.
+
+    model: trained in place. averaged: its moving average, which is what gets evaluated and shipped.
+    """
+
+    def __init__(self, name: str, work: Path, model: nn.Module, optimizer: Muon, minutes: float, peak_lr: float):
+        self.name, self.work, self.model, self.optimizer = name, work, model, optimizer
+        self.minutes, self.peak_lr = minutes, peak_lr
+        self.averaged = copy.deepcopy(model).requires_grad_(False)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self._averages = [a for a, p in zip(self.averaged.parameters(), model.parameters(), strict=True) if p.requires_grad]
+        self.step_number, self.seconds, self._saved_at, self._losses = 0, 0.0, 0.0, []
+        if self.path.exists():
+            state = torch.load(self.path)
+            model.load_state_dict(state["model"])
+            self.averaged.load_state_dict(state["averaged"])
+            optimizer.load_state_dict(state["optimizer"])
+            self.step_number, self.seconds = state["step"], state["seconds"]
+            self._saved_at = self.seconds
+        self._tick = time.monotonic()
+
+    @property
+    def path(self) -> Path:
+        return self.work / f"{self.name}.pt"
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is used up, 0 to 1."""
+        return min(1.0, self.seconds / 60 / self.minutes)
+
+    def going(self) -> bool:
+        return self.progress < 1
+
+    def generator(self) -> torch.Generator:
+        """The random numbers of the present step, the same after a restart."""
+        return torch.Generator().manual_seed(self.step_number)
+
+    def learning_rate(self) -> float:
+        return self.peak_lr * min(1.0, (self.step_number + 1) / WARMUP_STEPS, (1 - self.progress) / DECAY_SHARE)
+
+    def step(self, loss: Tensor) -> None:
+        """One update. Raises FloatingPointError when the loss is not finite."""
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"{self.name}: loss is {loss.item()} at step {self.step_number}; go on from the checkpoint with a lower rate")
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step(self.learning_rate())
+        self.step_number += 1
+        averaging = min(MAX_AVERAGING, self.step_number / (self.step_number + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averages, self.parameters, 1 - averaging)
+        self._losses.append(loss.item())
+        now = time.monotonic()
+        self.seconds, self._tick = self.seconds + now - self._tick, now
+
+    def report_due(self) -> bool:
+        """True once a minute and at the end: time to evaluate and `report`."""
+        return self.seconds - self._saved_at >= CHECKPOINT_SECONDS or not self.going()
+
+    def report(self, results: str) -> None:
+        """Logs a line and writes the checkpoint."""
+        mean_loss = sum(self._losses) / max(1, len(self._losses))
+        self._losses.clear()
+        line = f"{self.name} {self.seconds / 60:.1f} min step {self.step_number} loss {mean_loss:.4f} {results}"
+        print(line, flush=True)
+        with open(self.work / "training.log", "a") as log:
+            log.write(line + "\n")
+        state = {"model": self.model.state_dict(), "averaged": self.averaged.state_dict(), "optimizer": self.optimizer.state_dict()}
+        partial = self.path.with_suffix(".partial")
+        torch.save({**state, "step": self.step_number, "seconds": self.seconds}, partial)
+        partial.replace(self.path)
+        self._saved_at = self.seconds
+        self._tick = time.monotonic()  # evaluation is not training time

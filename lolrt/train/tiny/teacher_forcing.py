@@ -1,0 +1,167 @@
+"""The differentiable forward of the causal DiT over whole clips, for training.
+
+A clip of N latent frames is given twice in a row, [context | noisy]: the context is the clip itself with a little noise, which a rollout's own
+history resembles, and every noisy chunk sees the context of the chunks that the runtime would still hold (the sinks and the recent frames)
+and itself. So one pass trains all chunks at once, and gives exactly what the runtime computes chunk by chunk with its cache.
+Semantics: shared with `lolrt.dit.CausalDiT`, whose parameters are used by name.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CHUNK = 3  # latent frames that are denoised together
+SINK_CHUNKS, PAST_CHUNKS = 1, 2  # context a chunk sees: 3 sink frames and the 6 frames before it
+
+
+def rotation(frames: Tensor, height: int, width: int, rope_dims: tuple[int, int, int], bases: Tensor) -> Tensor:
+    """cos and sin of RoPE for every token of some frames.
+
+    frames: [F] absolute latent frames. height, width: in tokens. bases: [heads] temporal base of each head; space uses 1e4.
+    Returns fp32 [2, heads, F * height * width, pairs].
+    """
+
+    def angles(position: Tensor, dim: int, base: Tensor) -> Tensor:
+        exponent = -torch.arange(0, dim, 2, dtype=torch.float64) / dim
+        return position.double()[:, None] * base.double()[:, None, None] ** exponent
+
+    one = torch.full((len(bases),), 1e4)
+    shape = (len(bases), len(frames), height, width, -1)
+    t = angles(frames, rope_dims[0], bases)[:, :, None, None].expand(shape)
+    h = angles(torch.arange(height), rope_dims[1], one)[:, None, :, None].expand(shape)
+    w = angles(torch.arange(width), rope_dims[2], one)[:, None, None, :].expand(shape)
+    angle = torch.cat([t, h, w], -1).flatten(1, 3)
+    return torch.stack([angle.cos(), angle.sin()]).float()
+
+
+def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
+    """Rotates the pairs (2 i, 2 i + 1) of x [batch, heads, tokens, head_dim]."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos_sin
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    x = x.float()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
+
+
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weight, bias, 1e-6)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v, spelled out: with a mask, its backward is faster on CPUs than that of the fused operator."""
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias
+    return scores.float().softmax(-1).to(v.dtype) @ v
+
+
+class ChunkWindow:
+    """Attention of [context | noisy] chunks: each chunk sees the sink chunk's context, that of the two chunks before it, and itself."""
+
+    def __init__(self, chunks: int, chunk_tokens: int):
+        self.chunks, self.chunk_tokens = chunks, chunk_tokens
+        index = torch.arange(chunks)[:, None] + torch.tensor([[-2, -1]])
+        self.past = torch.cat([torch.zeros(chunks, 1, dtype=torch.long), index], 1)  # [chunks, 3]: sinks, second last, last
+        seen = torch.cat([torch.arange(chunks)[:, None] > 0, index > 0], 1)  # the sink chunk is seen once
+        self.past = self.past.clamp(min=0)
+        bias = torch.zeros(chunks, 4, chunk_tokens).masked_fill(~F.pad(seen, (0, 1), value=True)[..., None], -1e4)
+        self.bias = bias.flatten(1).repeat(2, 1)[:, None, None, :]  # [2 chunks, 1, 1, 4 chunk_tokens]
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v [batch, heads, 2 * chunks * chunk_tokens, head_dim]."""
+        batch, heads, tokens, dim = q.shape
+
+        def split(x: Tensor) -> Tensor:  # [batch, 2 chunks, heads, chunk_tokens, dim]
+            return x.view(batch, heads, 2 * self.chunks, self.chunk_tokens, dim).transpose(1, 2)
+
+        def keys(x: Tensor) -> Tensor:
+            own = split(x)
+            past = own[:, self.past.flatten()].unflatten(1, (self.chunks, 3)).transpose(2, 3).flatten(3, 4)
+            return torch.cat([past.repeat(1, 2, 1, 1, 1), own], 3)
+
+        out = attend(split(q), keys(k), keys(v), self.bias.to(q.dtype))
+        return out.transpose(1, 2).reshape(batch, heads, tokens, dim)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _block(block: nn.Module, heads: int, x: Tensor, modulation: Tensor, text: Tensor, cos_sin: Tensor, attention: ChunkWindow) -> Tensor:
+    """One transformer block. x [batch, tokens, dim]; modulation [batch, frames, 6, dim]; text [batch, text_len, dim]."""
+    frames = modulation.shape[1]
+    shift, scale, gate, shift2, scale2, gate2 = (m[:, :, None] for m in (block.modulation + modulation).unbind(2))
+
+    def modulated(y: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return (layer_norm(y).unflatten(1, (frames, -1)) * (1 + scale) + shift).flatten(1, 2)
+
+    def gated(y: Tensor, gate: Tensor) -> Tensor:
+        return (y.unflatten(1, (frames, -1)) * gate).flatten(1, 2)
+
+    own = block.self_attn
+    y = modulated(x, shift, scale)
+    v = _heads(own.v(y), heads)
+    q = rotate(_heads(rms_norm(own.q(y), own.norm_q.weight), heads), cos_sin).to(v.dtype)
+    k = rotate(_heads(rms_norm(own.k(y), own.norm_k.weight), heads), cos_sin).to(v.dtype)
+    x = x + gated(own.o(attention(q, k, v).transpose(1, 2).flatten(2)), gate)
+
+    cross = block.cross_attn
+    y = layer_norm(x, block.norm3.weight, block.norm3.bias)
+    v = _heads(cross.v(text), heads)
+    q = _heads(rms_norm(cross.q(y), cross.norm_q.weight), heads).to(v.dtype)
+    k = _heads(rms_norm(cross.k(text), cross.norm_k.weight), heads).to(v.dtype)
+    x = x + cross.o(attend(q, k, v).transpose(1, 2).flatten(2))
+
+    y = block.ffn[2](F.gelu(block.ffn[0](modulated(x, shift2, scale2)), approximate="tanh"))
+    return x + gated(y, gate2)
+
+
+def time_embedding(model: nn.Module, timesteps: Tensor, freq_dim: int) -> Tensor:
+    """timesteps [batch, frames], 1000 * sigma. Returns [batch, frames, dim]."""
+    half = freq_dim // 2
+    frequency = torch.exp(-math.log(1e4) * torch.arange(half, dtype=torch.float64) / half)
+    angle = timesteps.double()[..., None] * frequency
+    return model.time_embedding(torch.cat([angle.cos(), angle.sin()], -1).float()).float()
+
+
+class TeacherForcing:
+    """Runs a CausalDiT over [context | noisy] clips, with gradients.
+
+    model: a `lolrt.dit.CausalDiT`. frames, height, width: the clip's size in latent pixels. bases: temporal RoPE base of each head.
+    compiled: fuses the element-wise work of the blocks, twice as fast after a minute of compilation.
+    """
+
+    def __init__(self, model: nn.Module, frames: int, height: int, width: int, bases: Tensor | None = None, compiled: bool = False):
+        self.model, self.config = model, model.config
+        self.block = torch.compile(_block, dynamic=False) if compiled else _block
+        self.grid = (height // 2, width // 2)
+        bases = torch.full((self.config.num_heads,), 1e4) if bases is None else bases
+        self.cos_sin = rotation(torch.arange(frames).repeat(2), *self.grid, self.config.rope_dims, bases)
+        self.attention = ChunkWindow(frames // CHUNK, CHUNK * self.grid[0] * self.grid[1])
+
+    def __call__(self, context: Tensor, noisy: Tensor, context_sigma: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """The predicted flow of the noisy clip.
+
+        context, noisy: [batch, frames, z, h, w]. context_sigma, sigma: [batch, frames] in [0, 1]. text: [batch, text_len, text_dim], zero rows for
+        missing words. Returns fp32 [batch, frames, z, h, w].
+        """
+        model, frames = self.model, noisy.shape[1]
+        x = torch.cat([context, noisy], 1)
+        batch, _, channels, height, width = x.shape
+        x = x.view(batch, 2 * frames, channels, *(height // 2, 2, width // 2, 2)).permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)
+        x = F.linear(x, model.patch_embedding.weight.flatten(1), model.patch_embedding.bias).float()
+        e = time_embedding(model, 1000 * torch.cat([context_sigma, sigma], 1), self.config.freq_dim)
+        modulation = model.time_projection(e).float().unflatten(-1, (6, -1))
+        text = model.text_embedding(text)
+        for block in model.blocks:
+            x = self.block(block, self.config.num_heads, x, modulation, text, self.cos_sin, self.attention)
+        x, e = x.unflatten(1, (2 * frames, -1))[:, frames:], e[:, frames:]  # the context's own prediction is not needed
+        shift, scale = (model.head.modulation + e[:, :, None]).unbind(2)
+        out = model.head.head(layer_norm(x) * (1 + scale[:, :, None]) + shift[:, :, None]).float()
+        out = out.view(batch, frames, *self.grid, 2, 2, channels)  # Wan's patches: the channel runs fastest
+        return out.permute(0, 1, 6, 2, 4, 3, 5).reshape(batch, frames, channels, height, width)

@@ -1,0 +1,238 @@
+"""Trains the causal VAE towards the PCA latent space: decoder and encoder apart, then both together.
+
+Learning an autoencoder from scratch on a CPU takes hours; learning to invert a given linear encoder takes minutes. So the decoder first learns to turn
+PCA latents into video and the encoder to turn video into PCA latents. Then the whole is fine-tuned, with the encoder tied to the PCA space,
+because the DiT lives there.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lolrt.train.tiny.codec_pca import PCACodec
+from lolrt.train.tiny.data import load_codec, to_unit
+from lolrt.train.tiny.muon import Muon
+from lolrt.train.tiny.run import Run
+from lolrt.vae import AttentionBlock, CausalVAE, Downsample, ResidualBlock, Upsample, VAEConfig
+
+BATCH, CROP = 4, (32, 48)  # clips a step; height and width of what is cut out of them
+PEAK_LR, JOINT_LR = 2e-3, 8e-4
+LATENT_NOISE = 0.05  # added to the decoder's input: the DiT's latents are not exact either
+LATENT_TIE = 0.1  # weight of the distance from the PCA latents in the joint phase
+EDGE_WEIGHT, GRADIENT_WEIGHT = 6.0, 0.5
+NARROW = 32  # channels; residual branches at or below are the costly ones, at full resolution
+NARROW_OFF = 0.12  # share of the decoder's and encoder's time in which they are off, so that the wide ones learn fast first
+
+
+def vae_config(z_dim: int, std: float) -> VAEConfig:
+    return VAEConfig(dim=16, z_dim=z_dim, dim_mult=(1, 2, 4, 4), latents_mean=(0.0,) * z_dim, latents_std=(std,) * z_dim)
+
+
+def initialize(vae: CausalVAE, seed: int) -> None:
+    """Starts close to a plain pyramid: residual branches add nothing, resampling repeats or takes Haar averages and differences."""
+    torch.manual_seed(seed)
+    for module in vae.modules():
+        if isinstance(module, ResidualBlock):
+            _zero(module.residual[-1])
+            if isinstance(module.shortcut, nn.Conv3d):
+                _identity(module.shortcut)
+        elif isinstance(module, AttentionBlock):
+            _zero(module.proj)
+        elif isinstance(module, Upsample):
+            _identity(module.resample[1])
+            if module.time_conv is not None:
+                _identity(module.time_conv)
+        elif isinstance(module, Downsample):
+            _haar(module)
+    for module in vae.modules():
+        if isinstance(module, nn.Conv3d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+        elif isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def _zero(conv: nn.Conv2d | nn.Conv3d) -> None:
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
+
+
+@torch.no_grad()
+def _identity(conv: nn.Conv2d | nn.Conv3d) -> None:
+    """Small noise plus: output channel i repeats input channel i modulo their number, at the kernel's centre (in time: the last frame)."""
+    nn.init.normal_(conv.weight, std=0.3 / conv.weight[0].numel() ** 0.5)
+    nn.init.zeros_(conv.bias)
+    out = torch.arange(conv.out_channels)
+    centre = [size // 2 for size in conv.kernel_size]
+    if len(centre) == 3:
+        centre[0] = conv.kernel_size[0] - 1
+    conv.weight[(out, out % conv.in_channels, *centre)] += 1
+
+
+@torch.no_grad()
+def _haar(down: Downsample) -> None:
+    """A quarter of the channels averages 2 x 2 pixels, the others take their differences; in time, half and half."""
+    conv = down.resample[1]
+    nn.init.normal_(conv.weight, std=0.3 / conv.weight[0].numel() ** 0.5)
+    nn.init.zeros_(conv.bias)
+    quarter = conv.out_channels // 4
+    for band, signs in enumerate(([[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]])):
+        for channel in range(quarter):
+            conv.weight[band * quarter + channel, channel, :2, :2] += 0.5 * torch.tensor(signs)
+    if down.time_conv is not None:
+        conv, half = down.time_conv, down.time_conv.out_channels // 2
+        nn.init.normal_(conv.weight, std=0.3 / conv.weight[0].numel() ** 0.5)
+        nn.init.zeros_(conv.bias)
+        channel = torch.arange(half)
+        conv.weight[channel, channel, 1:, 0, 0] += 0.6
+        conv.weight[half + channel, channel, 2, 0, 0] += 0.6
+        conv.weight[half + channel, channel, 1, 0, 0] -= 0.6
+
+
+class _Off(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(())
+
+
+@contextmanager
+def narrow_branches_off(vae: CausalVAE, off: bool) -> Iterator[None]:
+    """Leaves out the residual branches of few channels, whose last convolution is still zero."""
+    blocks = [m for m in vae.modules() if off and isinstance(m, ResidualBlock) and m.residual[-1].out_channels <= NARROW]
+    branches = [block.residual for block in blocks]
+    for block in blocks:
+        block.residual = nn.Sequential(_Off())
+    try:
+        yield
+    finally:
+        for block, branch in zip(blocks, branches, strict=True):
+            block.residual = branch
+
+
+def random_crops(pixels: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+    """pixels: uint8 [clips, frames, 3, H, W]. Returns random clips, cut and mirrored at random, [batch, 3, frames, *CROP] in [-1, 1]."""
+
+    def pick(limit: int) -> int:
+        return int(torch.randint(limit, (), generator=generator))
+
+    crops = []
+    for _ in range(batch):
+        y, x = 8 * pick((pixels.shape[3] - CROP[0]) // 8 + 1), 8 * pick((pixels.shape[4] - CROP[1]) // 8 + 1)
+        crop = pixels[pick(len(pixels))][..., y : y + CROP[0], x : x + CROP[1]]
+        crops.append(crop.flip(-1) if pick(2) else crop)
+    return to_unit(torch.stack(crops))
+
+
+def detail(video: Tensor) -> Tensor:
+    """How much happens around each pixel, [batch, 1, frames, H, W]: mean absolute difference from its neighbours, averaged over 5 x 5 pixels."""
+    change = torch.zeros_like(video)
+    change[..., 1:] += (video[..., 1:] - video[..., :-1]).abs()
+    change[..., 1:, :] += (video[..., 1:, :] - video[..., :-1, :]).abs()
+    return F.avg_pool3d(change.mean(1, keepdim=True), (1, 5, 5), 1, (0, 2, 2))
+
+
+def reconstruction_loss(y: Tensor, video: Tensor) -> Tensor:
+    """L1 + 2 L2, weighted by detail, and L1 of the differences between neighbours in space and time."""
+    weight = 1 + EDGE_WEIGHT * detail(video)
+    weight = weight / weight.mean()
+    error = y.float() - video
+    gradients = sum((error.diff(dim=dim)).abs().mean() for dim in (2, 3, 4))
+    return (weight * error.abs()).mean() + 2 * (weight * error.square()).mean() + GRADIENT_WEIGHT * gradients
+
+
+def half_parameters(vae: CausalVAE, decoder: bool) -> dict[str, nn.Parameter]:
+    prefixes = ("decoder.", "conv2.") if decoder else ("encoder.", "conv1.")
+    return {name: p for name, p in vae.named_parameters() if name.startswith(prefixes)}
+
+
+def split_parameters(parameters: dict[str, nn.Parameter]) -> Muon:
+    """Muon for the kernels between features; AdamW for what touches pixels, and for norms and biases."""
+    ends = ("encoder.conv1.weight", "decoder.head.2.weight")
+    matrices = {name for name, p in parameters.items() if p.dim() >= 4 and name not in ends and not name.endswith("gamma")}
+    return Muon([p for name, p in parameters.items() if name in matrices], [p for name, p in parameters.items() if name not in matrices])
+
+
+@torch.no_grad()
+def reconstruction_psnr(videos: Tensor, reconstructions: Tensor) -> tuple[float, float]:
+    """Peak signal-to-noise ratios in dB: mean over videos [batch, 3, frames, H, W] in [-1, 1], and over their 15 % most detailed pixels."""
+    error = (reconstructions.float().clamp(-1, 1) - videos).square() / 4
+    where = detail(videos).expand_as(error)
+    detailed = where > where[:, :1].flatten().kthvalue(int(0.85 * where[:, :1].numel())).values
+    return float((-10 * error.mean((1, 2, 3, 4)).log10()).mean()), float(-10 * error[detailed].mean().log10())
+
+
+def train_half(work: Path, seed: int, minutes: float, config: VAEConfig, *, decoder: bool, batch: int = BATCH) -> None:
+    """Trains the decoder or the encoder against the PCA latents; leaves `decoder.pt` or `encoder.pt` in `work`."""
+    vae = CausalVAE(config)
+    initialize(vae, seed)
+    parameters = half_parameters(vae, decoder)
+    vae.requires_grad_(False)
+    for p in parameters.values():
+        p.requires_grad_(True)
+    codec = load_codec(work)
+    pixels = torch.load(work / "train.pt", mmap=True)["pixels"]
+    held_out = to_unit(torch.load(work / "held_out.pt", mmap=True)["pixels"][:12])
+    run = Run("decoder" if decoder else "encoder", work, vae, split_parameters(parameters), minutes, PEAK_LR)
+    while run.going():
+        generator = run.generator()
+        video = random_crops(pixels, batch, generator)
+        latents = codec.encode(video)
+        with narrow_branches_off(vae, run.progress < NARROW_OFF), torch.autocast("cpu", torch.bfloat16):
+            if decoder:
+                y = vae.decode_clip(latents + LATENT_NOISE * torch.randn(latents.shape, generator=generator))
+                loss = reconstruction_loss(y, video)
+            else:
+                error = vae.encode_clip(video).float() - latents
+                loss = error.abs().mean() + error.square().mean()
+            run.step(loss)
+        if run.report_due():
+            with torch.no_grad(), narrow_branches_off(run.averaged, run.progress < NARROW_OFF), torch.autocast("cpu", torch.bfloat16):
+                latents = codec.encode(held_out)
+                if decoder:
+                    overall, detailed = reconstruction_psnr(held_out, run.averaged.decode_clip(latents))
+                    result = f"held-out {overall:.2f} dB, {detailed:.2f} dB in detail"
+                else:
+                    error = (run.averaged.encode_clip(held_out).float() - latents).square().mean()
+                    result = f"held-out latent error {error.sqrt() / latents.std():.4f} of the standard deviation"
+            run.report(result)
+
+
+def train_joint(work: Path, seed: int, minutes: float, config: VAEConfig, *, batch: int = BATCH) -> None:
+    """Fine-tunes both halves together, video to video and PCA latents to video; leaves `vae.pt` in `work`."""
+    torch.manual_seed(seed)
+    vae = CausalVAE(config)
+    initialize(vae, seed)
+    for name, decoder in (("decoder", True), ("encoder", False)):
+        trained = torch.load(work / f"{name}.pt")["averaged"]
+        vae.load_state_dict({key: trained[key] for key in half_parameters(vae, decoder)}, strict=False)
+    codec = load_codec(work)
+    pixels = torch.load(work / "train.pt", mmap=True)["pixels"]
+    held_out = to_unit(torch.load(work / "held_out.pt", mmap=True)["pixels"][:12])
+    run = Run("vae", work, vae, split_parameters(dict(vae.named_parameters())), minutes, JOINT_LR)
+    while run.going():
+        generator = run.generator()
+        video = random_crops(pixels, batch, generator)
+        target = codec.encode(video)
+        with torch.autocast("cpu", torch.bfloat16):
+            # Mostly from PCA latents, which is what the DiT makes; every fourth step through the encoder.
+            if run.step_number % 4:
+                latents = target + LATENT_NOISE * torch.randn(target.shape, generator=generator)
+                loss = reconstruction_loss(vae.decode_clip(latents), video)
+            else:
+                latents = vae.encode_clip(video)
+                error = latents.float() - target
+                loss = reconstruction_loss(vae.decode_clip(latents), video) + LATENT_TIE * (error.abs().mean() + error.square().mean())
+            run.step(loss)
+        if run.report_due():
+            run.report(round_trip_report(run.averaged, codec, held_out))
+
+
+@torch.no_grad()
+def round_trip_report(vae: CausalVAE, codec: PCACodec, videos: Tensor) -> str:
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = reconstruction_psnr(videos, vae.decode_clip(vae.encode_clip(videos)))
+        from_pca = reconstruction_psnr(videos, vae.decode_clip(codec.encode(videos)))
+    return f"held-out {whole[0]:.2f} dB, {whole[1]:.2f} dB in detail; from PCA latents {from_pca[0]:.2f} and {from_pca[1]:.2f}"
