@@ -1,0 +1,38 @@
+#include "core/checks.h"
+
+#include "core/status.h"
+
+#include <cinttypes>
+
+namespace lolrt {
+
+HeadRows head_rows(const View &view) { return {view.data<void>(), view.stride(0), view.stride(1), view.stride(2)}; }
+
+void check_dim(const char *operation, int64_t dim) {
+  if (dim < 2 || dim > 256 || dim % 2 != 0) {
+    fail(LOLRT_UNSUPPORTED, "%s: dim is %" PRId64 "; the kernels take even dims from 2 to 256", operation, dim);
+  }
+}
+
+View check_pages(const Checker &check, const char *operation, const lolrt_tensor *pages, DType dtype, const PageLayout &layout,
+                 Access access) {
+  const auto shape = {Dim{"pool_pages"}, Dim{"page_elements", layout.elements}};
+  const View view = access == Access::write ? check.output("pages", pages, dtype, shape, Layout::strided)
+                                            : check("pages", pages, dtype, shape, Layout::strided);
+  // Pairs of bfloat16 are read as one 32-bit word.
+  if (reinterpret_cast<uintptr_t>(view.data<void>()) % 4 != 0 || view.stride(0) * element_bytes(dtype) % 4 != 0) {
+    fail(LOLRT_INVALID_ARGUMENT, "%s: pages: its rows are not 4-byte aligned (64 bytes is best)", operation);
+  }
+  return view;
+}
+
+void check_page_table(const char *operation, const int32_t *page_table, int64_t entries, int64_t pool_pages) {
+  for (int64_t i = 0; i < entries; ++i) {
+    if (page_table[i] < 0 || page_table[i] >= pool_pages) {
+      fail(LOLRT_INVALID_ARGUMENT, "%s: page_table[%" PRId64 "] is %d; the pool has pages 0 to %" PRId64, operation, i,
+           page_table[i], pool_pages - 1);
+    }
+  }
+}
+
+}  // namespace lolrt

@@ -1,0 +1,22 @@
+// Checks that several operations share.
+#pragma once
+
+#include "core/ops.h"
+
+namespace lolrt {
+
+HeadRows head_rows(const View &view);
+
+// Fails unless dim is even and 2..256.
+void check_dim(const char *operation, int64_t dim);
+
+enum class Access { read, write };
+
+// The pool of pages: T [pool_pages, page_elements], rows strided.
+View check_pages(const Checker &check, const char *operation, const lolrt_tensor *pages, DType dtype, const PageLayout &layout,
+                 Access access);
+
+// Fails unless every entry is a page of the pool.
+void check_page_table(const char *operation, const int32_t *page_table, int64_t entries, int64_t pool_pages);
+
+}  // namespace lolrt

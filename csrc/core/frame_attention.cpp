@@ -1,0 +1,89 @@
+// lolrt_frame_attention: checks the descriptor and hands it to the kernels.
+#include "core/checks.h"
+#include "core/status.h"
+
+#include <cinttypes>
+#include <cmath>
+
+using namespace lolrt;
+
+namespace {
+
+FrameAttention checked(const lolrt_frame_attention_desc &desc) {
+  const Checker check("frame_attention");
+  FrameAttention op{};
+  op.dtype = check.type("q", desc.q);
+  const View q = check("q", desc.q, op.dtype, {{"frames"}, {"tokens"}, {"heads"}, {"dim"}}, Layout::strided);
+  op.q = head_rows(q);
+  op.frames = q.size(0);
+  op.tokens = q.size(1);
+  op.heads = q.size(2);
+  op.dim = q.size(3);
+  check_dim("frame_attention", op.dim);
+  op.out = head_rows(check.output("out", desc.out, op.dtype,
+                                  {{"frames", op.frames}, {"tokens", op.tokens}, {"heads", op.heads}, {"dim", op.dim}},
+                                  Layout::strided));
+  if (desc.page_tokens < 1) {
+    fail(LOLRT_INVALID_ARGUMENT, "frame_attention: page_tokens is %" PRId64 "; expected 1 or more", desc.page_tokens);
+  }
+  op.page_tokens = desc.page_tokens;
+  const PageLayout layout(op.dtype, op.page_tokens, op.heads, op.dim);
+  const View pool = check_pages(check, "frame_attention", desc.pages, op.dtype, layout, Access::read);
+  op.pool = pool.data<void>();
+  op.page_stride = pool.stride(0);
+  const View page_table = check("page_table", desc.page_table, DType::int32, {{"pages"}});
+  op.page_table = page_table.data<int32_t>();
+  op.pages = page_table.size(0);
+  check_page_table("frame_attention", op.page_table, op.pages, pool.size(0));
+  if (desc.rotation) {
+    const View rotation = check("rotation", desc.rotation, DType::float32,
+                                {{"pages", op.pages}, {"frames", op.frames}, {"heads", op.heads}, {"pairs"}, {"2", 2}});
+    op.rotation = rotation.data<float>();
+    op.pairs = rotation.size(3);
+    if (2 * op.pairs > op.dim) {
+      fail(LOLRT_INVALID_ARGUMENT, "frame_attention: rotation has %" PRId64 " pairs, but dim = %" PRId64 " holds only %" PRId64,
+           op.pairs, op.dim, op.dim / 2);
+    }
+  }
+  if (desc.bias) op.bias = check("bias", desc.bias, DType::float32, {{"pages", op.pages}, {"heads", op.heads}}).data<float>();
+  if (desc.mass) {
+    op.mass = check.output("mass", desc.mass, DType::float32, {{"pages", op.pages}, {"frames", op.frames}, {"heads", op.heads}})
+                  .data<float>();
+  }
+  if (!(desc.scale >= 0.0f) || std::isinf(desc.scale)) {
+    fail(LOLRT_INVALID_ARGUMENT, "frame_attention: scale is %g; expected a positive number, or 0 for 1 / sqrt(dim)", desc.scale);
+  }
+  op.workers = lolrt_threads();
+  op.scale = desc.scale > 0.0f ? desc.scale : 1.0f / std::sqrt(static_cast<float>(op.dim));
+  return op;
+}
+
+FrameAttention checked_descriptor(const lolrt_frame_attention_desc *desc) {
+  Checker("frame_attention").descriptor(desc, desc ? desc->struct_size : 0, sizeof *desc);
+  return checked(*desc);
+}
+
+}  // namespace
+
+lolrt_status lolrt_frame_attention_workspace(const lolrt_frame_attention_desc *desc, uint64_t *bytes) {
+  return guarded([&] {
+    const FrameAttention op = checked_descriptor(desc);
+    if (bytes == nullptr) fail(LOLRT_INVALID_ARGUMENT, "frame_attention_workspace: bytes is NULL");
+    *bytes = kernels().frame_attention_workspace(op);
+  });
+}
+
+lolrt_status lolrt_frame_attention(const lolrt_frame_attention_desc *desc) {
+  return guarded([&] {
+    FrameAttention op = checked_descriptor(desc);
+    const Kernels &set = kernels();
+    const uint64_t needed = set.frame_attention_workspace(op);
+    if (desc->workspace == nullptr || desc->workspace_bytes < needed || reinterpret_cast<uintptr_t>(desc->workspace) % 64 != 0) {
+      fail(LOLRT_INVALID_ARGUMENT, "frame_attention: workspace has %" PRIu64 " bytes at %p; expected %" PRIu64
+           " or more, 64-byte aligned (frame_attention_workspace says how many)",
+           desc->workspace_bytes, desc->workspace, needed);
+    }
+    op.workspace = desc->workspace;
+    set.frame_attention(op);
+  });
+}

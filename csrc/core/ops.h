@@ -1,0 +1,87 @@
+// The operations after their descriptors have been checked: plain numbers and pointers, the same for every backend.
+#pragma once
+
+#include "core/page_layout.h"
+
+#include <cstdint>
+
+namespace lolrt {
+
+// [frames, tokens, heads, dim] with a contiguous dim; strides in elements.
+struct HeadRows {
+  void *data = nullptr;
+  int64_t frame = 0, token = 0, head = 0;
+
+  template <class T>
+  T *row(int64_t frame_index, int64_t token_index, int64_t head_index) const {
+    return static_cast<T *>(data) + frame_index * frame + token_index * token + head_index * head;
+  }
+};
+
+// [frames, tokens, channels] with contiguous channels; strides in elements.
+struct ChannelRows {
+  void *data = nullptr;
+  int64_t frame = 0, token = 0;
+
+  template <class T>
+  T *row(int64_t frame_index, int64_t token_index) const {
+    return static_cast<T *>(data) + frame_index * frame + token_index * token;
+  }
+};
+
+// float32 [1 or frames, channels]; `frame` is 0 when all frames share a row.
+struct FrameVector {
+  const float *data = nullptr;
+  int64_t frame = 0;
+};
+
+struct KvWrite {
+  DType dtype;
+  int64_t frames, tokens, heads, dim;
+  float eps;
+  HeadRows q, k, v, q_out;             // data is NULL where a half is left out
+  const void *q_weight, *k_weight;     // [heads, dim] or NULL
+  const float *rotation;               // [tokens, pairs, 2] or NULL
+  int64_t pairs, rotation_first_channel;
+  void *pages;
+  int64_t page_stride;                 // elements
+  const int32_t *page_table;           // [frames]
+};
+
+struct FrameAttention {
+  DType dtype;
+  int64_t frames, tokens, heads, dim, pages, page_tokens, pairs;
+  float scale;
+  HeadRows q, out;
+  const void *pool;
+  int64_t page_stride;                 // elements
+  const int32_t *page_table;           // [pages]
+  const float *rotation;               // [pages, frames, heads, pairs, 2] or NULL
+  const float *bias;                   // [pages, heads] or NULL
+  float *mass;                         // [pages, frames, heads] or NULL
+  int32_t workers;                     // as many as the workspace has room for
+  void *workspace;
+};
+
+struct ModulatedNorm {
+  DType dtype;
+  int64_t frames, tokens, channels;
+  float eps;
+  ChannelRows x, residual, out;        // residual.data may be NULL
+  FrameVector gate, scale, shift;      // gate.data may be NULL
+};
+
+// The kernels of one instruction set.
+struct Kernels {
+  const char *isa;
+  bool (*runs_here)();
+  void (*kv_write)(const KvWrite &);
+  uint64_t (*frame_attention_workspace)(const FrameAttention &);  // bytes
+  void (*frame_attention)(const FrameAttention &);
+  void (*modulated_norm)(const ModulatedNorm &);
+};
+
+// The kernels in use; fails when LOLRT_ISA names a set that cannot run here.
+const Kernels &kernels();
+
+}  // namespace lolrt

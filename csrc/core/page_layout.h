@@ -1,0 +1,28 @@
+// Where K and V of a head lie in a page; see lolrt_page_elements in lolrt.h for the picture.
+#pragma once
+
+#include "core/tensor.h"
+
+namespace lolrt {
+
+struct PageLayout {
+  static constexpr int64_t block_tokens = 16;  // tokens of one K block: the lanes of a 512-bit register
+  static constexpr int64_t part_bytes = 64;    // K and V parts start on a cache line
+
+  int64_t tokens, dim, heads;
+  int64_t key_head;    // elements from one head's K to the next
+  int64_t value_head;  // elements from one head's V to the next
+  int64_t values;      // elements from the page's start to its V part
+  int64_t elements;    // of the whole page
+
+  PageLayout(DType dtype, int64_t tokens, int64_t heads, int64_t dim) : tokens(tokens), dim(dim), heads(heads) {
+    const int64_t align = part_bytes / element_bytes(dtype);
+    const auto round_up = [](int64_t value, int64_t to) { return (value + to - 1) / to * to; };
+    key_head = round_up(tokens, block_tokens) * dim;
+    value_head = round_up(tokens, dtype == DType::bfloat16 ? 2 : 1) * dim;
+    values = round_up(heads * key_head, align);
+    elements = values + round_up(heads * value_head, align);
+  }
+};
+
+}  // namespace lolrt

@@ -1,0 +1,153 @@
+#include "core/tensor.h"
+
+#include "core/status.h"
+
+#include <cstdio>
+#include <string>
+
+namespace lolrt {
+namespace {
+
+struct TypeInfo {
+  const char *name;
+  uint8_t code;
+  uint8_t bits;
+};
+
+// Indexed by DType.
+constexpr TypeInfo kTypes[] = {{"float32", LOLRT_CODE_FLOAT, 32},
+                               {"bfloat16", LOLRT_CODE_BFLOAT, 16},
+                               {"int32", LOLRT_CODE_INT, 32},
+                               {"int64", LOLRT_CODE_INT, 64},
+                               {"uint64", LOLRT_CODE_UINT, 64}};
+
+const TypeInfo &info(DType dtype) { return kTypes[static_cast<int>(dtype)]; }
+
+bool same(lolrt_dtype dtype, DType expected) {
+  return dtype.code == info(expected).code && dtype.bits == info(expected).bits && dtype.lanes == 1;
+}
+
+std::string type_name(lolrt_dtype dtype) {
+  for (const TypeInfo &type : kTypes) {
+    if (dtype.code == type.code && dtype.bits == type.bits && dtype.lanes == 1) return type.name;
+  }
+  const char *code = dtype.code == LOLRT_CODE_INT      ? "int"
+                     : dtype.code == LOLRT_CODE_UINT   ? "uint"
+                     : dtype.code == LOLRT_CODE_FLOAT  ? "float"
+                     : dtype.code == LOLRT_CODE_BFLOAT ? "bfloat"
+                                                       : "dtype code " ;
+  std::string text = code;
+  if (dtype.code > LOLRT_CODE_BFLOAT || dtype.code == 3) text += std::to_string(dtype.code) + ", bits ";
+  text += std::to_string(dtype.bits);
+  if (dtype.lanes != 1) text += "x" + std::to_string(dtype.lanes);
+  return text;
+}
+
+std::string list(const int64_t *values, int count) {
+  std::string text = "[";
+  for (int i = 0; i < count; ++i) text += (i ? ", " : "") + std::to_string(values[i]);
+  return text + "]";
+}
+
+std::string expected_shape(std::initializer_list<Dim> dims) {
+  std::string text = "[";
+  for (const Dim &dim : dims) {
+    if (text.size() > 1) text += ", ";
+    text += dim.name;
+    if (dim.size != Dim::any) text += "=" + std::to_string(dim.size);
+  }
+  return text + "]";
+}
+
+bool shape_fits(const lolrt_tensor &tensor, std::initializer_list<Dim> dims) {
+  if (tensor.ndim != static_cast<int32_t>(dims.size()) || tensor.shape == nullptr) return false;
+  const int64_t *size = tensor.shape;
+  for (const Dim &dim : dims) {
+    if (dim.size == Dim::any ? *size < 1 : *size != dim.size) return false;
+    ++size;
+  }
+  return true;
+}
+
+}  // namespace
+
+int64_t element_bytes(DType dtype) { return info(dtype).bits / 8; }
+
+DType floating_type(const char *what, lolrt_dtype dtype) {
+  for (DType type : {DType::float32, DType::bfloat16}) {
+    if (same(dtype, type)) return type;
+  }
+  fail(LOLRT_INVALID_ARGUMENT, "%s: expected float32 or bfloat16, got %s", what, type_name(dtype).c_str());
+}
+
+int64_t View::elements() const {
+  int64_t count = 1;
+  for (int64_t size : size_) count *= size > 0 ? size : 1;
+  return count;
+}
+
+View Checker::operator()(const char *name, const lolrt_tensor *tensor, DType dtype, std::initializer_list<Dim> dims,
+                         Layout layout) const {
+  if (tensor == nullptr) {
+    fail(LOLRT_INVALID_ARGUMENT, "%s: %s is missing; expected %s %s", operation_, name, info(dtype).name,
+         expected_shape(dims).c_str());
+  }
+  if (tensor->device.type != LOLRT_DEVICE_CPU) {
+    fail(LOLRT_UNSUPPORTED, "%s: %s is on device type %d; this build computes on the CPU only: move it there", operation_, name,
+         tensor->device.type);
+  }
+  if (!same(tensor->dtype, dtype) || !shape_fits(*tensor, dims)) {
+    const bool readable = tensor->shape != nullptr && tensor->ndim >= 0;
+    fail(LOLRT_INVALID_ARGUMENT, "%s: %s: expected %s %s, got %s %s", operation_, name, info(dtype).name,
+         expected_shape(dims).c_str(), type_name(tensor->dtype).c_str(),
+         readable ? list(tensor->shape, tensor->ndim).c_str() : "without a shape");
+  }
+  View view;
+  view.data_ = static_cast<char *>(tensor->data) + tensor->byte_offset;
+  if (tensor->data == nullptr || reinterpret_cast<uintptr_t>(view.data_) % element_bytes(dtype) != 0) {
+    fail(LOLRT_INVALID_ARGUMENT, "%s: %s: its data pointer is %s", operation_, name,
+         tensor->data == nullptr ? "NULL" : "not aligned to its element type");
+  }
+  int64_t packed = 1;
+  for (int dim = tensor->ndim - 1; dim >= 0; --dim) {
+    view.size_[dim] = tensor->shape[dim];
+    view.stride_[dim] = tensor->strides ? tensor->strides[dim] : packed;
+    const bool must_pack = layout == Layout::contiguous || dim == tensor->ndim - 1;
+    if (must_pack && view.size_[dim] > 1 && view.stride_[dim] != packed) {
+      fail(LOLRT_INVALID_ARGUMENT, "%s: %s: expected %s, got shape %s with strides %s; copy it first", operation_, name,
+           layout == Layout::contiguous ? "a contiguous tensor" : "a contiguous innermost dimension",
+           list(tensor->shape, tensor->ndim).c_str(), list(tensor->strides, tensor->ndim).c_str());
+    }
+    packed *= view.size_[dim];
+  }
+  return view;
+}
+
+View Checker::output(const char *name, const lolrt_tensor *tensor, DType dtype, std::initializer_list<Dim> dims,
+                     Layout layout) const {
+  const View view = (*this)(name, tensor, dtype, dims, layout);
+  for (int dim = 0; dim < static_cast<int>(dims.size()); ++dim) {
+    if (view.size(dim) > 1 && view.stride(dim) == 0) {
+      fail(LOLRT_INVALID_ARGUMENT, "%s: %s is written but repeats its memory along dimension %d (stride 0); copy it first",
+           operation_, name, dim);
+    }
+  }
+  return view;
+}
+
+DType Checker::type(const char *name, const lolrt_tensor *tensor) const {
+  if (tensor == nullptr) fail(LOLRT_INVALID_ARGUMENT, "%s: %s is missing", operation_, name);
+  char what[128];
+  std::snprintf(what, sizeof what, "%s: %s", operation_, name);
+  return floating_type(what, tensor->dtype);
+}
+
+void Checker::descriptor(const void *descriptor, uint32_t given_bytes, uint32_t known_bytes) const {
+  if (descriptor == nullptr) fail(LOLRT_INVALID_ARGUMENT, "%s: the descriptor is NULL", operation_);
+  if (given_bytes != known_bytes) {
+    fail(LOLRT_INVALID_ARGUMENT, "%s: descriptor of %u bytes, expected %u: set struct_size, or build against this lolrt.h",
+         operation_, given_bytes, known_bytes);
+  }
+}
+
+}  // namespace lolrt

@@ -1,0 +1,125 @@
+// Policy for AVX2 with FMA: 8 lanes, 16 registers. bfloat16 is widened to float32. What each member does: isa_scalar.h.
+#pragma once
+
+#include "cpu/bf16.h"
+#include "cpu/operand.h"
+
+#include <cstdint>
+#include <cstring>
+#include <immintrin.h>
+
+namespace lolrt {
+namespace {
+
+struct Avx2Isa {
+  static constexpr const char *name = "avx2";
+  static constexpr int width = 8;
+  static constexpr int rows = 6;  // 12 accumulators, 2 columns, 1 broadcast of the 16 registers
+  static constexpr int vecs = 2;
+
+  using Vec = __m256;
+
+  template <class T>
+  using Operand = Fp32Operand<Avx2Isa>;
+
+  static bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+  static Vec zero() { return _mm256_setzero_ps(); }
+  static Vec set(float value) { return _mm256_set1_ps(value); }
+  static Vec load(const float *from) { return _mm256_loadu_ps(from); }
+  static Vec load(const Bf16 *from) { return widened(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))); }
+  static Vec load_n(const float *from, int lanes) { return _mm256_maskload_ps(from, first_lanes(lanes)); }
+  static Vec load_n(const Bf16 *from, int lanes) {
+    alignas(16) Bf16 all[width] = {};
+    for (int i = 0; i < lanes; ++i) all[i] = from[i];
+    return load(all);
+  }
+  static void store(float *to, Vec vec) { _mm256_storeu_ps(to, vec); }
+  static void store(Bf16 *to, Vec vec) { _mm_storeu_si128(reinterpret_cast<__m128i *>(to), narrowed(vec)); }
+  static void store_n(float *to, Vec vec, int lanes) { _mm256_maskstore_ps(to, first_lanes(lanes), vec); }
+  static void store_n(Bf16 *to, Vec vec, int lanes) {
+    alignas(16) Bf16 all[width];
+    store(all, vec);
+    for (int i = 0; i < lanes; ++i) to[i] = all[i];
+  }
+  static Vec round_bf16(Vec vec) {
+    return _mm256_castsi256_ps(_mm256_and_si256(rounded_bits(vec), _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+
+  static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+  static Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+  static Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+  static Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static float reduce_add(Vec vec) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(vec), _mm256_extractf128_ps(vec, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  }
+  static float reduce_max(Vec vec) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(vec), _mm256_extractf128_ps(vec, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+  }
+  static bool any_above(Vec vec, float bound) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(vec, _mm256_set1_ps(bound), _CMP_GT_OQ)) != 0;
+  }
+  static Vec first_n(Vec vec, int lanes, float other) {
+    return _mm256_blendv_ps(_mm256_set1_ps(other), vec, _mm256_castsi256_ps(first_lanes(lanes)));
+  }
+
+  static Vec rotate(Vec x, Vec angle) {
+    const Vec swapped = _mm256_permute_ps(x, 0xb1);
+    return _mm256_fmaddsub_ps(x, _mm256_moveldup_ps(angle), _mm256_mul_ps(swapped, _mm256_movehdup_ps(angle)));
+  }
+
+  struct Split {
+    Vec whole, rest;
+  };
+  static Split split(Vec x) {
+    const Vec magic = _mm256_set1_ps(0x1.8p23f);
+    x = _mm256_max_ps(_mm256_set1_ps(-127.0f), x);  // in this order a NaN passes
+    const Vec whole = _mm256_add_ps(x, magic);
+    return {whole, _mm256_sub_ps(x, _mm256_sub_ps(whole, magic))};
+  }
+  static Vec scale(Vec value, Vec whole) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(whole), 23), _mm256_set1_epi32(127 << 23));
+    return _mm256_mul_ps(value, _mm256_castsi256_ps(exponent));
+  }
+
+  static void widen_pairs(const uint32_t *pairs, float *first, float *second, int64_t count) {
+    int64_t i = 0;
+    for (; i + width <= count; i += width) {
+      const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(pairs + i));
+      store(first + i, _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)));
+      store(second + i, _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int>(0xffff0000u)))));
+    }
+    for (; i < count; ++i) {
+      const uint32_t low = pairs[i] << 16, high = pairs[i] & 0xffff0000u;
+      std::memcpy(first + i, &low, sizeof low);
+      std::memcpy(second + i, &high, sizeof high);
+    }
+  }
+
+ private:
+  static __m256i first_lanes(int lanes) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static Vec widened(__m128i bits) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)); }
+  static __m256i rounded_bits(Vec vec) {
+    const __m256i bits = _mm256_castps_si256(vec);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i quiet_nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(vec, vec, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(rounded, quiet_nan, is_nan);
+  }
+  static __m128i narrowed(Vec vec) {
+    const __m256i high = _mm256_srli_epi32(rounded_bits(vec), 16);
+    const __m256i packed = _mm256_packus_epi32(high, high);  // within each half
+    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+  }
+};
+
+}  // namespace
+}  // namespace lolrt

@@ -1,0 +1,100 @@
+// Policy for AVX-512 with its bfloat16 extension: 16 lanes, 32 registers, products of bfloat16 pairs. float32 tensors take the same
+// width through the float32 format. What each member does: isa_scalar.h.
+//
+// The extension's conversions and products take subnormal numbers for 0.
+#pragma once
+
+#include "cpu/bf16.h"
+#include "cpu/operand.h"
+
+#include <cstdint>
+#include <immintrin.h>
+#include <type_traits>
+
+namespace lolrt {
+namespace {
+
+// One lane of one step: the bfloat16 values of two adjacent k's.
+template <class Isa>
+struct Bf16PairOperand {
+  using Vec = __m512;
+  using Element = uint32_t;
+  using Channel = Bf16;
+  using Reg = __m512bh;
+  static constexpr int depth = 2;
+  static constexpr int exp2_degree = 3;
+
+  static Reg load(const uint32_t *from) { return (Reg)_mm512_loadu_si512(from); }
+  static Reg load_n(const uint32_t *from, int lanes) { return (Reg)_mm512_maskz_loadu_epi32(Isa::first_lanes(lanes), from); }
+  static Reg broadcast(const uint32_t *from) { return (Reg)_mm512_set1_epi32(static_cast<int>(*from)); }
+  static Reg ones() { return (Reg)_mm512_set1_epi32(0x3f803f80); }
+  static Reg first_of_pair(Reg reg) { return (Reg)_mm512_and_si512((__m512i)reg, _mm512_set1_epi32(0xffff)); }
+  static Vec multiply_add(Reg a, Reg b, Vec sum) { return _mm512_dpbf16_ps(sum, a, b); }
+  static Reg narrow(const Vec (&weights)[depth]) { return _mm512_cvtne2ps_pbh(weights[1], weights[0]); }
+  static void store(uint32_t *to, Reg reg) { _mm512_storeu_si512(to, (__m512i)reg); }
+};
+
+struct Avx512Bf16Isa {
+  static constexpr const char *name = "avx512bf16";
+  static constexpr int width = 16;
+  static constexpr int rows = 6;  // 24 accumulators, 4 columns, 1 broadcast of the 32 registers
+  static constexpr int vecs = 4;
+
+  using Vec = __m512;
+
+  template <class T>
+  using Operand = std::conditional_t<std::is_same<T, Bf16>::value, Bf16PairOperand<Avx512Bf16Isa>, Fp32Operand<Avx512Bf16Isa>>;
+
+  static bool runs_here() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("fma");
+  }
+
+  static __mmask16 first_lanes(int lanes) { return static_cast<__mmask16>((1u << lanes) - 1); }
+
+  static Vec zero() { return _mm512_setzero_ps(); }
+  static Vec set(float value) { return _mm512_set1_ps(value); }
+  static Vec load(const float *from) { return _mm512_loadu_ps(from); }
+  static Vec load(const Bf16 *from) { return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from))); }
+  static Vec load_n(const float *from, int lanes) { return _mm512_maskz_loadu_ps(first_lanes(lanes), from); }
+  static Vec load_n(const Bf16 *from, int lanes) { return widened(_mm256_maskz_loadu_epi16(first_lanes(lanes), from)); }
+  static void store(float *to, Vec vec) { _mm512_storeu_ps(to, vec); }
+  static void store(Bf16 *to, Vec vec) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), (__m256i)_mm512_cvtneps_pbh(vec)); }
+  static void store_n(float *to, Vec vec, int lanes) { _mm512_mask_storeu_ps(to, first_lanes(lanes), vec); }
+  static void store_n(Bf16 *to, Vec vec, int lanes) {
+    _mm256_mask_storeu_epi16(to, first_lanes(lanes), (__m256i)_mm512_cvtneps_pbh(vec));
+  }
+  static Vec round_bf16(Vec vec) { return widened((__m256i)_mm512_cvtneps_pbh(vec)); }
+
+  static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+  static Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+  static Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+  static Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static float reduce_add(Vec vec) { return _mm512_reduce_add_ps(vec); }
+  static float reduce_max(Vec vec) { return _mm512_reduce_max_ps(vec); }
+  static bool any_above(Vec vec, float bound) { return _mm512_cmp_ps_mask(vec, _mm512_set1_ps(bound), _CMP_GT_OQ) != 0; }
+  static Vec first_n(Vec vec, int lanes, float other) {
+    return _mm512_mask_blend_ps(first_lanes(lanes), _mm512_set1_ps(other), vec);
+  }
+
+  static Vec rotate(Vec x, Vec angle) {
+    const Vec swapped = _mm512_permute_ps(x, 0xb1);
+    return _mm512_fmaddsub_ps(x, _mm512_moveldup_ps(angle), _mm512_mul_ps(swapped, _mm512_movehdup_ps(angle)));
+  }
+
+  struct Split {
+    Vec whole, rest;
+  };
+  static Split split(Vec x) {
+    const Vec rest = _mm512_reduce_ps(x, 0);  // x - nearest integer; 0 for -inf
+    return {_mm512_sub_ps(x, rest), rest};
+  }
+  static Vec scale(Vec value, Vec whole) { return _mm512_scalef_ps(value, whole); }
+
+ private:
+  static Vec widened(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
+};
+
+}  // namespace
+}  // namespace lolrt

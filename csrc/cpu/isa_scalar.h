@@ -1,0 +1,129 @@
+// Policy of plain C++: what every CPU can run, and the description of what a policy is.
+//
+// A policy gives the kernels a vector of `width` floats and the few operations they are written in. All members of a policy and all
+// kernels live in an unnamed namespace: each instruction set is its own translation unit with its own compiler flags, and nothing
+// compiled for one CPU may be shared with another's by the linker.
+#pragma once
+
+#include "cpu/bf16.h"
+#include "cpu/operand.h"
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace lolrt {
+namespace {
+
+struct ScalarIsa {
+  static constexpr const char *name = "scalar";
+  static constexpr int width = 4;  // lanes; four floats fill the smallest vector register that a compiler may choose to use
+  static constexpr int rows = 4;   // of a register block of the matrix product
+  static constexpr int vecs = 2;   // vectors in a row of that block
+
+  using Vec = float __attribute__((vector_size(16)));
+  using Bits = uint32_t __attribute__((vector_size(16)));
+
+  // The operand format for tensors of element type T.
+  template <class T>
+  using Operand = Fp32Operand<ScalarIsa>;
+
+  static bool runs_here() { return true; }
+
+  static Vec zero() { return Vec{}; }
+  static Vec set(float value) { return Vec{value, value, value, value}; }
+  static Vec load(const float *from) {
+    Vec vec;
+    std::memcpy(&vec, from, sizeof vec);
+    return vec;
+  }
+  static Vec load(const Bf16 *from) { return load_n(from, width); }
+  // The first `lanes` lanes; the others are 0 and their memory is not touched.
+  static Vec load_n(const float *from, int lanes) {
+    Vec vec{};
+    for (int i = 0; i < lanes; ++i) vec[i] = from[i];
+    return vec;
+  }
+  static Vec load_n(const Bf16 *from, int lanes) {
+    Bits bits{};
+    for (int i = 0; i < lanes; ++i) bits[i] = static_cast<uint32_t>(from[i].bits) << 16;
+    return reinterpret_cast<Vec>(bits);
+  }
+  static void store(float *to, Vec vec) { std::memcpy(to, &vec, sizeof vec); }
+  static void store(Bf16 *to, Vec vec) { store_n(to, vec, width); }
+  static void store_n(float *to, Vec vec, int lanes) {
+    for (int i = 0; i < lanes; ++i) to[i] = vec[i];
+  }
+  static void store_n(Bf16 *to, Vec vec, int lanes) {
+    const Bits bits = rounded_bits(vec) >> 16;
+    for (int i = 0; i < lanes; ++i) to[i].bits = static_cast<uint16_t>(bits[i]);
+  }
+  // To the nearest bfloat16, ties to even; still as floats.
+  static Vec round_bf16(Vec vec) { return reinterpret_cast<Vec>(rounded_bits(vec) & 0xffff0000u); }
+
+  static Vec add(Vec a, Vec b) { return a + b; }
+  static Vec sub(Vec a, Vec b) { return a - b; }
+  static Vec mul(Vec a, Vec b) { return a * b; }
+  static Vec max(Vec a, Vec b) { return a > b ? a : b; }
+  // a * b + c, rounded once or twice, whichever is faster.
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
+  static float reduce_add(Vec vec) { return (vec[0] + vec[2]) + (vec[1] + vec[3]); }
+  static float reduce_max(Vec vec) {
+    const float low = vec[0] > vec[1] ? vec[0] : vec[1], high = vec[2] > vec[3] ? vec[2] : vec[3];
+    return low > high ? low : high;
+  }
+  static bool any_above(Vec vec, float bound) {
+    return vec[0] > bound || vec[1] > bound || vec[2] > bound || vec[3] > bound;
+  }
+  // The first `lanes` lanes of vec, `other` in the rest.
+  static Vec first_n(Vec vec, int lanes, float other) {
+    for (int i = lanes; i < width; ++i) vec[i] = other;
+    return vec;
+  }
+
+  // Turns the pairs (x0, x1) of x by the pairs (cos, sin) of angle; see lolrt.h for the formula, whose fma is a fused one.
+  static Vec rotate(Vec x, Vec angle) {
+    Vec y;
+    for (int i = 0; i < width; i += 2) {
+      y[i] = std::fma(x[i], angle[i], -(x[i + 1] * angle[i + 1]));
+      y[i + 1] = std::fma(x[i + 1], angle[i], x[i] * angle[i + 1]);
+    }
+    return y;
+  }
+
+  // x = whole + rest with |rest| <= 1/2 for exp2; `whole` in the form that `scale` wants. Adding 1.5 * 2^23 leaves the rounded
+  // integer in the low bits. Below -127 everything is -127, whose scale is 0.
+  struct Split {
+    Vec whole, rest;
+  };
+  static Split split(Vec x) {
+    const Vec magic = set(0x1.8p23f);
+    x = x < -127.0f ? set(-127.0f) : x;
+    const Vec whole = x + magic;
+    return {whole, x - (whole - magic)};
+  }
+  // value * 2^whole.
+  static Vec scale(Vec value, Vec whole) {
+    const Bits exponent = (reinterpret_cast<Bits>(whole) << 23) + (127u << 23);
+    return value * reinterpret_cast<Vec>(exponent);
+  }
+
+  // Splits `count` pairs of bfloat16 into their first and second halves, as floats.
+  static void widen_pairs(const uint32_t *pairs, float *first, float *second, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const uint32_t low = pairs[i] << 16, high = pairs[i] & 0xffff0000u;
+      std::memcpy(first + i, &low, sizeof low);
+      std::memcpy(second + i, &high, sizeof high);
+    }
+  }
+
+ private:
+  static Bits rounded_bits(Vec vec) {
+    const Bits bits = reinterpret_cast<Bits>(vec);
+    const Bits rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+    return vec == vec ? rounded : bits | 0x400000u;  // a NaN stays one
+  }
+};
+
+}  // namespace
+}  // namespace lolrt

@@ -1,0 +1,17 @@
+// Sizes that decide the kernels' speed, each with its reason.
+#pragma once
+
+namespace lolrt {
+
+// frame_attention: queries of one task. A multiple of every policy's register rows (4, 6). At dim 128 the tile's rotated queries
+// (24 KB in bf16), scores (24 KB) and output (48 KB) stay in a 1-2 MB L2 beside a K and a V tile of 16 KB each in L1.
+constexpr int kTileRows = 96;
+// frame_attention: keys between two looks at the running maximum; 4 registers of 16 lanes.
+constexpr int kTileKeys = 64;
+// frame_attention: the running maximum follows the scores when they exceed it by more than this (in powers of two). Up to 2^8 the
+// weights lose no accuracy, and the output is almost never rescaled.
+constexpr float kRescaleAbove = 8.0f;
+// modulated_norm: elements of one task, enough to hide the cost of handing it out.
+constexpr int kNormTaskElements = 16384;
+
+}  // namespace lolrt

@@ -1,0 +1,207 @@
+/* lolrt: attention over windows of latent-frame pages, with per-head rotary phases.
+ *
+ * This header is the whole interface of liblolrt for other runtimes. C99, no other header than <stdint.h>.
+ *
+ * Terms. A *frame* is one latent video frame of `tokens` tokens. A *page* holds K and V of one frame, all heads, packed for the
+ * kernels. A *window* is the short list of pages that a chunk of frames attends to: the sink frames and the most recent frames.
+ * K is stored with its spatial rotation and without its temporal one; the kernels rotate Q by the offset between query frame and
+ * page instead, with frequencies that may differ from head to head.
+ *
+ * Rules. Every call returns a status; on failure `lolrt_last_error()` says what was wrong, what was expected and what to do, and
+ * nothing has been written. Views are borrowed for the call. Kernels do not allocate, print, abort or keep pointers. Calls from
+ * several threads are safe as long as they do not share outputs, workspaces, pools or windows.
+ */
+#ifndef LOLRT_LOLRT_H
+#define LOLRT_LOLRT_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define LOLRT_API
+#else
+#define LOLRT_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Raised when a descriptor or a function changes in a way that old callers would notice. */
+#define LOLRT_ABI_VERSION 1
+
+typedef enum lolrt_status {
+  LOLRT_OK = 0,
+  LOLRT_INVALID_ARGUMENT = 1,
+  LOLRT_UNSUPPORTED = 2,
+  LOLRT_OUT_OF_MEMORY = 3,
+  LOLRT_INTERNAL = 4
+} lolrt_status;
+
+LOLRT_API int32_t lolrt_abi_version(void);
+LOLRT_API const char *lolrt_version(void);
+/* Text of the calling thread's last failure; valid until its next failing call. Never NULL. */
+LOLRT_API const char *lolrt_last_error(void);
+
+/* ---- tensor views --------------------------------------------------------------------------------------------------------
+ * Field by field the layout of DLPack's DLTensor, so that a DLTensor pointer can be passed as it is. */
+
+enum { LOLRT_DEVICE_CPU = 1, LOLRT_DEVICE_CUDA = 2 };
+enum { LOLRT_CODE_INT = 0, LOLRT_CODE_UINT = 1, LOLRT_CODE_FLOAT = 2, LOLRT_CODE_BFLOAT = 4 };
+
+typedef struct lolrt_device {
+  int32_t type;
+  int32_t id;
+} lolrt_device;
+
+typedef struct lolrt_dtype {
+  uint8_t code;
+  uint8_t bits;
+  uint16_t lanes;
+} lolrt_dtype;
+
+typedef struct lolrt_tensor {
+  void *data;
+  lolrt_device device;
+  int32_t ndim;
+  lolrt_dtype dtype;
+  int64_t *shape;
+  int64_t *strides; /* in elements; NULL means contiguous, row major */
+  uint64_t byte_offset;
+} lolrt_tensor;
+
+/* ---- phases --------------------------------------------------------------------------------------------------------------
+ * A phase is an integer number of 2^-64 turns, so that it is exact modulo one turn at any frame number. */
+
+/* turns_per_frame[i] = round(radians_per_frame[i] / 2 pi * 2^64) mod 2^64. */
+LOLRT_API lolrt_status lolrt_phase_increments(const double *radians_per_frame, uint64_t *turns_per_frame, int64_t count);
+
+/* out[page, frame, head, pair] = (cos, sin)(offsets_frames[page, frame] * turns_per_frame[head, pair]).
+ *   turns_per_frame  uint64 [heads, pairs]
+ *   offsets_frames   int64  [pages, frames], query frame minus page frame; any sign
+ *   out              float32 [pages, frames, heads, pairs, 2] */
+LOLRT_API lolrt_status lolrt_rotation_table(const lolrt_tensor *turns_per_frame, const lolrt_tensor *offsets_frames,
+                                            const lolrt_tensor *out);
+
+/* ---- noise ---------------------------------------------------------------------------------------------------------------
+ * Standard normal draws that depend on nothing but their key: Philox4x32-10 and Box-Muller. The same (seed, frame, step) gives
+ * the same values wherever and in whichever order it is asked for. out: float32, contiguous. */
+LOLRT_API lolrt_status lolrt_normal(uint64_t seed, int64_t frame, int32_t step, const lolrt_tensor *out);
+
+/* ---- pages and windows ---------------------------------------------------------------------------------------------------
+ * Bookkeeping only: which page of a caller's pool holds which frame. */
+
+typedef struct lolrt_pool lolrt_pool;
+typedef struct lolrt_window lolrt_window;
+
+LOLRT_API lolrt_status lolrt_pool_create(int64_t pages, lolrt_pool **pool);
+LOLRT_API void lolrt_pool_destroy(lolrt_pool *pool);
+/* Takes a free page (the lowest), or fails with LOLRT_OUT_OF_MEMORY when none is left. */
+LOLRT_API lolrt_status lolrt_pool_acquire(lolrt_pool *pool, int32_t *page);
+LOLRT_API lolrt_status lolrt_pool_release(lolrt_pool *pool, int32_t page);
+LOLRT_API int64_t lolrt_pool_free_pages(const lolrt_pool *pool);
+
+/* The first `sink_frames` frames stay for ever; of the later ones the `recent_frames` newest stay, the chunk in hand included.
+ * The pool must outlive the window; the window gives its pages back when it is destroyed. */
+LOLRT_API lolrt_status lolrt_window_create(lolrt_pool *pool, int64_t sink_frames, int64_t recent_frames, lolrt_window **window);
+LOLRT_API void lolrt_window_destroy(lolrt_window *window);
+/* Makes room for the next chunk [first_frame, first_frame + frames) and gives each of its frames a page. Frames follow one
+ * another without a gap; the first call says where the stream starts. Calling again with the newest chunk changes nothing.
+ * Fails, with the window unchanged, when the frames do not follow or do not fit. */
+LOLRT_API lolrt_status lolrt_window_advance(lolrt_window *window, int64_t first_frame, int64_t frames);
+/* Number of pages in the window now; at most sink_frames + recent_frames. */
+LOLRT_API int64_t lolrt_window_size(const lolrt_window *window);
+/* Pages and their frames, oldest first (sinks, then recent frames, the newest chunk last); `size` entries each. */
+LOLRT_API lolrt_status lolrt_window_read(const lolrt_window *window, int32_t *pages, int64_t *frames, int64_t size);
+/* Puts a saved list of frames (as lolrt_window_read gave them) into an empty window, taking a page from the pool for each. */
+LOLRT_API lolrt_status lolrt_window_restore(lolrt_window *window, const int64_t *frames, int64_t size);
+
+/* Elements of one page (K part, then V part, padding included) for pages of `dtype` (float32 or bfloat16):
+ *   K  bfloat16 [heads][ceil(tokens/16)][dim/2][16][2]     float32 [heads][ceil(tokens/16)][dim][16]
+ *   V  bfloat16 [heads][ceil(tokens/2)][dim][2]            float32 [heads][tokens][dim]
+ * each part rounded up to 64 bytes. What padding holds never reaches an output. */
+LOLRT_API lolrt_status lolrt_page_elements(lolrt_dtype dtype, int64_t tokens, int64_t heads, int64_t dim, int64_t *elements);
+
+/* ---- ops -----------------------------------------------------------------------------------------------------------------
+ * float32 or bfloat16, the same for all tensors marked T; inside, everything is float32. `dim` is even, 2..256. The innermost
+ * dimension of every tensor is contiguous; outer ones may be strided where it says so. */
+
+/* Projections to queries and pages: RMSNorm over all heads of a token, weight, rotation by the token's place in its frame.
+ *   x' = round_T(x * rsqrt(mean(x^2) + eps)) * weight, then pairs (2i, 2i + 1) from `rotation_first_channel` on are rotated.
+ * Either half may be left out: q = q_out = NULL, or k = v = NULL. */
+typedef struct lolrt_kv_write_desc {
+  uint32_t struct_size;            /* sizeof(lolrt_kv_write_desc) */
+  float eps;                       /* of the RMSNorm */
+  const lolrt_tensor *q;           /* T [frames, tokens, heads, dim], strided */
+  const lolrt_tensor *k;           /* T [frames, tokens, heads, dim], strided */
+  const lolrt_tensor *v;           /* T [frames, tokens, heads, dim], strided */
+  const lolrt_tensor *q_weight;    /* T [heads, dim], or NULL: q is not normalised */
+  const lolrt_tensor *k_weight;    /* T [heads, dim], or NULL: k is not normalised */
+  const lolrt_tensor *rotation;    /* float32 [tokens, pairs, 2] of (cos, sin), or NULL: nothing is rotated */
+  int64_t rotation_first_channel;  /* even */
+  const lolrt_tensor *q_out;       /* T [frames, tokens, heads, dim], strided */
+  const lolrt_tensor *pages;       /* T [pool_pages, page_elements], rows strided */
+  const lolrt_tensor *page_table;  /* int32 [frames]: the page that each frame's K and V go to */
+} lolrt_kv_write_desc;
+
+LOLRT_API lolrt_status lolrt_kv_write(const lolrt_kv_write_desc *desc);
+
+/* Softmax attention of every query to every token of the listed pages, no mask.
+ *   score(q, k) = scale * <R(rotation[page, frame, head]) q, k> + bias[page, head]
+ * where R turns q's first 2 * pairs channels, pair i being channels (2i, 2i + 1). */
+typedef struct lolrt_frame_attention_desc {
+  uint32_t struct_size;            /* sizeof(lolrt_frame_attention_desc) */
+  float scale;                     /* 0 means 1 / sqrt(dim) */
+  const lolrt_tensor *q;           /* T [frames, tokens, heads, dim], strided */
+  const lolrt_tensor *pages;       /* T [pool_pages, page_elements], rows strided */
+  const lolrt_tensor *page_table;  /* int32 [pages], 1 or more, any order */
+  int64_t page_tokens;             /* tokens of a page; need not equal q's */
+  const lolrt_tensor *rotation;    /* float32 [pages, frames, heads, pairs, 2], or NULL */
+  const lolrt_tensor *bias;        /* float32 [pages, heads], -inf leaves a page out for a head; or NULL */
+  const lolrt_tensor *out;         /* T [frames, tokens, heads, dim], strided */
+  const lolrt_tensor *mass;        /* float32 [pages, frames, heads]: softmax weight spent on a page, mean over the frame's
+                                      queries; or NULL */
+  void *workspace;                 /* 64-byte aligned */
+  uint64_t workspace_bytes;        /* at least what lolrt_frame_attention_workspace says for this descriptor */
+} lolrt_frame_attention_desc;
+
+LOLRT_API lolrt_status lolrt_frame_attention_workspace(const lolrt_frame_attention_desc *desc, uint64_t *bytes);
+LOLRT_API lolrt_status lolrt_frame_attention(const lolrt_frame_attention_desc *desc);
+
+/* Gated residual and LayerNorm in one pass: x += gate * residual (if given), out = LayerNorm(x) * scale + shift. */
+typedef struct lolrt_modulated_norm_desc {
+  uint32_t struct_size;            /* sizeof(lolrt_modulated_norm_desc) */
+  float eps;
+  const lolrt_tensor *x;           /* T [frames, tokens, channels], updated in place when a residual is given */
+  const lolrt_tensor *residual;    /* T [frames, tokens, channels], or NULL */
+  const lolrt_tensor *gate;        /* float32 [1 or frames, channels], or NULL: 1 */
+  const lolrt_tensor *scale;       /* float32 [1 or frames, channels] */
+  const lolrt_tensor *shift;       /* float32 [1 or frames, channels] */
+  const lolrt_tensor *out;         /* T [frames, tokens, channels] */
+} lolrt_modulated_norm_desc;
+
+LOLRT_API lolrt_status lolrt_modulated_norm(const lolrt_modulated_norm_desc *desc);
+
+/* ---- dispatch and threads ------------------------------------------------------------------------------------------------ */
+
+/* Kernel sets that this build has and this CPU can run, best first, separated by commas: of "avx512bf16", "avx2", "scalar". */
+LOLRT_API const char *lolrt_isas(void);
+/* The set in use: the best one, or the one that the environment variable LOLRT_ISA names. */
+LOLRT_API const char *lolrt_isa(void);
+/* Uses the named set from now on in the whole process; fails with the list when it cannot run here. */
+LOLRT_API lolrt_status lolrt_set_isa(const char *name);
+
+/* Threads of the library's own pool, the caller included; results do not depend on it. */
+LOLRT_API int32_t lolrt_threads(void);
+LOLRT_API lolrt_status lolrt_set_threads(int32_t threads);
+
+/* A host with a thread pool of its own passes it here: `run(context, body, arg, tasks)` must call body(arg, i, worker) once for
+ * every i in [0, tasks), with `worker` in [0, lolrt_threads()) and never the same worker twice at one time. NULL: own pool. */
+typedef void (*lolrt_task)(void *arg, int64_t task, int32_t worker);
+typedef void (*lolrt_parallel_for)(void *context, lolrt_task body, void *arg, int64_t tasks);
+LOLRT_API lolrt_status lolrt_set_parallel_for(lolrt_parallel_for run, void *context);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* LOLRT_LOLRT_H */

@@ -1,0 +1,233 @@
+// lolrt._core: DLPack tensors in, one C ABI call with the GIL released, nothing else. Documented in lolrt/_core.pyi.
+#include "dlpack.h"
+
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace py = pybind11;
+using lolrt::Borrowed;
+
+namespace {
+
+struct Unsupported : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+void check(lolrt_status status) {
+  switch (status) {
+    case LOLRT_OK: return;
+    case LOLRT_INVALID_ARGUMENT: throw py::value_error(lolrt_last_error());
+    case LOLRT_UNSUPPORTED: throw Unsupported(lolrt_last_error());
+    case LOLRT_OUT_OF_MEMORY: PyErr_SetString(PyExc_MemoryError, lolrt_last_error()); throw py::error_already_set();
+    default: throw std::runtime_error(lolrt_last_error());
+  }
+}
+
+template <class... Args>
+void call(lolrt_status (*function)(Args...), Args... args) {
+  lolrt_status status;
+  {
+    py::gil_scoped_release release;
+    status = function(args...);
+  }
+  check(status);
+}
+
+void kv_write(py::handle q, py::handle k, py::handle v, py::handle q_weight, py::handle k_weight, float eps, py::handle rotation,
+              int64_t rotation_first_channel, py::handle q_out, py::handle pages, py::handle page_table) {
+  const Borrowed q_(q), k_(k), v_(v), q_weight_(q_weight), k_weight_(k_weight), rotation_(rotation), q_out_(q_out), pages_(pages),
+      page_table_(page_table);
+  const lolrt_kv_write_desc desc{sizeof desc,     eps,
+                                 q_.get(),        k_.get(),
+                                 v_.get(),        q_weight_.get(),
+                                 k_weight_.get(), rotation_.get(),
+                                 rotation_first_channel, q_out_.get(),
+                                 pages_.get(),    page_table_.get()};
+  call<const lolrt_kv_write_desc *>(lolrt_kv_write, &desc);
+}
+
+// The tensors of a frame_attention call and its descriptor, still without a workspace.
+struct AttentionCall {
+  Borrowed q, pages, page_table, rotation, bias, out, mass;
+  lolrt_frame_attention_desc desc;
+
+  AttentionCall(py::handle q_, py::handle pages_, py::handle page_table_, int64_t page_tokens, py::handle rotation_,
+                py::handle bias_, float scale, py::handle out_, py::handle mass_)
+      : q(q_), pages(pages_), page_table(page_table_), rotation(rotation_), bias(bias_), out(out_), mass(mass_),
+        desc{sizeof desc,    scale,      q.get(),   pages.get(), page_table.get(), page_tokens,
+             rotation.get(), bias.get(), out.get(), mass.get(),  nullptr,          0} {}
+};
+
+constexpr uint64_t kAlignment = 64;
+
+uint64_t frame_attention_workspace(py::handle q, py::handle pages, py::handle page_table, int64_t page_tokens,
+                                   py::handle rotation, py::handle bias, py::handle out, py::handle mass) {
+  const AttentionCall attention(q, pages, page_table, page_tokens, rotation, bias, 0.0f, out, mass);
+  uint64_t bytes = 0;
+  check(lolrt_frame_attention_workspace(&attention.desc, &bytes));
+  return bytes + kAlignment - 1;  // room to align whatever tensor comes
+}
+
+void frame_attention(py::handle q, py::handle pages, py::handle page_table, int64_t page_tokens, py::handle rotation,
+                     py::handle bias, float scale, py::handle out, py::handle mass, py::handle workspace) {
+  AttentionCall attention(q, pages, page_table, page_tokens, rotation, bias, scale, out, mass);
+  const Borrowed buffer(workspace);
+  if (const lolrt_tensor *bytes = buffer.get()) {
+    if (bytes->ndim != 1 || bytes->dtype.bits != 8 || (bytes->strides && bytes->shape[0] > 1 && bytes->strides[0] != 1) ||
+        bytes->device.type != LOLRT_DEVICE_CPU) {
+      throw py::value_error("frame_attention: workspace: expected a contiguous uint8 tensor of one dimension on the CPU");
+    }
+    const uint64_t start = reinterpret_cast<uint64_t>(bytes->data) + bytes->byte_offset;
+    const uint64_t end = start + static_cast<uint64_t>(bytes->shape[0]);
+    const uint64_t aligned = (start + kAlignment - 1) / kAlignment * kAlignment;
+    attention.desc.workspace = reinterpret_cast<void *>(aligned);
+    attention.desc.workspace_bytes = end > aligned ? end - aligned : 0;
+  }
+  call<const lolrt_frame_attention_desc *>(lolrt_frame_attention, &attention.desc);
+}
+
+void modulated_norm(py::handle x, py::handle residual, py::handle gate, py::handle scale, py::handle shift, float eps,
+                    py::handle out) {
+  const Borrowed x_(x), residual_(residual), gate_(gate), scale_(scale), shift_(shift), out_(out);
+  const lolrt_modulated_norm_desc desc{sizeof desc,  eps,          x_.get(),     residual_.get(),
+                                       gate_.get(),  scale_.get(), shift_.get(), out_.get()};
+  call<const lolrt_modulated_norm_desc *>(lolrt_modulated_norm, &desc);
+}
+
+// The contiguous elements of a tensor of doubles or 64-bit integers.
+template <class T>
+std::pair<T *, int64_t> vector_of(const Borrowed &tensor, const char *name, uint8_t code) {
+  const lolrt_tensor *view = tensor.get();
+  if (view == nullptr || view->ndim != 1 || view->dtype.code != code || view->dtype.bits != 64 || view->dtype.lanes != 1 ||
+      (view->strides && view->shape[0] > 1 && view->strides[0] != 1) || view->device.type != LOLRT_DEVICE_CPU) {
+    throw py::value_error(std::string("phase_increments: ") + name + ": expected a contiguous " +
+                          (code == LOLRT_CODE_FLOAT ? "float64" : "uint64") + " tensor of one dimension on the CPU");
+  }
+  return {reinterpret_cast<T *>(static_cast<char *>(view->data) + view->byte_offset), view->shape[0]};
+}
+
+void phase_increments(py::handle radians, py::handle out) {
+  const Borrowed radians_(radians), out_(out);
+  const auto from = vector_of<double>(radians_, "radians", LOLRT_CODE_FLOAT);
+  const auto to = vector_of<uint64_t>(out_, "out", LOLRT_CODE_UINT);
+  if (from.second != to.second) {
+    throw py::value_error("phase_increments: " + std::to_string(from.second) + " radians, but out has " + std::to_string(to.second) +
+                          " elements");
+  }
+  call<const double *, uint64_t *, int64_t>(lolrt_phase_increments, from.first, to.first, to.second);
+}
+
+void rotation_table(py::handle turns, py::handle offsets, py::handle out) {
+  const Borrowed turns_(turns), offsets_(offsets), out_(out);
+  call<const lolrt_tensor *, const lolrt_tensor *, const lolrt_tensor *>(lolrt_rotation_table, turns_.get(), offsets_.get(),
+                                                                         out_.get());
+}
+
+void normal(uint64_t seed, int64_t frame, int32_t step, py::handle out) {
+  const Borrowed out_(out);
+  call<uint64_t, int64_t, int32_t, const lolrt_tensor *>(lolrt_normal, seed, frame, step, out_.get());
+}
+
+int64_t page_elements(const std::string &dtype, int64_t tokens, int64_t heads, int64_t dim) {
+  lolrt_dtype type{LOLRT_CODE_FLOAT, 32, 1};
+  if (dtype == "bfloat16") {
+    type = {LOLRT_CODE_BFLOAT, 16, 1};
+  } else if (dtype != "float32") {
+    throw py::value_error("page_elements: dtype: expected \"float32\" or \"bfloat16\", got \"" + dtype + "\"");
+  }
+  int64_t elements = 0;
+  check(lolrt_page_elements(type, tokens, heads, dim, &elements));
+  return elements;
+}
+
+struct Pool {
+  lolrt_pool *handle = nullptr;
+
+  explicit Pool(int64_t pages) { check(lolrt_pool_create(pages, &handle)); }
+  ~Pool() { lolrt_pool_destroy(handle); }
+  Pool(const Pool &) = delete;
+  Pool &operator=(const Pool &) = delete;
+
+  int32_t acquire() {
+    int32_t page = 0;
+    check(lolrt_pool_acquire(handle, &page));
+    return page;
+  }
+};
+
+struct Window {
+  std::shared_ptr<Pool> pool;  // outlives the window
+  lolrt_window *handle = nullptr;
+
+  Window(std::shared_ptr<Pool> from, int64_t sink_frames, int64_t recent_frames) : pool(std::move(from)) {
+    check(lolrt_window_create(pool->handle, sink_frames, recent_frames, &handle));
+  }
+  ~Window() { lolrt_window_destroy(handle); }
+  Window(const Window &) = delete;
+  Window &operator=(const Window &) = delete;
+
+  std::pair<std::vector<int32_t>, std::vector<int64_t>> read() const {
+    const auto size = static_cast<size_t>(lolrt_window_size(handle));
+    std::vector<int32_t> pages(size);
+    std::vector<int64_t> frames(size);
+    check(lolrt_window_read(handle, pages.data(), frames.data(), lolrt_window_size(handle)));
+    return {pages, frames};
+  }
+};
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const auto &name : py::str(lolrt_isas()).attr("split")(",")) names.push_back(name.cast<std::string>());
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const Unsupported &unsupported) {
+      PyErr_SetString(PyExc_NotImplementedError, unsupported.what());
+    }
+  });
+  using py::arg;
+  m.def("kv_write", &kv_write, arg("q"), arg("k"), arg("v"), arg("q_weight"), arg("k_weight"), arg("eps"), arg("rotation"),
+        arg("rotation_first_channel"), arg("q_out"), arg("pages"), arg("page_table"));
+  m.def("frame_attention_workspace", &frame_attention_workspace, arg("q"), arg("pages"), arg("page_table"), arg("page_tokens"),
+        arg("rotation"), arg("bias"), arg("out"), arg("mass"));
+  m.def("frame_attention", &frame_attention, arg("q"), arg("pages"), arg("page_table"), arg("page_tokens"), arg("rotation"),
+        arg("bias"), arg("scale"), arg("out"), arg("mass"), arg("workspace"));
+  m.def("modulated_norm", &modulated_norm, arg("x"), arg("residual"), arg("gate"), arg("scale"), arg("shift"), arg("eps"),
+        arg("out"));
+  m.def("phase_increments", &phase_increments, arg("radians"), arg("out"));
+  m.def("rotation_table", &rotation_table, arg("turns"), arg("offsets"), arg("out"));
+  m.def("normal", &normal, arg("seed"), arg("frame"), arg("step"), arg("out"));
+  m.def("page_elements", &page_elements, arg("dtype"), arg("tokens"), arg("heads"), arg("dim"));
+  py::class_<Pool, std::shared_ptr<Pool>>(m, "Pool")
+      .def(py::init<int64_t>(), arg("pages"))
+      .def("acquire", &Pool::acquire)
+      .def("release", [](Pool &pool, int32_t page) { check(lolrt_pool_release(pool.handle, page)); }, arg("page"))
+      .def_property_readonly("free_pages", [](const Pool &pool) { return lolrt_pool_free_pages(pool.handle); });
+  py::class_<Window>(m, "Window")
+      .def(py::init<std::shared_ptr<Pool>, int64_t, int64_t>(), arg("pool"), arg("sink_frames"), arg("recent_frames"))
+      .def("advance", [](Window &window, int64_t first_frame, int64_t frames) {
+             check(lolrt_window_advance(window.handle, first_frame, frames));
+           }, arg("first_frame"), arg("frames"))
+      .def("read", &Window::read)
+      .def("restore", [](Window &window, const std::vector<int64_t> &frames) {
+             check(lolrt_window_restore(window.handle, frames.data(), static_cast<int64_t>(frames.size())));
+           }, arg("frames"))
+      .def("__len__", [](const Window &window) { return lolrt_window_size(window.handle); });
+  m.def("isas", &isas);
+  m.def("isa", [] { return std::string(lolrt_isa()); });
+  m.def("set_isa", [](const std::string &name) { check(lolrt_set_isa(name.c_str())); }, arg("name"));
+  m.def("threads", &lolrt_threads);
+  m.def("set_threads", [](int32_t threads) { check(lolrt_set_threads(threads)); }, arg("threads"));
+  m.def("version", [] { return std::string(lolrt_version()); });
+  m.def("abi_version", &lolrt_abi_version);
+}

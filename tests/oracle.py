@@ -1,0 +1,71 @@
+"""The ops in NumPy and float64, written as their formulas read; what every kernel is measured against.
+
+All take and return float64 arrays. Inputs should be values that the tensors' dtype can hold, so that the difference to a kernel
+is the kernel's own rounding. Rotation tables are arrays [..., pairs, 2] of (cos, sin).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
+
+
+def rotate(x: F64, cos_sin: F64, first_channel: int = 0) -> F64:
+    """Turns the pairs (2i, 2i + 1) of x [..., dim] from `first_channel` on by cos_sin [..., pairs, 2]."""
+    y = x.copy()
+    last_channel = first_channel + 2 * cos_sin.shape[-2]
+    even, odd = x[..., first_channel:last_channel:2], x[..., first_channel + 1 : last_channel : 2]
+    cos, sin = cos_sin[..., 0], cos_sin[..., 1]
+    y[..., first_channel:last_channel:2] = even * cos - odd * sin
+    y[..., first_channel + 1 : last_channel : 2] = even * sin + odd * cos
+    return y
+
+
+def project(x: F64, weight: F64 | None, eps: float, rotation: F64 | None, first_channel: int = 0) -> F64:
+    """RMSNorm over all heads of x [frames, tokens, heads, dim], weight [heads, dim], rotation [tokens, pairs, 2]."""
+    if weight is not None:
+        x = x / np.sqrt((x**2).mean(axis=(2, 3), keepdims=True) + eps) * weight
+    if rotation is not None:
+        x = rotate(x, rotation[None, :, None], first_channel)
+    return x
+
+
+def frame_attention(
+    q: F64, k: F64, v: F64, rotation: F64 | None = None, bias: F64 | None = None, scale: float | None = None
+) -> tuple[F64, F64]:
+    """q [frames, tokens, heads, dim], k and v [pages, page_tokens, heads, dim], rotation [pages, frames, heads, pairs, 2], bias
+    [pages, heads]; returns out [frames, tokens, heads, dim] and mass [pages, frames, heads]."""
+    frames, _, heads, dim = q.shape
+    pages, page_tokens = k.shape[:2]
+    out = np.zeros_like(q)
+    mass = np.zeros((pages, frames, heads))
+    for frame in range(frames):
+        for head in range(heads):
+            scores = np.empty((q.shape[1], pages, page_tokens))
+            for page in range(pages):
+                query = q[frame, :, head]
+                if rotation is not None:
+                    query = rotate(query, rotation[page, frame, head])
+                scores[:, page] = query @ k[page, :, head].T * (scale or dim**-0.5)
+                if bias is not None:
+                    scores[:, page] += bias[page, head]
+            if not np.isfinite(scores).any():
+                continue  # every page is left out
+            weights = np.exp(scores - scores.max(axis=(1, 2), keepdims=True))
+            weights /= weights.sum(axis=(1, 2), keepdims=True)
+            out[frame, :, head] = np.einsum("tpk,pkd->td", weights, v[:, :, head])
+            mass[:, frame, head] = weights.sum(axis=2).mean(axis=0)
+    return out, mass
+
+
+def modulated_norm(
+    x: F64, residual: F64 | None, gate: F64 | None, scale: F64, shift: F64, eps: float
+) -> tuple[F64, F64]:
+    """x [frames, tokens, channels], gate, scale and shift [1 or frames, channels]; returns the new x and the output."""
+    if residual is not None:
+        x = x + (1.0 if gate is None else gate[:, None]) * residual
+    centred = x - x.mean(axis=-1, keepdims=True)
+    unit = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps)
+    return x, unit * scale[:, None] + shift[:, None]
