@@ -1,8 +1,8 @@
 """The latent space of the embedded model, in closed form: principal components of 4 x 8 x 8 x RGB groups of pixels.
 
-The VAE's encoder and decoder are both trained towards this space, and the DiT lives in it, so that none of the three waits for another.
-Components are scaled by the square root of their standard deviation: between plain PCA, whose details drown in the diffusion noise, and
-whitening, which makes noise as important as content.
+The VAE's encoder and decoder are both trained towards this space, and the DiT lives in it, so that none of the three waits for
+another. Components are scaled by the square root of their standard deviation: between plain PCA, whose details drown in the
+diffusion noise, and whitening, which makes noise as important as content.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,9 @@ def group_pixels(video: Tensor) -> Tensor:
 
 @dataclass
 class PCACodec:
-    """mean [768], basis [768, z] orthonormal, scale [z]: raw latents = (groups - mean) @ basis / scale, with overall standard deviation 1."""
+    """mean [768], basis [768, z] orthonormal, scale [z]: raw latents = (groups - mean) @ basis / scale,
+    with an overall standard deviation of 1.
+    """
 
     mean: Tensor
     basis: Tensor

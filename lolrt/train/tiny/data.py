@@ -38,7 +38,9 @@ def to_unit(video: Tensor) -> Tensor:
 
 
 def scene_values(scene: Scene) -> list[int]:
-    """Index of each attribute's value among all values of all groups, in the order of VOCABULARY; these are the rows of `value_table`."""
+    """Index of each attribute's value among all values of all groups, in the order of VOCABULARY; these are the rows of
+    `value_table`.
+    """
     rows, start = [], 0
     for group in VOCABULARY:
         rows.append(start + getattr(scene, group))
@@ -58,14 +60,19 @@ def _render_shard(seed: int, clips: range, codec: PCACodec) -> dict[str, Tensor]
         words.append(torch.tensor(scene_values(scene)))
         start = clip * 4 % (CLIP_FRAMES - VAE_FRAMES)
         pixels.append(video[start : start + VAE_FRAMES])
-    return {"latents": torch.stack(latents), "object": torch.stack(weights), "words": torch.stack(words), "pixels": torch.stack(pixels)}
+    return {
+        "latents": torch.stack(latents),
+        "object": torch.stack(weights),
+        "words": torch.stack(words),
+        "pixels": torch.stack(pixels),
+    }
 
 
 def make_data(work: Path, seed: int, sizes: DataSizes, workers: int, z_dim: int) -> None:
     """Fits the PCA and renders all clips into `work`.
 
-    pca.pt: PCACodec. train.pt and held_out.pt: latents bf16 [clips, 21, z, 8, 12], object uint8 [clips, 21, 8, 12] (share of each latent pixel
-    that the object covers, 0..255), words int64 [clips, 5], pixels uint8 [clips, 17, 3, 64, 96].
+    pca.pt: PCACodec. train.pt and held_out.pt: latents bf16 [clips, 21, z, 8, 12], object uint8 [clips, 21, 8, 12] (share of each
+    latent pixel that the object covers, 0..255), words int64 [clips, 5], pixels uint8 [clips, 17, 3, 64, 96].
     """
     sample = torch.stack([render(scene_of(seed + 1, clip), torch.arange(VAE_FRAMES))[0] for clip in range(sizes.pca)])
     codec = PCACodec.fit(to_unit(sample), z_dim)

@@ -1,6 +1,7 @@
 """Muon: momentum whose update is made orthogonal, for matrices; AdamW for everything else.
 
-Source: Jordan et al. 2024 (Newton-Schulz coefficients); the scale 0.2 * sqrt(max(shape)) of Liu et al. 2025, with which AdamW's learning rates carry over.
+Source: Jordan et al. 2024 (Newton-Schulz coefficients); the scale 0.2 * sqrt(max(shape)) of Liu et al. 2025, with which AdamW's
+learning rates carry over.
 """
 
 from collections import defaultdict

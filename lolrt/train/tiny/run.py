@@ -59,7 +59,9 @@ class Run:
     def step(self, loss: Tensor) -> None:
         """One update. Raises FloatingPointError when the loss is not finite."""
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"{self.name}: loss is {loss.item()} at step {self.step_number}; go on from the checkpoint with a lower rate")
+            raise FloatingPointError(
+                f"{self.name}: loss is {loss.item()} at step {self.step_number}; go on from the checkpoint with a lower rate"
+            )
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step(self.learning_rate())
@@ -83,7 +85,11 @@ class Run:
         print(line, flush=True)
         with open(self.work / "training.log", "a") as log:
             log.write(line + "\n")
-        state = {"model": self.model.state_dict(), "averaged": self.averaged.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
         partial = self.path.with_suffix(".partial")
         torch.save({**state, "step": self.step_number, "seconds": self.seconds}, partial)
         partial.replace(self.path)

@@ -1,8 +1,9 @@
 """The world of the embedded model: landscapes that pan for ever with one large object in view.
 
-Everything is analytic and anti-aliased: a scene is a handful of random numbers, and any frame of it can be drawn alone. All motion is stationary
-(endless layers scroll, the object sways around the middle), so that a video may go on for ever. Colours are linear in [0, 1] until the last line.
-The backdrop comes from the place; the lane in front comes from the object (a boat brings water, a car brings a road), so every object fits every place.
+Everything is analytic and anti-aliased: a scene is a handful of random numbers, and any frame of it can be drawn alone. All
+motion is stationary (endless layers scroll, the object sways around the middle), so that a video may go on for ever. The backdrop
+comes from the place; the lane in front comes from the object (a boat brings water, a car brings a road), so every object fits
+every place.
 """
 
 import math
@@ -156,7 +157,10 @@ class _Painter:
         return height
 
     def features(self, parallax: float, spacing: float, share: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Things standing along a layer, at most one per cell: distance from the cell's thing in x, its random size in [0, 1), presence 0 or 1."""
+        """Things standing along a layer, at most one per cell of `spacing` pixels.
+
+        Returns, for each column: the distance from its cell's thing in x, the thing's random size in [0, 1), whether it is there.
+        """
         x = self.x + parallax * self.pan
         cell = torch.div(x, spacing, rounding_mode="floor").long()
         start = int(self.chance(0, 60))
@@ -250,7 +254,9 @@ class _Painter:
             canvas.paint(_inside((self.y - 57.5).abs() - 4.5), asphalt)
             canvas.paint(_inside((self.y - 52.6).abs() - 0.6) * 0.7, torch.tensor([0.85, 0.83, 0.78]) * self.light)
             dash = (self.x + self.pan).remainder(32) - 16
-            canvas.paint(_inside(dash.abs() - 8) * _inside((self.y - 59.0).abs() - 0.8), torch.tensor([0.92, 0.88, 0.76]) * self.light)
+            canvas.paint(
+                _inside(dash.abs() - 8) * _inside((self.y - 59.0).abs() - 0.8), torch.tensor([0.92, 0.88, 0.76]) * self.light
+            )
 
     def plants(self, canvas: Canvas, root: torch.Tensor, parallax: float, near: torch.Tensor) -> None:
         """Trees in the hills, firs in the mountains, cacti in the desert."""
@@ -300,13 +306,18 @@ class _Painter:
         colour, wood = self.paint_of(), torch.tensor([0.42, 0.28, 0.18]) * (0.3 + 0.7 * self.light)
         cream = torch.tensor([0.97, 0.94, 0.86]) if self.scene.colour != len(PAINT) - 1 else torch.tensor([0.62, 0.70, 0.80])
         canvas.paint(_inside(_box(x + 1, y + 17, 0.8, 20, 0.4)), wood, is_object=True)
-        canvas.paint(_inside(_polygon(x, y, (1.2, -37), (17, -6), (1.2, -6))), colour.view(3, 1, 1) * (1.02 - 0.012 * x.clamp(0, 18))[:, None],
-                     is_object=True)  # fmt: skip
-        canvas.paint(_inside(_polygon(x, y, (-3.2, -32), (-3.2, -6), (-14, -6))), cream * (0.35 + 0.65 * self.light), is_object=True)
+        main_sail = colour.view(3, 1, 1) * (1.02 - 0.012 * x.clamp(0, 18))[:, None]
+        canvas.paint(_inside(_polygon(x, y, (1.2, -37), (17, -6), (1.2, -6))), main_sail, is_object=True)
+        canvas.paint(
+            _inside(_polygon(x, y, (-3.2, -32), (-3.2, -6), (-14, -6))), cream * (0.35 + 0.65 * self.light), is_object=True
+        )
         hull = torch.maximum(_polygon(x, y, (-19, -3.5), (21, -3.5), (14, 5), (-14, 5)), self.y - 58)
         canvas.paint(_inside(hull), colour * 0.86, is_object=True)
         canvas.paint(_inside(torch.maximum(hull, (y + 2.6).abs() - 0.9)), cream * (0.35 + 0.65 * self.light))
-        canvas.paint(_inside((self.y - 57.5).abs() - 0.9) * _inside(x.abs() - 19) * 0.5, torch.tensor([0.9, 0.95, 1.0]) * (0.3 + 0.7 * self.light))
+        canvas.paint(
+            _inside((self.y - 57.5).abs() - 0.9) * _inside(x.abs() - 19) * 0.5,
+            torch.tensor([0.9, 0.95, 1.0]) * (0.3 + 0.7 * self.light),
+        )
         if self.night:
             canvas.paint(torch.exp(-((x - 18) ** 2 + (y + 7) ** 2) / 14), torch.tensor([1.0, 0.85, 0.5]))
 
@@ -315,14 +326,18 @@ class _Painter:
         y = self.y - 47 - self.sway(0.35, (0.9, 1.3))
         colour = self.paint_of()
         if self.night:
-            beam = torch.exp(-(((y - 3 - 0.10 * (x - 22)) / (2 + 0.16 * (x - 22).clamp(min=0))) ** 2)) * torch.exp(-(x - 22).clamp(min=0) / 16)
+            beam = torch.exp(-(((y - 3 - 0.10 * (x - 22)) / (2 + 0.16 * (x - 22).clamp(min=0))) ** 2)) * torch.exp(
+                -(x - 22).clamp(min=0) / 16
+            )
             canvas.paint(0.55 * beam * _inside(22 - x), torch.tensor([1.0, 0.92, 0.66]))
         canvas.paint(_inside(_ellipse(x, self.y - 56.5, 22, 2.2)) * 0.45, torch.tensor([0.08, 0.08, 0.12]))
         cabin = _ellipse(x + 2, y + 2, 14, 12.5)
         body = torch.minimum(_box(x, y - 3, 22, 5.5, 5.0), torch.maximum(cabin, y - 2))
         shade = (1.08 - 0.025 * (y + 8).clamp(0, 18))[:, None]
         canvas.paint(_inside(body), colour.view(3, 1, 1) * shade, is_object=True)
-        glass = torch.tensor([0.66, 0.84, 0.95]) * (0.4 + 0.6 * self.light) if not self.night else torch.tensor([0.98, 0.84, 0.52])
+        glass = (
+            torch.tensor([0.66, 0.84, 0.95]) * (0.4 + 0.6 * self.light) if not self.night else torch.tensor([0.98, 0.84, 0.52])
+        )
         window = torch.maximum(torch.maximum(_ellipse(x + 2, y + 2, 11, 9.5), y + 2.6), 1.1 - (x + 2).abs())
         canvas.paint(_inside(window), glass)
         for wheel_x in (-12.5, 12.5):
@@ -336,7 +351,8 @@ class _Painter:
 def render(scene: Scene, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Draws frames of a scene.
 
-    frames: [T] frame numbers (16 a second, any integers). Returns (video uint8 [T, 3, HEIGHT, WIDTH], object coverage fp32 [T, HEIGHT, WIDTH]).
+    frames: [T] frame numbers (16 a second, any integers).
+    Returns (video uint8 [T, 3, HEIGHT, WIDTH], object coverage fp32 [T, HEIGHT, WIDTH]).
     """
     painter = _Painter(scene, frames)
     canvas = painter.sky()

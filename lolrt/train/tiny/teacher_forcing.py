@@ -1,9 +1,9 @@
 """The differentiable forward of the causal DiT over whole clips, for training.
 
-A clip of N latent frames is given twice in a row, [context | noisy]: the context is the clip itself with a little noise, which a rollout's own
-history resembles, and every noisy chunk sees the context of the chunks that the runtime would still hold (the sinks and the recent frames)
-and itself. So one pass trains all chunks at once, and gives exactly what the runtime computes chunk by chunk with its cache.
-Semantics: shared with `lolrt.dit.CausalDiT`, whose parameters are used by name.
+A clip of N latent frames is given twice in a row, [context | noisy]: the context is the clip itself with a little noise, which a
+rollout's own history resembles, and every noisy chunk sees the context of the chunks that the runtime would still hold (the sinks
+and the recent frames) and itself. So one pass trains all chunks at once, and gives exactly what the runtime computes chunk by
+chunk with its cache. Semantics are those of `lolrt.dit.CausalDiT`, whose parameters are used by name.
 """
 
 import math
@@ -53,7 +53,9 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v, spelled out: with a mask, its backward is faster on CPUs than that of the fused operator."""
+    """softmax(q k^T / sqrt(d) + bias) v, spelled out: with a mask, its backward is faster on CPUs than that of the fused
+    operator.
+    """
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if bias is not None:
         scores = scores + bias
@@ -61,7 +63,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 class ChunkWindow:
-    """Attention of [context | noisy] chunks: each chunk sees the sink chunk's context, that of the two chunks before it, and itself."""
+    """Attention of [context | noisy] chunks: each sees the context of the sinks and of the two chunks before it, and itself."""
 
     def __init__(self, chunks: int, chunk_tokens: int):
         self.chunks, self.chunk_tokens = chunks, chunk_tokens
@@ -92,7 +94,9 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _block(block: nn.Module, heads: int, x: Tensor, modulation: Tensor, text: Tensor, cos_sin: Tensor, attention: ChunkWindow) -> Tensor:
+def _block(
+    block: nn.Module, heads: int, x: Tensor, modulation: Tensor, text: Tensor, cos_sin: Tensor, attention: ChunkWindow
+) -> Tensor:
     """One transformer block. x [batch, tokens, dim]; modulation [batch, frames, 6, dim]; text [batch, text_len, dim]."""
     frames = modulation.shape[1]
     shift, scale, gate, shift2, scale2, gate2 = (m[:, :, None] for m in (block.modulation + modulation).unbind(2))
@@ -132,11 +136,14 @@ def time_embedding(model: nn.Module, timesteps: Tensor, freq_dim: int) -> Tensor
 class TeacherForcing:
     """Runs a CausalDiT over [context | noisy] clips, with gradients.
 
-    model: a `lolrt.dit.CausalDiT`. frames, height, width: the clip's size in latent pixels. bases: temporal RoPE base of each head.
+    model: a `lolrt.dit.CausalDiT`. frames, height, width: the clip's size in latent pixels. bases: temporal RoPE base of each
+    head.
     compiled: fuses the element-wise work of the blocks, twice as fast after a minute of compilation.
     """
 
-    def __init__(self, model: nn.Module, frames: int, height: int, width: int, bases: Tensor | None = None, compiled: bool = False):
+    def __init__(
+        self, model: nn.Module, frames: int, height: int, width: int, bases: Tensor | None = None, compiled: bool = False
+    ):
         self.model, self.config = model, model.config
         self.block = torch.compile(_block, dynamic=False) if compiled else _block
         self.grid = (height // 2, width // 2)
@@ -147,13 +154,18 @@ class TeacherForcing:
     def __call__(self, context: Tensor, noisy: Tensor, context_sigma: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         """The predicted flow of the noisy clip.
 
-        context, noisy: [batch, frames, z, h, w]. context_sigma, sigma: [batch, frames] in [0, 1]. text: [batch, text_len, text_dim], zero rows for
-        missing words. Returns fp32 [batch, frames, z, h, w].
+        context, noisy: [batch, frames, z, h, w]. context_sigma, sigma: [batch, frames] in [0, 1]. text: [batch, text_len,
+        text_dim], zero rows for missing words. Returns fp32 [batch, frames, z, h, w].
         """
         model, frames = self.model, noisy.shape[1]
         x = torch.cat([context, noisy], 1)
         batch, _, channels, height, width = x.shape
-        x = x.view(batch, 2 * frames, channels, *(height // 2, 2, width // 2, 2)).permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)
+        x = (
+            x.view(batch, 2 * frames, channels, *(height // 2, 2, width // 2, 2))
+            .permute(0, 1, 3, 5, 2, 4, 6)
+            .flatten(4)
+            .flatten(1, 3)
+        )
         x = F.linear(x, model.patch_embedding.weight.flatten(1), model.patch_embedding.bias).float()
         e = time_embedding(model, 1000 * torch.cat([context_sigma, sigma], 1), self.config.freq_dim)
         modulation = model.time_projection(e).float().unflatten(-1, (6, -1))

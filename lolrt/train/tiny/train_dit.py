@@ -13,7 +13,7 @@ from lolrt.train.tiny.text import TEXT_DIM, TEXT_LEN, embed, value_table
 
 PEAK_LR = 2e-3
 BATCH = 8
-CONTEXT_NOISE, CONTEXT_SHARE = 0.3, 0.8  # history is as noisy as U(0, 0.3) in 80 % of the chunks: a rollout's own history is imperfect
+CONTEXT_NOISE, CONTEXT_SHARE = 0.3, 0.8  # noise U(0, 0.3) on 80 % of the history: a rollout's own history is imperfect
 SIGMA_MEAN, SIGMA_STD = 0.4, 1.3  # of the logit of the noise level; few-step sampling leans on the high levels
 FIRST_CHUNK_WEIGHT = 2.5  # nothing precedes it, so it is the hardest
 OBJECT_WEIGHT = 2.0  # added where the object is
@@ -48,8 +48,12 @@ def split_parameters(model: CausalDiT) -> Muon:
     return Muon([p for name, p in named.items() if name in hidden], [p for name, p in named.items() if name not in hidden])
 
 
-def flow_errors(forward: TeacherForcing, batch: dict[str, Tensor], table: Tensor, std: float, generator: torch.Generator, drop: float) -> Tensor:
-    """Squared errors of the flow, weighted by the object: [batch, chunks]. Context noise, noise levels and dropped words are drawn anew."""
+def flow_errors(
+    forward: TeacherForcing, batch: dict[str, Tensor], table: Tensor, std: float, generator: torch.Generator, drop: float
+) -> Tensor:
+    """Squared errors of the flow, weighted by the object: [batch, chunks]. Context noise, noise levels and dropped words are
+    drawn anew.
+    """
     z = batch["latents"].float() / std
     count, frames = z.shape[:2]
 
@@ -94,7 +98,9 @@ def train_dit(work: Path, seed: int, minutes: float, config: DiTConfig, *, batch
         run.step((errors.mean(0) * weight).sum() / weight.sum())
         if run.report_due():
             with torch.no_grad():
-                errors = flow_errors(averaged, {key: held_out[key][:32] for key in keys}, table, std, torch.Generator().manual_seed(seed), 0.0)
+                errors = flow_errors(
+                    averaged, {key: held_out[key][:32] for key in keys}, table, std, torch.Generator().manual_seed(seed), 0.0
+                )
             run.report(f"held-out first chunk {errors[:, 0].mean():.4f} later {errors[:, 1:].mean():.4f}")
 
 

@@ -1,8 +1,8 @@
 """Trains the causal VAE towards the PCA latent space: decoder and encoder apart, then both together.
 
-Learning an autoencoder from scratch on a CPU takes hours; learning to invert a given linear encoder takes minutes. So the decoder first learns to turn
-PCA latents into video and the encoder to turn video into PCA latents. Then the whole is fine-tuned, with the encoder tied to the PCA space,
-because the DiT lives there.
+Learning an autoencoder from scratch on a CPU takes hours; learning to invert a given linear encoder takes minutes. So the decoder
+first learns to turn PCA latents into video and the encoder to turn video into PCA latents. Then the whole is fine-tuned, with the
+encoder tied to the PCA space, because the DiT lives there.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from lolrt.vae import AttentionBlock, CausalVAE, Downsample, ResidualBlock, Upsa
 
 BATCH, CROP = 4, (32, 48)  # clips a step; height and width of what is cut out of them
 PEAK_LR, JOINT_LR = 2e-3, 8e-4
-LATENT_NOISE = 0.05  # added to the decoder's input: the DiT's latents are not exact either
+LATENT_NOISE = 0.05  # on the decoder's input, as the DiT's latents are not exact either
 LATENT_TIE = 0.1  # weight of the distance from the PCA latents in the joint phase
 EDGE_WEIGHT, GRADIENT_WEIGHT = 6.0, 0.5
 NARROW = 32  # channels; residual branches at or below are the costly ones, at full resolution
@@ -33,7 +33,7 @@ def vae_config(z_dim: int, std: float) -> VAEConfig:
 
 
 def initialize(vae: CausalVAE, seed: int) -> None:
-    """Starts close to a plain pyramid: residual branches add nothing, resampling repeats or takes Haar averages and differences."""
+    """Starts close to a plain pyramid: residual branches add nothing, resampling repeats or takes Haar sums and differences."""
     torch.manual_seed(seed)
     for module in vae.modules():
         if isinstance(module, ResidualBlock):
@@ -63,7 +63,9 @@ def _zero(conv: nn.Conv2d | nn.Conv3d) -> None:
 
 @torch.no_grad()
 def _identity(conv: nn.Conv2d | nn.Conv3d) -> None:
-    """Small noise plus: output channel i repeats input channel i modulo their number, at the kernel's centre (in time: the last frame)."""
+    """Small noise plus: output channel i repeats input channel i modulo their number, at the kernel's centre (in time: the last
+    frame).
+    """
     nn.init.normal_(conv.weight, std=0.3 / conv.weight[0].numel() ** 0.5)
     nn.init.zeros_(conv.bias)
     out = torch.arange(conv.out_channels)
@@ -113,7 +115,10 @@ def narrow_branches_off(vae: CausalVAE, off: bool) -> Iterator[None]:
 
 
 def random_crops(pixels: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-    """pixels: uint8 [clips, frames, 3, H, W]. Returns random clips, cut and mirrored at random, [batch, 3, frames, *CROP] in [-1, 1]."""
+    """pixels: uint8 [clips, frames, 3, H, W]. Returns random clips, cut and mirrored at random.
+
+    Returns [batch, 3, frames, *CROP] in [-1, 1].
+    """
 
     def pick(limit: int) -> int:
         return int(torch.randint(limit, (), generator=generator))
@@ -127,7 +132,9 @@ def random_crops(pixels: Tensor, batch: int, generator: torch.Generator) -> Tens
 
 
 def detail(video: Tensor) -> Tensor:
-    """How much happens around each pixel, [batch, 1, frames, H, W]: mean absolute difference from its neighbours, averaged over 5 x 5 pixels."""
+    """How much happens around each pixel, [batch, 1, frames, H, W]: mean absolute difference from its neighbours, averaged
+    over 5 x 5 pixels.
+    """
     change = torch.zeros_like(video)
     change[..., 1:] += (video[..., 1:] - video[..., :-1]).abs()
     change[..., 1:, :] += (video[..., 1:, :] - video[..., :-1, :]).abs()
@@ -152,12 +159,16 @@ def split_parameters(parameters: dict[str, nn.Parameter]) -> Muon:
     """Muon for the kernels between features; AdamW for what touches pixels, and for norms and biases."""
     ends = ("encoder.conv1.weight", "decoder.head.2.weight")
     matrices = {name for name, p in parameters.items() if p.dim() >= 4 and name not in ends and not name.endswith("gamma")}
-    return Muon([p for name, p in parameters.items() if name in matrices], [p for name, p in parameters.items() if name not in matrices])
+    return Muon(
+        [p for name, p in parameters.items() if name in matrices], [p for name, p in parameters.items() if name not in matrices]
+    )
 
 
 @torch.no_grad()
 def reconstruction_psnr(videos: Tensor, reconstructions: Tensor) -> tuple[float, float]:
-    """Peak signal-to-noise ratios in dB: mean over videos [batch, 3, frames, H, W] in [-1, 1], and over their 15 % most detailed pixels."""
+    """Peak signal-to-noise ratios in dB: mean over videos [batch, 3, frames, H, W] in [-1, 1], and over their 15 % most detailed
+    pixels.
+    """
     error = (reconstructions.float().clamp(-1, 1) - videos).square() / 4
     where = detail(videos).expand_as(error)
     detailed = where > where[:, :1].flatten().kthvalue(int(0.85 * where[:, :1].numel())).values
@@ -189,7 +200,11 @@ def train_half(work: Path, seed: int, minutes: float, config: VAEConfig, *, deco
                 loss = error.abs().mean() + error.square().mean()
             run.step(loss)
         if run.report_due():
-            with torch.no_grad(), narrow_branches_off(run.averaged, run.progress < NARROW_OFF), torch.autocast("cpu", torch.bfloat16):
+            with (
+                torch.no_grad(),
+                narrow_branches_off(run.averaged, run.progress < NARROW_OFF),
+                torch.autocast("cpu", torch.bfloat16),
+            ):
                 latents = codec.encode(held_out)
                 if decoder:
                     overall, detailed = reconstruction_psnr(held_out, run.averaged.decode_clip(latents))
@@ -224,7 +239,9 @@ def train_joint(work: Path, seed: int, minutes: float, config: VAEConfig, *, bat
             else:
                 latents = vae.encode_clip(video)
                 error = latents.float() - target
-                loss = reconstruction_loss(vae.decode_clip(latents), video) + LATENT_TIE * (error.abs().mean() + error.square().mean())
+                loss = reconstruction_loss(vae.decode_clip(latents), video) + LATENT_TIE * (
+                    error.abs().mean() + error.square().mean()
+                )
             run.step(loss)
         if run.report_due():
             run.report(round_trip_report(run.averaged, codec, held_out))

@@ -1,0 +1,131 @@
+"""The training script of the embedded model: it runs from end to end in miniature, and trains what the runtime computes."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import lolrt
+from lolrt.dit import CausalDiT
+from lolrt.train.tiny.codec_pca import PCACodec, group_pixels
+from lolrt.train.tiny.data import scene_of, to_unit
+from lolrt.train.tiny.muon import orthogonalize
+from lolrt.train.tiny.scenes import FILLER, HEIGHT, VOCABULARY, WIDTH, render, values
+from lolrt.train.tiny.teacher_forcing import TeacherForcing
+from lolrt.train.tiny.text import embed, value_table, vocabulary, word_table
+from lolrt.train.tiny.train_dit import dit_config
+
+
+def test_a_scene_is_drawn_the_same_whenever_and_however_it_is_asked_for() -> None:
+    frames = torch.arange(6)
+    video, mask = render(scene_of(0, 5), frames)
+    again, _ = render(scene_of(0, 5), frames)
+    alone, _ = render(scene_of(0, 5), frames[4:5])
+    other, _ = render(scene_of(0, 6), frames)
+    assert video.shape == (6, 3, HEIGHT, WIDTH) and video.dtype == torch.uint8 and mask.shape == (6, HEIGHT, WIDTH)
+    assert torch.equal(video, again) and torch.equal(video[4:5], alone) and not torch.equal(video, other)
+
+
+@pytest.mark.parametrize("clip", range(12))
+def test_the_object_is_large_in_view_and_moves_on_for_ever(clip: int) -> None:
+    video, mask = render(scene_of(0, clip), torch.tensor([0, 160, 10_000, 1_000_000]))
+    assert mask.mean((1, 2)).min() > 0.05
+    assert all(not torch.equal(video[0], frame) for frame in video[1:])
+    assert video.float().std((1, 2, 3)).min() > 10
+
+
+def test_pca_latents_invert_up_to_the_components_left_out() -> None:
+    video = to_unit(torch.stack([render(scene_of(0, clip), torch.arange(9))[0] for clip in range(8)]))
+    codec = PCACodec.fit(video, 24)
+    latents = codec.encode(video)
+    assert latents.shape == (8, 24, 3, HEIGHT // 8, WIDTH // 8)
+    assert latents.std() == pytest.approx(1, abs=0.02)
+    groups = (latents.permute(0, 2, 3, 4, 1) * codec.scale) @ codec.basis.T + codec.mean
+    psnr = -10 * ((groups - group_pixels(video)).square().mean((1, 2, 3, 4)) / 4).log10().mean()
+    assert psnr == pytest.approx(codec.psnr(video), abs=0.01) and psnr > 28
+
+
+def test_orthogonalized_matrices_have_singular_values_near_one_even_when_ill_conditioned() -> None:
+    u, _, v = torch.linalg.svd(torch.randn(2, 64, 160, generator=torch.Generator().manual_seed(0)), full_matrices=False)
+    for matrix in (u @ v * 1e-3, u * torch.logspace(0, -8, 64) @ v):
+        for m in (matrix, matrix.mT):
+            s = torch.linalg.svdvals(orthogonalize(m))
+            assert s.max() < 1.3 and s[:, :20].min() > 0.5 and torch.isfinite(s).all()
+
+
+def test_words_of_one_meaning_share_a_vector_and_different_values_are_orthogonal() -> None:
+    words, table = word_table(0)
+    assert words == [word for group, names in vocabulary().items() if group != "filler" for word in names]
+    assert not set(words) & set(FILLER) and len(set(words)) == len(words)
+    gram = table @ table.T / table.shape[1]
+    meaning = [(group, value) for group, names in VOCABULARY.items() for value in names.values()]
+    same = torch.tensor([[float(a == b) for b in meaning] for a in meaning])
+    torch.testing.assert_close(gram, same, atol=1e-5, rtol=0)
+
+
+def test_a_dropped_word_is_a_row_of_zeros() -> None:
+    text = embed(value_table(0), torch.tensor([[0, 5, 9]]), torch.tensor([[True, False, True]]))
+    assert text[0].abs().sum(1).gt(0).tolist() == [True, False, True] + [False] * 5
+
+
+@pytest.mark.parametrize("bases", [None, [300.0, 9e3]])
+def test_training_forward_agrees_with_the_runtime_chunk_by_chunk(bases: list[float] | None) -> None:
+    torch.manual_seed(0)
+    config = dit_config(8, dim=128, layers=2)
+    dit = CausalDiT(config).requires_grad_(False)
+    frames, height, width = 15, 4, 6
+    context, noisy = torch.randn(2, frames, 8, height, width)
+    prompt = torch.randn(3, config.text_dim)
+    denoised = []
+
+    @dataclass(frozen=True)
+    class Scripted(lolrt.Sampler):
+        """Notes what was denoised, and remembers the clip's own chunk instead."""
+
+        def context(self, latents: Tensor, noise: object, first_frame: int) -> Tensor:
+            denoised.append(latents)
+            return context[first_frame : first_frame + len(latents)]
+
+    def noise(first_frame: int, n_frames: int, step: int) -> Tensor:
+        return noisy[first_frame : first_frame + n_frames]
+
+    sampler = Scripted(timesteps=(700,), shift=1.0, method="euler", context_noise=0.1)
+    rope = lolrt.Rope(sigma=0.0, bases=bases)
+    stream = lolrt.LatentStream(dit, prompt, height, width, noise=noise, rope=rope, sampler=sampler)
+    for _ in range(frames // 3):
+        next(stream)
+    runtime_flow = (noisy - torch.cat(denoised)) / 0.7
+
+    forward = TeacherForcing(dit, frames, height, width, bases=None if bases is None else torch.tensor(bases))
+    text = torch.zeros(1, config.text_len, config.text_dim)
+    text[0, :3] = prompt
+    sigma = torch.full((1, frames), 0.7)
+    flow = forward(context[None], noisy[None], torch.full((1, frames), 0.1), sigma, text)[0]
+    torch.testing.assert_close(flow, runtime_flow, atol=1e-4, rtol=0)
+
+
+def test_the_whole_script_runs_in_miniature_and_ships_a_model_that_loads(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    command = [sys.executable, "-m", "lolrt.train.tiny", "--smoke", "--work", str(tmp_path / "work"), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert {"README.md", "training.log", "model.json", "text.json", "vae.safetensors"} <= {path.name for path in out.iterdir()}
+    pipe = lolrt.load(out)
+    chunk = next(pipe.stream(pipe.example_prompts[0]))
+    assert chunk.frames.shape == (9, HEIGHT, WIDTH, 3)
+    assert json.loads((out / "config.json").read_text())["rope_dims"] == [44, 10, 10]
+    again = subprocess.run([*command, "--stages", "data", "vae", "dit"], capture_output=True, text=True, timeout=240)
+    assert again.returncode == 0 and "step" not in again.stdout, "finished stages are skipped"
+
+
+def test_the_shipped_vocabulary_is_the_one_of_the_script() -> None:
+    folder = Path(lolrt.__file__).parent / "models" / "tiny"
+    text = json.loads((folder / "text.json").read_text())
+    assert text["groups"] == vocabulary() and text["words"] == word_table(0)[0]
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 25e6
+    assert all(len(values(group)) > 1 for group in VOCABULARY)
