@@ -188,13 +188,7 @@ std::vector<std::string> isas() {
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
-  py::register_exception_translator([](std::exception_ptr error) {
-    try {
-      if (error) std::rethrow_exception(error);
-    } catch (const Unsupported &unsupported) {
-      PyErr_SetString(PyExc_NotImplementedError, unsupported.what());
-    }
-  });
+  py::register_exception<Unsupported>(m, "UnsupportedError", PyExc_RuntimeError);
   using py::arg;
   m.def("kv_write", &kv_write, arg("q"), arg("k"), arg("v"), arg("q_weight"), arg("k_weight"), arg("eps"), arg("rotation"),
         arg("rotation_first_channel"), arg("q_out"), arg("pages"), arg("page_table"));

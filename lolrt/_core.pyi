@@ -1,0 +1,144 @@
+"""The C++ core (liblolrt) on DLPack tensors: torch CPU tensors, NumPy arrays, or DLPack capsules.
+
+Tensors marked T are float32 or bfloat16, the same for all of one call; their innermost dimension is contiguous, and outer ones may
+be strided where it says so. Nothing is allocated or converted: results are written to the tensors given for them. Each call releases
+the GIL. Errors carry one line that names the tensor, what was expected and what was given, and leave the outputs as they were:
+ValueError for arguments that do not fit, UnsupportedError (a RuntimeError) for what this build cannot do, MemoryError, and
+RuntimeError for a defect of the library. The formulas, page layout and rules are in lolrt/include/lolrt/lolrt.h.
+"""
+
+from typing import Any, Literal, TypeAlias
+
+Tensor: TypeAlias = Any  # anything with __dlpack__, or a DLPack capsule
+
+class UnsupportedError(RuntimeError):
+    """Correct arguments that this build has no kernel for."""
+
+def kv_write(
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor | None,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float,
+    rotation: Tensor | None,
+    rotation_first_channel: int,
+    q_out: Tensor | None,
+    pages: Tensor | None,
+    page_table: Tensor | None,
+) -> None:
+    """Projections to queries and pages: RMSNorm over all heads of a token, weight, rotation by the token's place in its frame.
+
+    q, k, v: T [frames, tokens, heads, dim], strided; q with q_out, or k with v, may be None.
+    q_weight, k_weight: T [heads, dim], or None: not normalised.
+    rotation: float32 [tokens, pairs, 2] of (cos, sin) for channel pairs from `rotation_first_channel` (even) on, or None.
+    q_out: T [frames, tokens, heads, dim], strided. pages: T [pool_pages, page_elements], rows strided.
+    page_table: int32 [frames], the page that each frame's K and V go to; all different.
+    """
+
+def frame_attention_workspace(
+    q: Tensor,
+    pages: Tensor,
+    page_table: Tensor,
+    page_tokens: int,
+    rotation: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+    mass: Tensor | None,
+) -> int:
+    """Bytes that `workspace` must have for the same arguments to `frame_attention`, with the threads and kernels now in use."""
+
+def frame_attention(
+    q: Tensor,
+    pages: Tensor,
+    page_table: Tensor,
+    page_tokens: int,
+    rotation: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+    out: Tensor,
+    mass: Tensor | None,
+    workspace: Tensor,
+) -> None:
+    """Softmax attention of every query to every token of the listed pages.
+
+    q, out: T [frames, tokens, heads, dim], strided. pages: T [pool_pages, page_elements], rows strided.
+    page_table: int32 [pages], in any order. page_tokens: tokens in a page.
+    rotation: float32 [pages, frames, heads, pairs, 2], (cos, sin) of (t_q - t_k) * frequency, turning q's first 2 * pairs
+    channels, pair i being channels (2i, 2i + 1); or None.
+    bias: float32 [pages, heads], added to the scores, -inf leaves a page out for a head; or None.
+    scale: of the scores before the bias; 0 means 1 / sqrt(dim).
+    mass: float32 [pages, frames, heads], softmax weight spent on a page, mean over the frame's queries; or None.
+    workspace: uint8, as many as `frame_attention_workspace` says; of any alignment.
+    """
+
+def modulated_norm(
+    x: Tensor, residual: Tensor | None, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float, out: Tensor
+) -> None:
+    """x += gate * residual, in place, if a residual is given; out = LayerNorm(x) * scale + shift.
+
+    x, residual, out: T [frames, tokens, channels], strided. gate (or None: 1), scale, shift: float32 [1 or frames, channels].
+    """
+
+def phase_increments(radians: Tensor, out: Tensor) -> None:
+    """out = round(radians / 2 pi * 2^64) mod 2^64. radians: float64 [n], radians per frame, |radians| <= 2^32; out: uint64 [n]."""
+
+def rotation_table(turns: Tensor, offsets: Tensor, out: Tensor) -> None:
+    """out[page, frame, head, pair] = (cos, sin)(offsets[page, frame] * turns[head, pair]).
+
+    turns: uint64 [heads, pairs], in 2^-64 turns per frame. offsets: int64 [pages, frames], query frame minus page frame.
+    out: float32 [pages, frames, heads, pairs, 2].
+    """
+
+def normal(seed: int, frame: int, step: int, out: Tensor) -> None:
+    """Fills out, float32 and contiguous, with standard normal draws that depend on (seed, frame, step) and nothing else.
+
+    seed: 0 to 2^64 - 1. frame: int64. step: int32.
+    """
+
+def page_elements(dtype: Literal["float32", "bfloat16"] | str, tokens: int, heads: int, dim: int) -> int:
+    """Elements of one page: K and V of `tokens` tokens and all heads, padding included."""
+
+class Pool:
+    """Which of a number of pages are free."""
+
+    def __init__(self, pages: int) -> None: ...
+    def acquire(self) -> int:
+        """Takes the lowest free page; MemoryError when none is left."""
+
+    def release(self, page: int) -> None: ...
+    @property
+    def free_pages(self) -> int: ...
+
+class Window:
+    """The pages of a stream's window: its first `sink_frames` frames, and the `recent_frames` newest of the later ones."""
+
+    def __init__(self, pool: Pool, sink_frames: int, recent_frames: int) -> None: ...
+    def advance(self, first_frame: int, frames: int) -> None:
+        """Makes room for the next chunk [first_frame, first_frame + frames) and gives each of its frames a page.
+
+        Frames follow one another without a gap; the first call says where the stream starts; the newest chunk again changes nothing.
+        Raises, with the window unchanged, ValueError when the frames do not follow or fit and MemoryError when the pool has no page.
+        """
+
+    def read(self) -> tuple[list[int], list[int]]:
+        """Pages and their frames, oldest first: sinks, then recent frames, the newest chunk last."""
+
+    def restore(self, frames: list[int]) -> None:
+        """Puts a saved list of frames, as `read` gave it, into a new window, taking a page from the pool for each."""
+
+    def __len__(self) -> int: ...
+
+def isas() -> list[str]:
+    """Kernel sets that this build has and this CPU can run, best first: of "avx512bf16", "avx2", "scalar"."""
+
+def isa() -> str:
+    """The kernel set in use: the best, or what the environment variable LOLRT_ISA or `set_isa` named."""
+
+def set_isa(name: str) -> None: ...
+def threads() -> int:
+    """Threads of the library's pool, the caller included; by default all CPUs of the process."""
+
+def set_threads(threads: int) -> None: ...
+def version() -> str: ...
+def abi_version() -> int: ...
