@@ -25,7 +25,7 @@ MODELS = Path(__file__).parent / "models"
 
 def embedded_models() -> list[str]:
     """Names of the models that come with the package."""
-    return sorted(folder.name for folder in MODELS.iterdir() if (folder / "model.json").is_file())
+    return sorted(path.parent.name for path in MODELS.glob("*/model.json"))
 
 
 def load(model: str | Path, dtype: torch.dtype = torch.bfloat16) -> Pipeline:

@@ -16,6 +16,9 @@ from lolrt.errors import OutputError
 # Small video is enlarged by a whole factor to at least this height: players would do it with a worse filter.
 DISPLAY_HEIGHT = 256
 
+# What a failed write raises: the file's own error, or the muxer's when it stumbles over an earlier one.
+WRITE_ERRORS = (OSError, av.FFmpegError)
+
 # A constant rate factor at which the encoder's loss is not seen beside the VAE's.
 CRF = 16
 
@@ -72,13 +75,14 @@ class VideoWriter:
         try:
             for packet in self._stream.encode(frame):
                 self._container.mux(packet)
-        except OSError as error:
+        except WRITE_ERRORS as error:
             raise self._failure(error) from error
 
-    def _failure(self, error: OSError) -> OutputError:
+    def _failure(self, error: BaseException) -> OutputError:
+        reason = getattr(error, "strerror", None) or error
         if self._path is None:
-            return OutputError(f"standard output is gone: {error.strerror}")
-        return OutputError(f"cannot go on writing {self._path}: {error.strerror}; what was written is in {self.partial_path}")
+            return OutputError(f"standard output is gone: {reason}")
+        return OutputError(f"cannot go on writing {self._path}: {reason}; what was written is in {self.partial_path}")
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -95,7 +99,7 @@ class VideoWriter:
                 self._file.close()
                 if error is None:
                     self.partial_path.replace(self._path)
-        except OSError as failure:
+        except WRITE_ERRORS as failure:
             self._abandon()
             raise self._failure(failure) from failure
         except OutputError:
@@ -107,5 +111,5 @@ class VideoWriter:
         for close in (self._container.close, self._file.close):
             try:
                 close()
-            except OSError:
+            except WRITE_ERRORS:
                 pass  # the failure that brought us here says it all

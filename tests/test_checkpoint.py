@@ -43,7 +43,7 @@ def test_dtype_is_that_asked_for(wan_folder):
 
 def test_missing_and_unexpected_tensors_are_all_named(wan_folder, tensors):
     del tensors["blocks.0.ffn.0.bias"], tensors["head.head.weight"]
-    tensors["blocks.9.extra"] = tensors["ghost"] = torch.zeros(1)
+    tensors.update({"blocks.9.extra": torch.zeros(1), "ghost": torch.zeros(1)})
     save_file(tensors, wan_folder / "diffusion_pytorch_model.safetensors")
     with pytest.raises(lolrt.CheckpointError) as error:
         lolrt.load_dit(wan_folder)
