@@ -79,7 +79,8 @@ lolrt_status lolrt_frame_attention(const lolrt_frame_attention_desc *desc) {
     const Kernels &set = kernels();
     const uint64_t needed = set.frame_attention_workspace(op);
     if (desc->workspace == nullptr || desc->workspace_bytes < needed || reinterpret_cast<uintptr_t>(desc->workspace) % 64 != 0) {
-      fail(LOLRT_INVALID_ARGUMENT, "frame_attention: workspace has %" PRIu64 " bytes at %p; expected %" PRIu64
+      fail(LOLRT_INVALID_ARGUMENT,
+           "frame_attention: workspace has %" PRIu64 " bytes at %p; expected %" PRIu64
            " or more, 64-byte aligned (frame_attention_workspace says how many)",
            desc->workspace_bytes, desc->workspace, needed);
     }

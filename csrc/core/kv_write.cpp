@@ -64,8 +64,10 @@ KvWrite checked(const lolrt_kv_write_desc &desc) {
     op.rotation_first_channel = desc.rotation_first_channel;
     if (op.rotation_first_channel < 0 || op.rotation_first_channel % 2 != 0 ||
         op.rotation_first_channel + 2 * op.pairs > op.dim) {
-      fail(LOLRT_INVALID_ARGUMENT, "kv_write: rotation of %" PRId64 " pairs from channel %" PRId64
-           " on; expected an even first channel and no channel beyond dim = %" PRId64, op.pairs, op.rotation_first_channel, op.dim);
+      fail(LOLRT_INVALID_ARGUMENT,
+           "kv_write: rotation of %" PRId64 " pairs from channel %" PRId64
+           " on; expected an even first channel and no channel beyond dim = %" PRId64,
+           op.pairs, op.rotation_first_channel, op.dim);
     }
   }
   return op;

@@ -18,8 +18,9 @@ lolrt_status lolrt_normal(uint64_t seed, int64_t frame, int32_t step, const lolr
     for (int dim = out->ndim - 1; dim >= 0; --dim) {
       const int64_t size = out->shape[dim];
       if (size < 1 || (size > 1 && out->strides && out->strides[dim] != packed)) {
-        fail(LOLRT_INVALID_ARGUMENT, "normal: out: dimension %d has size %lld and stride %lld; expected a contiguous, non-empty tensor",
-             dim, static_cast<long long>(size), static_cast<long long>(out->strides ? out->strides[dim] : packed));
+        fail(LOLRT_INVALID_ARGUMENT,
+             "normal: out: dimension %d has size %lld and stride %lld; expected a contiguous, non-empty tensor", dim,
+             static_cast<long long>(size), static_cast<long long>(out->strides ? out->strides[dim] : packed));
       }
       packed *= size;
       count = packed;

@@ -39,13 +39,13 @@ struct KvWrite {
   DType dtype;
   int64_t frames, tokens, heads, dim;
   float eps;
-  HeadRows q, k, v, q_out;             // data is NULL where a half is left out
-  const void *q_weight, *k_weight;     // [heads, dim] or NULL
-  const float *rotation;               // [tokens, pairs, 2] or NULL
+  HeadRows q, k, v, q_out;          // data is NULL where a half is left out
+  const void *q_weight, *k_weight;  // [heads, dim] or NULL
+  const float *rotation;            // [tokens, pairs, 2] or NULL
   int64_t pairs, rotation_first_channel;
   void *pages;
-  int64_t page_stride;                 // elements
-  const int32_t *page_table;           // [frames]
+  int64_t page_stride;        // elements
+  const int32_t *page_table;  // [frames]
 };
 
 struct FrameAttention {
@@ -54,12 +54,12 @@ struct FrameAttention {
   float scale;
   HeadRows q, out;
   const void *pool;
-  int64_t page_stride;                 // elements
-  const int32_t *page_table;           // [pages]
-  const float *rotation;               // [pages, frames, heads, pairs, 2] or NULL
-  const float *bias;                   // [pages, heads] or NULL
-  float *mass;                         // [pages, frames, heads] or NULL
-  int32_t workers;                     // as many as the workspace has room for
+  int64_t page_stride;        // elements
+  const int32_t *page_table;  // [pages]
+  const float *rotation;      // [pages, frames, heads, pairs, 2] or NULL
+  const float *bias;          // [pages, heads] or NULL
+  float *mass;                // [pages, frames, heads] or NULL
+  int32_t workers;            // as many as the workspace has room for
   void *workspace;
 };
 
@@ -67,8 +67,8 @@ struct ModulatedNorm {
   DType dtype;
   int64_t frames, tokens, channels;
   float eps;
-  ChannelRows x, residual, out;        // residual.data may be NULL
-  FrameVector gate, scale, shift;      // gate.data may be NULL
+  ChannelRows x, residual, out;    // residual.data may be NULL
+  FrameVector gate, scale, shift;  // gate.data may be NULL
 };
 
 // The kernels of one instruction set.

@@ -22,8 +22,8 @@ uint64_t increment(double radians) {
   // |radians| / (2 pi) * 2^64 = mantissa * constant * 2^-(drop + 64), a product of 181 bits, of which `high` has the top 117.
   const Wide low = static_cast<Wide>(mantissa) * kInverseTurnLow;
   const Wide high = static_cast<Wide>(mantissa) * kInverseTurnHigh + static_cast<uint64_t>(low >> 64);
-  const int drop = 55 - exponent;    // 22 or more, since |radians| <= 2^32
-  if (drop >= 118) return 0;         // less than half a unit
+  const int drop = 55 - exponent;  // 22 or more, since |radians| <= 2^32
+  if (drop >= 118) return 0;       // less than half a unit
   const auto turns = static_cast<uint64_t>((high + (static_cast<Wide>(1) << (drop - 1))) >> drop);
   return radians < 0 ? 0 - turns : turns;
 }
@@ -55,12 +55,9 @@ lolrt_status lolrt_rotation_table(const lolrt_tensor *turns_per_frame, const lol
     const Checker check("rotation_table");
     const View turns = check("turns_per_frame", turns_per_frame, DType::uint64, {{"heads"}, {"pairs"}});
     const View offsets = check("offsets_frames", offsets_frames, DType::int64, {{"pages"}, {"frames"}});
-    const View table = check.output("out", out, DType::float32,
-                                    {{"pages", offsets.size(0)},
-                                     {"frames", offsets.size(1)},
-                                     {"heads", turns.size(0)},
-                                     {"pairs", turns.size(1)},
-                                     {"2", 2}});
+    const View table = check.output(
+        "out", out, DType::float32,
+        {{"pages", offsets.size(0)}, {"frames", offsets.size(1)}, {"heads", turns.size(0)}, {"pairs", turns.size(1)}, {"2", 2}});
     constexpr double kRadiansPerUnit = 0x1.921fb54442d18p+2 * 0x1p-64;  // 2 pi / 2^64
     float *to = table.data<float>();
     for (int64_t i = 0; i < offsets.elements(); ++i) {

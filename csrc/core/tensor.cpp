@@ -35,7 +35,7 @@ std::string type_name(lolrt_dtype dtype) {
                      : dtype.code == LOLRT_CODE_UINT   ? "uint"
                      : dtype.code == LOLRT_CODE_FLOAT  ? "float"
                      : dtype.code == LOLRT_CODE_BFLOAT ? "bfloat"
-                                                       : "dtype code " ;
+                                                       : "dtype code ";
   std::string text = code;
   if (dtype.code > LOLRT_CODE_BFLOAT || dtype.code == 3) text += std::to_string(dtype.code) + ", bits ";
   text += std::to_string(dtype.bits);

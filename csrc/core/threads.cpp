@@ -1,8 +1,8 @@
 // A pool of threads that spin for a moment and then park.
 //
-// A job is open while its gate is: threads enter, take tasks from a shared counter until none is left, and leave. The caller works
-// too, closes the gate when the counter has run out and waits for those inside; a thread that wakes late finds the gate closed. So a
-// call never waits for a thread that has nothing to do, and works even when no thread comes (after fork(), for one).
+// A job is open while its gate is: threads enter, take tasks from a shared counter until none is left, and leave. The caller
+// works too, closes the gate when the counter has run out and waits for those inside; a thread that wakes late finds the gate
+// closed. So a call never waits for a thread that has nothing to do, and works even when no thread comes (after fork(), for one).
 #include "core/threads.h"
 
 #include "core/status.h"

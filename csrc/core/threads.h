@@ -6,8 +6,8 @@
 namespace lolrt {
 
 // Runs body(arg, task, worker) once for every task in [0, tasks): on the host's threads if it gave its own parallel_for, on the
-// library's otherwise. `worker` is in [0, workers), `workers` being lolrt_threads() or what it was when the caller last looked; at
-// one time no two tasks of a call have the same.
+// library's otherwise. `worker` is in [0, workers), `workers` being lolrt_threads() or what it was when the caller last looked;
+// at one time no two tasks of a call have the same.
 void parallel_for(int64_t tasks, int32_t workers, lolrt_task body, void *arg);
 
 // The same for a callable body(task, worker).

@@ -53,8 +53,9 @@ void advance(lolrt_window &window, int64_t first_frame, int64_t frames) {
     return;  // the newest chunk again
   }
   if (window.started && first_frame != window.next_frame) {
-    fail(LOLRT_INVALID_ARGUMENT, "window_advance: the chunk starts at frame %" PRId64 ", expected %" PRId64 ": frames follow one another",
-         first_frame, window.next_frame);
+    fail(LOLRT_INVALID_ARGUMENT,
+         "window_advance: the chunk starts at frame %" PRId64 ", expected %" PRId64 ": frames follow one another", first_frame,
+         window.next_frame);
   }
   const int64_t start = window.started ? window.first_frame : first_frame;
   const int64_t new_recent = std::min(frames, std::max<int64_t>(0, end - (start + window.sink_frames)));
@@ -93,14 +94,17 @@ void restore(lolrt_window &window, const int64_t *frames, int64_t size) {
   for (int64_t i = 0; i < size; ++i) {
     const int64_t expected = i < sinks ? frames[0] + i : last - (size - 1 - i);
     if (frames[i] != expected || (i >= sinks && i > 0 && frames[i] <= frames[i - 1])) {
-      fail(LOLRT_INVALID_ARGUMENT, "window_restore: frames[%" PRId64 "] is %" PRId64 "; expected %" PRId64
-           " (sinks, then the newest frames, each without a gap)", i, frames[i], expected);
+      fail(LOLRT_INVALID_ARGUMENT,
+           "window_restore: frames[%" PRId64 "] is %" PRId64 "; expected %" PRId64
+           " (sinks, then the newest frames, each without a gap)",
+           i, frames[i], expected);
     }
   }
   const int64_t recent = size - sinks;
   if (recent < window.recent_frames && sinks > 0 && recent > 0 && frames[sinks] != frames[sinks - 1] + 1) {
-    fail(LOLRT_INVALID_ARGUMENT, "window_restore: %" PRId64 " recent frames after a gap; a window with recent_frames = %" PRId64
-         " would hold more", recent, window.recent_frames);
+    fail(LOLRT_INVALID_ARGUMENT,
+         "window_restore: %" PRId64 " recent frames after a gap; a window with recent_frames = %" PRId64 " would hold more",
+         recent, window.recent_frames);
   }
   check_pages("window_restore", *window.pool, size, 0);
 
@@ -151,8 +155,9 @@ lolrt_status lolrt_window_create(lolrt_pool *pool, int64_t sink_frames, int64_t 
   return guarded([&] {
     if (pool == nullptr || window == nullptr) fail(LOLRT_INVALID_ARGUMENT, "window_create: a pointer is NULL");
     if (sink_frames < 0 || sink_frames > kMaxPages || recent_frames < 1 || recent_frames > kMaxPages) {
-      fail(LOLRT_INVALID_ARGUMENT, "window_create: sink_frames is %" PRId64 " and recent_frames %" PRId64
-           "; expected at least 0 and 1", sink_frames, recent_frames);
+      fail(LOLRT_INVALID_ARGUMENT,
+           "window_create: sink_frames is %" PRId64 " and recent_frames %" PRId64 "; expected at least 0 and 1", sink_frames,
+           recent_frames);
     }
     *window = new lolrt_window{pool, sink_frames, recent_frames, false, 0, 0, {}};
   });
@@ -201,8 +206,10 @@ lolrt_status lolrt_page_elements(lolrt_dtype dtype, int64_t tokens, int64_t head
     const DType type = floating_type("page_elements: dtype", dtype);
     constexpr int64_t limit = 1 << 24;  // far beyond any model; keeps the product from overflowing
     if (tokens < 1 || tokens > limit || heads < 1 || heads > 4096 || dim < 2 || dim > 256 || dim % 2 != 0) {
-      fail(LOLRT_INVALID_ARGUMENT, "page_elements: tokens %" PRId64 ", heads %" PRId64 ", dim %" PRId64
-           "; expected 1 to 2^24, 1 to 4096, and an even number from 2 to 256", tokens, heads, dim);
+      fail(LOLRT_INVALID_ARGUMENT,
+           "page_elements: tokens %" PRId64 ", heads %" PRId64 ", dim %" PRId64
+           "; expected 1 to 2^24, 1 to 4096, and an even number from 2 to 256",
+           tokens, heads, dim);
     }
     if (elements == nullptr) fail(LOLRT_INVALID_ARGUMENT, "page_elements: elements is NULL");
     *elements = PageLayout(type, tokens, heads, dim).elements;

@@ -13,7 +13,7 @@ struct Exp2Coefficients<3> {
 };
 template <>
 struct Exp2Coefficients<6> {
-  static constexpr float value[] = {0x1.000000p+0f, 0x1.62e430p-1f, 0x1.ebfbdap-3f, 0x1.c6aed4p-5f,
+  static constexpr float value[] = {0x1.000000p+0f, 0x1.62e430p-1f,  0x1.ebfbdap-3f, 0x1.c6aed4p-5f,
                                     0x1.3b2dbcp-7f, 0x1.5f456ap-10f, 0x1.41d334p-13f};
 };
 

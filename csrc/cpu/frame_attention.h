@@ -2,8 +2,9 @@
 //
 //   score(q, k) = scale * <R(rotation[page, frame, head]) q, k> + bias[page, head],  out = softmax(score) V over all pages
 //
-// Tensors: q, out T [frames, tokens, heads, dim]; K T [heads][tokens/16][dim/depth][16][depth] and V T [heads][tokens/depth][dim][depth]
-// in each page, depth = 2 for bfloat16 and 1 for float32; rotation float32 [pages, frames, heads, pairs, 2]. T is float or Bf16.
+// Tensors: q, out T [frames, tokens, heads, dim]; K T [heads][tokens/16][dim/depth][16][depth] and V T
+// [heads][tokens/depth][dim][depth] in each page, depth = 2 for bfloat16 and 1 for float32; rotation float32 [pages, frames,
+// heads, pairs, 2]. T is float or Bf16.
 //
 // A task is a tile of up to 96 queries of one frame and head. It walks over the pages; on each it rotates the queries' first
 // 2 * pairs channels anew (K carries no temporal phase) and then takes the page's keys 64 at a time:
@@ -11,16 +12,17 @@
 //   weights = 2^(c * score + b - max)   c and b being scale and bias times log2(e); written over the scores
 //   output += weights V
 // `max` is a running maximum that moves only when the scores pass it by 2^8; the output and the sums are then rescaled. Where the
-// weights are rounded to bfloat16 for the product with V, the sum adds the rounded ones. bfloat16 on CPUs that cannot multiply it is
-// widened to float32 tile by tile.
+// weights are rounded to bfloat16 for the product with V, the sum adds the rounded ones. bfloat16 on CPUs that cannot multiply it
+// is widened to float32 tile by tile.
 //
 // Scratch per worker: queries, scores, output, row state, and widened K and V tiles; see Scratch. Results depend on neither the
-// worker nor the order of the tasks. Padding of a page is read (K's) but never used: the scores of padded tokens are replaced, their
-// V is not multiplied.
+// worker nor the order of the tasks. Padding of a page is read (K's) but never used: the scores of padded tokens are replaced,
+// their V is not multiplied.
 #pragma once
 
 #include "core/ops.h"
 #include "core/threads.h"
+#include "cpu/arena.h"
 #include "cpu/exp2.h"
 #include "cpu/multiply.h"
 #include "cpu/rotate.h"
@@ -36,23 +38,6 @@ namespace {
 
 constexpr float kLog2E = 0x1.715476p+0f;
 
-// Hands out 64-byte aligned pieces of a buffer and counts their bytes; with a NULL buffer it only counts.
-class Arena {
- public:
-  explicit Arena(void *base) : base_(static_cast<char *>(base)) {}
-  template <class T>
-  T *take(int64_t count) {
-    T *piece = base_ ? reinterpret_cast<T *>(base_ + bytes_) : nullptr;
-    bytes_ += (static_cast<uint64_t>(count) * sizeof(T) + 63) / 64 * 64;
-    return piece;
-  }
-  uint64_t bytes() const { return bytes_; }
-
- private:
-  char *base_;
-  uint64_t bytes_ = 0;
-};
-
 // f(std::integral_constant<int, n>{}) for n in 1..Max.
 template <int Max, class F>
 inline void with_count(int n, const F &f) {
@@ -63,7 +48,7 @@ inline void with_count(int n, const F &f) {
 }
 
 template <class Isa, class T>
-class Attention {
+class FrameAttentionKernel {
   using Vec = typename Isa::Vec;
   using Op = typename Isa::template Operand<T>;
   using Element = typename Op::Element;
@@ -78,21 +63,21 @@ class Attention {
     return arena.bytes() * op.workers + mass_parts_bytes(op);
   }
 
-  static void run(const FrameAttention &op) { Attention(op).run_tasks(); }
+  static void run(const FrameAttention &op) { FrameAttentionKernel(op).run_tasks(); }
 
  private:
   // What one worker needs for one task.
   struct Scratch {
-    Element *queries;     // [kTileRows][dim / depth], rotated for the page in hand
-    float *scores;        // [kTileRows][kTileKeys]; the weights are written over them
-    float *output;        // [kTileRows][out_row]
-    float *lanes;         // [kTileRows][width], sums of this page's weights lane by lane
-    float *max;           // [kTileRows], in powers of two
-    float *sum;           // [kTileRows], of all weights up to the page's start
-    float *keys;          // [kTileKeys / 16][dim][16], widened
-    float *values;        // [kTileKeys][dim], widened
-    float *page_max;      // [pages][kTileRows], for the mass
-    float *page_sum;      // [pages][kTileRows]
+    Element *queries;  // [kTileRows][dim / depth], rotated for the page in hand
+    float *scores;     // [kTileRows][kTileKeys]; the weights are written over them
+    float *output;     // [kTileRows][out_row]
+    float *lanes;      // [kTileRows][width], sums of this page's weights lane by lane
+    float *max;        // [kTileRows], in powers of two
+    float *sum;        // [kTileRows], of all weights up to the page's start
+    float *keys;       // [kTileKeys / 16][dim][16], widened
+    float *values;     // [kTileKeys][dim], widened
+    float *page_max;   // [pages][kTileRows], for the mass
+    float *page_sum;   // [pages][kTileRows]
 
     static Scratch take(Arena &arena, const FrameAttention &op) {
       Scratch s;
@@ -117,7 +102,7 @@ class Attention {
     int padded;  // rows up to whole register blocks; those beyond `rows` are zero
   };
 
-  explicit Attention(const FrameAttention &op)
+  explicit FrameAttentionKernel(const FrameAttention &op)
       : op_(op),
         layout_(op.dtype, op.page_tokens, op.heads, op.dim),
         elements_(op.dim / Op::depth),
@@ -395,8 +380,8 @@ class Attention {
   const PageLayout layout_;
   const int64_t elements_;  // of one query row
   const int64_t out_row_;
-  const int64_t blocks_;    // register blocks of queries in a frame
-  const int64_t tiles_;     // tasks of a frame and head
+  const int64_t blocks_;  // register blocks of queries in a frame
+  const int64_t tiles_;   // tasks of a frame and head
   const float score_scale_;
   float *const mass_parts_;  // [tasks][pages], at the workspace's start
   uint64_t scratch_bytes_;

@@ -1,5 +1,5 @@
-// Policy for AVX-512 with its bfloat16 extension: 16 lanes, 32 registers, products of bfloat16 pairs. float32 tensors take the same
-// width through the float32 format. What each member does: isa_scalar.h.
+// Policy for AVX-512 with its bfloat16 extension: 16 lanes, 32 registers, products of bfloat16 pairs. float32 tensors take the
+// same width through the float32 format. What each member does: isa_scalar.h.
 //
 // The extension's conversions and products take subnormal numbers for 0.
 #pragma once

@@ -1,8 +1,8 @@
 // Policy of plain C++: what every CPU can run, and the description of what a policy is.
 //
-// A policy gives the kernels a vector of `width` floats and the few operations they are written in. All members of a policy and all
-// kernels live in an unnamed namespace: each instruction set is its own translation unit with its own compiler flags, and nothing
-// compiled for one CPU may be shared with another's by the linker.
+// A policy gives the kernels a vector of `width` floats and the few operations they are written in. All members of a policy and
+// all kernels live in an unnamed namespace: each instruction set is its own translation unit with its own compiler flags, and
+// nothing compiled for one CPU may be shared with another's by the linker.
 #pragma once
 
 #include "cpu/bf16.h"
@@ -72,9 +72,7 @@ struct ScalarIsa {
     const float low = vec[0] > vec[1] ? vec[0] : vec[1], high = vec[2] > vec[3] ? vec[2] : vec[3];
     return low > high ? low : high;
   }
-  static bool any_above(Vec vec, float bound) {
-    return vec[0] > bound || vec[1] > bound || vec[2] > bound || vec[3] > bound;
-  }
+  static bool any_above(Vec vec, float bound) { return vec[0] > bound || vec[1] > bound || vec[2] > bound || vec[3] > bound; }
   // The first `lanes` lanes of vec, `other` in the rest.
   static Vec first_n(Vec vec, int lanes, float other) {
     for (int i = lanes; i < width; ++i) vec[i] = other;

@@ -19,17 +19,18 @@ void run(const Op &op) {
 
 template <class Isa>
 uint64_t attention_workspace(const FrameAttention &op) {
-  return op.dtype == DType::bfloat16 ? Attention<Isa, Bf16>::workspace_bytes(op) : Attention<Isa, float>::workspace_bytes(op);
+  return op.dtype == DType::bfloat16 ? FrameAttentionKernel<Isa, Bf16>::workspace_bytes(op)
+                                     : FrameAttentionKernel<Isa, float>::workspace_bytes(op);
 }
 
 template <class Isa>
 constexpr Kernels make_kernels() {
   return {Isa::name,
           Isa::runs_here,
-          run<Isa, KvWriter, KvWrite>,
+          run<Isa, KvWriteKernel, KvWrite>,
           attention_workspace<Isa>,
-          run<Isa, Attention, FrameAttention>,
-          run<Isa, ModulatedNormer, ModulatedNorm>};
+          run<Isa, FrameAttentionKernel, FrameAttention>,
+          run<Isa, ModulatedNormKernel, ModulatedNorm>};
 }
 
 }  // namespace

@@ -3,9 +3,9 @@
 //   x' = round_T(round_T(x * rsqrt(mean(x^2) + eps)) * weight), mean over all heads of a token; pairs of x' from
 //   rotation_first_channel on are rotated and rounded to T once. Without a weight x' = x.
 //
-// Tensors: q, k, v, q_out T [frames, tokens, heads, dim]; weights T [heads, dim]; rotation float32 [tokens, pairs, 2]; pages as in
-// core/page_layout.h. A task is a block of 16 tokens of one frame, which is what a block of K in a page holds: K and V of a head go
-// through a stage of 16 rows and are then interleaved into the page. Padding of a page is not written.
+// Tensors: q, k, v, q_out T [frames, tokens, heads, dim]; weights T [heads, dim]; rotation float32 [tokens, pairs, 2]; pages as
+// in core/page_layout.h. A task is a block of 16 tokens of one frame, which is what a block of K in a page holds: K and V of a
+// head go through a stage of 16 rows and are then interleaved into the page. Padding of a page is not written.
 #pragma once
 
 #include "core/ops.h"
@@ -21,7 +21,7 @@ namespace lolrt {
 namespace {
 
 template <class Isa, class T>
-class KvWriter {
+class KvWriteKernel {
   using Vec = typename Isa::Vec;
   static constexpr int W = Isa::width;
   static constexpr int kBlock = PageLayout::block_tokens;
@@ -31,12 +31,12 @@ class KvWriter {
 
  public:
   static void run(const KvWrite &op) {
-    const KvWriter writer(op);
+    const KvWriteKernel kernel(op);
     const int64_t blocks = (op.tokens + kBlock - 1) / kBlock;
     parallel_for(op.frames * blocks, lolrt_threads(), [&](int64_t task, int32_t) {
       const int64_t first = task % blocks * kBlock;
       const int64_t left = op.tokens - first;
-      writer.write({task / blocks, first, static_cast<int>(left < kBlock ? left : kBlock)});
+      kernel.write({task / blocks, first, static_cast<int>(left < kBlock ? left : kBlock)});
     });
   }
 
@@ -46,7 +46,7 @@ class KvWriter {
     int tokens;
   };
 
-  explicit KvWriter(const KvWrite &op) : op_(op), layout_(op.dtype, op.tokens, op.heads, op.dim) {}
+  explicit KvWriteKernel(const KvWrite &op) : op_(op), layout_(op.dtype, op.tokens, op.heads, op.dim) {}
 
   void write(const Block &block) const {
     float inverse_rms[kBlock];

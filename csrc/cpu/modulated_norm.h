@@ -2,9 +2,9 @@
 //
 //   x = round_T(x + gate * residual) if there is a residual;  out = round_T((x - mean) * rsqrt(var + eps) * scale + shift)
 //
-// Tensors: x, residual, out T [frames, tokens, channels]; gate, scale, shift float32 [1 or frames, channels]. Mean and variance over
-// the channels, of the x that is stored, the variance from the centred values. A row is read three times, from L1 after the first;
-// a task is a few rows.
+// Tensors: x, residual, out T [frames, tokens, channels]; gate, scale, shift float32 [1 or frames, channels]. Mean and variance
+// over the channels, of the x that is stored, the variance from the centred values. A row is read three times, from L1 after the
+// first; a task is a few rows.
 #pragma once
 
 #include "core/ops.h"
@@ -20,24 +20,24 @@ namespace lolrt {
 namespace {
 
 template <class Isa, class T>
-class ModulatedNormer {
+class ModulatedNormKernel {
   using Vec = typename Isa::Vec;
   static constexpr int W = Isa::width;
 
  public:
   static void run(const ModulatedNorm &op) {
-    const ModulatedNormer normer(op);
+    const ModulatedNormKernel kernel(op);
     const int64_t rows = op.frames * op.tokens;
     const int64_t rows_per_task = op.channels < kNormTaskElements ? kNormTaskElements / op.channels : 1;
     parallel_for((rows + rows_per_task - 1) / rows_per_task, lolrt_threads(), [&](int64_t task, int32_t) {
       const int64_t first = task * rows_per_task;
       const int64_t end = first + rows_per_task < rows ? first + rows_per_task : rows;
-      for (int64_t row = first; row < end; ++row) normer.normalise(row / op.tokens, row % op.tokens);
+      for (int64_t row = first; row < end; ++row) kernel.normalise(row / op.tokens, row % op.tokens);
     });
   }
 
  private:
-  explicit ModulatedNormer(const ModulatedNorm &op) : op_(op) {}
+  explicit ModulatedNormKernel(const ModulatedNorm &op) : op_(op) {}
 
   // f(column, load, store) for every vector of a row; load and store touch the row's channels only.
   template <class F>
@@ -48,8 +48,9 @@ class ModulatedNormer {
     }
     if (c < op_.channels) {
       const int lanes = static_cast<int>(op_.channels - c);
-      f(c, [lanes](const auto *from) { return Isa::load_n(from, lanes); },
-        [lanes](auto *to, Vec value) { Isa::store_n(to, value, lanes); }, lanes);
+      f(
+          c, [lanes](const auto *from) { return Isa::load_n(from, lanes); },
+          [lanes](auto *to, Vec value) { Isa::store_n(to, value, lanes); }, lanes);
     }
   }
 

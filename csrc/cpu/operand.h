@@ -10,8 +10,8 @@ namespace {
 template <class Isa>
 struct Fp32Operand {
   using Vec = typename Isa::Vec;
-  using Element = float;       // one lane of one step
-  using Channel = float;       // one k of an element
+  using Element = float;  // one lane of one step
+  using Channel = float;  // one k of an element
   using Reg = Vec;
   static constexpr int depth = 1;  // k's of one step
   static constexpr int exp2_degree = 6;

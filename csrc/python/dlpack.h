@@ -68,7 +68,8 @@ class Borrowed {
       throw pybind11::type_error("expected a tensor (an object with __dlpack__), got " +
                                  std::string(Py_TYPE(object.ptr())->tp_name));
     }
-    if (void *managed = PyCapsule_IsValid(capsule_.ptr(), "dltensor") ? PyCapsule_GetPointer(capsule_.ptr(), "dltensor") : nullptr) {
+    if (void *managed =
+            PyCapsule_IsValid(capsule_.ptr(), "dltensor") ? PyCapsule_GetPointer(capsule_.ptr(), "dltensor") : nullptr) {
       view_ = static_cast<lolrt_tensor *>(managed);  // an unversioned managed tensor begins with the tensor
     } else {
       managed = PyCapsule_GetPointer(capsule_.ptr(), "dltensor_versioned");

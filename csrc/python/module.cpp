@@ -19,11 +19,17 @@ struct Unsupported : std::runtime_error {
 
 void check(lolrt_status status) {
   switch (status) {
-    case LOLRT_OK: return;
-    case LOLRT_INVALID_ARGUMENT: throw py::value_error(lolrt_last_error());
-    case LOLRT_UNSUPPORTED: throw Unsupported(lolrt_last_error());
-    case LOLRT_OUT_OF_MEMORY: PyErr_SetString(PyExc_MemoryError, lolrt_last_error()); throw py::error_already_set();
-    default: throw std::runtime_error(lolrt_last_error());
+    case LOLRT_OK:
+      return;
+    case LOLRT_INVALID_ARGUMENT:
+      throw py::value_error(lolrt_last_error());
+    case LOLRT_UNSUPPORTED:
+      throw Unsupported(lolrt_last_error());
+    case LOLRT_OUT_OF_MEMORY:
+      PyErr_SetString(PyExc_MemoryError, lolrt_last_error());
+      throw py::error_already_set();
+    default:
+      throw std::runtime_error(lolrt_last_error());
   }
 }
 
@@ -41,12 +47,18 @@ void kv_write(py::handle q, py::handle k, py::handle v, py::handle q_weight, py:
               int64_t rotation_first_channel, py::handle q_out, py::handle pages, py::handle page_table) {
   const Borrowed q_(q), k_(k), v_(v), q_weight_(q_weight), k_weight_(k_weight), rotation_(rotation), q_out_(q_out), pages_(pages),
       page_table_(page_table);
-  const lolrt_kv_write_desc desc{sizeof desc,     eps,
-                                 q_.get(),        k_.get(),
-                                 v_.get(),        q_weight_.get(),
-                                 k_weight_.get(), rotation_.get(),
-                                 rotation_first_channel, q_out_.get(),
-                                 pages_.get(),    page_table_.get()};
+  const lolrt_kv_write_desc desc{sizeof desc,
+                                 eps,
+                                 q_.get(),
+                                 k_.get(),
+                                 v_.get(),
+                                 q_weight_.get(),
+                                 k_weight_.get(),
+                                 rotation_.get(),
+                                 rotation_first_channel,
+                                 q_out_.get(),
+                                 pages_.get(),
+                                 page_table_.get()};
   call<const lolrt_kv_write_desc *>(lolrt_kv_write, &desc);
 }
 
@@ -57,7 +69,13 @@ struct AttentionCall {
 
   AttentionCall(py::handle q_, py::handle pages_, py::handle page_table_, int64_t page_tokens, py::handle rotation_,
                 py::handle bias_, float scale, py::handle out_, py::handle mass_)
-      : q(q_), pages(pages_), page_table(page_table_), rotation(rotation_), bias(bias_), out(out_), mass(mass_),
+      : q(q_),
+        pages(pages_),
+        page_table(page_table_),
+        rotation(rotation_),
+        bias(bias_),
+        out(out_),
+        mass(mass_),
         desc{sizeof desc,    scale,      q.get(),   pages.get(), page_table.get(), page_tokens,
              rotation.get(), bias.get(), out.get(), mass.get(),  nullptr,          0} {}
 };
@@ -93,8 +111,8 @@ void frame_attention(py::handle q, py::handle pages, py::handle page_table, int6
 void modulated_norm(py::handle x, py::handle residual, py::handle gate, py::handle scale, py::handle shift, float eps,
                     py::handle out) {
   const Borrowed x_(x), residual_(residual), gate_(gate), scale_(scale), shift_(shift), out_(out);
-  const lolrt_modulated_norm_desc desc{sizeof desc,  eps,          x_.get(),     residual_.get(),
-                                       gate_.get(),  scale_.get(), shift_.get(), out_.get()};
+  const lolrt_modulated_norm_desc desc{sizeof desc, eps,          x_.get(),     residual_.get(),
+                                       gate_.get(), scale_.get(), shift_.get(), out_.get()};
   call<const lolrt_modulated_norm_desc *>(lolrt_modulated_norm, &desc);
 }
 
@@ -115,8 +133,8 @@ void phase_increments(py::handle radians, py::handle out) {
   const auto from = vector_of<double>(radians_, "radians", LOLRT_CODE_FLOAT);
   const auto to = vector_of<uint64_t>(out_, "out", LOLRT_CODE_UINT);
   if (from.second != to.second) {
-    throw py::value_error("phase_increments: " + std::to_string(from.second) + " radians, but out has " + std::to_string(to.second) +
-                          " elements");
+    throw py::value_error("phase_increments: " + std::to_string(from.second) + " radians, but out has " +
+                          std::to_string(to.second) + " elements");
   }
   call<const double *, uint64_t *, int64_t>(lolrt_phase_increments, from.first, to.first, to.second);
 }
@@ -205,17 +223,24 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Pool, std::shared_ptr<Pool>>(m, "Pool")
       .def(py::init<int64_t>(), arg("pages"))
       .def("acquire", &Pool::acquire)
-      .def("release", [](Pool &pool, int32_t page) { check(lolrt_pool_release(pool.handle, page)); }, arg("page"))
+      .def(
+          "release", [](Pool &pool, int32_t page) { check(lolrt_pool_release(pool.handle, page)); }, arg("page"))
       .def_property_readonly("free_pages", [](const Pool &pool) { return lolrt_pool_free_pages(pool.handle); });
   py::class_<Window>(m, "Window")
       .def(py::init<std::shared_ptr<Pool>, int64_t, int64_t>(), arg("pool"), arg("sink_frames"), arg("recent_frames"))
-      .def("advance", [](Window &window, int64_t first_frame, int64_t frames) {
-             check(lolrt_window_advance(window.handle, first_frame, frames));
-           }, arg("first_frame"), arg("frames"))
+      .def(
+          "advance",
+          [](Window &window, int64_t first_frame, int64_t frames) {
+            check(lolrt_window_advance(window.handle, first_frame, frames));
+          },
+          arg("first_frame"), arg("frames"))
       .def("read", &Window::read)
-      .def("restore", [](Window &window, const std::vector<int64_t> &frames) {
-             check(lolrt_window_restore(window.handle, frames.data(), static_cast<int64_t>(frames.size())));
-           }, arg("frames"))
+      .def(
+          "restore",
+          [](Window &window, const std::vector<int64_t> &frames) {
+            check(lolrt_window_restore(window.handle, frames.data(), static_cast<int64_t>(frames.size())));
+          },
+          arg("frames"))
       .def("__len__", [](const Window &window) { return lolrt_window_size(window.handle); });
   m.def("isas", &isas);
   m.def("isa", [] { return std::string(lolrt_isa()); });

@@ -17,9 +17,9 @@
 #include <stdint.h>
 
 #if defined(_WIN32)
-#define LOLRT_API
+#  define LOLRT_API
 #else
-#define LOLRT_API __attribute__((visibility("default")))
+#  define LOLRT_API __attribute__((visibility("default")))
 #endif
 
 #ifdef __cplusplus
@@ -72,7 +72,7 @@ typedef struct lolrt_tensor {
 /* ---- phases --------------------------------------------------------------------------------------------------------------
  * A phase is an integer number of 2^-64 turns, so that it is exact modulo one turn at any frame number. */
 
-/* turns_per_frame[i] = round(radians_per_frame[i] / 2 pi * 2^64) mod 2^64. */
+/* turns_per_frame[i] = round(radians_per_frame[i] / 2 pi * 2^64) mod 2^64, exactly; |radians_per_frame[i]| <= 2^32. */
 LOLRT_API lolrt_status lolrt_phase_increments(const double *radians_per_frame, uint64_t *turns_per_frame, int64_t count);
 
 /* out[page, frame, head, pair] = (cos, sin)(offsets_frames[page, frame] * turns_per_frame[head, pair]).
@@ -84,7 +84,7 @@ LOLRT_API lolrt_status lolrt_rotation_table(const lolrt_tensor *turns_per_frame,
 
 /* ---- noise ---------------------------------------------------------------------------------------------------------------
  * Standard normal draws that depend on nothing but their key: Philox4x32-10 and Box-Muller. The same (seed, frame, step) gives
- * the same values wherever and in whichever order it is asked for. out: float32, contiguous. */
+ * the same values wherever and in whichever order it is asked for. out: float32, contiguous, of any shape. */
 LOLRT_API lolrt_status lolrt_normal(uint64_t seed, int64_t frame, int32_t step, const lolrt_tensor *out);
 
 /* ---- pages and windows ---------------------------------------------------------------------------------------------------
@@ -123,60 +123,65 @@ LOLRT_API lolrt_status lolrt_page_elements(lolrt_dtype dtype, int64_t tokens, in
 
 /* ---- ops -----------------------------------------------------------------------------------------------------------------
  * float32 or bfloat16, the same for all tensors marked T; inside, everything is float32. `dim` is even, 2..256. The innermost
- * dimension of every tensor is contiguous; outer ones may be strided where it says so. */
+ * dimension of every tensor is contiguous; outer ones may be strided where it says so. Every size is at least 1.
+ *
+ * A rotation turns channel pairs (x0, x1) = (2i, 2i + 1) by (cos, sin), in float32, rounded to T once:
+ *   y0 = fma(x0, cos, -(x1 * sin)),  y1 = fma(x1, cos, x0 * sin)
+ * The fused product is part of the definition, so that all devices round alike; (1, 0) is the identity. */
 
 /* Projections to queries and pages: RMSNorm over all heads of a token, weight, rotation by the token's place in its frame.
- *   x' = round_T(x * rsqrt(mean(x^2) + eps)) * weight, then pairs (2i, 2i + 1) from `rotation_first_channel` on are rotated.
- * Either half may be left out: q = q_out = NULL, or k = v = NULL. */
+ *   x' = round_T(round_T(x * rsqrt(mean(x^2) + eps)) * weight), then the pairs from `rotation_first_channel` on are rotated.
+ * Channels that are not rotated are stored as they are. Either half may be left out: q = q_out = NULL, or k = v = NULL. */
 typedef struct lolrt_kv_write_desc {
-  uint32_t struct_size;            /* sizeof(lolrt_kv_write_desc) */
-  float eps;                       /* of the RMSNorm */
-  const lolrt_tensor *q;           /* T [frames, tokens, heads, dim], strided */
-  const lolrt_tensor *k;           /* T [frames, tokens, heads, dim], strided */
-  const lolrt_tensor *v;           /* T [frames, tokens, heads, dim], strided */
-  const lolrt_tensor *q_weight;    /* T [heads, dim], or NULL: q is not normalised */
-  const lolrt_tensor *k_weight;    /* T [heads, dim], or NULL: k is not normalised */
-  const lolrt_tensor *rotation;    /* float32 [tokens, pairs, 2] of (cos, sin), or NULL: nothing is rotated */
-  int64_t rotation_first_channel;  /* even */
-  const lolrt_tensor *q_out;       /* T [frames, tokens, heads, dim], strided */
-  const lolrt_tensor *pages;       /* T [pool_pages, page_elements], rows strided */
-  const lolrt_tensor *page_table;  /* int32 [frames]: the page that each frame's K and V go to */
+  uint32_t struct_size;           /* sizeof(lolrt_kv_write_desc) */
+  float eps;                      /* of the RMSNorm */
+  const lolrt_tensor *q;          /* T [frames, tokens, heads, dim], strided */
+  const lolrt_tensor *k;          /* T [frames, tokens, heads, dim], strided */
+  const lolrt_tensor *v;          /* T [frames, tokens, heads, dim], strided */
+  const lolrt_tensor *q_weight;   /* T [heads, dim], or NULL: q is not normalised */
+  const lolrt_tensor *k_weight;   /* T [heads, dim], or NULL: k is not normalised */
+  const lolrt_tensor *rotation;   /* float32 [tokens, pairs, 2] of (cos, sin), or NULL: nothing is rotated */
+  int64_t rotation_first_channel; /* even */
+  const lolrt_tensor *q_out;      /* T [frames, tokens, heads, dim], strided */
+  const lolrt_tensor *pages;      /* T [pool_pages, page_elements], rows strided; best 64-byte aligned */
+  const lolrt_tensor *page_table; /* int32 [frames]: the page that each frame's K and V go to, all different */
 } lolrt_kv_write_desc;
 
 LOLRT_API lolrt_status lolrt_kv_write(const lolrt_kv_write_desc *desc);
 
 /* Softmax attention of every query to every token of the listed pages, no mask.
  *   score(q, k) = scale * <R(rotation[page, frame, head]) q, k> + bias[page, head]
- * where R turns q's first 2 * pairs channels, pair i being channels (2i, 2i + 1). */
+ * where R rotates q's first 2 * pairs channels. A head whose pages are all left out gives 0. */
 typedef struct lolrt_frame_attention_desc {
-  uint32_t struct_size;            /* sizeof(lolrt_frame_attention_desc) */
-  float scale;                     /* 0 means 1 / sqrt(dim) */
-  const lolrt_tensor *q;           /* T [frames, tokens, heads, dim], strided */
-  const lolrt_tensor *pages;       /* T [pool_pages, page_elements], rows strided */
-  const lolrt_tensor *page_table;  /* int32 [pages], 1 or more, any order */
-  int64_t page_tokens;             /* tokens of a page; need not equal q's */
-  const lolrt_tensor *rotation;    /* float32 [pages, frames, heads, pairs, 2], or NULL */
-  const lolrt_tensor *bias;        /* float32 [pages, heads], -inf leaves a page out for a head; or NULL */
-  const lolrt_tensor *out;         /* T [frames, tokens, heads, dim], strided */
-  const lolrt_tensor *mass;        /* float32 [pages, frames, heads]: softmax weight spent on a page, mean over the frame's
-                                      queries; or NULL */
-  void *workspace;                 /* 64-byte aligned */
-  uint64_t workspace_bytes;        /* at least what lolrt_frame_attention_workspace says for this descriptor */
+  uint32_t struct_size;           /* sizeof(lolrt_frame_attention_desc) */
+  float scale;                    /* positive; 0 means 1 / sqrt(dim) */
+  const lolrt_tensor *q;          /* T [frames, tokens, heads, dim], strided */
+  const lolrt_tensor *pages;      /* T [pool_pages, page_elements], rows strided */
+  const lolrt_tensor *page_table; /* int32 [pages], 1 or more, any order */
+  int64_t page_tokens;            /* tokens of a page; need not equal q's */
+  const lolrt_tensor *rotation;   /* float32 [pages, frames, heads, pairs, 2], or NULL */
+  const lolrt_tensor *bias;       /* float32 [pages, heads], -inf leaves a page out for a head; or NULL */
+  const lolrt_tensor *out;        /* T [frames, tokens, heads, dim], strided */
+  const lolrt_tensor *mass;       /* float32 [pages, frames, heads]: softmax weight spent on a page, mean over the frame's
+                                     queries; or NULL */
+  void *workspace;                /* 64-byte aligned */
+  uint64_t workspace_bytes;       /* at least what lolrt_frame_attention_workspace says for this descriptor */
 } lolrt_frame_attention_desc;
 
 LOLRT_API lolrt_status lolrt_frame_attention_workspace(const lolrt_frame_attention_desc *desc, uint64_t *bytes);
 LOLRT_API lolrt_status lolrt_frame_attention(const lolrt_frame_attention_desc *desc);
 
-/* Gated residual and LayerNorm in one pass: x += gate * residual (if given), out = LayerNorm(x) * scale + shift. */
+/* Gated residual and LayerNorm in one pass: x = round_T(x + gate * residual) if a residual is given, out = round_T(LayerNorm(x) *
+ * scale + shift). `out` may be x. */
 typedef struct lolrt_modulated_norm_desc {
-  uint32_t struct_size;            /* sizeof(lolrt_modulated_norm_desc) */
+  uint32_t struct_size; /* sizeof(lolrt_modulated_norm_desc) */
   float eps;
-  const lolrt_tensor *x;           /* T [frames, tokens, channels], updated in place when a residual is given */
-  const lolrt_tensor *residual;    /* T [frames, tokens, channels], or NULL */
-  const lolrt_tensor *gate;        /* float32 [1 or frames, channels], or NULL: 1 */
-  const lolrt_tensor *scale;       /* float32 [1 or frames, channels] */
-  const lolrt_tensor *shift;       /* float32 [1 or frames, channels] */
-  const lolrt_tensor *out;         /* T [frames, tokens, channels] */
+  const lolrt_tensor *x;        /* T [frames, tokens, channels], strided; updated in place when a residual is given */
+  const lolrt_tensor *residual; /* T [frames, tokens, channels], strided, or NULL */
+  const lolrt_tensor *gate;     /* float32 [1 or frames, channels], or NULL: 1 */
+  const lolrt_tensor *scale;    /* float32 [1 or frames, channels] */
+  const lolrt_tensor *shift;    /* float32 [1 or frames, channels] */
+  const lolrt_tensor *out;      /* T [frames, tokens, channels], strided */
 } lolrt_modulated_norm_desc;
 
 LOLRT_API lolrt_status lolrt_modulated_norm(const lolrt_modulated_norm_desc *desc);
@@ -185,12 +190,14 @@ LOLRT_API lolrt_status lolrt_modulated_norm(const lolrt_modulated_norm_desc *des
 
 /* Kernel sets that this build has and this CPU can run, best first, separated by commas: of "avx512bf16", "avx2", "scalar". */
 LOLRT_API const char *lolrt_isas(void);
-/* The set in use: the best one, or the one that the environment variable LOLRT_ISA names. */
+/* The set in use: the best one, or the one that the environment variable LOLRT_ISA names ("none", and every op fails with the
+ * list, when it names one that cannot run here). */
 LOLRT_API const char *lolrt_isa(void);
 /* Uses the named set from now on in the whole process; fails with the list when it cannot run here. */
 LOLRT_API lolrt_status lolrt_set_isa(const char *name);
 
-/* Threads of the library's own pool, the caller included; results do not depend on it. */
+/* Threads of the library's own pool, the caller included; results do not depend on it. At first all CPUs of the process. A call
+ * that comes while another host thread's has the pool runs on its own thread alone. */
 LOLRT_API int32_t lolrt_threads(void);
 LOLRT_API lolrt_status lolrt_set_threads(int32_t threads);
 
