@@ -18,7 +18,7 @@ from PIL import Image
 import lolrt
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 DOCS = Path(__file__).parent
 SHEET_SECONDS = (0, 4, 8, 12, 16, 20)
@@ -78,7 +78,8 @@ def collapse(pipe: lolrt.Pipeline) -> None:
             away = values[:, (frames > 60) & (np.abs(frames[:, None] - np.array(PREDICTED)).min(1) > 15)]
             extreme = np.max if row == 0 else np.min
             ratios = [f"{frame}: {np.mean(extreme(near[frame], axis=1) / np.median(away, axis=1)):.2f}" for frame in PREDICTED]
-            print(f"{name}: {label}, {'max' if row == 0 else 'min'} near the frame / median away from it, mean of {ROLLOUTS}: {', '.join(ratios)}")
+            quantity = f"{'most' if row == 0 else 'least'} near the frame / median away from it, mean of {ROLLOUTS}"
+            print(f"{name}: {label}, {quantity}: {', '.join(ratios)}")
         axes[0, column].set_title(name)
     figure.savefig(DOCS / "collapse.png", dpi=110)
 

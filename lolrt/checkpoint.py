@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +14,7 @@ import torch
 import torch.nn as nn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from lolrt.dit import CausalDiT, DiTConfig
 from lolrt.errors import CheckpointError
@@ -43,7 +46,7 @@ def load_dit(path: str | Path, dtype: torch.dtype = torch.bfloat16) -> CausalDiT
         config = infer_dit_config(tensors, path)
     else:
         raise CheckpointError(f"{path} does not exist; expected a folder with config.json and {WEIGHTS}, or a .pt file")
-    with torch.device("meta"):
+    with unfilled():
         model = CausalDiT(config)
     return assign(model, tensors, dtype, path)
 
@@ -52,7 +55,7 @@ def load_vae(weights: str | Path, config: VAEConfig, dtype: torch.dtype = torch.
     """Loads a Wan VAE from .safetensors or .pth; raises as `load_dit` does."""
     weights = Path(weights)
     tensors = read_safetensors(weights) if weights.suffix == ".safetensors" else read_pickle(weights)
-    with torch.device("meta"):
+    with unfilled():
         model = CausalVAE(config)
     return assign(model, tensors, dtype, weights)
 
@@ -61,7 +64,7 @@ def read_config(path: Path, kind: type[Config]) -> Config:
     """The fields of a JSON config that `kind` has; others are facts about training or other runtimes."""
     values = read_json(path)
     names = {field.name for field in fields(kind)}
-    known = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in names}
+    known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in names}
     try:
         return kind(**known)
     except (TypeError, ZeroDivisionError) as error:
@@ -86,7 +89,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} does not exist, and the model cannot be read without it")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+            return {name: file.get_tensor(name) for name in file}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file ({error}); fetch it again") from error
 
@@ -109,7 +112,9 @@ def read_self_forcing(path: Path) -> dict[str, Tensor]:
     for generator in GENERATORS:
         if isinstance(loaded.get(generator), dict):
             return {name.removeprefix("model."): tensor for name, tensor in loaded[generator].items()}
-    raise CheckpointError(f"{path} has {', '.join(map(str, list(loaded)[:5]))}; expected one of {', '.join(GENERATORS)}, as Self-Forcing writes")
+    raise CheckpointError(
+        f"{path} has {', '.join(map(str, list(loaded)[:5]))}; expected one of {', '.join(GENERATORS)}, as Self-Forcing writes"
+    )
 
 
 def infer_dit_config(tensors: dict[str, Tensor], path: Path) -> DiTConfig:
@@ -130,6 +135,22 @@ def infer_dit_config(tensors: dict[str, Tensor], path: Path) -> DiTConfig:
         )
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path} is no causal Wan DiT: {error} is missing or of another form") from error
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves new parameters as they are: filling tensors on the meta device does nothing but import a second's worth of modules."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.uniform_, torch.Tensor.normal_, nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Modules that are made inside have parameters with a shape and nothing else."""
+    with _NoInitialisation(), torch.device("meta"):
+        yield
 
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -153,7 +174,7 @@ def assign(model: Model, tensors: dict[str, Tensor], dtype: torch.dtype, source:
         faults.append(f"of another shape: {', '.join(shapes)}")
     if faults:
         raise CheckpointError(f"{source} does not hold this model's tensors; {'; '.join(faults)}")
-    broken = [name for name in expected if not torch.isfinite(tensors[name].sum(dtype=torch.float32))]
+    broken = [name for name in expected if not all(map(torch.isfinite, torch.aminmax(tensors[name])))]  # NaN is passed on by both
     if broken:
         raise CheckpointError(f"{source} has values that are not finite, in {', '.join(sorted(broken))}; fetch the file again")
     model.load_state_dict({name: tensors[name].to(dtype) for name in expected}, assign=True)

@@ -7,8 +7,9 @@ import csv
 import os
 import signal
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, Optional, Sequence, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from lolrt.errors import Error, OutputError
 
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
 DEFAULT_SECONDS = 20.0
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0, or 2 after one line on standard error when the user can mend what went wrong."""
     arguments = parser().parse_args(argv)
+    # Threads that wait in OpenMP sleep rather than spin: on a busy machine spinning ones keep those that have work from running.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         arguments.run(arguments)
     except Error as error:
@@ -129,11 +132,11 @@ def run_generate(arguments: argparse.Namespace) -> None:
 class MassLog:
     """Writes the attention mass of each chunk as it comes, a row per layer, head and page: mean over the chunk's frames."""
 
-    def __init__(self, path: Optional[Path]) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
 
     def __enter__(self) -> MassLog:
-        self._file: Optional[TextIO] = None
+        self._file: TextIO | None = None
         if self.path is not None:
             try:
                 self._file = open(self.path, "w", newline="")
@@ -160,7 +163,7 @@ class MassLog:
         assert chunk.mass is not None
         for layer, heads in enumerate(chunk.mass.mean(2).tolist()):
             for head, pages in enumerate(heads):
-                for frame, mass in zip(chunk.page_frames, pages):
+                for frame, mass in zip(chunk.page_frames, pages, strict=False):
                     yield chunk.first_frame, layer, head, frame, f"{mass:.5f}"
 
 
@@ -180,5 +183,3 @@ def run_info(_: argparse.Namespace) -> None:
     print(f"kernels    {_core.isa()} (this CPU can run: {', '.join(_core.isas())}; LOLRT_ISA chooses), {_core.threads()} threads")
     print("cuda       not built: this version's kernels are for CPUs")
     print(f"models     {', '.join(embedded_models()) or 'none'}")
-
-

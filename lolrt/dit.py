@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import cast
 
 import torch
 import torch.nn as nn
@@ -38,12 +38,13 @@ class DiTConfig:
     num_layers: int = 30
     eps: float = 1e-6
     patch_size: tuple[int, int, int] = (1, 2, 2)
-    rope_dims: Optional[tuple[int, int, int]] = None
+    rope_dims: tuple[int, int, int] | None = None
     """Channels of a head that turn with time, row and column; None is Wan's rule d - 4 (d // 6), 2 (d // 6), 2 (d // 6)."""
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or self.patch_size[0] != 1:
-            raise Error(f"dim {self.dim}, {self.num_heads} heads, patch {list(self.patch_size)}: dim must be a multiple of the heads, patches one frame deep")
+            sizes = f"dim {self.dim}, {self.num_heads} heads, patches {list(self.patch_size)}"
+            raise Error(f"{sizes}: dim must be a multiple of the heads, and patches one frame deep")
         if sum(self.axes) != self.head_dim or any(channels % 2 or channels < 0 for channels in self.axes):
             raise Error(f"rope_dims are {list(self.axes)}; expected three even numbers that add up to the head dimension {self.head_dim}")
 
@@ -90,14 +91,14 @@ class Block(nn.Module):
         self.norm3 = nn.LayerNorm(config.dim, eps=config.eps)
         self.cross_attn = Attention(config)
         self.ffn = nn.Sequential(nn.Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, config.dim))
-        self.modulation = nn.Parameter(torch.randn(1, 6, config.dim) / config.dim**0.5)
+        self.modulation = nn.Parameter(nn.init.normal_(torch.empty(1, 6, config.dim), std=config.dim**-0.5))
 
 
 class Head(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.head = nn.Linear(config.dim, config.out_dim * math.prod(config.patch_size))
-        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+        self.modulation = nn.Parameter(nn.init.normal_(torch.empty(1, 2, config.dim), std=config.dim**-0.5))
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,10 @@ class CausalDiT(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.patch_embedding.weight.dtype
 
+    @property
+    def _blocks(self) -> list[Block]:
+        return cast("list[Block]", list(self.blocks))
+
     def tokens_per_frame(self, height: int, width: int) -> int:
         """Tokens of a latent frame of height x width latent pixels."""
         _, patch_height, patch_width = self.config.patch_size
@@ -151,7 +156,7 @@ class CausalDiT(nn.Module):
         elements = ops.page_elements(self.dtype, config.text_len, config.num_heads, config.head_dim)
         pages = torch.empty(config.num_layers, 1, elements, dtype=self.dtype)
         page_table = torch.zeros(1, dtype=torch.int32)
-        for block, layer_pages in zip(self.blocks, pages):
+        for block, layer_pages in zip(self._blocks, pages, strict=True):
             attn = block.cross_attn
             k, v = self._split_heads(attn.k(text)[None]), self._split_heads(attn.v(text)[None])
             ops.kv_write(k, v, layer_pages, page_table, weight=self._head_weight(attn.norm_k), eps=config.eps)
@@ -168,7 +173,7 @@ class CausalDiT(nn.Module):
 
     def _modulation(self, e: Tensor, projected: Tensor) -> Modulation:
         layers = []
-        for block in self.blocks:
+        for block in self._blocks:
             shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.modulation[0] + projected).float().split(1)
             layers.append((shift, 1 + scale, gate, ffn_shift, 1 + ffn_scale, ffn_gate))
         shift, scale = (self.head.modulation[0] + e).float().split(1)
@@ -183,7 +188,7 @@ class CausalDiT(nn.Module):
         cache: KVCache,
         rotation: Tensor,
         spatial_rotation: Tensor,
-        mass: Optional[Tensor] = None,
+        mass: Tensor | None = None,
     ) -> Tensor:
         """The flow of one noisy chunk; writes the chunk's K and V into its pages of `cache`.
 
@@ -194,9 +199,9 @@ class CausalDiT(nn.Module):
         config = self.config
         height, width = sample.shape[2:]
         x = self._patchify(sample)
-        residual: Optional[Tensor] = None
-        gate: Optional[Tensor] = None
-        for i, block in enumerate(self.blocks):
+        residual: Tensor | None = None
+        gate: Tensor | None = None
+        for i, block in enumerate(self._blocks):
             shift, scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = modulation.layers[i]
 
             h = ops.modulated_norm(x, scale, shift, residual=residual, gate=gate, eps=config.eps)
@@ -205,7 +210,12 @@ class CausalDiT(nn.Module):
                 None if mass is None else mass[i],
             )  # fmt: skip
             h = ops.modulated_norm(
-                x, block.norm3.weight[None].float(), block.norm3.bias[None].float(), residual=residual, gate=attn_gate, eps=config.eps
+                x,
+                block.norm3.weight[None].float(),
+                block.norm3.bias[None].float(),
+                residual=residual,
+                gate=attn_gate,
+                eps=config.eps,
             )
             residual = self._cross_attention(block.cross_attn, h, text.pages[i], text.page_table)
             h = ops.modulated_norm(x, ffn_scale, ffn_shift, residual=residual, eps=config.eps)
@@ -216,12 +226,13 @@ class CausalDiT(nn.Module):
         return self._unpatchify(self.head.head(h), height, width)
 
     def _self_attention(
-        self, attn: Attention, h: Tensor, pages: Tensor, cache: KVCache, rotation: Tensor, spatial: Tensor, mass: Optional[Tensor]
+        self, attn: Attention, h: Tensor, pages: Tensor, cache: KVCache, rotation: Tensor, spatial: Tensor, mass: Tensor | None
     ) -> Tensor:
         q, k, v = (self._split_heads(project(h)) for project in (attn.q, attn.k, attn.v))
-        placed = {"rotation": spatial, "rotation_first_channel": self.config.axes[0], "eps": self.config.eps}
-        q = ops.normalize_queries(q, weight=self._head_weight(attn.norm_q), **placed)
-        ops.kv_write(k, v, pages, cache.chunk_page_table, weight=self._head_weight(attn.norm_k), **placed)
+        first, eps = self.config.axes[0], self.config.eps
+        q_weight, k_weight = self._head_weight(attn.norm_q), self._head_weight(attn.norm_k)
+        q = ops.normalize_queries(q, weight=q_weight, rotation=spatial, rotation_first_channel=first, eps=eps)
+        ops.kv_write(k, v, pages, cache.chunk_page_table, weight=k_weight, rotation=spatial, rotation_first_channel=first, eps=eps)
         out = ops.frame_attention(q, pages, cache.page_table, q.shape[1], rotation=rotation, mass=mass)
         return attn.o(out.flatten(2))
 

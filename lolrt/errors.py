@@ -6,7 +6,7 @@ class Error(Exception):
 
 
 class CheckpointError(Error):
-    """A file that is not the model it should be: missing, unexpected or mis-shaped tensors, a truncated file, values that are not finite."""
+    """A file that is not the model it should be: damaged, or with missing, unexpected or mis-shaped tensors, or values not finite."""
 
 
 class PromptError(Error):

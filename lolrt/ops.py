@@ -7,7 +7,6 @@ All run on CPU, take float32 or bfloat16 (the same for all of one call), compute
 from __future__ import annotations
 
 import threading
-from typing import Optional, Union
 
 import torch
 from torch import Tensor
@@ -28,8 +27,8 @@ def kv_write(
     pages: Tensor,
     page_table: Tensor,
     *,
-    weight: Optional[Tensor] = None,
-    rotation: Optional[Tensor] = None,
+    weight: Tensor | None = None,
+    rotation: Tensor | None = None,
     rotation_first_channel: int = 0,
     eps: float = 1e-6,
 ) -> None:
@@ -49,7 +48,7 @@ def normalize_queries(
     q: Tensor,
     *,
     weight: Tensor,
-    rotation: Optional[Tensor] = None,
+    rotation: Tensor | None = None,
     rotation_first_channel: int = 0,
     eps: float = 1e-6,
 ) -> Tensor:
@@ -65,9 +64,9 @@ def frame_attention(
     page_table: Tensor,
     page_tokens: int,
     *,
-    rotation: Optional[Tensor] = None,
-    bias: Optional[Tensor] = None,
-    mass: Optional[Tensor] = None,
+    rotation: Tensor | None = None,
+    bias: Tensor | None = None,
+    mass: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention of q [frames, tokens, heads, dim] to every token of the listed pages; returns the same shape.
 
@@ -86,8 +85,8 @@ def modulated_norm(
     scale: Tensor,
     shift: Tensor,
     *,
-    residual: Optional[Tensor] = None,
-    gate: Optional[Tensor] = None,
+    residual: Tensor | None = None,
+    gate: Tensor | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
     """x += gate * residual (in place, if a residual is given), then LayerNorm(x) * scale + shift, in one pass.
@@ -103,10 +102,10 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    rotation: Optional[Tensor],
-    bias: Optional[Tensor] = None,
+    rotation: Tensor | None,
+    bias: Tensor | None = None,
     probe: bool = False,
-) -> Union[Tensor, tuple[Tensor, Tensor]]:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Frame attention on plain tensors: packs k and v into pages and attends.
 
     q: [frames, tokens, heads, dim]; k, v: [pages, tokens, heads, dim], k rotated by place but not by time; rotation: float32
@@ -125,12 +124,12 @@ def attention(
 
 def _kv_write(
     k: Tensor, v: Tensor, pages: Tensor, page_table: Tensor,
-    weight: Optional[Tensor], rotation: Optional[Tensor], rotation_first_channel: int, eps: float,
+    weight: Tensor | None, rotation: Tensor | None, rotation_first_channel: int, eps: float,
 ) -> None:  # fmt: skip
     _core.kv_write(None, k, v, None, weight, eps, rotation, rotation_first_channel, None, pages, page_table)
 
 
-def _normalize_queries(q: Tensor, weight: Tensor, rotation: Optional[Tensor], rotation_first_channel: int, eps: float) -> Tensor:
+def _normalize_queries(q: Tensor, weight: Tensor, rotation: Tensor | None, rotation_first_channel: int, eps: float) -> Tensor:
     out = torch.empty(q.shape, dtype=q.dtype)
     _core.kv_write(q, None, None, weight, None, eps, rotation, rotation_first_channel, out, None, None)
     return out
@@ -138,7 +137,7 @@ def _normalize_queries(q: Tensor, weight: Tensor, rotation: Optional[Tensor], ro
 
 def _frame_attention(
     q: Tensor, pages: Tensor, page_table: Tensor, page_tokens: int,
-    rotation: Optional[Tensor], bias: Optional[Tensor], mass: Optional[Tensor],
+    rotation: Tensor | None, bias: Tensor | None, mass: Tensor | None,
 ) -> Tensor:  # fmt: skip
     out = torch.empty(q.shape, dtype=q.dtype)
     needed = _core.frame_attention_workspace(q, pages, page_table, page_tokens, rotation, bias, out, mass)
@@ -150,7 +149,7 @@ def _frame_attention(
 
 
 def _modulated_norm(
-    x: Tensor, scale: Tensor, shift: Tensor, residual: Optional[Tensor], gate: Optional[Tensor], eps: float
+    x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, gate: Tensor | None, eps: float
 ) -> Tensor:  # fmt: skip
     out = torch.empty(x.shape, dtype=x.dtype)
     _core.modulated_norm(x, residual, gate, scale, shift, eps, out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class Rope:
     spread: Literal["uniform", "stratified"] = "uniform"
     """"uniform": eps_h ~ U[-1, 1], the paper's rule. "stratified": the values linspace(-1, 1, heads) in random order, which no draw
     can make unlucky."""
-    bases: Optional[Sequence[float] | Sequence[Sequence[float]]] = None
+    bases: Sequence[float] | Sequence[Sequence[float]] | None = None
     """Explicit bases, [heads] or [layers][heads]; sigma, jitter_seed and spread then play no part."""
     theta: float = 10000.0
     """The base that the model was trained with."""

@@ -5,6 +5,7 @@ A sample at noise level s is x = (1 - s) * clean + s * noise; the model predicts
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -38,8 +39,10 @@ class Sampler:
 
     def __post_init__(self) -> None:
         steps = self.timesteps
-        if not steps or any(not 1 <= t <= TRAIN_TIMESTEPS for t in steps) or any(a <= b for a, b in zip(steps, steps[1:])):
-            raise Error(f"timesteps are {list(steps)}; expected whole numbers from {TRAIN_TIMESTEPS} down to 1, each less than the one before")
+        if not steps or any(not 1 <= t <= TRAIN_TIMESTEPS for t in steps) or any(a <= b for a, b in itertools.pairwise(steps)):
+            raise Error(
+                f"timesteps are {list(steps)}; expected whole numbers from {TRAIN_TIMESTEPS} down to 1, each less than the one before"
+            )
         if self.method not in ("renoise", "euler"):
             raise Error(f'method is {self.method!r}; expected "renoise" or "euler"')
         if not 0 <= self.context_noise < 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -29,21 +28,21 @@ class LatentChunk:
     """Latent frames that the chunk attended to: sinks, then recent frames, its own last."""
     sink_frames: int
     """How many of them are sinks."""
-    mass: Optional[Tensor] = None
+    mass: Tensor | None = None
     """With the probe on: float32 [layers, heads, chunk_frames, pages], the softmax weight that the last denoise pass spent on each
     page, mean over a frame's queries; pages as in `page_frames`."""
 
     @property
-    def sink_mass(self) -> Optional[float]:
+    def sink_mass(self) -> float | None:
         """Attention mass on the sinks, mean over layers, heads and frames; None without the probe."""
         return None if self.mass is None else self.mass[..., : self.sink_frames].sum(-1).mean().item()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chunk(LatentChunk):
     """A chunk and its video frames."""
 
-    frames: Tensor = torch.empty(0, dtype=torch.uint8)
+    frames: Tensor
     """uint8 [n, height, width, 3] RGB; n is 9 for the first chunk of a stream and 12 for the others (Wan's VAE, chunks of 3)."""
 
 
@@ -62,7 +61,7 @@ class LatentStream:
         height: int,
         width: int,
         *,
-        noise: Optional[NoiseSource] = None,
+        noise: NoiseSource | None = None,
         rope: Rope = Rope(),
         window: Window = Window(),
         sampler: Sampler = Sampler(),
@@ -138,7 +137,7 @@ class Stream:
         chunk = next(self.latent_stream)
         video = self.vae.decode(chunk.latents, self._vae_state)
         frames = video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        return Chunk(chunk.first_frame, chunk.latents, chunk.page_frames, chunk.sink_frames, chunk.mass, frames)
+        return Chunk(**vars(chunk), frames=frames)
 
     def state_dict(self) -> dict[str, Tensor]:
         """See `LatentStream.state_dict`; with the frames that the VAE carries."""

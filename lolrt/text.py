@@ -25,7 +25,9 @@ class VocabularyEncoder:
         self.words: list[str] = description["words"]
         self.embedding = read_safetensors(folder / "text.safetensors")["embedding.weight"]
         if len(self.words) != len(self.embedding):
-            raise CheckpointError(f"{folder} has {len(self.words)} words and {len(self.embedding)} rows of text; they belong to different models")
+            raise CheckpointError(
+                f"{folder} has {len(self.words)} words and {len(self.embedding)} rows of text; they belong to different models"
+            )
 
     def __call__(self, prompt: str) -> Tensor:
         """[text_tokens, text_dim]; raises `lolrt.PromptError`, which lists the vocabulary, for a word that is not in it."""

@@ -8,8 +8,8 @@ channels_last_3d memory order, which makes the time axis the outer one: joining 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
-from typing import Optional
 
 import torch
 import torch.nn as nn
@@ -18,10 +18,12 @@ from torch import Tensor
 
 # The per-channel statistics of Wan2.1's latents (constants of `WanVAEWrapper`, never saved in a checkpoint).
 WAN_LATENTS_MEAN = (
-    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
 )  # fmt: skip
 WAN_LATENTS_STD = (
-    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
 
 # What one decoder or encoder carries from call to call: the last two input frames of each causal convolution, by module name.
@@ -76,7 +78,7 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int], stride: tuple[int, int, int] = (1, 1, 1)) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, (0, kernel[1] // 2, kernel[2] // 2))
 
-    def forward(self, x: Tensor, state: Optional[State] = None) -> Tensor:
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         past_frames = self.kernel_size[0] - 1
         if past_frames:
             past = state.get(self.slot) if state is not None else None
@@ -97,7 +99,7 @@ class ResidualBlock(nn.Module):
         )  # fmt: skip
         self.shortcut = CausalConv3d(in_channels, out_channels, (1, 1, 1)) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, state: Optional[State] = None) -> Tensor:
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         y = x
         for layer in self.residual:
             y = layer(y, state) if isinstance(layer, CausalConv3d) else layer(y)
@@ -113,7 +115,7 @@ class AttentionBlock(nn.Module):
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, state: Optional[State] = None) -> Tensor:
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         y = frames_as_batch(x)
         batch, channels, height, width = y.shape
         q, k, v = self.to_qkv(self.norm(y)).flatten(2).transpose(1, 2).chunk(3, dim=2)
@@ -130,7 +132,7 @@ class Downsample(nn.Module):
         self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
         self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
 
-    def forward(self, x: Tensor, state: Optional[State] = None) -> Tensor:
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         x = batch_as_frames(self.resample(frames_as_batch(x)), x.shape[0])
         if self.time_conv is not None and x.shape[2] > 1:
             x = torch.cat([x[:, :, :1], self.time_conv(x)], 2)
@@ -145,7 +147,7 @@ class Upsample(nn.Module):
         self.resample = nn.Sequential(nn.Upsample(scale_factor=2.0, mode="nearest-exact"), nn.Conv2d(channels, channels // 2, 3, padding=1))
         self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if temporal else None
 
-    def forward(self, x: Tensor, state: Optional[State] = None) -> Tensor:
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         if self.time_conv is not None:
             # The first frame of a stream is one video frame: it skips the convolution and is not among its past frames either.
             first = 0 if state is not None and self.time_conv.slot in state else 1
@@ -177,10 +179,9 @@ class Coder(nn.Module):
 
     parts: tuple[str, ...] = ()  # names of the children, in the order in which they run
 
-    def forward(self, x: Tensor, state: Optional[State] = None) -> Tensor:
-        x = self.conv1(x, state)
-        for layer in (layer for part in self.parts for layer in getattr(self, part)):
-            x = layer(x) if isinstance(layer, (RMSNorm, nn.SiLU)) else layer(x, state)
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        for layer in (self.get_submodule("conv1"), *(layer for part in self.parts for layer in getattr(self, part))):
+            x = layer(x) if isinstance(layer, RMSNorm | nn.SiLU) else layer(x, state)
         return x
 
 
@@ -192,7 +193,7 @@ class Encoder(Coder):
         dims = [config.dim * m for m in (1, *config.dim_mult)]
         self.conv1 = CausalConv3d(3, dims[0], (3, 3, 3))
         stages: list[nn.Module] = []
-        for level, (channels, out) in enumerate(zip(dims[:-1], dims[1:])):
+        for level, (channels, out) in enumerate(itertools.pairwise(dims)):
             stages += [ResidualBlock(channels if i == 0 else out, out) for i in range(config.num_res_blocks)]
             if level < len(config.dim_mult) - 1:
                 stages.append(Downsample(out, config.temporal_downsample[level]))
@@ -210,7 +211,7 @@ class Decoder(Coder):
         self.conv1 = CausalConv3d(config.z_dim, dims[0], (3, 3, 3))
         self.middle = nn.Sequential(ResidualBlock(dims[0], dims[0]), AttentionBlock(dims[0]), ResidualBlock(dims[0], dims[0]))
         stages: list[nn.Module] = []
-        for level, (channels, out) in enumerate(zip(dims[:-1], dims[1:])):
+        for level, (channels, out) in enumerate(itertools.pairwise(dims)):
             channels = channels // 2 if level else channels  # each Upsample has halved them
             stages += [ResidualBlock(channels if i == 0 else out, out) for i in range(config.num_res_blocks + 1)]
             if level < len(config.dim_mult) - 1:

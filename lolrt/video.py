@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Optional
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -49,7 +50,7 @@ class VideoWriter:
         self._stream.pix_fmt = "yuv420p"
 
     @property
-    def partial_path(self) -> Optional[Path]:
+    def partial_path(self) -> Path | None:
         """Where the file is while it grows; None for standard output."""
         return None if self._path is None else self._path.with_name(f"{self._path.stem}.partial.mp4")
 
@@ -71,7 +72,7 @@ class VideoWriter:
             frame = frame.reformat(self._stream.width, self._stream.height, "yuv420p", interpolation="LANCZOS")
             self._mux(frame)
 
-    def _mux(self, frame: Optional[av.VideoFrame]) -> None:
+    def _mux(self, frame: av.VideoFrame | None) -> None:
         try:
             for packet in self._stream.encode(frame):
                 self._container.mux(packet)
@@ -87,7 +88,7 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, OutputError):
             self._abandon()
             return
@@ -109,7 +110,5 @@ class VideoWriter:
     def _abandon(self) -> None:
         """Lets go of a file that cannot be written any more."""
         for close in (self._container.close, self._file.close):
-            try:
+            with contextlib.suppress(*WRITE_ERRORS):  # the failure that brought us here says it all
                 close()
-            except WRITE_ERRORS:
-                pass  # the failure that brought us here says it all

@@ -73,7 +73,9 @@ def test_probe_writes_the_attention_mass(tmp_path, prompt, tiny):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_endless_run_leaves_a_playable_file(number, tmp_path, prompt):
     path = tmp_path / "endless.mp4"
-    process = subprocess.Popen(command("generate", prompt, "-o", path, "--endless"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command("generate", prompt, "-o", path, "--endless"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     partial = path.with_name("endless.partial.mp4")
     deadline = time.monotonic() + 60
     while not (partial.exists() and partial.stat().st_size > 20_000):

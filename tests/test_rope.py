@@ -26,7 +26,12 @@ def test_plain_rope_has_wans_frequencies_in_every_head():
     np.testing.assert_allclose(radians(lolrt.Rope(sigma=0)), np.broadcast_to(expected, (1, 12, 22)), rtol=1e-15)
 
 
-@given(sigma=st.floats(0, 0.99), seed=st.integers(0, 2**32 - 1), heads=st.integers(1, 40), spread=st.sampled_from(["uniform", "stratified"]))
+@given(
+    sigma=st.floats(0, 0.99),
+    seed=st.integers(0, 2**32 - 1),
+    heads=st.integers(1, 40),
+    spread=st.sampled_from(["uniform", "stratified"]),
+)
 def test_jittered_bases_stay_within_the_papers_range(sigma, seed, heads, spread):
     rope = lolrt.Rope(sigma=sigma, jitter_seed=seed, spread=spread)
     bases = rope.head_bases(3, heads)

@@ -63,7 +63,15 @@ def test_noise_depends_on_its_key_alone():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"timesteps": ()}, {"timesteps": (500, 750)}, {"timesteps": (1001,)}, {"timesteps": (500, 0)}, {"method": "ddim"}, {"context_noise": 1.0}, {"shift": 0.0}],
+    [
+        {"timesteps": ()},
+        {"timesteps": (500, 750)},
+        {"timesteps": (1001,)},
+        {"timesteps": (500, 0)},
+        {"method": "ddim"},
+        {"context_noise": 1.0},
+        {"shift": 0.0},
+    ],
 )
 def test_wrong_settings_are_told(wrong):
     with pytest.raises(lolrt.Error):

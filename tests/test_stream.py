@@ -33,7 +33,10 @@ def test_sigma_zero_gives_the_bits_of_plain_rope(dit, rollout_inputs):
 
 
 def test_jitter_changes_the_rollout(dit, rollout_inputs):
-    assert not torch.equal(latents(stream(dit, rollout_inputs, rope=lolrt.Rope(sigma=0.8)), 3), latents(stream(dit, rollout_inputs, rope=lolrt.Rope(sigma=0)), 3))
+    assert not torch.equal(
+        latents(stream(dit, rollout_inputs, rope=lolrt.Rope(sigma=0.8)), 3),
+        latents(stream(dit, rollout_inputs, rope=lolrt.Rope(sigma=0)), 3),
+    )
 
 
 def test_resuming_gives_the_bits_of_not_stopping(dit, rollout_inputs):
@@ -63,7 +66,7 @@ def test_a_state_of_another_size_is_refused_and_changes_nothing(small_dit, rollo
     next(mine), next(twin)
     with pytest.raises(lolrt.Error, match="another model, frame size or dtype"):
         mine.load_state_dict(other.state_dict())
-    with pytest.raises(lolrt.Error, match="cache.pages"):
+    with pytest.raises(lolrt.Error, match=r"cache\.pages"):
         mine.load_state_dict({"next_frame": torch.tensor(3)})
     assert torch.equal(next(mine).latents, next(twin).latents)
 
@@ -77,7 +80,7 @@ def test_frame_numbers_do_not_matter_but_for_the_noise(dit, rollout_inputs):
 
     far = stream(dit, rollout_inputs, noise=from_zero(10**9), start_frame=10**9)
     near = stream(dit, rollout_inputs, noise=from_zero(0))
-    for a, b in zip(islice(far, 8), near):
+    for a, b in zip(islice(far, 8), near, strict=False):
         assert a.first_frame == b.first_frame + 10**9
         assert torch.equal(a.latents, b.latents)
 
@@ -97,7 +100,7 @@ def test_threads_do_not_change_the_attention_of_a_stream(rollout_inputs, small_d
 
 def test_the_probe_reads_a_distribution_and_changes_no_bit(dit, rollout_inputs):
     probed, plain = stream(dit, rollout_inputs, probe=True), stream(dit, rollout_inputs)
-    for chunk, reference in zip(islice(probed, 6), plain):
+    for chunk, reference in zip(islice(probed, 6), plain, strict=False):
         assert torch.equal(chunk.latents, reference.latents)
         pages = len(chunk.page_frames)
         assert chunk.mass.shape == (2, 2, 3, pages) and chunk.mass.dtype == torch.float32
@@ -144,7 +147,7 @@ def test_embedded_model_streams_video(tiny):
         assert chunk.frames.dtype == torch.uint8 and chunk.frames.shape[1:] == (tiny.height, tiny.width, 3)
         assert chunk.mass.shape[2] == 3
     again = list(islice(tiny.stream(tiny.example_prompts[0], seed=7), 3))
-    assert all(torch.equal(a.frames, b.frames) for a, b in zip(chunks, again))
+    assert all(torch.equal(a.frames, b.frames) for a, b in zip(chunks, again, strict=False))
     other = next(tiny.stream(tiny.example_prompts[0], seed=8))
     assert not torch.equal(other.frames, chunks[0].frames)
 
