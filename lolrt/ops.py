@@ -113,6 +113,11 @@ def attention(
     Returns out [frames, tokens, heads, dim], and with `probe` also the mass, float32 [pages, frames, heads].
     Raises ValueError when shapes or dtypes do not fit.
     """
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[2:] != k.shape[2:]:
+        raise ValueError(
+            f"q is {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)}; expected q [frames, tokens, heads, dim] "
+            "and k, v [pages, tokens, heads, dim] of the same heads and dim"
+        )
     count, tokens, heads, dim = k.shape
     pages = torch.empty(count, page_elements(k.dtype, tokens, heads, dim), dtype=k.dtype)
     page_table = torch.arange(count, dtype=torch.int32)

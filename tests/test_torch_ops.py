@@ -1,0 +1,92 @@
+"""The ops as torch users meet them: on plain tensors, under torch.library's own checks, and compiled."""
+
+from __future__ import annotations
+
+import oracle
+import pytest
+import torch
+
+import lolrt
+from lolrt import ops
+
+
+def example(dtype: torch.dtype = torch.float32, pages: int = 5) -> dict[str, torch.Tensor]:
+    """q, k, v of 2 frames and some pages of 13 tokens, 3 heads of 64, and rotations by real angles."""
+    torch.manual_seed(pages)
+    angles = torch.randn(pages, 2, 3, 22)
+    return {
+        "q": torch.randn(2, 13, 3, 64).to(dtype),
+        "k": torch.randn(pages, 13, 3, 64).to(dtype),
+        "v": torch.randn(pages, 13, 3, 64).to(dtype),
+        "rotation": torch.stack([angles.cos(), angles.sin()], -1),
+    }
+
+
+@pytest.mark.parametrize("dtype, atol", [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+def test_attention_on_plain_tensors(dtype, atol):
+    """atol: a few roundings of values of order 1 in the dtype; test_ops.py has the sharp rule."""
+    tensors = example(dtype)
+    bias = torch.randn(5, 3)
+    out, mass = lolrt.attention(**tensors, bias=bias, probe=True)
+    expected, expected_mass = oracle.frame_attention(*(t.double().numpy() for t in (*tensors.values(), bias)))
+    assert out.dtype == dtype and out.shape == (2, 13, 3, 64)
+    torch.testing.assert_close(out.double(), torch.from_numpy(expected), atol=atol, rtol=0)
+    torch.testing.assert_close(mass.double(), torch.from_numpy(expected_mass), atol=atol, rtol=0)
+    assert torch.equal(lolrt.attention(**tensors, bias=bias), out)
+
+
+def test_attention_without_rotation_is_plain_attention():
+    tensors = example()
+    q, k, v = tensors["q"], *(tensors[name].flatten(0, 1)[None].expand(2, -1, -1, -1) for name in "kv")
+    expected = torch.nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
+    torch.testing.assert_close(lolrt.attention(q, tensors["k"], tensors["v"], None), expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "change, hint",
+    [
+        ({"q": torch.zeros(2, 13, 2, 64)}, "heads"),
+        ({"q": torch.zeros(2, 13, 3, 64, dtype=torch.bfloat16)}, "float32"),
+        ({"v": torch.zeros(5, 12, 3, 64)}, "v"),
+        ({"rotation": torch.zeros(4, 2, 3, 22, 2)}, "rotation"),
+        ({"bias": torch.zeros(5, 2)}, "bias"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_told(change, hint):
+    with pytest.raises(ValueError, match=hint):
+        lolrt.attention(**{**example(), **change})
+
+
+def model_step(tensors: dict[str, torch.Tensor], pages: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """All ops in a row, as a block of the model uses them."""
+    page_table = torch.arange(5, dtype=torch.int32)
+    ops.kv_write(tensors["k"], tensors["v"], pages, page_table, weight=weight)
+    q = ops.normalize_queries(tensors["q"], weight=weight)
+    mass = torch.empty(5, 2, 3)
+    out = ops.frame_attention(q, pages, page_table, 13, rotation=tensors["rotation"], mass=mass).flatten(2)
+    row = torch.ones(1, 192)
+    return ops.modulated_norm(tensors["q"].flatten(2).clone(), row, 0 * row, residual=out, gate=row) + mass.sum()
+
+
+def test_compiled_without_a_graph_break_the_ops_give_the_same_bits():
+    tensors, weight = example(), torch.rand(3, 64)
+    pages = torch.zeros(2, 5, ops.page_elements(torch.float32, 13, 3, 64))
+    compiled = torch.compile(model_step, fullgraph=True, backend="aot_eager")
+    with torch.inference_mode():
+        assert torch.equal(compiled(tensors, pages[0], weight), model_step(tensors, pages[1], weight))
+    assert torch.equal(pages[0], pages[1])
+
+
+def test_registrations_pass_torchs_own_checks():
+    tensors, weight = example(), torch.rand(3, 64)
+    pages = torch.zeros(5, ops.page_elements(torch.float32, 13, 3, 64))
+    page_table = torch.arange(5, dtype=torch.int32)
+    row, x = torch.ones(1, 192), torch.randn(2, 13, 192)
+    checks = ("test_schema", "test_faketensor")
+    for op, arguments in (
+        (torch.ops.lolrt.kv_write, (tensors["k"], tensors["v"], pages, page_table, weight, None, 0, 1e-6)),
+        (torch.ops.lolrt.normalize_queries, (tensors["q"], weight, None, 0, 1e-6)),
+        (torch.ops.lolrt.frame_attention, (tensors["q"], pages, page_table, 13, tensors["rotation"], None, torch.empty(5, 2, 3))),
+        (torch.ops.lolrt.modulated_norm, (x, row, row, x.clone(), row, 1e-6)),
+    ):
+        torch.library.opcheck(op.default, arguments, test_utils=checks)
