@@ -129,3 +129,13 @@ def test_the_shipped_vocabulary_is_the_one_of_the_script() -> None:
     assert text["groups"] == vocabulary() and text["words"] == word_table(0)[0]
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 25e6
     assert all(len(values(group)) > 1 for group in VOCABULARY)
+
+
+def test_a_first_chunk_needs_no_context() -> None:
+    torch.manual_seed(0)
+    dit = CausalDiT(dit_config(8, dim=64, layers=2)).requires_grad_(False)
+    context, noisy = torch.randn(2, 1, 9, 8, 4, 6)
+    text, sigma = torch.randn(1, dit.config.text_len, dit.config.text_dim), torch.full((1, 9), 0.4)
+    clip = TeacherForcing(dit, 9, 4, 6)(context, noisy, sigma, sigma, text)
+    alone = TeacherForcing(dit, 3, 4, 6)(context[:, :3], noisy[:, :3], sigma[:, :3], sigma[:, :3], text)
+    torch.testing.assert_close(alone, clip[:, :3], atol=1e-5, rtol=0)

@@ -9,68 +9,22 @@ Every stage goes on from its checkpoint in the work folder, and is skipped when 
 import argparse
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from lolrt.dit import DiTConfig
 from lolrt.train.tiny.card import write_card
-from lolrt.train.tiny.data import DataSizes, load_codec, make_data
+from lolrt.train.tiny.data import load_codec, make_data
 from lolrt.train.tiny.export import export
-from lolrt.train.tiny.train_dit import dit_config, latents_std, train_dit
-from lolrt.train.tiny.train_vae import train_half, train_joint, vae_config
+from lolrt.train.tiny.plan import Plan, train_dit_stage, train_vae_stages
 
 SHIPPED = Path(__file__).parents[2] / "models" / "tiny"
 STAGES = ("data", "vae", "dit", "ship")
-VAE_SHARES = {"decoder": 0.32, "encoder": 0.08, "joint": 0.60}  # of the training minutes
-
-
-@dataclass
-class Plan:
-    """Sizes of everything; `smoke` is a miniature in which every line of the script still runs, in less than a minute."""
-
-    seed: int
-    minutes: float
-    z_dim: int = 24
-    data: DataSizes = field(default_factory=DataSizes)
-    dim: int = 256
-    layers: int = 6
-    dit_batch: int = 8
-    vae_batch: int = 4
-    compiled: bool = True
-    prompts: int = 24
-    rollouts: int = 6
-
-    @classmethod
-    def smoke(cls, seed: int) -> "Plan":
-        return cls(seed, 0.05, 8, DataSizes(4, 8, 4), 64, 1, 2, 1, False, 1, 1)
-
-    @property
-    def dit(self) -> DiTConfig:
-        return dit_config(self.z_dim, self.dim, self.layers)
-
-
-def train_vae_stages(work: Path, plan: Plan) -> None:
-    torch.set_num_threads(1)
-    config = vae_config(plan.z_dim, latents_std(work))
-    for name, decoder in (("decoder", True), ("encoder", False)):
-        train_half(work, plan.seed, plan.minutes * VAE_SHARES[name], config, decoder=decoder, batch=plan.vae_batch)
-    train_joint(work, plan.seed, plan.minutes * VAE_SHARES["joint"], config, batch=plan.vae_batch)
-
-
-def train_dit_stage(work: Path, plan: Plan) -> None:
-    torch.set_num_threads(1)
-    train_dit(work, plan.seed, plan.minutes, plan.dit, batch=plan.dit_batch, compiled=plan.compiled)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lolrt.train.tiny", description="Trains the embedded model from nothing.")
     parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="data, checkpoints and log (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="the model's folder (default: inside the package)")
-    parser.add_argument(
-        "--minutes", type=float, default=100.0, help="of training; VAE and DiT train side by side, one thread each"
-    )
+    parser.add_argument("--minutes", type=float, default=100.0, help="of training; VAE and DiT train side by side, one thread each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="which stages to run (default: all)")
     parser.add_argument("--smoke", action="store_true", help="run everything in miniature, to see that it runs")
@@ -89,7 +43,7 @@ def main() -> None:
         for job in jobs:
             job.result()
     if "ship" in args.stages:
-        export(args.work, args.out, plan.dit, vae_config(plan.z_dim, latents_std(args.work)), plan.seed)
+        export(args.work, args.out, plan.dit, plan.vae(args.work), plan.seed)
         write_card(args.out, args.work, load_codec(args.work), plan.seed, prompts=plan.prompts, rollouts=plan.rollouts)
 
 

@@ -3,6 +3,7 @@
 Every clip is a new scene, drawn from its own seed, so that the set is the same whatever the number of workers.
 """
 
+import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def make_data(work: Path, seed: int, sizes: DataSizes, workers: int, z_dim: int)
     print(f"PCA of {sizes.pca} clips: {codec.psnr(to_unit(sample[:50])):.2f} dB", flush=True)
     total = sizes.train + sizes.held_out
     shards = [range(start, min(start + SHARD, total)) for start in range(0, total, SHARD)]
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         parts = list(pool.map(_render_shard, [seed] * len(shards), shards, [codec] * len(shards)))
     clips = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     torch.save({key: value[: sizes.train].clone() for key, value in clips.items()}, work / "train.pt")

@@ -52,9 +52,7 @@ class SceneProbe:
         self.mean = features.mean(0)
         centred = features - self.mean
         targets = torch.zeros(len(words), int(words.max()) + 1).scatter_(1, words, 1.0)
-        self.weight = torch.linalg.solve(
-            centred.T @ centred + ridge * torch.eye(centred.shape[1]), centred.T @ (targets - targets.mean(0))
-        )
+        self.weight = torch.linalg.solve(centred.T @ centred + ridge * torch.eye(centred.shape[1]), centred.T @ (targets - targets.mean(0)))
         self.offset = targets.mean(0)
 
     @staticmethod

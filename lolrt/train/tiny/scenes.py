@@ -254,9 +254,7 @@ class _Painter:
             canvas.paint(_inside((self.y - 57.5).abs() - 4.5), asphalt)
             canvas.paint(_inside((self.y - 52.6).abs() - 0.6) * 0.7, torch.tensor([0.85, 0.83, 0.78]) * self.light)
             dash = (self.x + self.pan).remainder(32) - 16
-            canvas.paint(
-                _inside(dash.abs() - 8) * _inside((self.y - 59.0).abs() - 0.8), torch.tensor([0.92, 0.88, 0.76]) * self.light
-            )
+            canvas.paint(_inside(dash.abs() - 8) * _inside((self.y - 59.0).abs() - 0.8), torch.tensor([0.92, 0.88, 0.76]) * self.light)
 
     def plants(self, canvas: Canvas, root: torch.Tensor, parallax: float, near: torch.Tensor) -> None:
         """Trees in the hills, firs in the mountains, cacti in the desert."""
@@ -308,9 +306,7 @@ class _Painter:
         canvas.paint(_inside(_box(x + 1, y + 17, 0.8, 20, 0.4)), wood, is_object=True)
         main_sail = colour.view(3, 1, 1) * (1.02 - 0.012 * x.clamp(0, 18))[:, None]
         canvas.paint(_inside(_polygon(x, y, (1.2, -37), (17, -6), (1.2, -6))), main_sail, is_object=True)
-        canvas.paint(
-            _inside(_polygon(x, y, (-3.2, -32), (-3.2, -6), (-14, -6))), cream * (0.35 + 0.65 * self.light), is_object=True
-        )
+        canvas.paint(_inside(_polygon(x, y, (-3.2, -32), (-3.2, -6), (-14, -6))), cream * (0.35 + 0.65 * self.light), is_object=True)
         hull = torch.maximum(_polygon(x, y, (-19, -3.5), (21, -3.5), (14, 5), (-14, 5)), self.y - 58)
         canvas.paint(_inside(hull), colour * 0.86, is_object=True)
         canvas.paint(_inside(torch.maximum(hull, (y + 2.6).abs() - 0.9)), cream * (0.35 + 0.65 * self.light))
@@ -335,9 +331,7 @@ class _Painter:
         body = torch.minimum(_box(x, y - 3, 22, 5.5, 5.0), torch.maximum(cabin, y - 2))
         shade = (1.08 - 0.025 * (y + 8).clamp(0, 18))[:, None]
         canvas.paint(_inside(body), colour.view(3, 1, 1) * shade, is_object=True)
-        glass = (
-            torch.tensor([0.66, 0.84, 0.95]) * (0.4 + 0.6 * self.light) if not self.night else torch.tensor([0.98, 0.84, 0.52])
-        )
+        glass = torch.tensor([0.66, 0.84, 0.95]) * (0.4 + 0.6 * self.light) if not self.night else torch.tensor([0.98, 0.84, 0.52])
         window = torch.maximum(torch.maximum(_ellipse(x + 2, y + 2, 11, 9.5), y + 2.6), 1.1 - (x + 2).abs())
         canvas.paint(_inside(window), glass)
         for wheel_x in (-12.5, 12.5):

@@ -7,6 +7,7 @@ chunk with its cache. Semantics are those of `lolrt.dit.CausalDiT`, whose parame
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -94,9 +95,7 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _block(
-    block: nn.Module, heads: int, x: Tensor, modulation: Tensor, text: Tensor, cos_sin: Tensor, attention: ChunkWindow
-) -> Tensor:
+def _block(block: nn.Module, heads: int, x: Tensor, modulation: Tensor, text: Tensor, cos_sin: Tensor, attention: Callable) -> Tensor:
     """One transformer block. x [batch, tokens, dim]; modulation [batch, frames, 6, dim]; text [batch, text_len, dim]."""
     frames = modulation.shape[1]
     shift, scale, gate, shift2, scale2, gate2 = (m[:, :, None] for m in (block.modulation + modulation).unbind(2))
@@ -136,20 +135,20 @@ def time_embedding(model: nn.Module, timesteps: Tensor, freq_dim: int) -> Tensor
 class TeacherForcing:
     """Runs a CausalDiT over [context | noisy] clips, with gradients.
 
-    model: a `lolrt.dit.CausalDiT`. frames, height, width: the clip's size in latent pixels. bases: temporal RoPE base of each
-    head.
-    compiled: fuses the element-wise work of the blocks, twice as fast after a minute of compilation.
+    model: a `lolrt.dit.CausalDiT`. frames, height, width: the clip's size in latent pixels; a clip of one chunk needs no context,
+    and what is given as such is left out. bases: temporal RoPE base of each head. compiled: fuses the element-wise work of the
+    blocks, twice as fast after a minute of compilation.
     """
 
-    def __init__(
-        self, model: nn.Module, frames: int, height: int, width: int, bases: Tensor | None = None, compiled: bool = False
-    ):
+    def __init__(self, model: nn.Module, frames: int, height: int, width: int, bases: Tensor | None = None, compiled: bool = False):
         self.model, self.config = model, model.config
         self.block = torch.compile(_block, dynamic=False) if compiled else _block
         self.grid = (height // 2, width // 2)
         bases = torch.full((self.config.num_heads,), 1e4) if bases is None else bases
-        self.cos_sin = rotation(torch.arange(frames).repeat(2), *self.grid, self.config.rope_dims, bases)
-        self.attention = ChunkWindow(frames // CHUNK, CHUNK * self.grid[0] * self.grid[1])
+        self.context_frames = 0 if frames == CHUNK else frames
+        positions = torch.cat([torch.arange(self.context_frames), torch.arange(frames)])
+        self.cos_sin = rotation(positions, *self.grid, self.config.rope_dims, bases)
+        self.attention = ChunkWindow(frames // CHUNK, CHUNK * self.grid[0] * self.grid[1]) if self.context_frames else attend
 
     def __call__(self, context: Tensor, noisy: Tensor, context_sigma: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         """The predicted flow of the noisy clip.
@@ -158,21 +157,16 @@ class TeacherForcing:
         text_dim], zero rows for missing words. Returns fp32 [batch, frames, z, h, w].
         """
         model, frames = self.model, noisy.shape[1]
-        x = torch.cat([context, noisy], 1)
-        batch, _, channels, height, width = x.shape
-        x = (
-            x.view(batch, 2 * frames, channels, *(height // 2, 2, width // 2, 2))
-            .permute(0, 1, 3, 5, 2, 4, 6)
-            .flatten(4)
-            .flatten(1, 3)
-        )
+        x = torch.cat([context[:, : self.context_frames], noisy], 1)
+        batch, total, channels, height, width = x.shape
+        x = x.view(batch, total, channels, *(height // 2, 2, width // 2, 2)).permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)
         x = F.linear(x, model.patch_embedding.weight.flatten(1), model.patch_embedding.bias).float()
-        e = time_embedding(model, 1000 * torch.cat([context_sigma, sigma], 1), self.config.freq_dim)
+        e = time_embedding(model, 1000 * torch.cat([context_sigma[:, : self.context_frames], sigma], 1), self.config.freq_dim)
         modulation = model.time_projection(e).float().unflatten(-1, (6, -1))
         text = model.text_embedding(text)
         for block in model.blocks:
             x = self.block(block, self.config.num_heads, x, modulation, text, self.cos_sin, self.attention)
-        x, e = x.unflatten(1, (2 * frames, -1))[:, frames:], e[:, frames:]  # the context's own prediction is not needed
+        x, e = x.unflatten(1, (total, -1))[:, -frames:], e[:, -frames:]  # the context's own prediction is not needed
         shift, scale = (model.head.modulation + e[:, :, None]).unbind(2)
         out = model.head.head(layer_norm(x) * (1 + scale[:, :, None]) + shift[:, :, None]).float()
         out = out.view(batch, frames, *self.grid, 2, 2, channels)  # Wan's patches: the channel runs fastest

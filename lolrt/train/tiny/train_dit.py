@@ -15,7 +15,7 @@ PEAK_LR = 2e-3
 BATCH = 8
 CONTEXT_NOISE, CONTEXT_SHARE = 0.3, 0.8  # noise U(0, 0.3) on 80 % of the history: a rollout's own history is imperfect
 SIGMA_MEAN, SIGMA_STD = 0.4, 1.3  # of the logit of the noise level; few-step sampling leans on the high levels
-FIRST_CHUNK_WEIGHT = 2.5  # nothing precedes it, so it is the hardest
+FIRST_CHUNKS = 4  # for each clip of a batch, as many first chunks of other clips: nothing precedes them, so they are the hardest
 OBJECT_WEIGHT = 2.0  # added where the object is
 WORD_DROP = 0.12  # each word is left out this often, so that partial prompts work
 
@@ -87,19 +87,21 @@ def train_dit(work: Path, seed: int, minutes: float, config: DiTConfig, *, batch
     run = Run("dit", work, model, split_parameters(model), minutes, PEAK_LR)
     clip, (height, width) = data["latents"].shape[1], data["latents"].shape[3:]
     forward = TeacherForcing(model, clip, height, width, compiled=compiled)
+    forward_first = TeacherForcing(model, CHUNK, height, width, compiled=compiled)
     averaged = TeacherForcing(run.averaged, clip, height, width)
-    weight = torch.ones(clip // CHUNK)
-    weight[0] = FIRST_CHUNK_WEIGHT
     keys = ("latents", "words", "object")
     while run.going():
         generator = run.generator()
-        picks = torch.randint(len(data["latents"]), (batch,), generator=generator)
-        errors = flow_errors(forward, {key: data[key][picks] for key in keys}, table, std, generator, WORD_DROP)
-        run.step((errors.mean(0) * weight).sum() / weight.sum())
+        picks = torch.randint(len(data["latents"]), (batch * (1 + FIRST_CHUNKS),), generator=generator).split(batch * FIRST_CHUNKS)
+        firsts = {"words": data["words"][picks[0]], **{key: data[key][picks[0], :CHUNK] for key in ("latents", "object")}}
+        clips = {key: data[key][picks[1]] for key in keys}
+        first = flow_errors(forward_first, firsts, table, std, generator, WORD_DROP)
+        errors = flow_errors(forward, clips, table, std, generator, WORD_DROP)
+        run.step((torch.cat([first[:, 0], errors[:, 0]]).mean() + errors[:, 1:].mean()) / 2)
         if run.report_due():
             with torch.no_grad():
                 errors = flow_errors(
-                    averaged, {key: held_out[key][:32] for key in keys}, table, std, torch.Generator().manual_seed(seed), 0.0
+                    averaged, {key: held_out[key][:16] for key in keys}, table, std, torch.Generator().manual_seed(seed), 0.0
                 )
             run.report(f"held-out first chunk {errors[:, 0].mean():.4f} later {errors[:, 1:].mean():.4f}")
 

@@ -159,9 +159,7 @@ def split_parameters(parameters: dict[str, nn.Parameter]) -> Muon:
     """Muon for the kernels between features; AdamW for what touches pixels, and for norms and biases."""
     ends = ("encoder.conv1.weight", "decoder.head.2.weight")
     matrices = {name for name, p in parameters.items() if p.dim() >= 4 and name not in ends and not name.endswith("gamma")}
-    return Muon(
-        [p for name, p in parameters.items() if name in matrices], [p for name, p in parameters.items() if name not in matrices]
-    )
+    return Muon([p for name, p in parameters.items() if name in matrices], [p for name, p in parameters.items() if name not in matrices])
 
 
 @torch.no_grad()
@@ -239,9 +237,7 @@ def train_joint(work: Path, seed: int, minutes: float, config: VAEConfig, *, bat
             else:
                 latents = vae.encode_clip(video)
                 error = latents.float() - target
-                loss = reconstruction_loss(vae.decode_clip(latents), video) + LATENT_TIE * (
-                    error.abs().mean() + error.square().mean()
-                )
+                loss = reconstruction_loss(vae.decode_clip(latents), video) + LATENT_TIE * (error.abs().mean() + error.square().mean())
             run.step(loss)
         if run.report_due():
             run.report(round_trip_report(run.averaged, codec, held_out))

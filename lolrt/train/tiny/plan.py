@@ -1,0 +1,55 @@
+"""Sizes and budgets of the whole training, and its two long stages, which run side by side."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from lolrt.dit import DiTConfig
+from lolrt.train.tiny.data import DataSizes
+from lolrt.train.tiny.train_dit import dit_config, latents_std, train_dit
+from lolrt.train.tiny.train_vae import train_half, train_joint, vae_config
+from lolrt.vae import VAEConfig
+
+VAE_SHARES = {"decoder": 0.32, "encoder": 0.08, "joint": 0.60}  # of the training minutes
+
+
+@dataclass
+class Plan:
+    """Sizes of everything; `smoke` is a miniature in which every line of the script still runs, in less than a minute."""
+
+    seed: int
+    minutes: float
+    z_dim: int = 24
+    data: DataSizes = field(default_factory=DataSizes)
+    dim: int = 256
+    layers: int = 6
+    dit_batch: int = 8
+    vae_batch: int = 4
+    compiled: bool = True
+    prompts: int = 24
+    rollouts: int = 6
+
+    @classmethod
+    def smoke(cls, seed: int) -> "Plan":
+        return cls(seed, 0.05, 8, DataSizes(4, 8, 4), 64, 1, 2, 1, False, 1, 1)
+
+    @property
+    def dit(self) -> DiTConfig:
+        return dit_config(self.z_dim, self.dim, self.layers)
+
+    def vae(self, work: Path) -> VAEConfig:
+        return vae_config(self.z_dim, latents_std(work))
+
+
+def train_vae_stages(work: Path, plan: Plan) -> None:
+    torch.set_num_threads(1)
+    config = plan.vae(work)
+    for name, decoder in (("decoder", True), ("encoder", False)):
+        train_half(work, plan.seed, plan.minutes * VAE_SHARES[name], config, decoder=decoder, batch=plan.vae_batch)
+    train_joint(work, plan.seed, plan.minutes * VAE_SHARES["joint"], config, batch=plan.vae_batch)
+
+
+def train_dit_stage(work: Path, plan: Plan) -> None:
+    torch.set_num_threads(1)
+    train_dit(work, plan.seed, plan.minutes, plan.dit, batch=plan.dit_batch, compiled=plan.compiled)
