@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lolrt.stream import Chunk
 
 DEFAULT_SECONDS = 20.0
+CPU_FEATURES = ("fma", "f16c", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -167,6 +168,15 @@ class MassLog:
                     yield chunk.first_frame, layer, head, frame, f"{mass:.5f}"
 
 
+def cpu_features() -> list[str]:
+    """Those of the CPU's features that matter to the kernels here and in torch; empty where the system does not list them."""
+    try:
+        listed = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return []
+    return [feature for feature in CPU_FEATURES if feature in listed]
+
+
 def run_info(_: argparse.Namespace) -> None:
     import platform
 
@@ -179,7 +189,7 @@ def run_info(_: argparse.Namespace) -> None:
 
     print(f"lolrt      {lolrt.__version__} (core {_core.version()}, ABI {_core.abi_version()})")
     print(f"python     {platform.python_version()}, torch {torch.__version__}, PyAV {av.__version__}")
-    print(f"cpu        {platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}")
+    print(f"cpu        {platform.machine()}, {os.cpu_count()} cores; {' '.join(cpu_features()) or 'features unknown'}")
     print(f"kernels    {_core.isa()} (this CPU can run: {', '.join(_core.isas())}; LOLRT_ISA chooses), {_core.threads()} threads")
     print("cuda       not built: this version's kernels are for CPUs")
     print(f"models     {', '.join(embedded_models()) or 'none'}")
