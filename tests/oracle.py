@@ -60,9 +60,7 @@ def frame_attention(
     return out, mass
 
 
-def modulated_norm(
-    x: F64, residual: F64 | None, gate: F64 | None, scale: F64, shift: F64, eps: float
-) -> tuple[F64, F64]:
+def modulated_norm(x: F64, residual: F64 | None, gate: F64 | None, scale: F64, shift: F64, eps: float) -> tuple[F64, F64]:
     """x [frames, tokens, channels], gate, scale and shift [1 or frames, channels]; returns the new x and the output."""
     if residual is not None:
         x = x + (1.0 if gate is None else gate[:, None]) * residual

@@ -8,9 +8,15 @@ namespace lolrt {
 
 HeadRows head_rows(const View &view) { return {view.data<void>(), view.stride(0), view.stride(1), view.stride(2)}; }
 
-void check_dim(const char *operation, int64_t dim) {
-  if (dim < 2 || dim > 256 || dim % 2 != 0) {
-    fail(LOLRT_UNSUPPORTED, "%s: dim is %" PRId64 "; the kernels take even dims from 2 to 256", operation, dim);
+void check_page_sizes(const char *operation, int64_t tokens, int64_t heads, int64_t dim) {
+  if (dim < 2 || dim > PageLayout::max_dim || dim % 2 != 0) {
+    fail(LOLRT_UNSUPPORTED, "%s: dim is %" PRId64 "; the kernels take even dims from 2 to %" PRId64, operation, dim,
+         PageLayout::max_dim);
+  }
+  if (tokens < 1 || tokens > PageLayout::max_tokens || heads < 1 || heads > PageLayout::max_heads) {
+    fail(LOLRT_INVALID_ARGUMENT,
+         "%s: pages of %" PRId64 " tokens and %" PRId64 " heads; expected 1 to %" PRId64 " and 1 to %" PRId64, operation, tokens,
+         heads, PageLayout::max_tokens, PageLayout::max_heads);
   }
 }
 

@@ -19,14 +19,11 @@ FrameAttention checked(const lolrt_frame_attention_desc &desc) {
   op.tokens = q.size(1);
   op.heads = q.size(2);
   op.dim = q.size(3);
-  check_dim("frame_attention", op.dim);
+  op.page_tokens = desc.page_tokens;
+  check_page_sizes("frame_attention", op.page_tokens, op.heads, op.dim);
   op.out = head_rows(check.output("out", desc.out, op.dtype,
                                   {{"frames", op.frames}, {"tokens", op.tokens}, {"heads", op.heads}, {"dim", op.dim}},
                                   Layout::strided));
-  if (desc.page_tokens < 1) {
-    fail(LOLRT_INVALID_ARGUMENT, "frame_attention: page_tokens is %" PRId64 "; expected 1 or more", desc.page_tokens);
-  }
-  op.page_tokens = desc.page_tokens;
   const PageLayout layout(op.dtype, op.page_tokens, op.heads, op.dim);
   const View pool = check_pages(check, "frame_attention", desc.pages, op.dtype, layout, Access::read);
   op.pool = pool.data<void>();

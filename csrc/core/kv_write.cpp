@@ -37,7 +37,7 @@ KvWrite checked(const lolrt_kv_write_desc &desc) {
   op.tokens = lead.size(1);
   op.heads = lead.size(2);
   op.dim = lead.size(3);
-  check_dim("kv_write", op.dim);
+  check_page_sizes("kv_write", op.tokens, op.heads, op.dim);
   const auto same_shape = {Dim{"frames", op.frames}, Dim{"tokens", op.tokens}, Dim{"heads", op.heads}, Dim{"dim", op.dim}};
   const auto weight_shape = {Dim{"heads", op.heads}, Dim{"dim", op.dim}};
   if (has_q) {

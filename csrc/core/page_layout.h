@@ -8,6 +8,9 @@ namespace lolrt {
 struct PageLayout {
   static constexpr int64_t block_tokens = 16;  // tokens of one K block: the lanes of a 512-bit register
   static constexpr int64_t part_bytes = 64;    // K and V parts start on a cache line
+  // Far beyond any model; they keep products of sizes from overflowing.
+  static constexpr int64_t max_tokens = 1 << 24, max_heads = 4096;
+  static constexpr int64_t max_dim = 256;
 
   int64_t tokens, dim, heads;
   int64_t key_head;    // elements from one head's K to the next

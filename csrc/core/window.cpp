@@ -1,6 +1,6 @@
 #include "core/window.h"
 
-#include "core/page_layout.h"
+#include "core/checks.h"
 #include "core/status.h"
 
 #include <algorithm>
@@ -204,13 +204,7 @@ lolrt_status lolrt_window_restore(lolrt_window *window, const int64_t *frames, i
 lolrt_status lolrt_page_elements(lolrt_dtype dtype, int64_t tokens, int64_t heads, int64_t dim, int64_t *elements) {
   return guarded([&] {
     const DType type = floating_type("page_elements: dtype", dtype);
-    constexpr int64_t limit = 1 << 24;  // far beyond any model; keeps the product from overflowing
-    if (tokens < 1 || tokens > limit || heads < 1 || heads > 4096 || dim < 2 || dim > 256 || dim % 2 != 0) {
-      fail(LOLRT_INVALID_ARGUMENT,
-           "page_elements: tokens %" PRId64 ", heads %" PRId64 ", dim %" PRId64
-           "; expected 1 to 2^24, 1 to 4096, and an even number from 2 to 256",
-           tokens, heads, dim);
-    }
+    check_page_sizes("page_elements", tokens, heads, dim);
     if (elements == nullptr) fail(LOLRT_INVALID_ARGUMENT, "page_elements: elements is NULL");
     *elements = PageLayout(type, tokens, heads, dim).elements;
   });

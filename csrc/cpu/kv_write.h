@@ -25,7 +25,6 @@ class KvWriteKernel {
   using Vec = typename Isa::Vec;
   static constexpr int W = Isa::width;
   static constexpr int kBlock = PageLayout::block_tokens;
-  static constexpr int kMaxDim = 256;
   static constexpr bool is_bf16 = std::is_same<T, Bf16>::value;
   static constexpr int depth = is_bf16 ? 2 : 1;  // channels of K, and tokens of V, that lie side by side in a page
 
@@ -62,7 +61,7 @@ class KvWriteKernel {
     if (op_.k.data) {
       measure(op_.k, op_.k_weight, block, inverse_rms);
       T *page = static_cast<T *>(op_.pages) + op_.page_table[block.frame] * op_.page_stride;
-      T stage[kBlock][kMaxDim];
+      T stage[kBlock][PageLayout::max_dim];
       for (int64_t head = 0; head < op_.heads; ++head) {
         for (int t = 0; t < block.tokens; ++t) project(op_.k, op_.k_weight, block, t, head, inverse_rms[t], stage[t]);
         store_keys(stage, block, page + head * layout_.key_head);
@@ -125,7 +124,7 @@ class KvWriteKernel {
   }
 
   // [16 tokens][dim] to [dim / depth][16][depth].
-  void store_keys(const T (&stage)[kBlock][kMaxDim], const Block &block, T *head_keys) const {
+  void store_keys(const T (&stage)[kBlock][PageLayout::max_dim], const Block &block, T *head_keys) const {
     T *to = head_keys + block.first * op_.dim;
     for (int64_t c = 0; c < op_.dim; c += depth) {
       for (int t = 0; t < block.tokens; ++t) std::memcpy(to + (c * kBlock + t * depth), &stage[t][c], depth * sizeof(T));

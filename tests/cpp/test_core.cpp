@@ -92,7 +92,7 @@ void test_interface() {
   CHECK_OK(lolrt_page_elements(float32(), 33, 2, 10, &elements));
   CHECK(elements == 2 * 48 * 10 + 672);  // V: 2 * 33 * 10 = 660
   CHECK_FAILS(lolrt_page_elements({LOLRT_CODE_FLOAT, 16, 1}, 1, 1, 2, &elements), LOLRT_INVALID_ARGUMENT, "float16");
-  CHECK_FAILS(lolrt_page_elements(float32(), 1, 1, 3, &elements), LOLRT_INVALID_ARGUMENT, "dim 3");
+  CHECK_FAILS(lolrt_page_elements(float32(), 1, 1, 3, &elements), LOLRT_UNSUPPORTED, "dim is 3");
   CHECK_FAILS(lolrt_frame_attention(nullptr), LOLRT_INVALID_ARGUMENT, "NULL");
   lolrt_kv_write_desc desc{};
   CHECK_FAILS(lolrt_kv_write(&desc), LOLRT_INVALID_ARGUMENT, "struct_size");
