@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import lolrt
+from lolrt import _core
 
 # Gates from the public code's own error against its float64 run: float32 4.9e-6 at most, bf16 7.4e-3 rms and 3.3e-2 at most. A wrong
 # sink or window shows as 0.17 and more, a wrong jitter as 7e-3.
@@ -17,6 +20,15 @@ POLICIES = {
     "sfjit": lolrt.Rope(positions="absolute", bases=[14944.2719096, 6686.291500799999]),
     "ll1inf": lolrt.Rope(positions="window", sigma=0.0),
 }
+
+
+@pytest.fixture(params=_core.isas())
+def isa(request) -> Iterator[str]:
+    """Each kernel set that runs here, in turn."""
+    chosen = _core.isa()
+    _core.set_isa(request.param)
+    yield request.param
+    _core.set_isa(chosen)
 
 
 def rollout(dit: lolrt.CausalDiT, inputs: dict[str, torch.Tensor], rope: lolrt.Rope) -> torch.Tensor:
@@ -30,13 +42,13 @@ def rollout(dit: lolrt.CausalDiT, inputs: dict[str, torch.Tensor], rope: lolrt.R
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_float32_rollout_equals_the_public_code(policy, data, small_dit, rollout_inputs):
+def test_float32_rollout_equals_the_public_code(policy, isa, data, small_dit, rollout_inputs):
     expected = load_file(data / "rollouts.safetensors")[policy]
     assert (rollout(small_dit, rollout_inputs, POLICIES[policy]) - expected).abs().max() <= FP32_MAX
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_bf16_rollout_is_as_close_as_the_public_code_in_bf16(policy, data, rollout_inputs):
+def test_bf16_rollout_is_as_close_as_the_public_code_in_bf16(policy, isa, data, rollout_inputs):
     dit = lolrt.load_dit(data / "self_forcing_dmd_small.pt", torch.bfloat16)
     error = rollout(dit, rollout_inputs, POLICIES[policy]) - load_file(data / "rollouts.safetensors")[policy]
     assert error.square().mean().sqrt() <= BF16_RMS
