@@ -24,12 +24,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lolrt.train.tiny", description="Trains the embedded model from nothing.")
     parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="data, checkpoints and log (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="the model's folder (default: inside the package)")
-    parser.add_argument("--minutes", type=float, default=100.0, help="of training; VAE and DiT train side by side, one thread each")
+    parser.add_argument("--minutes-vae", type=float, default=40.0, help="training time of the VAE, on one thread (default: 40)")
+    parser.add_argument("--minutes-dit", type=float, default=90.0, help="of the DiT, on another, at the same time (default: 90)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="which stages to run (default: all)")
     parser.add_argument("--smoke", action="store_true", help="run everything in miniature, to see that it runs")
     args = parser.parse_args()
-    plan = Plan.smoke(args.seed) if args.smoke else Plan(args.seed, args.minutes)
+    plan = Plan.smoke(args.seed) if args.smoke else Plan(args.seed, args.minutes_vae, args.minutes_dit)
     args.work.mkdir(parents=True, exist_ok=True)
 
     if "data" in args.stages and not (args.work / "pca.pt").exists():
@@ -44,7 +45,7 @@ def main() -> None:
             job.result()
     if "ship" in args.stages:
         export(args.work, args.out, plan.dit, plan.vae(args.work), plan.seed)
-        write_card(args.out, args.work, load_codec(args.work), plan.seed, prompts=plan.prompts, rollouts=plan.rollouts)
+        write_card(args.out, args.work, load_codec(args.work), plan.seed, plan.effort)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 
 import lolrt.pipeline
 from lolrt.train.tiny.codec_pca import PCACodec
-from lolrt.train.tiny.evaluate import evaluate
+from lolrt.train.tiny.evaluate import Effort, evaluate
 from lolrt.train.tiny.scenes import VOCABULARY, values
 
 CARD = """# tiny: endless little landscapes
@@ -44,8 +44,8 @@ On held-out scenes, with the files of this folder, in bfloat16, on the project's
 
 {measured}
 
-- `codec`: PSNR in dB of 81-frame clips, of whole frames and of the 15 % most detailed pixels, through encoder and decoder, and
-  from PCA latents, which is what the DiT makes; `drift` compares the last 40 frames with the others.
+- `codec`: PSNR in dB of {frames}-frame clips, of whole frames and of the 15 % most detailed pixels, through encoder and decoder, and
+  from PCA latents, which is what the DiT makes; `drift` compares the second half with the first.
 - `prompt followed`: share of {prompts} generated videos of 15 seconds in whose last 5 seconds a linear probe reads what the
   prompt said; `probe on real clips` is how often that probe is right on real, held-out clips.
 - `dip`: the least distance from the sink frames around latent frames 132 and 201, over that before and after (mean of {rollouts}
@@ -68,10 +68,10 @@ def _cost(work: Path) -> str:
     return "\n".join(lines)
 
 
-def write_card(out: Path, work: Path, codec: PCACodec, seed: int, *, prompts: int, rollouts: int) -> None:
+def write_card(out: Path, work: Path, codec: PCACodec, seed: int, effort: Effort) -> None:
     """Evaluates the model in `out` and writes its README.md and training.log there; `samples.png`, to look at, goes to `work`."""
     pipe = lolrt.pipeline.load(out)
-    results = evaluate(pipe, codec, work, seed, prompts=prompts, rollouts=rollouts)
+    results = evaluate(pipe, codec, work, seed, effort)
     rows = [f"| {what} | {', '.join(f'{key} {value:.2f}' for key, value in row.items())} |" for what, row in results.items()]
     text = CARD.format(
         width=pipe.width,
@@ -84,8 +84,9 @@ def write_card(out: Path, work: Path, codec: PCACodec, seed: int, *, prompts: in
         dit_parameters=sum(p.numel() for p in pipe.dit.parameters()) / 1e6,
         cost=_cost(work),
         measured="\n".join(["| what | values |", "|---|---|", *rows]),
-        prompts=prompts,
-        rollouts=rollouts,
+        frames=effort.codec_frames,
+        prompts=effort.prompts,
+        rollouts=effort.rollouts,
         threads=torch.get_num_threads(),
         objects=", ".join(values("object")),
     )

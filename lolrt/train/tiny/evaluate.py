@@ -4,6 +4,7 @@ its training range.
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -23,21 +24,28 @@ CONTROL_FRAMES = (100, 115, 165, 178)  # where no base of 10,000 brings the sink
 REALIGNED_FRAMES = (132, 201)  # where it does
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured: clips through the codec and their frames, prompts whose videos are judged, long rollouts of each kind."""
+
+    codec_clips: int = 12
+    codec_frames: int = 81
+    prompts: int = 24
+    rollouts: int = 6
+
+
 @torch.no_grad()
-def codec_quality(vae: CausalVAE, codec: PCACodec, seed: int, clips: int = 12, frames: int = 81) -> dict[str, float]:
-    """PSNR in dB of whole held-out clips, through encoder and decoder and from PCA latents; drift is the last 40 frames against
-    the first 41.
-    """
+def codec_quality(vae: CausalVAE, codec: PCACodec, seed: int, clips: int, frames: int) -> dict[str, float]:
+    """PSNR in dB of whole held-out clips, through encoder and decoder and from PCA latents; drift: second half minus first."""
     videos = torch.stack([to_unit(render(scene_of(seed + 2, clip), torch.arange(frames))[0]) for clip in range(clips)])
     dtype = vae.conv2.weight.dtype
     whole = torch.cat([vae.decode_clip(vae.encode_clip(v[None].to(dtype))).float() for v in videos])
     from_pca = torch.cat([vae.decode_clip(codec.encode(v[None]).to(dtype)).float() for v in videos])
     result = dict(zip(("psnr", "psnr_detail"), reconstruction_psnr(videos, whole), strict=True))
     result |= dict(zip(("pca_psnr", "pca_psnr_detail"), reconstruction_psnr(videos, from_pca), strict=True))
-    late, early = (
-        reconstruction_psnr(videos[:, :, -40:], whole[:, :, -40:])[0],
-        reconstruction_psnr(videos[:, :, :-40], whole[:, :, :-40])[0],
-    )
+    half = frames // 2
+    early = reconstruction_psnr(videos[:, :, :half], whole[:, :, :half])[0]
+    late = reconstruction_psnr(videos[:, :, half:], whole[:, :, half:])[0]
     return {**result, "drift": late - early}
 
 
@@ -72,9 +80,7 @@ def latents_of(chunks: Iterator[LatentChunk], frames: int) -> Tensor:
     return torch.cat([chunk.latents for chunk in islice(chunks, frames // 3)])
 
 
-def prompt_following(
-    pipe: Pipeline, probe: SceneProbe, seed: int, prompts: int = 24, frames: int = 63, judged: int = 21
-) -> dict[str, float]:
+def prompt_following(pipe: Pipeline, probe: SceneProbe, seed: int, prompts: int, frames: int = 63, judged: int = 21) -> dict[str, float]:
     """Share of generated videos in which the probe reads what the prompt said, per attribute, in their last frames."""
     hits = dict.fromkeys(VOCABULARY, 0)
     for number in range(prompts):
@@ -124,9 +130,7 @@ def frames_per_second(pipe: Pipeline, chunks: int = 20) -> float:
     return made / (time.perf_counter() - start)
 
 
-def evaluate(
-    pipe: Pipeline, codec: PCACodec, work: Path, seed: int, *, prompts: int = 24, rollouts: int = 6
-) -> dict[str, dict[str, float]]:
+def evaluate(pipe: Pipeline, codec: PCACodec, work: Path, seed: int, effort: Effort) -> dict[str, dict[str, float]]:
     """All measurements of a model card."""
     data = torch.load(work / "train.pt", mmap=True)
     probe = SceneProbe(data["latents"][:2500, :21] / pipe.vae.config.latents_std[0], data["words"][:2500])
@@ -137,12 +141,12 @@ def evaluate(
     )
     real = {group: sum(r[i] == s[i] for r, s in zip(read, said, strict=True)) / len(said) for i, group in enumerate(VOCABULARY)}
     return {
-        "codec": codec_quality(pipe.vae, codec, seed),
+        "codec": codec_quality(pipe.vae, codec, seed, effort.codec_clips, effort.codec_frames),
         "probe on real clips": real,
-        "prompt followed": prompt_following(pipe, probe, seed, prompts),
-        "plain RoPE": collapse(pipe, Rope(sigma=0.0), rollouts),
-        "jitter 0.8": collapse(pipe, Rope(sigma=0.8), rollouts),
-        "jitter 0.8, stratified": collapse(pipe, Rope(sigma=0.8, spread="stratified"), rollouts),
+        "prompt followed": prompt_following(pipe, probe, seed, effort.prompts),
+        "plain RoPE": collapse(pipe, Rope(sigma=0.0), effort.rollouts),
+        "jitter 0.8": collapse(pipe, Rope(sigma=0.8), effort.rollouts),
+        "jitter 0.8, stratified": collapse(pipe, Rope(sigma=0.8, spread="stratified"), effort.rollouts),
         "speed": {"frames a second": frames_per_second(pipe)},
     }
 

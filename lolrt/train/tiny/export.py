@@ -47,3 +47,4 @@ def _write_json(path: Path, value: dict) -> None:
 
 def _write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
     save_file({name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(0o644)  # safetensors writes files that only their owner may read

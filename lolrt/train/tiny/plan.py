@@ -7,11 +7,12 @@ import torch
 
 from lolrt.dit import DiTConfig
 from lolrt.train.tiny.data import DataSizes
+from lolrt.train.tiny.evaluate import Effort
 from lolrt.train.tiny.train_dit import dit_config, latents_std, train_dit
 from lolrt.train.tiny.train_vae import train_half, train_joint, vae_config
 from lolrt.vae import VAEConfig
 
-VAE_SHARES = {"decoder": 0.32, "encoder": 0.08, "joint": 0.60}  # of the training minutes
+VAE_SHARES = {"decoder": 0.25, "encoder": 0.2, "joint": 0.55}  # of the VAE's minutes
 
 
 @dataclass
@@ -19,20 +20,20 @@ class Plan:
     """Sizes of everything; `smoke` is a miniature in which every line of the script still runs, in less than a minute."""
 
     seed: int
-    minutes: float
+    minutes_vae: float
+    minutes_dit: float
     z_dim: int = 24
     data: DataSizes = field(default_factory=DataSizes)
     dim: int = 256
     layers: int = 6
-    dit_batch: int = 8
+    dit_batch: int = 4
     vae_batch: int = 4
     compiled: bool = True
-    prompts: int = 24
-    rollouts: int = 6
+    effort: Effort = field(default_factory=Effort)
 
     @classmethod
     def smoke(cls, seed: int) -> "Plan":
-        return cls(seed, 0.05, 8, DataSizes(4, 8, 4), 64, 1, 2, 1, False, 1, 1)
+        return cls(seed, 0.05, 0.05, 8, DataSizes(4, 8, 4), 64, 1, 2, 1, False, Effort(1, 9, 1, 1))
 
     @property
     def dit(self) -> DiTConfig:
@@ -46,10 +47,10 @@ def train_vae_stages(work: Path, plan: Plan) -> None:
     torch.set_num_threads(1)
     config = plan.vae(work)
     for name, decoder in (("decoder", True), ("encoder", False)):
-        train_half(work, plan.seed, plan.minutes * VAE_SHARES[name], config, decoder=decoder, batch=plan.vae_batch)
-    train_joint(work, plan.seed, plan.minutes * VAE_SHARES["joint"], config, batch=plan.vae_batch)
+        train_half(work, plan.seed, plan.minutes_vae * VAE_SHARES[name], config, decoder=decoder, batch=plan.vae_batch)
+    train_joint(work, plan.seed, plan.minutes_vae * VAE_SHARES["joint"], config, batch=plan.vae_batch)
 
 
 def train_dit_stage(work: Path, plan: Plan) -> None:
     torch.set_num_threads(1)
-    train_dit(work, plan.seed, plan.minutes, plan.dit, batch=plan.dit_batch, compiled=plan.compiled)
+    train_dit(work, plan.seed, plan.minutes_dit, plan.dit, batch=plan.dit_batch, compiled=plan.compiled)

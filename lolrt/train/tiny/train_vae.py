@@ -183,7 +183,7 @@ def train_half(work: Path, seed: int, minutes: float, config: VAEConfig, *, deco
         p.requires_grad_(True)
     codec = load_codec(work)
     pixels = torch.load(work / "train.pt", mmap=True)["pixels"]
-    held_out = to_unit(torch.load(work / "held_out.pt", mmap=True)["pixels"][:12])
+    held_out = to_unit(torch.load(work / "held_out.pt", mmap=True)["pixels"][:8])
     run = Run("decoder" if decoder else "encoder", work, vae, split_parameters(parameters), minutes, PEAK_LR)
     while run.going():
         generator = run.generator()
@@ -223,7 +223,7 @@ def train_joint(work: Path, seed: int, minutes: float, config: VAEConfig, *, bat
         vae.load_state_dict({key: trained[key] for key in half_parameters(vae, decoder)}, strict=False)
     codec = load_codec(work)
     pixels = torch.load(work / "train.pt", mmap=True)["pixels"]
-    held_out = to_unit(torch.load(work / "held_out.pt", mmap=True)["pixels"][:12])
+    held_out = to_unit(torch.load(work / "held_out.pt", mmap=True)["pixels"][:8])
     run = Run("vae", work, vae, split_parameters(dict(vae.named_parameters())), minutes, JOINT_LR)
     while run.going():
         generator = run.generator()
