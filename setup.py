@@ -1,6 +1,5 @@
 """Builds the C++ core with CMake; everything else about the package is in pyproject.toml."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -20,8 +19,7 @@ class CMakeBuild(build_ext):
         subprocess.run(
             ["cmake", "-S", ".", "-B", self._build_tree(), "-DLOLRT_PYTHON=ON"]
             + [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-            + (["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else [])
-            + os.environ.get("LOLRT_CMAKE_ARGS", "").split(),
+            + (["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
             check=True,
         )
         subprocess.run(["cmake", "--build", self._build_tree(), "--parallel"], check=True)

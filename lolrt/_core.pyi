@@ -9,23 +9,23 @@ RuntimeError for a defect of the library. The formulas, page layout and rules ar
 
 from typing import Any, Literal, TypeAlias
 
-Tensor: TypeAlias = Any  # anything with __dlpack__, or a DLPack capsule
+_Tensor: TypeAlias = Any  # anything with __dlpack__, or a DLPack capsule
 
 class UnsupportedError(RuntimeError):
     """Correct arguments that this build has no kernel for."""
 
 def kv_write(
-    q: Tensor | None,
-    k: Tensor | None,
-    v: Tensor | None,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
+    q: _Tensor | None,
+    k: _Tensor | None,
+    v: _Tensor | None,
+    q_weight: _Tensor | None,
+    k_weight: _Tensor | None,
     eps: float,
-    rotation: Tensor | None,
+    rotation: _Tensor | None,
     rotation_first_channel: int,
-    q_out: Tensor | None,
-    pages: Tensor | None,
-    page_table: Tensor | None,
+    q_out: _Tensor | None,
+    pages: _Tensor | None,
+    page_table: _Tensor | None,
 ) -> None:
     """Projections to queries and pages: RMSNorm over all heads of a token, weight, rotation by the token's place in its frame.
 
@@ -37,28 +37,28 @@ def kv_write(
     """
 
 def frame_attention_workspace(
-    q: Tensor,
-    pages: Tensor,
-    page_table: Tensor,
+    q: _Tensor,
+    pages: _Tensor,
+    page_table: _Tensor,
     page_tokens: int,
-    rotation: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-    mass: Tensor | None,
+    rotation: _Tensor | None,
+    bias: _Tensor | None,
+    out: _Tensor,
+    mass: _Tensor | None,
 ) -> int:
     """Bytes that `workspace` must have for the same arguments to `frame_attention`, with the threads and kernels now in use."""
 
 def frame_attention(
-    q: Tensor,
-    pages: Tensor,
-    page_table: Tensor,
+    q: _Tensor,
+    pages: _Tensor,
+    page_table: _Tensor,
     page_tokens: int,
-    rotation: Tensor | None,
-    bias: Tensor | None,
+    rotation: _Tensor | None,
+    bias: _Tensor | None,
     scale: float,
-    out: Tensor,
-    mass: Tensor | None,
-    workspace: Tensor,
+    out: _Tensor,
+    mass: _Tensor | None,
+    workspace: _Tensor,
 ) -> None:
     """Softmax attention of every query to every token of the listed pages.
 
@@ -73,24 +73,24 @@ def frame_attention(
     """
 
 def modulated_norm(
-    x: Tensor, residual: Tensor | None, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float, out: Tensor
+    x: _Tensor, residual: _Tensor | None, gate: _Tensor | None, scale: _Tensor, shift: _Tensor, eps: float, out: _Tensor
 ) -> None:
     """x += gate * residual, in place, if a residual is given; out = LayerNorm(x) * scale + shift.
 
     x, residual, out: T [frames, tokens, channels], strided. gate (or None: 1), scale, shift: float32 [1 or frames, channels].
     """
 
-def phase_increments(radians: Tensor, out: Tensor) -> None:
+def phase_increments(radians: _Tensor, out: _Tensor) -> None:
     """out = round(radians / 2 pi * 2^64) mod 2^64. radians: float64 [n], radians per frame, |radians| <= 2^32; out: uint64 [n]."""
 
-def rotation_table(turns: Tensor, offsets: Tensor, out: Tensor) -> None:
+def rotation_table(turns: _Tensor, offsets: _Tensor, out: _Tensor) -> None:
     """out[page, frame, head, pair] = (cos, sin)(offsets[page, frame] * turns[head, pair]).
 
     turns: uint64 [heads, pairs], in 2^-64 turns per frame. offsets: int64 [pages, frames], query frame minus page frame.
     out: float32 [pages, frames, heads, pairs, 2].
     """
 
-def normal(seed: int, frame: int, step: int, out: Tensor) -> None:
+def normal(seed: int, frame: int, step: int, out: _Tensor) -> None:
     """Fills out, float32 and contiguous, with standard normal draws that depend on (seed, frame, step) and nothing else.
 
     seed: 0 to 2^64 - 1. frame: int64. step: int32.

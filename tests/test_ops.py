@@ -115,6 +115,9 @@ class Attention:
         # More pages than are used, in no order; the others and all padding stay NaN.
         self.pool = empty_pages(self.dtype, self.pages + 2, self.page_tokens, self.heads, self.dim)
         self.page_table = torch.randperm(self.pages + 2, generator=generator)[: self.pages].int()
+        self.write()
+
+    def write(self) -> None:
         _core.kv_write(None, self.k, self.v, None, None, 0.0, None, 0, None, self.pool, self.page_table)
 
     def rotation(self, shift_frames: int = 0) -> Tensor:
@@ -208,19 +211,24 @@ def test_a_head_without_pages_gives_zeros(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_scores_of_any_size(dtype: torch.dtype) -> None:
-    """Weights that underflow, and a maximum that rises from page to page, on each the rescaling of what is there."""
-    case = Attention(dtype, pages=6, page_tokens=40, scale=20.0)
-    case.bias = torch.linspace(-400, 400, 6)[:, None].repeat(1, 2)
-    out, _ = case.run()
-    ref, _ = case.oracle()
-    check(out, case.torch(), ref, case.dim)
+    """Weights that underflow, and a maximum that rises within each page and from page to page, so that what is there is rescaled."""
+    case = Attention(dtype, pages=4, page_tokens=200, scale=1.0)
+    case.k = (case.k * torch.linspace(0.1, 4, case.page_tokens)[:, None, None]).to(dtype)
+    case.write()
+    rising = torch.linspace(-200, 200, case.pages)[:, None].repeat(1, 2)
+    for bias in (None, rising, rising.flip(0)):
+        case.bias = bias
+        out, mass = case.run(probe=True)
+        ref, ref_mass = case.oracle()
+        check(out, case.torch(), ref, case.dim)
+        assert np.abs(fp64(mass) - ref_mass).max() <= (1e-4 if dtype == torch.float32 else 5e-2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_nan_in_use_is_not_swallowed(dtype: torch.dtype) -> None:
     case = Attention(dtype, pages=2, tokens=7)
     case.k[1, 5, 0, 3] = torch.nan
-    _core.kv_write(None, case.k, case.v, None, None, 0.0, None, 0, None, case.pool, case.page_table)
+    case.write()
     out, _ = case.run()
     assert out[:, :, 0].isnan().all() and not out[:, :, 1].isnan().any()
 
