@@ -3,6 +3,7 @@
 import copy
 import time
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +15,23 @@ WARMUP_STEPS = 50
 DECAY_SHARE = 0.3  # of the time, at the end, in which the learning rate falls to zero
 MAX_AVERAGING = 0.997  # per step, of the exponential moving average
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class Run:
+
+class Run(Generic[Model]):
     """One training run with a budget in minutes of its own time, restarted from its checkpoint if there is one.
 
     model: trained in place. averaged: its moving average, which is what gets evaluated and shipped.
     """
 
-    def __init__(self, name: str, work: Path, model: nn.Module, optimizer: Muon, minutes: float, peak_lr: float):
+    def __init__(self, name: str, work: Path, model: Model, optimizer: Muon, minutes: float, peak_lr: float):
         self.name, self.work, self.model, self.optimizer = name, work, model, optimizer
         self.minutes, self.peak_lr = minutes, peak_lr
         self.averaged = copy.deepcopy(model).requires_grad_(False)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self._averages = [a for a, p in zip(self.averaged.parameters(), model.parameters(), strict=True) if p.requires_grad]
-        self.step_number, self.seconds, self._saved_at, self._losses = 0, 0.0, 0.0, []
+        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self._averages: list[Tensor] = [a for a, p in zip(self.averaged.parameters(), model.parameters(), strict=True) if p.requires_grad]
+        self.step_number, self.seconds, self._saved_at = 0, 0.0, 0.0
+        self._losses: list[float] = []
         if self.path.exists():
             state = torch.load(self.path)
             model.load_state_dict(state["model"])

@@ -52,8 +52,9 @@ GROUND = torch.tensor([
     [[0.78, 0.54, 0.44], [0.90, 0.70, 0.40], [0.80, 0.56, 0.28]],
     [[0.50, 0.55, 0.68], [0.34, 0.50, 0.46], [0.22, 0.42, 0.32]],
 ])  # fmt: skip
-SNOW = torch.tensor([0.95, 0.97, 1.0])
-PAINT = _colours((0.88, 0.13, 0.12), (0.98, 0.80, 0.10), (0.16, 0.62, 0.26), (0.16, 0.34, 0.92), (0.96, 0.96, 0.94))
+SNOW = (0.95, 0.97, 1.0)
+WHITE = (0.96, 0.96, 0.94)
+PAINT = ((0.88, 0.13, 0.12), (0.98, 0.80, 0.10), (0.16, 0.62, 0.26), (0.16, 0.34, 0.92), WHITE)  # rows follow values("colour")
 SPEED = torch.tensor([0.45, 1.10])  # pan of the nearest layer, pixels a frame
 SOFT = 1.7  # width of an anti-aliased edge in pixels: a little soft, as the codec cannot draw harder edges
 
@@ -207,7 +208,7 @@ class _Painter:
             top = 29 - self.profile(0.18, ((58, 8), (27, 3.2)), ridged=True)
             canvas.paint(_inside((top - self.y) * 0.8), self.shade(far, 0.35, top, 30))
             snow_line = top.clamp(max=27) + 0.45 * (27 - top).clamp(min=0) + 1.2 * torch.sin(self.x * 0.5 + 0.5 * top)
-            canvas.paint(_inside((top - self.y) * 0.8) * _inside(self.y - snow_line), SNOW * (0.35 + 0.65 * self.light))
+            canvas.paint(_inside((top - self.y) * 0.8) * _inside(self.y - snow_line), self.lit(SNOW, 0.35))
             top = 40 - self.profile(0.4, ((64, 3.0), (31, 1.5)))
         elif self.place == "desert":
             top = 34 - 5.5 * torch.tanh(self.profile(0.18, ((70, 2.4), (37, 1.4))))
@@ -247,24 +248,24 @@ class _Painter:
             near = torch.tensor([0.80, 0.72, 0.52])  # a beach beside the coastal road
         parallax = 0.7 if self.object == "car" else 0.8
         if self.place != "sea":
-            self.plants(canvas, top + 1.5, parallax, near)
+            self.plants(canvas, top + 1.5, parallax)
         canvas.paint(_inside(top - self.y), self.shade(near, 0.0, top, 16))
         if self.object == "car":
-            asphalt = torch.tensor([0.36, 0.36, 0.40]) * self.light
+            asphalt = self.lit((0.36, 0.36, 0.40), 0.0)
             canvas.paint(_inside((self.y - 57.5).abs() - 4.5), asphalt)
-            canvas.paint(_inside((self.y - 52.6).abs() - 0.6) * 0.7, torch.tensor([0.85, 0.83, 0.78]) * self.light)
+            canvas.paint(_inside((self.y - 52.6).abs() - 0.6) * 0.7, self.lit((0.85, 0.83, 0.78), 0.0))
             dash = (self.x + self.pan).remainder(32) - 16
-            canvas.paint(_inside(dash.abs() - 8) * _inside((self.y - 59.0).abs() - 0.8), torch.tensor([0.92, 0.88, 0.76]) * self.light)
+            canvas.paint(_inside(dash.abs() - 8) * _inside((self.y - 59.0).abs() - 0.8), self.lit((0.92, 0.88, 0.76), 0.0))
 
-    def plants(self, canvas: Canvas, root: torch.Tensor, parallax: float, near: torch.Tensor) -> None:
+    def plants(self, canvas: Canvas, root: torch.Tensor, parallax: float) -> None:
         """Trees in the hills, firs in the mountains, cacti in the desert."""
         dx, size, present = self.features(parallax, 46, 0.6)
         height = 10 + 5 * size
         dy = self.y - root
         if self.place == "desert":
-            trunk = torch.minimum(_box(dx, dy + height / 2, 1.8, 7.0, 1.8), _box(dx - 3, dy + 6.5, 3.4, 1.3, 1.2))
-            arm = torch.minimum(_box(dx - 5.2, dy + 9, 1.3, 3.4, 1.3), trunk)
-            colour, distance = torch.tensor([0.24, 0.46, 0.26]), arm
+            trunk, arm = _box(dx, dy + height / 2, 1.8, 7.0, 1.8), _box(dx - 3, dy + 6.5, 3.4, 1.3, 1.2)
+            distance = torch.minimum(torch.minimum(trunk, arm), _box(dx - 5.2, dy + 9, 1.3, 3.4, 1.3))
+            colour = torch.tensor([0.24, 0.46, 0.26])
         elif self.place == "mountains":
             distance = (dx.abs() * 2.4 + (-dy - height - 5)) / 2.6
             distance = torch.maximum(distance, dy)
@@ -274,16 +275,24 @@ class _Painter:
             colour = torch.tensor([0.16, 0.42, 0.20])
         canvas.paint(present * _inside(distance), torch.lerp(colour, self.haze, 0.08) * self.light)
 
-    def paint_of(self) -> torch.Tensor:
-        """The object's colour under the hour's light; it stays recognisable at night."""
-        return PAINT[self.scene.colour] * (0.45 + 0.55 * self.light)
+    def lit(self, rgb: tuple[float, float, float], ambient: float) -> torch.Tensor:
+        """A colour under the hour's light; `ambient` is the share that needs no light."""
+        return torch.tensor(rgb) * (ambient + (1 - ambient) * self.light)
+
+    def coat(self) -> torch.Tensor:
+        """The object's colour; it stays recognisable at night."""
+        return self.lit(PAINT[self.scene.colour], 0.45)
+
+    def trim(self, plain: tuple[float, float, float], on_white: tuple[float, float, float]) -> torch.Tensor:
+        """The colour of stripes and sails that must stand out from the object's own colour."""
+        return self.lit(on_white if PAINT[self.scene.colour] == WHITE else plain, 0.35)
 
     def balloon(self, canvas: Canvas) -> None:
         x = self.x - 48 - self.sway(13, (9, 14))
         y = self.y - 21.5 - self.sway(4, (5, 8))
-        colour = self.paint_of()
-        basket = torch.tensor([0.46, 0.30, 0.16]) * (0.3 + 0.7 * self.light)
-        ropes = torch.minimum((x.abs() - 2.9 - (18 - y) * 0.35).abs() - 0.45, y * 0 + 9) + ((y - 16).abs() - 3.5).clamp(min=0) * 2
+        colour = self.coat()
+        basket = self.lit((0.46, 0.30, 0.16), 0.3)
+        ropes = (x.abs() - 2.9 - (18 - y) * 0.35).abs() - 0.45 + ((y - 16).abs() - 3.5).clamp(min=0) * 2
         canvas.paint(_inside(ropes) * 0.8, basket, is_object=True)
         canvas.paint(_inside(_box(x, y - 21.5, 3.4, 2.6, 1.0)), basket, is_object=True)
         # A round top that tapers to the mouth below.
@@ -291,8 +300,7 @@ class _Painter:
         body = _inside(torch.maximum(_ellipse(x * 13 / width, y + 1, 13, 14), y - 14.5) * 0.9)
         canvas.paint(body, colour.view(3, 1, 1) * (1.06 - 0.30 * (x / 13 + 0.25).clamp(0, 1) ** 1.5)[:, None], is_object=True)
         stripe = torch.cos((x / width).clamp(-1, 1).asin() * 5.0)
-        light = torch.tensor([1.0, 0.96, 0.86]) if self.scene.colour != len(PAINT) - 1 else torch.tensor([0.55, 0.62, 0.74])
-        canvas.paint(body * ((stripe - 0.35) * 3).clamp(0, 1) * 0.75, light * (0.35 + 0.65 * self.light))
+        canvas.paint(body * ((stripe - 0.35) * 3).clamp(0, 1) * 0.75, self.trim((1.0, 0.96, 0.86), (0.55, 0.62, 0.74)))
         if self.night:
             canvas.paint(body * torch.exp(-(x**2 + (y - 13) ** 2) / 70) * 0.8, torch.tensor([1.0, 0.80, 0.45]))
 
@@ -301,18 +309,18 @@ class _Painter:
         y = self.y - 52 - self.sway(1.3, (3.0, 4.5))
         tilt = self.sway(0.055, (3.5, 5.0))
         x, y = x - tilt * y, y + tilt * x
-        colour, wood = self.paint_of(), torch.tensor([0.42, 0.28, 0.18]) * (0.3 + 0.7 * self.light)
-        cream = torch.tensor([0.97, 0.94, 0.86]) if self.scene.colour != len(PAINT) - 1 else torch.tensor([0.62, 0.70, 0.80])
+        colour, wood = self.coat(), self.lit((0.42, 0.28, 0.18), 0.3)
+        cream = self.trim((0.97, 0.94, 0.86), (0.62, 0.70, 0.80))
         canvas.paint(_inside(_box(x + 1, y + 17, 0.8, 20, 0.4)), wood, is_object=True)
         main_sail = colour.view(3, 1, 1) * (1.02 - 0.012 * x.clamp(0, 18))[:, None]
         canvas.paint(_inside(_polygon(x, y, (1.2, -37), (17, -6), (1.2, -6))), main_sail, is_object=True)
-        canvas.paint(_inside(_polygon(x, y, (-3.2, -32), (-3.2, -6), (-14, -6))), cream * (0.35 + 0.65 * self.light), is_object=True)
+        canvas.paint(_inside(_polygon(x, y, (-3.2, -32), (-3.2, -6), (-14, -6))), cream, is_object=True)
         hull = torch.maximum(_polygon(x, y, (-19, -3.5), (21, -3.5), (14, 5), (-14, 5)), self.y - 58)
         canvas.paint(_inside(hull), colour * 0.86, is_object=True)
-        canvas.paint(_inside(torch.maximum(hull, (y + 2.6).abs() - 0.9)), cream * (0.35 + 0.65 * self.light))
+        canvas.paint(_inside(torch.maximum(hull, (y + 2.6).abs() - 0.9)), cream)
         canvas.paint(
             _inside((self.y - 57.5).abs() - 0.9) * _inside(x.abs() - 19) * 0.5,
-            torch.tensor([0.9, 0.95, 1.0]) * (0.3 + 0.7 * self.light),
+            self.lit((0.9, 0.95, 1.0), 0.3),
         )
         if self.night:
             canvas.paint(torch.exp(-((x - 18) ** 2 + (y + 7) ** 2) / 14), torch.tensor([1.0, 0.85, 0.5]))
@@ -320,7 +328,7 @@ class _Painter:
     def car(self, canvas: Canvas) -> None:
         x = self.x - 47 - self.sway(12, (9, 14))
         y = self.y - 47 - self.sway(0.35, (0.9, 1.3))
-        colour = self.paint_of()
+        colour = self.coat()
         if self.night:
             beam = torch.exp(-(((y - 3 - 0.10 * (x - 22)) / (2 + 0.16 * (x - 22).clamp(min=0))) ** 2)) * torch.exp(
                 -(x - 22).clamp(min=0) / 16
@@ -331,13 +339,13 @@ class _Painter:
         body = torch.minimum(_box(x, y - 3, 22, 5.5, 5.0), torch.maximum(cabin, y - 2))
         shade = (1.08 - 0.025 * (y + 8).clamp(0, 18))[:, None]
         canvas.paint(_inside(body), colour.view(3, 1, 1) * shade, is_object=True)
-        glass = torch.tensor([0.66, 0.84, 0.95]) * (0.4 + 0.6 * self.light) if not self.night else torch.tensor([0.98, 0.84, 0.52])
+        glass = self.lit((0.66, 0.84, 0.95), 0.4) if not self.night else torch.tensor([0.98, 0.84, 0.52])
         window = torch.maximum(torch.maximum(_ellipse(x + 2, y + 2, 11, 9.5), y + 2.6), 1.1 - (x + 2).abs())
         canvas.paint(_inside(window), glass)
         for wheel_x in (-12.5, 12.5):
             wheel = torch.sqrt((x - wheel_x) ** 2 + (self.y - 55) ** 2)
             canvas.paint(_inside(wheel - 4.6), torch.tensor([0.12, 0.12, 0.14]), is_object=True)
-            canvas.paint(_inside(wheel - 2.0), torch.tensor([0.80, 0.80, 0.82]) * (0.3 + 0.7 * self.light))
+            canvas.paint(_inside(wheel - 2.0), self.lit((0.80, 0.80, 0.82), 0.3))
         canvas.paint(_inside(torch.sqrt((x - 20) ** 2 + (y - 1.5) ** 2) - 1.7), torch.tensor([1.0, 0.95, 0.72]))
 
 

@@ -8,10 +8,13 @@ chunk with its cache. Semantics are those of `lolrt.dit.CausalDiT`, whose parame
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from lolrt.dit import Block, CausalDiT
 
 CHUNK = 3  # latent frames that are denoised together
 SINK_CHUNKS, PAST_CHUNKS = 1, 2  # context a chunk sees: 3 sink frames and the 6 frames before it
@@ -95,7 +98,7 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _block(block: nn.Module, heads: int, x: Tensor, modulation: Tensor, text: Tensor, cos_sin: Tensor, attention: Callable) -> Tensor:
+def _block(block: Block, heads: int, x: Tensor, modulation: Tensor, text: Tensor, cos_sin: Tensor, attention: Callable) -> Tensor:
     """One transformer block. x [batch, tokens, dim]; modulation [batch, frames, 6, dim]; text [batch, text_len, dim]."""
     frames = modulation.shape[1]
     shift, scale, gate, shift2, scale2, gate2 = (m[:, :, None] for m in (block.modulation + modulation).unbind(2))
@@ -124,7 +127,7 @@ def _block(block: nn.Module, heads: int, x: Tensor, modulation: Tensor, text: Te
     return x + gated(y, gate2)
 
 
-def time_embedding(model: nn.Module, timesteps: Tensor, freq_dim: int) -> Tensor:
+def time_embedding(model: CausalDiT, timesteps: Tensor, freq_dim: int) -> Tensor:
     """timesteps [batch, frames], 1000 * sigma. Returns [batch, frames, dim]."""
     half = freq_dim // 2
     frequency = torch.exp(-math.log(1e4) * torch.arange(half, dtype=torch.float64) / half)
@@ -140,14 +143,14 @@ class TeacherForcing:
     blocks, twice as fast after a minute of compilation.
     """
 
-    def __init__(self, model: nn.Module, frames: int, height: int, width: int, bases: Tensor | None = None, compiled: bool = False):
+    def __init__(self, model: CausalDiT, frames: int, height: int, width: int, bases: Tensor | None = None, compiled: bool = False):
         self.model, self.config = model, model.config
         self.block = torch.compile(_block, dynamic=False) if compiled else _block
         self.grid = (height // 2, width // 2)
         bases = torch.full((self.config.num_heads,), 1e4) if bases is None else bases
         self.context_frames = 0 if frames == CHUNK else frames
         positions = torch.cat([torch.arange(self.context_frames), torch.arange(frames)])
-        self.cos_sin = rotation(positions, *self.grid, self.config.rope_dims, bases)
+        self.cos_sin = rotation(positions, *self.grid, self.config.axes, bases)
         self.attention = ChunkWindow(frames // CHUNK, CHUNK * self.grid[0] * self.grid[1]) if self.context_frames else attend
 
     def __call__(self, context: Tensor, noisy: Tensor, context_sigma: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
@@ -165,7 +168,7 @@ class TeacherForcing:
         modulation = model.time_projection(e).float().unflatten(-1, (6, -1))
         text = model.text_embedding(text)
         for block in model.blocks:
-            x = self.block(block, self.config.num_heads, x, modulation, text, self.cos_sin, self.attention)
+            x = self.block(cast(Block, block), self.config.num_heads, x, modulation, text, self.cos_sin, self.attention)
         x, e = x.unflatten(1, (total, -1))[:, -frames:], e[:, -frames:]  # the context's own prediction is not needed
         shift, scale = (model.head.modulation + e[:, :, None]).unbind(2)
         out = model.head.head(layer_norm(x) * (1 + scale[:, :, None]) + shift[:, :, None]).float()

@@ -17,7 +17,8 @@ from lolrt.train.tiny.codec_pca import PCACodec
 from lolrt.train.tiny.data import load_codec, to_unit
 from lolrt.train.tiny.muon import Muon
 from lolrt.train.tiny.run import Run
-from lolrt.vae import AttentionBlock, CausalVAE, Downsample, ResidualBlock, Upsample, VAEConfig
+from lolrt.train.tiny.vae_init import initialize, last_convolution
+from lolrt.vae import CausalVAE, ResidualBlock, VAEConfig
 
 BATCH, CROP = 4, (32, 48)  # clips a step; height and width of what is cut out of them
 PEAK_LR, JOINT_LR = 2e-3, 8e-4
@@ -32,69 +33,6 @@ def vae_config(z_dim: int, std: float) -> VAEConfig:
     return VAEConfig(dim=16, z_dim=z_dim, dim_mult=(1, 2, 4, 4), latents_mean=(0.0,) * z_dim, latents_std=(std,) * z_dim)
 
 
-def initialize(vae: CausalVAE, seed: int) -> None:
-    """Starts close to a plain pyramid: residual branches add nothing, resampling repeats or takes Haar sums and differences."""
-    torch.manual_seed(seed)
-    for module in vae.modules():
-        if isinstance(module, ResidualBlock):
-            _zero(module.residual[-1])
-            if isinstance(module.shortcut, nn.Conv3d):
-                _identity(module.shortcut)
-        elif isinstance(module, AttentionBlock):
-            _zero(module.proj)
-        elif isinstance(module, Upsample):
-            _identity(module.resample[1])
-            if module.time_conv is not None:
-                _identity(module.time_conv)
-        elif isinstance(module, Downsample):
-            _haar(module)
-    for module in vae.modules():
-        if isinstance(module, nn.Conv3d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
-        elif isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-
-
-@torch.no_grad()
-def _zero(conv: nn.Conv2d | nn.Conv3d) -> None:
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
-
-
-@torch.no_grad()
-def _identity(conv: nn.Conv2d | nn.Conv3d) -> None:
-    """Small noise plus: output channel i repeats input channel i modulo their number, at the kernel's centre (in time: the last
-    frame).
-    """
-    nn.init.normal_(conv.weight, std=0.3 / conv.weight[0].numel() ** 0.5)
-    nn.init.zeros_(conv.bias)
-    out = torch.arange(conv.out_channels)
-    centre = [size // 2 for size in conv.kernel_size]
-    if len(centre) == 3:
-        centre[0] = conv.kernel_size[0] - 1
-    conv.weight[(out, out % conv.in_channels, *centre)] += 1
-
-
-@torch.no_grad()
-def _haar(down: Downsample) -> None:
-    """A quarter of the channels averages 2 x 2 pixels, the others take their differences; in time, half and half."""
-    conv = down.resample[1]
-    nn.init.normal_(conv.weight, std=0.3 / conv.weight[0].numel() ** 0.5)
-    nn.init.zeros_(conv.bias)
-    quarter = conv.out_channels // 4
-    for band, signs in enumerate(([[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]])):
-        for channel in range(quarter):
-            conv.weight[band * quarter + channel, channel, :2, :2] += 0.5 * torch.tensor(signs)
-    if down.time_conv is not None:
-        conv, half = down.time_conv, down.time_conv.out_channels // 2
-        nn.init.normal_(conv.weight, std=0.3 / conv.weight[0].numel() ** 0.5)
-        nn.init.zeros_(conv.bias)
-        channel = torch.arange(half)
-        conv.weight[channel, channel, 1:, 0, 0] += 0.6
-        conv.weight[half + channel, channel, 2, 0, 0] += 0.6
-        conv.weight[half + channel, channel, 1, 0, 0] -= 0.6
-
-
 class _Off(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.new_zeros(())
@@ -103,7 +41,7 @@ class _Off(nn.Module):
 @contextmanager
 def narrow_branches_off(vae: CausalVAE, off: bool) -> Iterator[None]:
     """Leaves out the residual branches of few channels, whose last convolution is still zero."""
-    blocks = [m for m in vae.modules() if off and isinstance(m, ResidualBlock) and m.residual[-1].out_channels <= NARROW]
+    blocks = [m for m in vae.modules() if off and isinstance(m, ResidualBlock) and last_convolution(m).out_channels <= NARROW]
     branches = [block.residual for block in blocks]
     for block in blocks:
         block.residual = nn.Sequential(_Off())
