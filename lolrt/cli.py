@@ -26,11 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads that wait in OpenMP sleep rather than spin: on a busy machine spinning ones keep those that have work from running.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        check_kernels()
         arguments.run(arguments)
     except Error as error:
         print(f"lolrt: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def check_kernels() -> None:
+    from lolrt import _core
+
+    if _core.isa() == "none":
+        raise Error(f"LOLRT_ISA is {os.environ['LOLRT_ISA']!r}; this build and CPU have {', '.join(_core.isas())}")
 
 
 def parser() -> argparse.ArgumentParser:
