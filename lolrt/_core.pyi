@@ -4,7 +4,10 @@ Tensors marked T are float32 or bfloat16, the same for all of one call; their in
 be strided where it says so. Nothing is allocated or converted: results are written to the tensors given for them. Each call releases
 the GIL. Errors carry one line that names the tensor, what was expected and what was given, and leave the outputs as they were:
 ValueError for arguments that do not fit, UnsupportedError (a RuntimeError) for what this build cannot do, MemoryError, and
-RuntimeError for a defect of the library. The formulas, page layout and rules are in lolrt/include/lolrt/lolrt.h.
+RuntimeError for a defect of the library.
+
+If torch was imported first, the library computes on torch's threads, on at most as many as torch does; otherwise on threads of its
+own. The results are the same. The formulas, page layout and rules are in lolrt/include/lolrt/lolrt.h.
 """
 
 from typing import Any, Literal, TypeAlias
@@ -137,7 +140,7 @@ def isa() -> str:
 
 def set_isa(name: str) -> None: ...
 def threads() -> int:
-    """Threads of the library's pool, the caller included; by default all CPUs of the process."""
+    """Threads that the library uses at most, the caller included; by default as many as the process has CPUs."""
 
 def set_threads(threads: int) -> None: ...
 def version() -> str: ...

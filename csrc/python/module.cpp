@@ -1,5 +1,6 @@
 // lolrt._core: DLPack tensors in, one C ABI call with the GIL released, nothing else. Documented in lolrt/_core.pyi.
 #include "dlpack.h"
+#include "torch_threads.h"
 
 #include <pybind11/stl.h>
 
@@ -206,6 +207,7 @@ std::vector<std::string> isas() {
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
+  lolrt::use_torch_threads();
   py::register_exception<Unsupported>(m, "UnsupportedError", PyExc_RuntimeError);
   using py::arg;
   m.def("kv_write", &kv_write, arg("q"), arg("k"), arg("v"), arg("q_weight"), arg("k_weight"), arg("eps"), arg("rotation"),

@@ -202,7 +202,8 @@ LOLRT_API int32_t lolrt_threads(void);
 LOLRT_API lolrt_status lolrt_set_threads(int32_t threads);
 
 /* A host with a thread pool of its own passes it here: `run(context, body, arg, tasks)` must call body(arg, i, worker) once for
- * every i in [0, tasks), with `worker` in [0, lolrt_threads()) and never the same worker twice at one time. NULL: own pool. */
+ * every i in [0, tasks), with `worker` in [0, lolrt_threads()) and never the same worker twice at one time. NULL: own pool.
+ * This and the settings above are not to be changed while another thread is inside an op. */
 typedef void (*lolrt_task)(void *arg, int64_t task, int32_t worker);
 typedef void (*lolrt_parallel_for)(void *context, lolrt_task body, void *arg, int64_t tasks);
 LOLRT_API lolrt_status lolrt_set_parallel_for(lolrt_parallel_for run, void *context);
