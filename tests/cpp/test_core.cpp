@@ -22,7 +22,7 @@ void test_phases() {
   CHECK_OK(lolrt_phase_increments(radians, turns, 7));
   CHECK(turns[0] == 0 && turns[1] == 0 && turns[4] == 0);
   CHECK(turns[2] == 2935890503282001226u && turns[3] == 0 - turns[2]);  // 2^64 / (2 pi)
-  CHECK(turns[5] == (1ull << 62) - 180);  // fp64's pi / 2 is 6e-17 short of a quarter turn
+  CHECK(turns[5] == (1ull << 62) - 180);                                // fp64's pi / 2 is 6e-17 short of a quarter turn
   const double wrong[] = {1.0, INFINITY};
   turns[0] = 7;
   CHECK_FAILS(lolrt_phase_increments(wrong, turns, 2), LOLRT_INVALID_ARGUMENT, "radians_per_frame[1]");
