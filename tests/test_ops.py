@@ -354,6 +354,18 @@ def test_kv_write_matches_the_oracle(
     assert torch.equal(pool_alone.view(torch.uint8), pool.view(torch.uint8))
 
 
+def test_kv_write_rounds_where_public_code_does() -> None:
+    """After the norm, after the weight and after the rotation: all but the rarest results are the same bfloat16."""
+    tokens, heads, dim = 100, 4, 128
+    q = torch.randn(2, tokens, heads, dim).bfloat16()
+    weight = torch.randn(heads, dim).bfloat16()
+    angles = 6 * torch.rand(tokens, 42).double()
+    out = torch.empty_like(q)
+    _core.kv_write(q, None, None, weight, None, 1e-6, cos_sin(angles).float(), 44, out, None, None)
+    different = out != public_projection(q, weight, 1e-6, angles, 44)
+    assert different.float().mean() < 1e-3
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_kv_write_takes_strided_projections(dtype: torch.dtype) -> None:
     """q, k and v as the thirds of one linear layer's output; the same bits for any number of threads."""
