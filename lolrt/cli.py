@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_kernels() -> None:
+    import torch  # noqa: F401 - before the core, which then computes on torch's threads
+
     from lolrt import _core
 
     if _core.isa() == "none":
