@@ -3,6 +3,7 @@
 #include "core/status.h"
 
 #include <cstdio>
+#include <iterator>
 #include <string>
 
 namespace lolrt {
@@ -28,19 +29,10 @@ bool same(lolrt_dtype dtype, DType expected) {
 }
 
 std::string type_name(lolrt_dtype dtype) {
-  for (const TypeInfo &type : kTypes) {
-    if (dtype.code == type.code && dtype.bits == type.bits && dtype.lanes == 1) return type.name;
-  }
-  const char *code = dtype.code == LOLRT_CODE_INT      ? "int"
-                     : dtype.code == LOLRT_CODE_UINT   ? "uint"
-                     : dtype.code == LOLRT_CODE_FLOAT  ? "float"
-                     : dtype.code == LOLRT_CODE_BFLOAT ? "bfloat"
-                                                       : "dtype code ";
-  std::string text = code;
-  if (dtype.code > LOLRT_CODE_BFLOAT || dtype.code == 3) text += std::to_string(dtype.code) + ", bits ";
-  text += std::to_string(dtype.bits);
-  if (dtype.lanes != 1) text += "x" + std::to_string(dtype.lanes);
-  return text;
+  static constexpr const char *codes[] = {"int", "uint", "float", "handle", "bfloat", "complex", "bool"};  // DLPack's, in order
+  std::string name = dtype.code < std::size(codes) ? codes[dtype.code] : "type " + std::to_string(dtype.code) + " of bits ";
+  name += std::to_string(dtype.bits);
+  return dtype.lanes == 1 ? name : name + "x" + std::to_string(dtype.lanes);
 }
 
 std::string list(const int64_t *values, int count) {
