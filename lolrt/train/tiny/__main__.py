@@ -11,6 +11,7 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from lolrt.threads import set_threads
 from lolrt.train.tiny.card import write_card
 from lolrt.train.tiny.data import load_codec, make_data
 from lolrt.train.tiny.export import export
@@ -44,6 +45,7 @@ def main() -> None:
         for job in jobs:
             job.result()
     if "ship" in args.stages:
+        set_threads(plan.threads)
         export(args.work, args.out, plan.dit, plan.vae(args.work), plan.seed)
         write_card(args.out, args.work, load_codec(args.work), plan.seed, plan.effort)
 

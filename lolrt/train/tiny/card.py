@@ -92,11 +92,11 @@ def write_card(out: Path, work: Path, codec: PCACodec, seed: int, effort: Effort
     )
     (out / "README.md").write_text(text)
     shutil.copyfile(work / "training.log", out / "training.log")
-    write_samples(pipe, work / "samples.png")
+    write_samples(pipe, work / "samples.png", effort.video_chunks)
     print(text)
 
 
-def write_samples(pipe: lolrt.pipeline.Pipeline, path: Path, chunks: int = 14, columns: int = 8) -> None:
+def write_samples(pipe: lolrt.pipeline.Pipeline, path: Path, chunks: int, columns: int = 8) -> None:
     """A contact sheet: one row for each example prompt, frames evenly over `chunks` chunks."""
     from PIL import Image
 

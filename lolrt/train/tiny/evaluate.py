@@ -26,12 +26,15 @@ REALIGNED_FRAMES = (132, 201)  # where it does
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: clips through the codec and their frames, prompts whose videos are judged, long rollouts of each kind."""
+    """How much is measured: clips through the codec and their frames, prompts whose videos are judged, long rollouts of each kind,
+    and chunks of a video to look at or to time.
+    """
 
     codec_clips: int = 12
     codec_frames: int = 81
     prompts: int = 24
     rollouts: int = 6
+    video_chunks: int = 14
 
 
 @torch.no_grad()
@@ -54,8 +57,8 @@ class SceneProbe:
     was followed.
     """
 
-    def __init__(self, latents: Tensor, words: Tensor, ridge: float = 30.0):
-        """latents: [clips, frames, z, h, w], normalised; words: [clips, attributes], rows of the value table."""
+    def __init__(self, latents: Tensor, words: Tensor, ridge: float = 300.0):
+        """latents: [clips, frames, z, h, w], raw; words: [clips, attributes], rows of the value table."""
         features = self._features(latents)
         self.mean = features.mean(0)
         centred = features - self.mean
@@ -65,7 +68,7 @@ class SceneProbe:
 
     @staticmethod
     def _features(latents: Tensor) -> Tensor:
-        return latents.float().mean(1).flatten(1)
+        return latents.mean(1, dtype=torch.float32).flatten(1)
 
     def __call__(self, latents: Tensor) -> list[list[str]]:
         """The most likely value of each attribute, for each clip."""
@@ -82,11 +85,11 @@ def latents_of(chunks: Iterator[LatentChunk], frames: int) -> Tensor:
 
 def prompt_following(pipe: Pipeline, probe: SceneProbe, seed: int, prompts: int, frames: int = 63, judged: int = 21) -> dict[str, float]:
     """Share of generated videos in which the probe reads what the prompt said, per attribute, in their last frames."""
-    hits = dict.fromkeys(VOCABULARY, 0)
+    hits, std = dict.fromkeys(VOCABULARY, 0), pipe.vae.config.latents_std[0]
     for number in range(prompts):
         words = scene_of(seed + 3, number).words()
         latents = latents_of(pipe.latent_stream(" ".join(words), seed=number), frames)[-judged:]
-        for group, said, read in zip(VOCABULARY, words, probe(latents[None])[0], strict=True):
+        for group, said, read in zip(VOCABULARY, words, probe(std * latents[None])[0], strict=True):
             hits[group] += said == read
     return {group: count / prompts for group, count in hits.items()}
 
@@ -121,7 +124,7 @@ def collapse(pipe: Pipeline, rope: Rope, prompts: int, frames: int = 240) -> dic
     return totals
 
 
-def frames_per_second(pipe: Pipeline, chunks: int = 20) -> float:
+def frames_per_second(pipe: Pipeline, chunks: int) -> float:
     """Video frames a second, decoding included, with torch's and the kernels' present numbers of threads."""
     stream = pipe.stream(pipe.example_prompts[0])
     next(stream)
@@ -133,12 +136,9 @@ def frames_per_second(pipe: Pipeline, chunks: int = 20) -> float:
 def evaluate(pipe: Pipeline, codec: PCACodec, work: Path, seed: int, effort: Effort) -> dict[str, dict[str, float]]:
     """All measurements of a model card."""
     data = torch.load(work / "train.pt", mmap=True)
-    probe = SceneProbe(data["latents"][:2500, :21] / pipe.vae.config.latents_std[0], data["words"][:2500])
+    probe = SceneProbe(data["latents"], data["words"])
     held_out = torch.load(work / "held_out.pt", mmap=True)
-    read, said = (
-        probe(held_out["latents"] / pipe.vae.config.latents_std[0]),
-        [scene_of_row(row) for row in held_out["words"].tolist()],
-    )
+    read, said = probe(held_out["latents"]), [words_of(row) for row in held_out["words"].tolist()]
     real = {group: sum(r[i] == s[i] for r, s in zip(read, said, strict=True)) / len(said) for i, group in enumerate(VOCABULARY)}
     return {
         "codec": codec_quality(pipe.vae, codec, seed, effort.codec_clips, effort.codec_frames),
@@ -147,11 +147,11 @@ def evaluate(pipe: Pipeline, codec: PCACodec, work: Path, seed: int, effort: Eff
         "plain RoPE": collapse(pipe, Rope(sigma=0.0), effort.rollouts),
         "jitter 0.8": collapse(pipe, Rope(sigma=0.8), effort.rollouts),
         "jitter 0.8, stratified": collapse(pipe, Rope(sigma=0.8, spread="stratified"), effort.rollouts),
-        "speed": {"frames a second": frames_per_second(pipe)},
+        "speed": {"frames a second": frames_per_second(pipe, effort.video_chunks)},
     }
 
 
-def scene_of_row(row: list[int]) -> list[str]:
+def words_of(row: list[int]) -> list[str]:
     """Words of value-table rows, one per attribute."""
     words, start = [], 0
     for group, index in zip(VOCABULARY, row, strict=True):
