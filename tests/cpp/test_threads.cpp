@@ -12,14 +12,13 @@
 namespace {
 
 // A norm over many rows is many tasks; its result is known and depends on no order.
-void norm_and_check(int64_t rows) {
-  constexpr int64_t channels = 64;
+void norm_and_check(int64_t rows, int64_t channels = 64) {
   Tensor<float> x({1, rows, channels}), out({1, rows, channels}, NAN), scale({1, channels}, 2.0f), shift({1, channels}, 1.0f);
   for (int64_t i = 0; i < rows * channels; ++i) x[i] = i % 2 ? 3.0f : -3.0f;
   const lolrt_modulated_norm_desc desc{sizeof desc, 0.0f, &x, nullptr, nullptr, &scale, &shift, &out};
   CHECK_OK(lolrt_modulated_norm(&desc));
   bool right = true;
-  for (int64_t i = 0; i < rows * channels; ++i) right = right && out[i] == (i % 2 ? 3.0f : -1.0f);
+  for (int64_t i = rows * channels - 1; i >= 0; --i) right = right && out[i] == (i % 2 ? 3.0f : -1.0f);  // the last written first
   CHECK(right);
 }
 
@@ -30,6 +29,12 @@ void test_sizes() {
     CHECK(lolrt_threads() == threads);
     for (int i = 0; i < 50; ++i) norm_and_check(1 + 97 * (i % 20));
   }
+}
+
+// Long tasks for two threads: the one that started later ends later, and the call may not return before it has.
+void test_waits_for_the_last_task() {
+  CHECK_OK(lolrt_set_threads(2));
+  for (int i = 0; i < 40; ++i) norm_and_check(4, 100000);
 }
 
 void test_concurrent_callers() {
@@ -100,6 +105,7 @@ void test_fork() {
 
 int main() {
   test_sizes();
+  test_waits_for_the_last_task();
   test_concurrent_callers();
   test_parked_threads();
   test_host_threads();
