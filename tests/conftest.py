@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,18 @@ import torch
 from safetensors.torch import load_file
 
 import lolrt
+from lolrt import _core
 
 DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(params=_core.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each kernel set that this CPU can run, in turn."""
+    before = _core.isa()
+    _core.set_isa(request.param)
+    yield request.param
+    _core.set_isa(before)
 
 
 @pytest.fixture(scope="session")

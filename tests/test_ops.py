@@ -24,12 +24,7 @@ from lolrt import _core
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(params=_core.isas(), autouse=True)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _core.isa()
-    _core.set_isa(request.param)
-    yield request.param
-    _core.set_isa(before)
+pytestmark = pytest.mark.usefixtures("isa")
 
 
 @pytest.fixture(autouse=True)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import lolrt
-from lolrt import _core
 
 # Gates from the public code's own error against its float64 run: float32 4.9e-6 at most, bf16 7.4e-3 rms and 3.3e-2 at most. A wrong
 # sink or window shows as 0.17 and more, a wrong jitter as 7e-3.
@@ -20,15 +17,6 @@ POLICIES = {
     "sfjit": lolrt.Rope(positions="absolute", bases=[14944.2719096, 6686.291500799999]),
     "ll1inf": lolrt.Rope(positions="window", sigma=0.0),
 }
-
-
-@pytest.fixture(params=_core.isas())
-def isa(request) -> Iterator[str]:
-    """Each kernel set that runs here, in turn."""
-    chosen = _core.isa()
-    _core.set_isa(request.param)
-    yield request.param
-    _core.set_isa(chosen)
 
 
 def rollout(dit: lolrt.CausalDiT, inputs: dict[str, torch.Tensor], rope: lolrt.Rope) -> torch.Tensor:
