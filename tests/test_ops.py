@@ -17,6 +17,8 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from lolrt import _core
@@ -180,6 +182,25 @@ def test_frame_attention_matches_the_oracle(dtype: torch.dtype, shape: dict) -> 
     torch.testing.assert_close(mass.sum(0), torch.ones(case.frames, case.heads), atol=2e-6 * case.pages, rtol=0)
     plain, _ = case.run()
     assert torch.equal(plain, out), "the probe changes the output"
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_frame_attention_at_any_geometry(dtype: torch.dtype, data: st.DataObject) -> None:
+    """Tails of every kind: of query blocks, key tiles, value pairs, channel vectors, pages."""
+    dim = 2 * data.draw(st.integers(1, 66), "dim / 2")
+    case = Attention(
+        dtype,
+        frames=data.draw(st.integers(1, 3), "frames"),
+        tokens=data.draw(st.integers(1, 110), "tokens"),
+        heads=data.draw(st.integers(1, 3), "heads"),
+        dim=dim,
+        pages=data.draw(st.integers(1, 4), "pages"),
+        page_tokens=data.draw(st.integers(1, 150), "page_tokens"),
+        pairs=data.draw(st.integers(0, dim // 2), "pairs"),
+    )
+    check(case.run()[0], case.torch(), case.oracle()[0], case.dim + case.pages * case.page_tokens)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
