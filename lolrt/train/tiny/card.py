@@ -37,7 +37,7 @@ that scroll. No pictures or videos of others were used. `python -m lolrt.train.t
 ## Cost
 {cost}
 
-On two plain CPU cores that were shared with other work; `training.log` has every minute of it.
+On two plain CPU cores, VAE and DiT side by side; `training.log` has every minute of it.
 
 ## Measured
 On held-out scenes, with the files of this folder, in bfloat16, on the project's own runtime.
@@ -54,14 +54,15 @@ On held-out scenes, with the files of this folder, in bfloat16, on the project's
 - `speed`: decoding included, {threads} threads, while other work ran on the machine.
 
 ## Known limits
-- It knows {objects} and nothing else. Details of a few pixels (wheels, ropes, stars) are soft.
+- It knows {objects} and nothing else. Details of a few pixels (wheels, ropes, stars) are soft, and so is the first second.
+- "slow" and "fast" are words it was trained with; whether it heeds them is the last number of `prompt followed` (0.5: it does not).
 - Whatever scrolls in is made up as it comes; the same hill never returns.
 - With few heads, a random draw of the jitter can be unlucky; `Rope(spread="stratified")` cannot.
 """
 
 
 def _cost(work: Path) -> str:
-    lines = ["| stage | minutes, one thread | steps |", "|---|---|---|"]
+    lines = ["| stage | minutes | steps |", "|---|---|---|"]
     for name in ("decoder", "encoder", "vae", "dit"):
         state = torch.load(work / f"{name}.pt")
         lines.append(f"| {name} | {state['seconds'] / 60:.0f} | {state['step']} |")

@@ -13,7 +13,8 @@ from lolrt.train.tiny.scenes import FPS, HEIGHT, WIDTH
 from lolrt.train.tiny.text import vocabulary, word_table
 from lolrt.vae import VAEConfig
 
-SAMPLER = {"timesteps": [1000, 800, 600, 400, 200], "shift": 1.0, "method": "euler", "context_noise": 0.1}
+# By eye: fresh noise in every pass heals objects better than following the flow, and six passes draw them cleaner than four.
+SAMPLER = {"timesteps": [1000, 833, 667, 500, 333, 167], "shift": 2.0, "method": "renoise", "context_noise": 0.1}
 EXAMPLE_PROMPTS = [
     "a red balloon drifting slowly over the hills at dusk",
     "a white sailboat on the sea at night",
