@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+# As the command line does: on a busy machine, OpenMP threads that spin keep those that have work from running. Read by torch on import.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
