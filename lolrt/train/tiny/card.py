@@ -49,15 +49,15 @@ On held-out scenes, with the files of this folder, in bfloat16, on the project's
 - `prompt followed`: share of {prompts} generated videos of 15 seconds in whose last 5 seconds a linear probe reads what the
   prompt said; `probe on real clips` is how often that probe is right on real, held-out clips.
 - `dip`: the least distance from the sink frames around latent frames 132 and 201, over that before and after (mean of {rollouts}
-  videos; near 1: nothing happens; well below: the video falls back to its beginning). `mass`: attention on the sinks, over its
-  median.
+  videos; like `dip elsewhere`: nothing happens; well below: the video falls back to its beginning). `mass`: attention on the sinks,
+  over its median.
 - `speed`: decoding included, {threads} threads, while other work ran on the machine.
 
 ## Known limits
 - It knows {objects} and nothing else. Details of a few pixels (wheels, ropes, stars) are soft, and so is the first second.
 - "slow" and "fast" are words it was trained with; whether it heeds them is the last number of `prompt followed` (0.5: it does not).
 - Whatever scrolls in is made up as it comes; the same hill never returns.
-- With few heads, a random draw of the jitter can be unlucky; `Rope(spread="stratified")` cannot.
+- With four heads, a random draw of the jitter can be unlucky, as that of seed 0 is; see the draws above.
 """
 
 
