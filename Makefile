@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-PROMPT ?= a red balloon over the hills at dusk
+PROMPT ?= a red car by the sea at sunrise
 
 .PHONY: demo test dev lint format sanitize figures clean
 
