@@ -68,7 +68,10 @@ class KVCache:
             )
         pool = _core.Pool(self.config.pages)
         window = _core.Window(pool, self.config.sink_frames, self.config.recent_frames)
-        window.restore(state["frames"].tolist())
+        try:
+            window.restore(state["frames"].tolist())
+        except (ValueError, MemoryError) as error:
+            raise Error(f"the saved window does not fit into this stream's: {error}") from error
         self._pool, self._window = pool, window
         self._read()
         self.pages[:, self.page_table.long()] = saved
