@@ -13,12 +13,12 @@ from torch import Tensor
 import lolrt
 from lolrt.dit import CausalDiT
 from lolrt.train.tiny.codec_pca import PCACodec, group_pixels
-from lolrt.train.tiny.data import scene_of, to_unit
+from lolrt.train.tiny.data import gap_of, render_clips, scene_of, to_unit
 from lolrt.train.tiny.muon import orthogonalize
 from lolrt.train.tiny.scenes import FILLER, HEIGHT, VOCABULARY, WIDTH, render, values
 from lolrt.train.tiny.teacher_forcing import TeacherForcing
 from lolrt.train.tiny.text import embed, value_table, vocabulary, word_table
-from lolrt.train.tiny.train_dit import dit_config
+from lolrt.train.tiny.train_dit import dit_config, mean_errors
 
 
 def test_a_scene_is_drawn_the_same_whenever_and_however_it_is_asked_for() -> None:
@@ -73,14 +73,8 @@ def test_a_dropped_word_is_a_row_of_zeros() -> None:
     assert text[0].abs().sum(1).gt(0).tolist() == [True, False, True] + [False] * 5
 
 
-@pytest.mark.parametrize("bases", [None, [300.0, 9e3]])
-def test_training_forward_agrees_with_the_runtime_chunk_by_chunk(bases: list[float] | None) -> None:
-    torch.manual_seed(0)
-    config = dit_config(8, dim=128, layers=2)
-    dit = CausalDiT(config).requires_grad_(False)
-    frames, height, width = 15, 4, 6
-    context, noisy = torch.randn(2, frames, 8, height, width)
-    prompt = torch.randn(3, config.text_dim)
+def runtime_flow(dit: CausalDiT, context: Tensor, noisy: Tensor, prompt: Tensor, rope: lolrt.Rope) -> Tensor:
+    """What the runtime predicts chunk by chunk for `noisy` [frames, z, h, w] at noise level 0.7, when what it remembers is `context`."""
     denoised = []
 
     @dataclass(frozen=True)
@@ -95,18 +89,50 @@ def test_training_forward_agrees_with_the_runtime_chunk_by_chunk(bases: list[flo
         return noisy[first_frame : first_frame + n_frames]
 
     sampler = Scripted(timesteps=(700,), shift=1.0, method="euler", context_noise=0.1)
-    rope = lolrt.Rope(sigma=0.0, bases=bases)
-    stream = lolrt.LatentStream(dit, prompt, height, width, noise=noise, rope=rope, sampler=sampler)
-    for _ in range(frames // 3):
+    stream = lolrt.LatentStream(dit, prompt, *noisy.shape[2:], noise=noise, rope=rope, sampler=sampler)
+    for _ in range(len(noisy) // 3):
         next(stream)
-    runtime_flow = (noisy - torch.cat(denoised)) / 0.7
+    return (noisy - torch.cat(denoised)) / 0.7
+
+
+@pytest.mark.parametrize("bases", [None, [300.0, 9e3]])
+@pytest.mark.parametrize("gap", [0, 6])
+def test_training_forward_agrees_with_the_runtime_chunk_by_chunk(bases: list[float] | None, gap: int) -> None:
+    """Behind a gap, from the third chunk on; with one layer, as deeper ones remember what was in the gap."""
+    torch.manual_seed(0)
+    config = dit_config(8, dim=128, layers=1 if gap else 2)
+    dit = CausalDiT(config).requires_grad_(False)
+    frames, height, width = 15, 4, 6
+    context, noisy = torch.randn(2, frames + gap, 8, height, width)
+    prompt = torch.randn(3, config.text_dim)
+    positions = torch.cat([torch.arange(3), torch.arange(3 + gap, frames + gap)])
+    expected = runtime_flow(dit, context, noisy, prompt, lolrt.Rope(sigma=0.0, bases=bases))[positions]
 
     forward = TeacherForcing(dit, frames, height, width, bases=None if bases is None else torch.tensor(bases))
     text = torch.zeros(1, config.text_len, config.text_dim)
     text[0, :3] = prompt
     sigma = torch.full((1, frames), 0.7)
-    flow = forward(context[None], noisy[None], torch.full((1, frames), 0.1), sigma, text)[0]
-    torch.testing.assert_close(flow, runtime_flow, atol=1e-4, rtol=0)
+    clip = context[positions][None], noisy[positions][None]
+    flow = forward(*clip, torch.full((1, frames), 0.1), sigma, text, positions[None])[0]
+    known = torch.tensor([chunk == 0 or chunk > 2 or not gap for chunk in range(frames // 3)]).repeat_interleave(3)
+    torch.testing.assert_close(flow[known], expected[known], atol=1e-4, rtol=0)
+    assert gap == 0 or not torch.allclose(flow[~known], expected[~known], atol=1e-2)
+
+
+def test_a_clip_with_a_gap_holds_the_latents_of_the_frames_around_it() -> None:
+    scene, codec = scene_of(0, 3), PCACodec.fit(to_unit(torch.stack([render(scene_of(1, 0), torch.arange(17))[0]])), 24)
+    clip = render_clips(0, range(2, 4), codec)
+    assert clip["gap"].tolist() == [0, 2] == [gap_of(2), gap_of(3)]
+    whole = codec.encode(to_unit(render(scene, torch.arange(4 * 22 + 1))[0])[None])[0].transpose(0, 1).bfloat16()
+    torch.testing.assert_close(clip["latents"][1], torch.cat([whole[:3], whole[5:23]]))
+    contiguous = codec.encode(to_unit(render(scene_of(0, 2), torch.arange(81))[0])[None])[0].transpose(0, 1).bfloat16()
+    torch.testing.assert_close(clip["latents"][0], contiguous)
+
+
+def test_chunks_behind_a_gap_count_once_their_past_is_in_the_clip() -> None:
+    errors = torch.tensor([[1.0, 10, 10, 4], [3.0, 1, 2, 3]])
+    first, later = mean_errors(errors, torch.tensor([5, 0]))
+    assert (first, later) == (2.0, 2.5)
 
 
 def test_the_whole_script_runs_in_miniature_and_ships_a_model_that_loads(tmp_path: Path) -> None:

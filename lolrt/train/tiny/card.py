@@ -8,6 +8,7 @@ import torch
 
 import lolrt.pipeline
 from lolrt.train.tiny.codec_pca import PCACodec
+from lolrt.train.tiny.data import CLIP_FRAMES, MAX_GAP
 from lolrt.train.tiny.evaluate import Effort, evaluate
 from lolrt.train.tiny.scenes import VOCABULARY, values
 
@@ -22,8 +23,9 @@ Prompts are words of a small vocabulary; each group may be left out:
 {vocabulary}
 
 ## Data
-{clips} clips of 81 frames, each a new scene: one balloon, boat or car that sways around the middle, in front of endless layers
-that scroll. No pictures or videos of others were used. `python -m lolrt.train.tiny --stages data` makes the same clips again.
+{clips} clips of 21 latent frames, each a new scene: one balloon, boat or car that sways around the middle, in front of endless
+layers that scroll. In every second clip, a gap of up to {max_gap} latent frames follows the first three. No pictures or videos of
+others were used. `python -m lolrt.train.tiny --stages data` makes the same clips again.
 
 ## Recipe
 - Latent space: principal components of 4 x 8 x 8 x RGB groups, in closed form ({z_dim} channels, one shared standard deviation).
@@ -32,12 +34,13 @@ that scroll. No pictures or videos of others were used. `python -m lolrt.train.t
 - DiT ({dit_parameters:.1f} M parameters): flow matching on the same latents with teacher forcing [clean | noisy] over 21 latent
   frames; every chunk of 3 sees the 3 sink frames and the 6 before it, with noise of up to 0.3 on what it sees. Muon on matrices,
   AdamW on the rest.
-- Offsets between frames never exceed 20 in training, so what happens at frames 132 and 201 (below) is not learned.
+- The gaps teach it to see the sinks from afar, up to an offset of {max_offset} latent frames; what happens at frames 132 and 201
+  (below) is not learned.
 
 ## Cost
 {cost}
 
-On two plain CPU cores, VAE and DiT side by side; `training.log` has every minute of it.
+Minutes are CPU time: VAE and DiT train side by side, on one core each. `training.log` has every minute of it.
 
 ## Measured
 On held-out scenes, with the files of this folder, in bfloat16, on the project's own runtime.
@@ -55,7 +58,6 @@ On held-out scenes, with the files of this folder, in bfloat16, on the project's
 
 ## Known limits
 - It knows {objects} and nothing else. Details of a few pixels (wheels, ropes, stars) are soft, and so is the first second.
-- "slow" and "fast" are words it was trained with; whether it heeds them is the last number of `prompt followed` (0.5: it does not).
 - Whatever scrolls in is made up as it comes; the same hill never returns.
 - With four heads, a random draw of the jitter can be unlucky, as that of seed 0 is; see the draws above.
 """
@@ -79,6 +81,8 @@ def write_card(out: Path, work: Path, codec: PCACodec, seed: int, effort: Effort
         height=pipe.height,
         fps=pipe.fps,
         clips=len(torch.load(work / "train.pt", mmap=True)["words"]),
+        max_gap=MAX_GAP,
+        max_offset=MAX_GAP + CLIP_FRAMES // 4,
         z_dim=pipe.dit.config.in_dim,
         vocabulary="\n".join(f"- {group}: {', '.join(words)}" for group, words in VOCABULARY.items()),
         vae_parameters=sum(p.numel() for p in pipe.vae.parameters()) / 1e6,

@@ -16,14 +16,14 @@ from lolrt.vae import VAEConfig
 # By eye: fresh noise in every pass heals objects better than following the flow, and six passes draw them cleaner than four.
 SAMPLER = {"timesteps": [1000, 833, 667, 500, 333, 167], "shift": 2.0, "method": "renoise", "context_noise": 0.1}
 EXAMPLE_PROMPTS = [
-    "a red balloon drifting slowly over the hills at dusk",
+    "a red balloon drifting over the hills at dusk",
     "a white sailboat on the sea at night",
     "a blue car driving through the desert at noon",
     "a yellow balloon over the mountains at dawn",
     "a green boat sailing by the mountains at sunset",
     "a red car by the sea at sunrise",
     "a blue balloon over the dunes at night",
-    "a yellow car driving fast through the hills by day",
+    "a yellow car driving through the hills by day",
 ]
 
 

@@ -1,4 +1,4 @@
-"""What every training run needs: a clock, a learning rate, averaged weights, a log and checkpoints to go on from."""
+"""What every training run needs: a clock of CPU time, a learning rate, averaged weights, a log and checkpoints to go on from."""
 
 import copy
 import time
@@ -19,7 +19,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Run(Generic[Model]):
-    """One training run with a budget in minutes of its own time, restarted from its checkpoint if there is one.
+    """One training run with a budget in minutes of its process's CPU time, which other work on the machine does not shorten;
+    restarted from its checkpoint if there is one.
 
     model: trained in place. averaged: its moving average, which is what gets evaluated and shipped.
     """
@@ -39,7 +40,7 @@ class Run(Generic[Model]):
             optimizer.load_state_dict(state["optimizer"])
             self.step_number, self.seconds = state["step"], state["seconds"]
             self._saved_at = self.seconds
-        self._tick = time.monotonic()
+        self._tick = time.process_time()
 
     @property
     def path(self) -> Path:
@@ -74,7 +75,7 @@ class Run(Generic[Model]):
         with torch.no_grad():
             torch._foreach_lerp_(self._averages, self.parameters, 1 - averaging)
         self._losses.append(loss.item())
-        now = time.monotonic()
+        now = time.process_time()
         self.seconds, self._tick = self.seconds + now - self._tick, now
 
     def report_due(self) -> bool:
@@ -98,4 +99,4 @@ class Run(Generic[Model]):
         torch.save({**state, "step": self.step_number, "seconds": self.seconds}, partial)
         partial.replace(self.path)
         self._saved_at = self.seconds
-        self._tick = time.monotonic()  # evaluation is not training time
+        self._tick = time.process_time()  # evaluation is not training time

@@ -21,7 +21,6 @@ VOCABULARY: dict[str, dict[str, str]] = {
               "meadows": "hills", "ocean": "sea", "dunes": "desert", "alps": "mountains"},
     "time": {"dawn": "dawn", "day": "day", "dusk": "dusk", "night": "night",
              "sunrise": "dawn", "noon": "day", "sunset": "dusk", "moonlight": "night"},
-    "speed": {"slow": "slow", "fast": "fast", "slowly": "slow", "quickly": "fast"},
 }  # fmt: skip
 FILLER = ["a", "an", "the", "over", "above", "on", "in", "at", "by", "near", "through", "across", "along", "past", "with",
           "of", "before", "under", "and", "drifting", "flying", "floating", "sailing", "driving", "moving"]  # fmt: skip
@@ -55,7 +54,7 @@ GROUND = torch.tensor([
 SNOW = (0.95, 0.97, 1.0)
 WHITE = (0.96, 0.96, 0.94)
 PAINT = ((0.88, 0.13, 0.12), (0.98, 0.80, 0.10), (0.16, 0.62, 0.26), (0.16, 0.34, 0.92), WHITE)  # rows follow values("colour")
-SPEED = torch.tensor([0.45, 1.10])  # pan of the nearest layer, pixels a frame
+SPEED = 0.8  # pan of the nearest layer, pixels a frame
 SOFT = 1.7  # width of an anti-aliased edge in pixels: a little soft, as the codec cannot draw harder edges
 
 
@@ -67,11 +66,10 @@ class Scene:
     object: int
     place: int
     time: int
-    speed: int
     chance: torch.Tensor  # [128] uniform in [0, 1)
 
     def words(self) -> list[str]:
-        """The content words of the scene's sentence: [colour, object, place, time, speed]."""
+        """The content words of the scene's sentence: [colour, object, place, time]."""
         return [values(group)[getattr(self, group)] for group in VOCABULARY]
 
 
@@ -132,7 +130,7 @@ class _Painter:
         self.frame = frames.float()[:, None, None]  # [T, 1, 1]
         self.x = (torch.arange(WIDTH) + 0.5).view(1, 1, WIDTH)
         self.y = (torch.arange(HEIGHT) + 0.5).view(1, HEIGHT, 1)
-        self.pan = float(SPEED[scene.speed]) * self.frame
+        self.pan = SPEED * self.frame
         self.light, self.haze = LIGHT[scene.time], HAZE[scene.time]
         self.ground = GROUND[scene.place]
         self.place, self.object = values("place")[scene.place], values("object")[scene.object]

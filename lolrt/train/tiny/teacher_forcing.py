@@ -23,21 +23,20 @@ SINK_CHUNKS, PAST_CHUNKS = 1, 2  # context a chunk sees: 3 sink frames and the 6
 def rotation(frames: Tensor, height: int, width: int, rope_dims: tuple[int, int, int], bases: Tensor) -> Tensor:
     """cos and sin of RoPE for every token of some frames.
 
-    frames: [F] absolute latent frames. height, width: in tokens. bases: [heads] temporal base of each head; space uses 1e4.
-    Returns fp32 [2, heads, F * height * width, pairs].
+    frames: [batch, F] absolute latent frames. height, width: in tokens. bases: [heads] temporal base of each head; space uses 1e4.
+    Returns fp32 [2, batch, heads, F * height * width, pairs].
     """
 
-    def angles(position: Tensor, dim: int, base: Tensor) -> Tensor:
-        exponent = -torch.arange(0, dim, 2, dtype=torch.float64) / dim
-        return position.double()[:, None] * base.double()[:, None, None] ** exponent
+    def cos_sin(position: Tensor, dim: int, base: Tensor) -> Tensor:  # [2, *position, dim / 2]; base broadcasts over position
+        angle = position.double()[..., None] * base.double()[..., None] ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        return torch.stack([angle.cos(), angle.sin()]).float()
 
-    one = torch.full((len(bases),), 1e4)
-    shape = (len(bases), len(frames), height, width, -1)
-    t = angles(frames, rope_dims[0], bases)[:, :, None, None].expand(shape)
-    h = angles(torch.arange(height), rope_dims[1], one)[:, None, :, None].expand(shape)
-    w = angles(torch.arange(width), rope_dims[2], one)[:, None, None, :].expand(shape)
-    angle = torch.cat([t, h, w], -1).flatten(1, 3)
-    return torch.stack([angle.cos(), angle.sin()]).float()
+    space = torch.tensor([1e4])
+    shape = (2, len(frames), len(bases), frames.shape[1], height, width, -1)
+    t = cos_sin(frames[:, None], rope_dims[0], bases[:, None])[:, :, :, :, None, None].expand(shape)
+    h = cos_sin(torch.arange(height), rope_dims[1], space)[:, None, None, None, :, None].expand(shape)
+    w = cos_sin(torch.arange(width), rope_dims[2], space)[:, None, None, None, None, :].expand(shape)
+    return torch.cat([t, h, w], -1).flatten(3, 5)
 
 
 def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
@@ -147,17 +146,18 @@ class TeacherForcing:
         self.model, self.config = model, model.config
         self.block = torch.compile(_block, dynamic=False) if compiled else _block
         self.grid = (height // 2, width // 2)
-        bases = torch.full((self.config.num_heads,), 1e4) if bases is None else bases
         self.context_frames = 0 if frames == CHUNK else frames
-        positions = torch.cat([torch.arange(self.context_frames), torch.arange(frames)])
-        self.cos_sin = rotation(positions, *self.grid, self.config.axes, bases)
+        self.bases = torch.full((self.config.num_heads,), 1e4) if bases is None else bases
         self.attention = ChunkWindow(frames // CHUNK, CHUNK * self.grid[0] * self.grid[1]) if self.context_frames else attend
 
-    def __call__(self, context: Tensor, noisy: Tensor, context_sigma: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+    def __call__(
+        self, context: Tensor, noisy: Tensor, context_sigma: Tensor, sigma: Tensor, text: Tensor, positions: Tensor | None = None
+    ) -> Tensor:
         """The predicted flow of the noisy clip.
 
         context, noisy: [batch, frames, z, h, w]. context_sigma, sigma: [batch, frames] in [0, 1]. text: [batch, text_len,
-        text_dim], zero rows for missing words. Returns fp32 [batch, frames, z, h, w].
+        text_dim], zero rows for missing words. positions: [batch, frames] absolute latent frames, by default 0, 1, ... Returns
+        fp32 [batch, frames, z, h, w].
         """
         model, frames = self.model, noisy.shape[1]
         x = torch.cat([context[:, : self.context_frames], noisy], 1)
@@ -167,8 +167,11 @@ class TeacherForcing:
         e = time_embedding(model, 1000 * torch.cat([context_sigma[:, : self.context_frames], sigma], 1), self.config.freq_dim)
         modulation = model.time_projection(e).float().unflatten(-1, (6, -1))
         text = model.text_embedding(text)
+        positions = torch.arange(frames)[None] if positions is None else positions
+        positions = torch.cat([positions[:, : self.context_frames], positions], 1)
+        cos_sin = rotation(positions, *self.grid, self.config.axes, self.bases)
         for block in model.blocks:
-            x = self.block(cast(Block, block), self.config.num_heads, x, modulation, text, self.cos_sin, self.attention)
+            x = self.block(cast(Block, block), self.config.num_heads, x, modulation, text, cos_sin, self.attention)
         x, e = x.unflatten(1, (total, -1))[:, -frames:], e[:, -frames:]  # the context's own prediction is not needed
         shift, scale = (model.head.modulation + e[:, :, None]).unbind(2)
         out = model.head.head(layer_norm(x) * (1 + scale[:, :, None]) + shift[:, :, None]).float()

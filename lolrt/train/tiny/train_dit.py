@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from lolrt.dit import CausalDiT, DiTConfig
+from lolrt.train.tiny.data import SINK_FRAMES
 from lolrt.train.tiny.muon import Muon
 from lolrt.train.tiny.run import Run
-from lolrt.train.tiny.teacher_forcing import CHUNK, TeacherForcing
+from lolrt.train.tiny.teacher_forcing import CHUNK, PAST_CHUNKS, TeacherForcing
 from lolrt.train.tiny.text import TEXT_DIM, TEXT_LEN, embed, value_table
 
 PEAK_LR = 2e-3
@@ -56,6 +57,8 @@ def flow_errors(
     """
     z = batch["latents"].float() / std
     count, frames = z.shape[:2]
+    index = torch.arange(frames)
+    positions = index + batch["gap"][:, None] * (index >= SINK_FRAMES)
 
     def rand(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
@@ -70,10 +73,19 @@ def flow_errors(
     s, c = sigma[..., None, None, None], context_sigma[..., None, None, None]
     text = embed(table, batch["words"], rand(*batch["words"].shape) >= drop)
     with torch.autocast("cpu", torch.bfloat16):
-        flow = forward(z.lerp(context_noise, c), z.lerp(noise, s), context_sigma, sigma, text)
+        flow = forward(z.lerp(context_noise, c), z.lerp(noise, s), context_sigma, sigma, text, positions)
     weight = 1 + OBJECT_WEIGHT * batch["object"].float() / 255
     error = (flow - (noise - z)).square().mean(2) * (weight / weight.mean())
     return error.unflatten(1, (-1, CHUNK)).mean((2, 3, 4))
+
+
+def mean_errors(errors: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of errors [batch, chunks] over first chunks and over the later ones whose recent past is in the clip: behind a gap
+    [batch], that of the first two is not.
+    """
+    chunk = torch.arange(errors.shape[1])
+    known = (gap[:, None] == 0) | (chunk > PAST_CHUNKS)
+    return errors[:, 0].mean(), errors[:, 1:][known[:, 1:]].mean()
 
 
 def train_dit(work: Path, seed: int, minutes: float, config: DiTConfig, *, batch: int = BATCH, compiled: bool = True) -> None:
@@ -89,21 +101,23 @@ def train_dit(work: Path, seed: int, minutes: float, config: DiTConfig, *, batch
     forward = TeacherForcing(model, clip, height, width, compiled=compiled)
     forward_first = TeacherForcing(model, CHUNK, height, width, compiled=compiled)
     averaged = TeacherForcing(run.averaged, clip, height, width)
-    keys = ("latents", "words", "object")
+    keys = ("latents", "words", "object", "gap")
     while run.going():
         generator = run.generator()
         picks = torch.randint(len(data["latents"]), (batch * (1 + FIRST_CHUNKS),), generator=generator).split(batch * FIRST_CHUNKS)
-        firsts = {"words": data["words"][picks[0]], **{key: data[key][picks[0], :CHUNK] for key in ("latents", "object")}}
+        firsts = {key: data[key][picks[0]] for key in ("words", "gap")}
+        firsts |= {key: data[key][picks[0], :CHUNK] for key in ("latents", "object")}
         clips = {key: data[key][picks[1]] for key in keys}
-        first = flow_errors(forward_first, firsts, table, std, generator, WORD_DROP)
-        errors = flow_errors(forward, clips, table, std, generator, WORD_DROP)
-        run.step((torch.cat([first[:, 0], errors[:, 0]]).mean() + errors[:, 1:].mean()) / 2)
+        alone = flow_errors(forward_first, firsts, table, std, generator, WORD_DROP).mean()
+        first, later = mean_errors(flow_errors(forward, clips, table, std, generator, WORD_DROP), clips["gap"])
+        first = (FIRST_CHUNKS * alone + first) / (FIRST_CHUNKS + 1)
+        run.step((first + later) / 2)
         if run.report_due():
             with torch.no_grad():
-                errors = flow_errors(
-                    averaged, {key: held_out[key][:16] for key in keys}, table, std, torch.Generator().manual_seed(seed), 0.0
-                )
-            run.report(f"held-out first chunk {errors[:, 0].mean():.4f} later {errors[:, 1:].mean():.4f}")
+                clips = {key: held_out[key][:16] for key in keys}
+                errors = flow_errors(averaged, clips, table, std, torch.Generator().manual_seed(seed), 0.0)
+                first, later = mean_errors(errors, clips["gap"])
+            run.report(f"held-out first chunk {first:.4f} later {later:.4f}")
 
 
 def latents_std(work: Path) -> float:
