@@ -13,6 +13,7 @@ extern const Kernels kScalarKernels;
 #if LOLRT_X86
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Bf16Kernels;
+extern const Kernels kAmxKernels;
 #endif
 
 namespace {
@@ -20,7 +21,7 @@ namespace {
 // Best first.
 const Kernels *const kBuilt[] = {
 #if LOLRT_X86
-    &kAvx512Bf16Kernels, &kAvx2Kernels,
+    &kAmxKernels, &kAvx512Bf16Kernels, &kAvx2Kernels,
 #endif
     &kScalarKernels};
 

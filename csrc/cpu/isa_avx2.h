@@ -22,6 +22,8 @@ struct Avx2Isa {
   template <class T>
   using Operand = Fp32Operand<Avx2Isa>;
 
+  using Tiles = void;
+
   static bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
   static Vec zero() { return _mm256_setzero_ps(); }

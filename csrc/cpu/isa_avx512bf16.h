@@ -45,6 +45,8 @@ struct Avx512Bf16Isa {
   template <class T>
   using Operand = std::conditional_t<std::is_same<T, Bf16>::value, Bf16PairOperand<Avx512Bf16Isa>, Fp32Operand<Avx512Bf16Isa>>;
 
+  using Tiles = void;
+
   static bool runs_here() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("fma");

@@ -7,6 +7,7 @@
 
 #include "cpu/bf16.h"
 #include "cpu/operand.h"
+#include "cpu/tiles_scalar.h"
 
 #include <cmath>
 #include <cstdint>
@@ -14,6 +15,28 @@
 
 namespace lolrt {
 namespace {
+
+// Pairs of bfloat16 that only a matrix tile multiplies; here they are rounded and stored.
+template <class Isa>
+struct ScalarPairOperand {
+  using Vec = typename Isa::Vec;
+  using Element = uint32_t;
+  using Channel = Bf16;
+  struct Reg {
+    Vec first, second;
+  };
+  static constexpr int depth = 2;
+  static constexpr int exp2_degree = 6;
+
+  static Vec ones() { return Isa::set(1.0f); }
+  static Vec multiply_add(const Reg &a, Vec b, Vec sum) { return sum + a.first * b + a.second * b; }
+  static Reg narrow(const Vec (&weights)[depth]) { return {Isa::round_bf16(weights[0]), Isa::round_bf16(weights[1])}; }
+  static void store(uint32_t *to, const Reg &reg) {
+    auto *channels = reinterpret_cast<Bf16 *>(to);
+    Isa::store(channels, reg.first);
+    Isa::store(channels + Isa::width, reg.second);
+  }
+};
 
 struct ScalarIsa {
   static constexpr const char *name = "scalar";
@@ -27,6 +50,10 @@ struct ScalarIsa {
   // The operand format for tensors of element type T.
   template <class T>
   using Operand = Fp32Operand<ScalarIsa>;
+
+  // The matrix tiles of frame_attention, and the operand format of what they multiply; void where the CPU has none.
+  using Tiles = ScalarTiles;
+  using TileOperand = ScalarPairOperand<ScalarIsa>;
 
   static bool runs_here() { return true; }
 

@@ -4,6 +4,7 @@
 #include "cpu/frame_attention.h"
 #include "cpu/kv_write.h"
 #include "cpu/modulated_norm.h"
+#include "cpu/tile_attention.h"
 
 namespace lolrt {
 namespace {
@@ -17,10 +18,25 @@ void run(const Op &op) {
   }
 }
 
+// visit(kernel) with a null pointer of the kernel's type: on matrix tiles where the instruction set has them and the op fits.
+template <class Isa, class Visit>
+auto with_attention(const FrameAttention &op, const Visit &visit) {
+  if constexpr (!std::is_void<typename Isa::Tiles>::value) {
+    using OnTiles = TileAttentionKernel<Isa, typename Isa::TileOperand, typename Isa::Tiles>;
+    if (op.dtype == DType::bfloat16 && OnTiles::takes(op)) return visit(static_cast<OnTiles *>(nullptr));
+  }
+  if (op.dtype == DType::bfloat16) return visit(static_cast<FrameAttentionKernel<Isa, Bf16> *>(nullptr));
+  return visit(static_cast<FrameAttentionKernel<Isa, float> *>(nullptr));
+}
+
 template <class Isa>
 uint64_t attention_workspace(const FrameAttention &op) {
-  return op.dtype == DType::bfloat16 ? FrameAttentionKernel<Isa, Bf16>::workspace_bytes(op)
-                                     : FrameAttentionKernel<Isa, float>::workspace_bytes(op);
+  return with_attention<Isa>(op, [&](auto *kernel) { return std::remove_pointer_t<decltype(kernel)>::workspace_bytes(op); });
+}
+
+template <class Isa>
+void attention(const FrameAttention &op) {
+  with_attention<Isa>(op, [&](auto *kernel) { std::remove_pointer_t<decltype(kernel)>::run(op); });
 }
 
 template <class Isa>
@@ -29,7 +45,7 @@ constexpr Kernels make_kernels() {
           Isa::runs_here,
           run<Isa, KvWriteKernel, KvWrite>,
           attention_workspace<Isa>,
-          run<Isa, FrameAttentionKernel, FrameAttention>,
+          attention<Isa>,
           run<Isa, ModulatedNormKernel, ModulatedNorm>};
 }
 
