@@ -133,7 +133,7 @@ class Window:
     def __len__(self) -> int: ...
 
 def isas() -> list[str]:
-    """Kernel sets that this build has and this CPU can run, best first: of "avx512bf16", "avx2", "scalar"."""
+    """Kernel sets that this build has and this CPU can run, best first: of "amx", "avx512bf16", "avx2", "scalar"."""
 
 def isa() -> str:
     """The kernel set in use: the best, or what the environment variable LOLRT_ISA or `set_isa` named."""

@@ -37,7 +37,7 @@ def load(model: str | Path, dtype: torch.dtype | None = None) -> Pipeline:
     float32 elsewhere, where that is several times as fast. Raises `lolrt.Error` when there is no such model and
     `lolrt.CheckpointError` when its files are not what they should be.
     """
-    dtype = dtype or (torch.bfloat16 if _core.isa() == "avx512bf16" else torch.float32)
+    dtype = dtype or (torch.bfloat16 if _core.isa() in ("amx", "avx512bf16") else torch.float32)
     folder = MODELS / model if model in embedded_models() else Path(model)
     if not folder.exists():
         raise Error(f"no model {str(model)!r}: it is neither an embedded model ({', '.join(embedded_models())}) nor a path that exists")

@@ -90,3 +90,15 @@ def test_registrations_pass_torchs_own_checks():
         (torch.ops.lolrt.modulated_norm, (x, row, row, x.clone(), row, 1e-6)),
     ):
         torch.library.opcheck(op.default, arguments, test_utils=checks)
+
+
+def test_torch_multiplies_as_before_around_a_call() -> None:
+    """The kernels may use the processor's matrix tiles; they give them back as they found them."""
+    generator = torch.Generator().manual_seed(2)
+    a, b = (torch.randn(96, 96, generator=generator).bfloat16() for _ in range(2))
+    q = torch.randn(1, 40, 1, 64, generator=generator).bfloat16()
+    pages = torch.zeros(1, ops.page_elements(torch.bfloat16, 40, 1, 64), dtype=torch.bfloat16)
+    before = a @ b
+    for _ in range(3):
+        ops.frame_attention(q, pages, torch.zeros(1, dtype=torch.int32), 40)
+        assert torch.equal(a @ b, before)

@@ -1,5 +1,5 @@
-// What every frame_attention kernel does for the queries of one task, whatever multiplies its matrices: the rotation for each page,
-// the running maximum and sum of each row, the weights, the output's last scaling, and the mass on each page.
+// What every frame_attention kernel does for the queries of one task, whatever multiplies its matrices: the rotation for each
+// page, the running maximum and sum of each row, the weights, the output's last scaling, and the mass on each page.
 //
 //   weights = 2^(c * score + b - max)   c and b being scale and bias times log2(e)
 //

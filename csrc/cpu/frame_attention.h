@@ -38,12 +38,12 @@ class FrameAttentionKernel
   using Op = typename Isa::template Operand<T>;
   using Base = AttentionRows<FrameAttentionKernel, Isa, T, Op, kTileRows, Isa::rows>;
   friend Base;
-  using typename Base::Element;
-  using typename Base::Tile;
   using Base::elements_;
   using Base::op_;
   using Base::out_row_;
   using Base::W;
+  using typename Base::Element;
+  using typename Base::Tile;
   static constexpr bool widens = std::is_same<T, Bf16>::value && Op::depth == 1;
   static_assert(kTileKeys % (W * Op::depth) == 0, "keys are whole vectors");
 

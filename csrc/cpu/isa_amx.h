@@ -14,8 +14,8 @@ namespace {
 // The instructions are written out, as the compiler's intrinsics take no template arguments for tiles.
 class AmxTiles {
  public:
-  // A thread's tile configuration is its own, but a caller may have one in use: it gets it back. The contents of its tiles are lost,
-  // as in any call.
+  // A thread's tile configuration is its own, but a caller may have one in use: it gets it back. The contents of its tiles are
+  // lost, as in any call.
   AmxTiles() {
     asm volatile("sttilecfg %0" : "=m"(before_));
     Configuration ours{};
@@ -49,11 +49,17 @@ class AmxTiles {
   }
   template <int Tile, class T>
   void load(const T *from, int64_t stride) {
-    asm volatile("tileloadd (%1,%2,1), %%tmm%c0" : : "i"(Tile), "r"(from), "r"(stride * static_cast<int64_t>(sizeof(T))) : "memory");
+    asm volatile("tileloadd (%1,%2,1), %%tmm%c0"
+                 :
+                 : "i"(Tile), "r"(from), "r"(stride * static_cast<int64_t>(sizeof(T)))
+                 : "memory");
   }
   template <int Tile>
   void store(float *to, int64_t stride) const {
-    asm volatile("tilestored %%tmm%c0, (%1,%2,1)" : : "i"(Tile), "r"(to), "r"(stride * static_cast<int64_t>(sizeof(float))) : "memory");
+    asm volatile("tilestored %%tmm%c0, (%1,%2,1)"
+                 :
+                 : "i"(Tile), "r"(to), "r"(stride * static_cast<int64_t>(sizeof(float)))
+                 : "memory");
   }
   template <int C, int A, int B>
   void multiply_add() {
@@ -80,7 +86,8 @@ struct AmxIsa : Avx512Bf16Isa {
   using TileOperand = Operand<Bf16>;
 
   static bool runs_here() {
-    return Avx512Bf16Isa::runs_here() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && AmxTiles::granted();
+    return Avx512Bf16Isa::runs_here() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+           AmxTiles::granted();
   }
 };
 

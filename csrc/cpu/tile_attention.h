@@ -18,20 +18,20 @@ class TileAttentionKernel
     : public AttentionRows<TileAttentionKernel<Isa, Op, Tiles>, Isa, Bf16, Op, kTileTaskRows, kTileUnitRows> {
   using Base = AttentionRows<TileAttentionKernel, Isa, Bf16, Op, kTileTaskRows, kTileUnitRows>;
   friend Base;
+  using Base::op_;
+  using Base::W;
   using typename Base::Element;
   using typename Base::Tile;
   using typename Base::Vec;
-  using Base::op_;
-  using Base::W;
-  static constexpr int kSide = 16;    // rows of a tile, and columns of its float32 form
-  static constexpr int kDepth = 32;   // bfloat16 columns: the k's of one tile product
+  static constexpr int kSide = 16;                  // rows of a tile, and columns of its float32 form
+  static constexpr int kDepth = 32;                 // bfloat16 columns: the k's of one tile product
   static constexpr int64_t kTile = kSide * kDepth;  // elements
   static constexpr int kUnitKeys = kTileUnitKeys, kUnitRows = kTileUnitRows, kSpan = kTileSpanKeys;
   static_assert(Op::depth == 2 && kUnitRows == 2 * kSide && kUnitKeys % kDepth == 0 && kSpan % kUnitKeys == 0, "");
 
   struct Scratch : Base::Rows {
-    float *scores;    // [2][kUnitRows][kUnitKeys]: of the unit being weighed and of the next
-    Bf16 *weights;    // [kTileTaskRows][kSpan]
+    float *scores;      // [2][kUnitRows][kUnitKeys]: of the unit being weighed and of the next
+    Bf16 *weights;      // [kTileTaskRows][kSpan]
     Bf16 *last_values;  // [kDepth / 2][dim][2]: V of a page's last tokens, zero beyond them
 
     void take(Arena &arena, const FrameAttention &op) {
@@ -119,7 +119,8 @@ class TileAttentionKernel
     }
   }
 
-  void weigh_rows(const Tile &tile, const Span &span, int unit, int strips, int begin, int end, float bias, const Scratch &s) const {
+  void weigh_rows(const Tile &tile, const Span &span, int unit, int strips, int begin, int end, float bias,
+                  const Scratch &s) const {
     const int first_key = unit / strips * kUnitKeys, first_row = unit % strips * kUnitRows;
     const int left = span.count - first_key;
     end = end < tile.rows - first_row ? end : tile.rows - first_row;

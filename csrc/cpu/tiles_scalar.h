@@ -1,7 +1,7 @@
 // Matrix tiles in plain C++: what the tile kernels do, runnable on every CPU, and the description of what a tile policy is.
 //
-// A policy is an object that a kernel holds while it uses tiles; it has eight of them, named by template arguments, of 16 rows of 64
-// bytes. Strides are in elements of what is loaded or stored.
+// A policy is an object that a kernel holds while it uses tiles; it has eight of them, named by template arguments, of 16 rows of
+// 64 bytes. Strides are in elements of what is loaded or stored.
 #pragma once
 
 #include "cpu/bf16.h"

@@ -8,13 +8,14 @@ namespace lolrt {
 constexpr int kTileRows = 96;
 // frame_attention: keys between two looks at the running maximum; 4 registers of 16 lanes.
 constexpr int kTileKeys = 64;
-// frame_attention on matrix tiles: queries of one task. K and V are read once for all of them, from the third cache or from memory;
-// at dim 128 their rotated copies (64 KB), output (128 KB) and weights (128 KB) stay in a 1-2 MB L2 beside a span of K and V (128 KB).
+// frame_attention on matrix tiles: queries of one task. K and V are read once for all of them, from the third cache or from
+// memory; at dim 128 their rotated copies (64 KB), output (128 KB) and weights (128 KB) stay in a 1-2 MB L2 beside a span of K
+// and V (128 KB).
 constexpr int kTileTaskRows = 256;
 // The same: keys that are weighed before they meet V. Loading and storing an output tile then costs a quarter of its products.
 constexpr int kTileSpanKeys = 256;
-// The same: queries and keys whose scores are weighed while the next are multiplied. Two units of scores (16 KB) and 64 keys (16 KB)
-// stay in L1.
+// The same: queries and keys whose scores are weighed while the next are multiplied. Two units of scores (16 KB) and 64 keys (16
+// KB) stay in L1.
 constexpr int kTileUnitRows = 32, kTileUnitKeys = 64;
 // frame_attention: the running maximum follows the scores when they exceed it by more than this (in powers of two). Up to 2^8 the
 // weights lose no accuracy, and the output is almost never rescaled.

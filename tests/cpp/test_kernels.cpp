@@ -202,9 +202,9 @@ int main() {
     start = end + 1;
     CHECK_OK(lolrt_set_isa(isa.c_str()));
     const int before = failures;
-    for (const Shape &shape :
-         {Shape{1, 1, 1, 2, 1, 1, 1}, Shape{3, 24, 2, 64, 4, 24, 22}, Shape{2, 7, 1, 128, 3, 33, 22},
-          Shape{1, 97, 1, 38, 2, 65, 3}, Shape{1, 5, 2, 250, 2, 130, 125}, Shape{1, 13, 1, 256, 1, 63, 128}}) {
+    for (const Shape &shape : {Shape{1, 1, 1, 2, 1, 1, 1}, Shape{3, 24, 2, 64, 4, 24, 22}, Shape{2, 7, 1, 128, 3, 33, 22},
+                               Shape{1, 97, 1, 38, 2, 65, 3}, Shape{1, 5, 2, 250, 2, 130, 125}, Shape{1, 13, 1, 256, 1, 63, 128},
+                               Shape{1, 290, 1, 32, 1, 275, 16}}) {
       test_shape<float>(shape);
       test_shape<uint16_t>(shape);
     }
