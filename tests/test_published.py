@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bench.published import PublishedDiT, PublishedStream
 from safetensors.torch import load_file
+
+from bench.published import PublishedDiT, PublishedStream
 
 
 @pytest.mark.parametrize("dtype, gate_max, gate_rms", [(torch.float32, 5e-5, 5e-5), (torch.bfloat16, 5e-2, 1e-2)])
