@@ -75,6 +75,29 @@ struct Avx2Isa {
     return _mm256_fmaddsub_ps(x, _mm256_moveldup_ps(angle), _mm256_mul_ps(swapped, _mm256_movehdup_ps(angle)));
   }
 
+  static void transpose(Vec (&tile)[width]) {
+    Vec pairs[width];
+#pragma GCC unroll 4
+    for (int i = 0; i < width; i += 2) {
+      pairs[i] = _mm256_unpacklo_ps(tile[i], tile[i + 1]);
+      pairs[i + 1] = _mm256_unpackhi_ps(tile[i], tile[i + 1]);
+    }
+    Vec quads[width];
+#pragma GCC unroll 2
+    for (int i = 0; i < width; i += 4) {
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) {
+        quads[i + 2 * j] = _mm256_shuffle_ps(pairs[i + j], pairs[i + 2 + j], 0x44);
+        quads[i + 2 * j + 1] = _mm256_shuffle_ps(pairs[i + j], pairs[i + 2 + j], 0xee);
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      tile[i] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
+      tile[i + 4] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
+    }
+  }
+
   struct Split {
     Vec whole, rest;
   };

@@ -85,6 +85,35 @@ struct Avx512Bf16Isa {
     return _mm512_fmaddsub_ps(x, _mm512_moveldup_ps(angle), _mm512_mul_ps(swapped, _mm512_movehdup_ps(angle)));
   }
 
+  static void transpose(Vec (&tile)[width]) {
+    Vec pairs[width];
+#pragma GCC unroll 8
+    for (int i = 0; i < width; i += 2) {
+      pairs[i] = _mm512_unpacklo_ps(tile[i], tile[i + 1]);
+      pairs[i + 1] = _mm512_unpackhi_ps(tile[i], tile[i + 1]);
+    }
+    Vec quads[width];  // quads[4 i + j], 128-bit part p: lanes 4 p + j of rows 4 i to 4 i + 3
+#pragma GCC unroll 4
+    for (int i = 0; i < width; i += 4) {
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) {
+        quads[i + 2 * j] = _mm512_shuffle_ps(pairs[i + j], pairs[i + 2 + j], 0x44);
+        quads[i + 2 * j + 1] = _mm512_shuffle_ps(pairs[i + j], pairs[i + 2 + j], 0xee);
+      }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const Vec even_low = _mm512_shuffle_f32x4(quads[j], quads[j + 4], 0x88),
+                odd_low = _mm512_shuffle_f32x4(quads[j], quads[j + 4], 0xdd);
+      const Vec even_high = _mm512_shuffle_f32x4(quads[j + 8], quads[j + 12], 0x88),
+                odd_high = _mm512_shuffle_f32x4(quads[j + 8], quads[j + 12], 0xdd);
+      tile[j] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+      tile[j + 4] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+      tile[j + 8] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+      tile[j + 12] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+    }
+  }
+
   struct Split {
     Vec whole, rest;
   };

@@ -116,6 +116,17 @@ struct ScalarIsa {
     return y;
   }
 
+  // Turns the rows of a square tile into columns; the lanes are moved as they are, whatever their bits mean.
+  static void transpose(Vec (&tile)[width]) {
+    for (int i = 0; i < width; ++i) {
+      for (int j = 0; j < i; ++j) {
+        const float swapped = tile[i][j];
+        tile[i][j] = tile[j][i];
+        tile[j][i] = swapped;
+      }
+    }
+  }
+
   // x = whole + rest with |rest| <= 1/2 for exp2; `whole` in the form that `scale` wants. Adding 1.5 * 2^23 leaves the rounded
   // integer in the low bits. Below -127 everything is -127, whose scale is 0.
   struct Split {

@@ -4,13 +4,15 @@
 //   rotation_first_channel on are rotated and rounded to T once. Without a weight x' = x.
 //
 // Tensors: q, k, v, q_out T [frames, tokens, heads, dim]; weights T [heads, dim]; rotation float32 [tokens, pairs, 2]; pages as
-// in core/page_layout.h. A task is a block of 16 tokens of one frame, which is what a block of K in a page holds: K and V of a
-// head go through a stage of 16 rows and are then interleaved into the page. Padding of a page is not written.
+// in core/page_layout.h. A task is a block of 16 tokens of one frame, which is what a block of K in a page holds. K of a head is
+// projected into a stage of 16 rows and transposed into the page in registers, words of 32 bits at a time: a float, or the pair
+// of bfloat16 that lie side by side in a page. Queries and V go row by row, as they lie in memory. Padding of a page is not
+// written.
 #pragma once
 
 #include "core/ops.h"
 #include "core/threads.h"
-#include "cpu/rotate.h"
+#include "cpu/bf16.h"
 
 #include <cmath>
 #include <cstdint>
@@ -44,74 +46,90 @@ class KvWriteKernel {
     int64_t frame, first;  // first token
     int tokens;
   };
+  using Stage = float[kBlock][PageLayout::max_dim / depth];  // 16 rows of K, as words
 
   explicit KvWriteKernel(const KvWrite &op) : op_(op), layout_(op.dtype, op.tokens, op.heads, op.dim) {}
 
   void write(const Block &block) const {
-    float inverse_rms[kBlock];
-    if (op_.q.data) {
-      measure(op_.q, op_.q_weight, block, inverse_rms);
-      for (int64_t head = 0; head < op_.heads; ++head) {
-        for (int t = 0; t < block.tokens; ++t) {
-          project(op_.q, op_.q_weight, block, t, head, inverse_rms[t],
-                  op_.q_out.template row<T>(block.frame, block.first + t, head));
-        }
-      }
-    }
+    if (op_.q.data) write_queries(block);
     if (op_.k.data) {
-      measure(op_.k, op_.k_weight, block, inverse_rms);
       T *page = static_cast<T *>(op_.pages) + op_.page_table[block.frame] * op_.page_stride;
-      T stage[kBlock][PageLayout::max_dim];
-      for (int64_t head = 0; head < op_.heads; ++head) {
-        for (int t = 0; t < block.tokens; ++t) project(op_.k, op_.k_weight, block, t, head, inverse_rms[t], stage[t]);
-        store_keys(stage, block, page + head * layout_.key_head);
-        store_values(block, head, page + layout_.values + head * layout_.value_head);
-      }
+      write_keys(block, page);
+      write_values(block, page + layout_.values);
     }
   }
 
-  // 1 / rms of each token over all its heads.
-  void measure(const HeadRows &x, const void *weight, const Block &block, float *inverse_rms) const {
-    if (weight == nullptr) return;
+  void write_queries(const Block &block) const {
     for (int t = 0; t < block.tokens; ++t) {
-      Vec squares = Isa::zero();
+      const float scale = inverse_rms(op_.q, op_.q_weight, block, t);
       for (int64_t head = 0; head < op_.heads; ++head) {
-        const T *row = x.template row<const T>(block.frame, block.first + t, head);
-        int64_t c = 0;
-        for (; c + W <= op_.dim; c += W) {
-          const Vec value = Isa::load(row + c);
-          squares = Isa::multiply_add(value, value, squares);
-        }
-        if (c < op_.dim) {
-          const Vec value = Isa::load_n(row + c, static_cast<int>(op_.dim - c));
-          squares = Isa::multiply_add(value, value, squares);
-        }
+        project(op_.q, op_.q_weight, block, t, head, scale, op_.q_out.template row<T>(block.frame, block.first + t, head));
       }
-      const float mean = Isa::reduce_add(squares) / static_cast<float>(op_.heads * op_.dim);
-      inverse_rms[t] = 1.0f / std::sqrt(mean + op_.eps);
     }
   }
 
-  // One head of one token: normalised, weighted, rotated.
-  void project(const HeadRows &x, const void *weight, const Block &block, int t, int64_t head, float inverse_rms, T *to) const {
+  void write_keys(const Block &block, T *keys) const {
+    float scale[kBlock];
+    for (int t = 0; t < block.tokens; ++t) scale[t] = inverse_rms(op_.k, op_.k_weight, block, t);
+    alignas(64) Stage stage;
+    for (int64_t head = 0; head < op_.heads; ++head) {
+      for (int t = 0; t < block.tokens; ++t) {
+        project(op_.k, op_.k_weight, block, t, head, scale[t], reinterpret_cast<T *>(stage[t]));
+      }
+      store_keys(stage, block, keys + head * layout_.key_head);
+    }
+  }
+
+  // 1 / rms of a token over all its heads; what it is does not matter without a weight.
+  float inverse_rms(const HeadRows &x, const void *weight, const Block &block, int t) const {
+    if (weight == nullptr) return 1.0f;
+    Vec squares = Isa::zero();
+    for (int64_t head = 0; head < op_.heads; ++head) {
+      const T *row = x.template row<const T>(block.frame, block.first + t, head);
+      int64_t c = 0;
+      for (; c + W <= op_.dim; c += W) {
+        const Vec value = Isa::load(row + c);
+        squares = Isa::multiply_add(value, value, squares);
+      }
+      if (c < op_.dim) {
+        const Vec value = Isa::load_n(row + c, static_cast<int>(op_.dim - c));
+        squares = Isa::multiply_add(value, value, squares);
+      }
+    }
+    const float mean = Isa::reduce_add(squares) / static_cast<float>(op_.heads * op_.dim);
+    return 1.0f / std::sqrt(mean + op_.eps);
+  }
+
+  // One head of one token: normalised, weighted, rotated. `to` may be the row itself.
+  void project(const HeadRows &x, const void *weight, const Block &block, int t, int64_t head, float scale, T *to) const {
     const int64_t token = block.first + t;
     const T *from = x.template row<const T>(block.frame, token, head);
-    if (weight) {
-      const T *head_weight = static_cast<const T *>(weight) + head * op_.dim;
-      const Vec scale = Isa::set(inverse_rms);
-      const auto normalised = [&](Vec value, Vec by) { return Isa::mul(round(Isa::mul(value, scale)), by); };
-      int64_t c = 0;
-      for (; c + W <= op_.dim; c += W) Isa::store(to + c, normalised(Isa::load(from + c), Isa::load(head_weight + c)));
-      if (c < op_.dim) {
-        const int lanes = static_cast<int>(op_.dim - c);
-        Isa::store_n(to + c, normalised(Isa::load_n(from + c, lanes), Isa::load_n(head_weight + c, lanes)), lanes);
-      }
-    } else if (to != from) {
-      std::memcpy(to, from, op_.dim * sizeof(T));
+    const T *by = weight ? static_cast<const T *>(weight) + head * op_.dim : nullptr;
+    const float *angles = op_.rotation ? op_.rotation + token * op_.pairs * 2 : nullptr;
+    const int64_t first = angles ? op_.rotation_first_channel : op_.dim, end = angles ? first + 2 * op_.pairs : op_.dim;
+    project_channels(from, by, scale, nullptr, to, 0, first);
+    project_channels(from, by, scale, angles, to, first, end);
+    project_channels(from, by, scale, nullptr, to, end, op_.dim);
+  }
+
+  // Channels [first, end) of a row; `weight` and `angles` may be NULL, and angles[0] belongs to channel `first`.
+  static void project_channels(const T *from, const T *weight, float scale, const float *angles, T *to, int64_t first,
+                               int64_t end) {
+    if (weight == nullptr && angles == nullptr) {
+      if (to != from) std::memcpy(to + first, from + first, (end - first) * sizeof(T));
+      return;
     }
-    if (op_.rotation) {
-      T *first = to + op_.rotation_first_channel;
-      rotate<Isa>(static_cast<const T *>(first), op_.rotation + token * op_.pairs * 2, first, 2 * op_.pairs);
+    const Vec by_scale = Isa::set(scale);
+    const auto projected = [&](int64_t c, const auto &load) {
+      Vec value = load(from + c);
+      if (weight) value = round(Isa::mul(round(Isa::mul(value, by_scale)), load(weight + c)));
+      return angles ? Isa::rotate(value, load(angles + (c - first))) : value;
+    };
+    int64_t c = first;
+    for (; c + W <= end; c += W) Isa::store(to + c, projected(c, [](const auto *at) { return Isa::load(at); }));
+    if (c < end) {
+      const int lanes = static_cast<int>(end - c);
+      Isa::store_n(to + c, projected(c, [lanes](const auto *at) { return Isa::load_n(at, lanes); }), lanes);
     }
   }
 
@@ -123,31 +141,53 @@ class KvWriteKernel {
     }
   }
 
-  // [16 tokens][dim] to [dim / depth][16][depth].
-  void store_keys(const T (&stage)[kBlock][PageLayout::max_dim], const Block &block, T *head_keys) const {
-    T *to = head_keys + block.first * op_.dim;
-    for (int64_t c = 0; c < op_.dim; c += depth) {
-      for (int t = 0; t < block.tokens; ++t) std::memcpy(to + (c * kBlock + t * depth), &stage[t][c], depth * sizeof(T));
+  // [16 tokens][words] to [words][16 tokens].
+  void store_keys(const Stage &stage, const Block &block, T *head_keys) const {
+    auto *to = reinterpret_cast<float *>(head_keys + block.first * op_.dim);
+    const int64_t words = op_.dim / depth;
+    for (int first = 0; first < block.tokens; first += W) {
+      const int lanes = block.tokens - first < W ? block.tokens - first : W;
+      for (int64_t word = 0; word < words; word += W) {
+        Vec tile[W];
+        for (int t = 0; t < W; ++t) tile[t] = Isa::load(stage[first + t] + word);
+        Isa::transpose(tile);
+        const int rows = static_cast<int>(words - word < W ? words - word : W);
+        float *column = to + word * kBlock + first;
+        for (int row = 0; row < rows; ++row, column += kBlock) {
+          if (lanes == W) {
+            Isa::store(column, tile[row]);
+          } else {
+            Isa::store_n(column, tile[row], lanes);
+          }
+        }
+      }
     }
   }
 
-  // [tokens][dim] to [tokens / depth][dim][depth].
-  void store_values(const Block &block, int64_t head, T *head_values) const {
-    const auto row = [&](int t) { return op_.v.template row<const T>(block.frame, block.first + t, head); };
-    T *to = head_values + block.first * op_.dim;
-    for (int t = 0; t < block.tokens; t += depth, to += depth * op_.dim) {
-      if constexpr (depth == 1) {
-        std::memcpy(to, row(t), op_.dim * sizeof(T));
-      } else if (t + 1 < block.tokens) {
-        const T *first = row(t), *second = row(t + 1);
-        for (int64_t c = 0; c < op_.dim; ++c) {
-          to[2 * c] = first[c];
-          to[2 * c + 1] = second[c];
+  // [tokens][heads][dim] to [heads][tokens / depth][dim][depth].
+  void write_values(const Block &block, T *values) const {
+    for (int t = 0; t < block.tokens; t += depth) {
+      for (int64_t head = 0; head < op_.heads; ++head) {
+        const T *row = op_.v.template row<const T>(block.frame, block.first + t, head);
+        T *to = values + head * layout_.value_head + (block.first + t) * op_.dim;
+        if constexpr (depth == 1) {
+          std::memcpy(to, row, op_.dim * sizeof(T));
+        } else {
+          interleave(row, t + 1 < block.tokens ? row + op_.v.token : nullptr, to, op_.dim);
         }
-      } else {
-        const T *first = row(t);
-        for (int64_t c = 0; c < op_.dim; ++c) to[2 * c] = first[c];
       }
+    }
+  }
+
+  // to[c] = (first[c], second[c]); without a second row its places are left alone.
+  static void interleave(const T *__restrict first, const T *__restrict second, T *__restrict to, int64_t count) {
+    if (second) {
+      for (int64_t c = 0; c < count; ++c) {
+        to[2 * c] = first[c];
+        to[2 * c + 1] = second[c];
+      }
+    } else {
+      for (int64_t c = 0; c < count; ++c) to[2 * c] = first[c];
     }
   }
 
