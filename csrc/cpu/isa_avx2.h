@@ -126,6 +126,20 @@ struct Avx2Isa {
     }
   }
 
+  static void interleave(const uint16_t *first, const uint16_t *second, uint16_t *to, int64_t count) {
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+      const __m256i a = _mm256_permute4x64_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(first + i)), 0xd8);
+      const __m256i b = _mm256_permute4x64_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(second + i)), 0xd8);
+      _mm256_storeu_si256(reinterpret_cast<__m256i *>(to + 2 * i), _mm256_unpacklo_epi16(a, b));
+      _mm256_storeu_si256(reinterpret_cast<__m256i *>(to + 2 * i + 16), _mm256_unpackhi_epi16(a, b));
+    }
+    for (; i < count; ++i) {
+      to[2 * i] = first[i];
+      to[2 * i + 1] = second[i];
+    }
+  }
+
  private:
   static __m256i first_lanes(int lanes) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

@@ -123,6 +123,15 @@ struct Avx512Bf16Isa {
   }
   static Vec scale(Vec value, Vec whole) { return _mm512_scalef_ps(value, whole); }
 
+  static void interleave(const uint16_t *first, const uint16_t *second, uint16_t *to, int64_t count) {
+    for (int64_t i = 0; i < count; i += width) {
+      const __mmask16 lanes = first_lanes(count - i < width ? static_cast<int>(count - i) : width);
+      const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, first + i));
+      const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, second + i));
+      _mm512_mask_storeu_epi32(to + 2 * i, lanes, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    }
+  }
+
  private:
   static Vec widened(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
 };

@@ -153,6 +153,14 @@ struct ScalarIsa {
     }
   }
 
+  // to[i] = (first[i], second[i]) for `count` pairs of bfloat16, as bits.
+  static void interleave(const uint16_t *first, const uint16_t *second, uint16_t *to, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      to[2 * i] = first[i];
+      to[2 * i + 1] = second[i];
+    }
+  }
+
  private:
   static Bits rounded_bits(Vec vec) {
     const Bits bits = reinterpret_cast<Bits>(vec);

@@ -170,24 +170,15 @@ class KvWriteKernel {
       for (int64_t head = 0; head < op_.heads; ++head) {
         const T *row = op_.v.template row<const T>(block.frame, block.first + t, head);
         T *to = values + head * layout_.value_head + (block.first + t) * op_.dim;
-        if constexpr (depth == 1) {
+        if (depth == 1) {
           std::memcpy(to, row, op_.dim * sizeof(T));
+        } else if (t + 1 < block.tokens) {
+          Isa::interleave(reinterpret_cast<const uint16_t *>(row), reinterpret_cast<const uint16_t *>(row + op_.v.token),
+                          reinterpret_cast<uint16_t *>(to), op_.dim);
         } else {
-          interleave(row, t + 1 < block.tokens ? row + op_.v.token : nullptr, to, op_.dim);
+          for (int64_t c = 0; c < op_.dim; ++c) to[depth * c] = row[c];
         }
       }
-    }
-  }
-
-  // to[c] = (first[c], second[c]); without a second row its places are left alone.
-  static void interleave(const T *__restrict first, const T *__restrict second, T *__restrict to, int64_t count) {
-    if (second) {
-      for (int64_t c = 0; c < count; ++c) {
-        to[2 * c] = first[c];
-        to[2 * c + 1] = second[c];
-      }
-    } else {
-      for (int64_t c = 0; c < count; ++c) to[2 * c] = first[c];
     }
   }
 
