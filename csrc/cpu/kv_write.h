@@ -60,10 +60,12 @@ class KvWriteKernel {
   }
 
   void write_queries(const Block &block) const {
+    float scale[kBlock];
+    for (int t = 0; t < block.tokens; ++t) scale[t] = inverse_rms(op_.q, op_.q_weight, block, t);
     for (int t = 0; t < block.tokens; ++t) {
-      const float scale = inverse_rms(op_.q, op_.q_weight, block, t);
       for (int64_t head = 0; head < op_.heads; ++head) {
-        project(op_.q, op_.q_weight, block, t, head, scale, op_.q_out.template row<T>(block.frame, block.first + t, head));
+        T *to = op_.q_out.template row<T>(block.frame, block.first + t, head);
+        project(op_.q, op_.q_weight, block, t, head, scale[t], to);
       }
     }
   }
@@ -73,11 +75,19 @@ class KvWriteKernel {
     for (int t = 0; t < block.tokens; ++t) scale[t] = inverse_rms(op_.k, op_.k_weight, block, t);
     alignas(64) Stage stage;
     for (int64_t head = 0; head < op_.heads; ++head) {
+      T *to = keys + head * layout_.key_head + block.first * op_.dim;
       for (int t = 0; t < block.tokens; ++t) {
+        prefetch(to + t * op_.dim);
         project(op_.k, op_.k_weight, block, t, head, scale[t], reinterpret_cast<T *>(stage[t]));
       }
-      store_keys(stage, block, keys + head * layout_.key_head);
+      store_keys(stage, block, to);
     }
+  }
+
+  // Fetches the row's lines to be written, while there is something else to do.
+  void prefetch(const T *row) const {
+    const auto *bytes = reinterpret_cast<const char *>(row);
+    for (int64_t i = 0; i < static_cast<int64_t>(op_.dim * sizeof(T)); i += 64) __builtin_prefetch(bytes + i, 1);
   }
 
   // 1 / rms of a token over all its heads; what it is does not matter without a weight.
@@ -122,8 +132,9 @@ class KvWriteKernel {
     const Vec by_scale = Isa::set(scale);
     const auto projected = [&](int64_t c, const auto &load) {
       Vec value = load(from + c);
-      if (weight) value = round(Isa::mul(round(Isa::mul(value, by_scale)), load(weight + c)));
-      return angles ? Isa::rotate(value, load(angles + (c - first))) : value;
+      if (weight) value = Isa::mul(round(Isa::mul(value, by_scale)), load(weight + c));
+      if (angles) value = Isa::rotate(weight ? round(value) : value, load(angles + (c - first)));
+      return value;
     };
     int64_t c = first;
     for (; c + W <= end; c += W) Isa::store(to + c, projected(c, [](const auto *at) { return Isa::load(at); }));
@@ -142,8 +153,8 @@ class KvWriteKernel {
   }
 
   // [16 tokens][words] to [words][16 tokens].
-  void store_keys(const Stage &stage, const Block &block, T *head_keys) const {
-    auto *to = reinterpret_cast<float *>(head_keys + block.first * op_.dim);
+  void store_keys(const Stage &stage, const Block &block, T *keys) const {
+    auto *to = reinterpret_cast<float *>(keys);
     const int64_t words = op_.dim / depth;
     for (int first = 0; first < block.tokens; first += W) {
       const int lanes = block.tokens - first < W ? block.tokens - first : W;
