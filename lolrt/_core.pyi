@@ -83,6 +83,9 @@ def modulated_norm(
     x, residual, out: T [frames, tokens, channels], strided. gate (or None: 1), scale, shift: float32 [1 or frames, channels].
     """
 
+def gelu(x: _Tensor) -> None:
+    """GELU by its tanh form, in place. x: T [frames, tokens, channels], strided."""
+
 def phase_increments(radians: _Tensor, out: _Tensor) -> None:
     """out = round(radians / 2 pi * 2^64) mod 2^64. radians: float64 [n], radians per frame, |radians| <= 2^32; out: uint64 [n]."""
 

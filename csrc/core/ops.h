@@ -71,6 +71,12 @@ struct ModulatedNorm {
   FrameVector gate, scale, shift;  // gate.data may be NULL
 };
 
+struct Gelu {
+  DType dtype;
+  int64_t frames, tokens, channels;
+  ChannelRows x;
+};
+
 // The kernels of one instruction set.
 struct Kernels {
   const char *isa;
@@ -79,6 +85,7 @@ struct Kernels {
   uint64_t (*frame_attention_workspace)(const FrameAttention &);  // bytes
   void (*frame_attention)(const FrameAttention &);
   void (*modulated_norm)(const ModulatedNorm &);
+  void (*gelu)(const Gelu &);
 };
 
 // The kernels in use; fails when LOLRT_ISA names a set that cannot run here.

@@ -33,7 +33,7 @@ struct Avx2Isa {
   static Vec load_n(const float *from, int lanes) { return _mm256_maskload_ps(from, first_lanes(lanes)); }
   static Vec load_n(const Bf16 *from, int lanes) {
     alignas(16) Bf16 all[width] = {};
-    for (int i = 0; i < lanes; ++i) all[i] = from[i];
+    copy_n(all, from, lanes);
     return load(all);
   }
   static void store(float *to, Vec vec) { _mm256_storeu_ps(to, vec); }
@@ -42,7 +42,7 @@ struct Avx2Isa {
   static void store_n(Bf16 *to, Vec vec, int lanes) {
     alignas(16) Bf16 all[width];
     store(all, vec);
-    for (int i = 0; i < lanes; ++i) to[i] = all[i];
+    copy_n(to, all, lanes);
   }
   static Vec round_bf16(Vec vec) {
     return _mm256_castsi256_ps(_mm256_and_si256(rounded_bits(vec), _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
@@ -51,6 +51,7 @@ struct Avx2Isa {
   static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
   static Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
   static Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+  static Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
   static Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
   static Vec multiply_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
   static float reduce_add(Vec vec) {
@@ -141,6 +142,15 @@ struct Avx2Isa {
   }
 
  private:
+  // Fewer than `width` values, in pieces of sizes that the compiler knows.
+  static void copy_n(Bf16 *to, const Bf16 *from, int lanes) {
+    for (int piece = width / 2, done = 0; piece > 0; piece /= 2) {
+      if (lanes & piece) {
+        std::memcpy(to + done, from + done, piece * sizeof(Bf16));
+        done += piece;
+      }
+    }
+  }
   static __m256i first_lanes(int lanes) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }

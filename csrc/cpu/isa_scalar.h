@@ -91,6 +91,7 @@ struct ScalarIsa {
   static Vec add(Vec a, Vec b) { return a + b; }
   static Vec sub(Vec a, Vec b) { return a - b; }
   static Vec mul(Vec a, Vec b) { return a * b; }
+  static Vec div(Vec a, Vec b) { return a / b; }
   static Vec max(Vec a, Vec b) { return a > b ? a : b; }
   // a * b + c, rounded once or twice, whichever is faster.
   static Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/frame_attention.h"
+#include "cpu/gelu.h"
 #include "cpu/kv_write.h"
 #include "cpu/modulated_norm.h"
 #include "cpu/tile_attention.h"
@@ -46,7 +47,8 @@ constexpr Kernels make_kernels() {
           run<Isa, KvWriteKernel, KvWrite>,
           attention_workspace<Isa>,
           attention<Isa>,
-          run<Isa, ModulatedNormKernel, ModulatedNorm>};
+          run<Isa, ModulatedNormKernel, ModulatedNorm>,
+          run<Isa, GeluKernel, Gelu>};
 }
 
 }  // namespace

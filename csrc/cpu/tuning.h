@@ -20,7 +20,7 @@ constexpr int kTileUnitRows = 32, kTileUnitKeys = 64;
 // frame_attention: the running maximum follows the scores when they exceed it by more than this (in powers of two). Up to 2^8 the
 // weights lose no accuracy, and the output is almost never rescaled.
 constexpr float kRescaleAbove = 8.0f;
-// modulated_norm: elements of one task, enough to hide the cost of handing it out.
-constexpr int kNormTaskElements = 16384;
+// modulated_norm, gelu: elements of one task, enough to hide the cost of handing it out.
+constexpr int kRowTaskElements = 16384;
 
 }  // namespace lolrt

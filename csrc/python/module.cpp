@@ -117,6 +117,12 @@ void modulated_norm(py::handle x, py::handle residual, py::handle gate, py::hand
   call<const lolrt_modulated_norm_desc *>(lolrt_modulated_norm, &desc);
 }
 
+void gelu(py::handle x) {
+  const Borrowed x_(x);
+  const lolrt_gelu_desc desc{sizeof desc, x_.get()};
+  call<const lolrt_gelu_desc *>(lolrt_gelu, &desc);
+}
+
 // The contiguous elements of a tensor of doubles or 64-bit integers.
 template <class T>
 std::pair<T *, int64_t> vector_of(const Borrowed &tensor, const char *name, uint8_t code) {
@@ -218,6 +224,7 @@ PYBIND11_MODULE(_core, m) {
         arg("bias"), arg("scale"), arg("out"), arg("mass"), arg("workspace"));
   m.def("modulated_norm", &modulated_norm, arg("x"), arg("residual"), arg("gate"), arg("scale"), arg("shift"), arg("eps"),
         arg("out"));
+  m.def("gelu", &gelu, arg("x"));
   m.def("phase_increments", &phase_increments, arg("radians"), arg("out"));
   m.def("rotation_table", &rotation_table, arg("turns"), arg("offsets"), arg("out"));
   m.def("normal", &normal, arg("seed"), arg("frame"), arg("step"), arg("out"));

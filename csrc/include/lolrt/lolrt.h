@@ -186,6 +186,14 @@ typedef struct lolrt_modulated_norm_desc {
 
 LOLRT_API lolrt_status lolrt_modulated_norm(const lolrt_modulated_norm_desc *desc);
 
+/* GELU by its tanh form, in place: x = round_T(x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))). */
+typedef struct lolrt_gelu_desc {
+  uint32_t struct_size;  /* sizeof(lolrt_gelu_desc) */
+  const lolrt_tensor *x; /* T [frames, tokens, channels], strided */
+} lolrt_gelu_desc;
+
+LOLRT_API lolrt_status lolrt_gelu(const lolrt_gelu_desc *desc);
+
 /* ---- dispatch and threads ------------------------------------------------------------------------------------------------ */
 
 /* Kernel sets that this build has and this CPU can run, best first, separated by commas: of "amx", "avx512bf16", "avx2",
