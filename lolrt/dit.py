@@ -219,7 +219,7 @@ class CausalDiT(nn.Module):
             )
             residual = self._cross_attention(block.cross_attn, h, text.pages[i], text.page_table)
             h = ops.modulated_norm(x, ffn_scale, ffn_shift, residual=residual, eps=config.eps)
-            residual, gate = block.ffn(h), ffn_gate
+            residual, gate = self._feed_forward(block.ffn, h), ffn_gate
 
         shift, scale = modulation.head
         h = ops.modulated_norm(x, scale, shift, residual=residual, gate=gate, eps=config.eps)
@@ -239,6 +239,13 @@ class CausalDiT(nn.Module):
     def _cross_attention(self, attn: Attention, h: Tensor, pages: Tensor, page_table: Tensor) -> Tensor:
         q = ops.normalize_queries(self._split_heads(attn.q(h)), weight=self._head_weight(attn.norm_q), eps=self.config.eps)
         return attn.o(ops.frame_attention(q, pages, page_table, self.config.text_len).flatten(2))
+
+    @staticmethod
+    def _feed_forward(ffn: nn.Sequential, h: Tensor) -> Tensor:
+        up, _, down = ffn
+        hidden = up(h)
+        ops.gelu(hidden)
+        return down(hidden)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.config.num_heads, self.config.head_dim))

@@ -98,6 +98,14 @@ def modulated_norm(
     return _modulated_norm(x, scale, shift, residual, gate, eps)
 
 
+def gelu(x: Tensor) -> None:
+    """GELU by its tanh form, in place. x: [frames, tokens, channels]."""
+    if torch.compiler.is_compiling():
+        torch.ops.lolrt.gelu(x)
+    else:
+        _core.gelu(x)
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -192,6 +200,11 @@ for _schema, _implementation, _fake in (
         "modulated_norm(Tensor(a!) x, Tensor scale, Tensor shift, Tensor? residual, Tensor? gate, float eps) -> Tensor",
         _modulated_norm,
         _like_first,
+    ),
+    (
+        "gelu(Tensor(a!) x) -> ()",
+        _core.gelu,
+        _nothing,
     ),
 ):
     _name = _schema.partition("(")[0]

@@ -60,6 +60,10 @@ def frame_attention(
     return out, mass
 
 
+def gelu(x: F64) -> F64:
+    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
 def modulated_norm(x: F64, residual: F64 | None, gate: F64 | None, scale: F64, shift: F64, eps: float) -> tuple[F64, F64]:
     """x [frames, tokens, channels], gate, scale and shift [1 or frames, channels]; returns the new x and the output."""
     if residual is not None:

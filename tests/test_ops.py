@@ -371,6 +371,30 @@ def test_kv_write_matches_the_oracle(
     assert torch.equal(pool_alone.view(torch.uint8), pool.view(torch.uint8))
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_kv_write_at_any_geometry(dtype: torch.dtype, data: st.DataObject) -> None:
+    """Tails of every kind: of token blocks, of tiles that are transposed, of the vectors before, in and after the rotated channels."""
+    pairs_of_head = data.draw(st.integers(1, 70), "dim / 2")
+    tokens, heads, dim = data.draw(st.integers(1, 50), "tokens"), data.draw(st.integers(1, 3), "heads"), 2 * pairs_of_head
+    pairs = data.draw(st.integers(1, pairs_of_head), "pairs")
+    first = 2 * data.draw(st.integers(0, pairs_of_head - pairs), "first / 2")
+    generator = torch.Generator().manual_seed(tokens + dim)
+    q, k, v = torch.randn(1, tokens, 3, heads, dim, generator=generator).to(dtype).unbind(2)
+    weight = torch.randn(heads, dim, generator=generator).to(dtype)
+    angles = 6 * torch.rand(tokens, pairs, generator=generator).double()
+    q_out, pool = torch.full((1, tokens, heads, dim), torch.nan, dtype=dtype), empty_pages(dtype, 1, tokens, heads, dim)
+    table = torch.zeros(1, dtype=torch.int32)
+    _core.kv_write(q, k, v, weight, weight, 1e-6, cos_sin(angles).float(), first, q_out, pool, table)
+    keys, values = unpack(pool[0], tokens, heads, dim)
+    assert torch.equal(values, v[0])
+    for out, x in ((q_out, q), (keys[None], k)):
+        ref = oracle.project(fp64(x), fp64(weight), 1e-6, fp64(cos_sin(angles)), first)
+        check(out, public_projection(x, weight, 1e-6, angles, first), ref, heads * dim)
+    assert pool.isnan().sum() == pool.numel() - 2 * tokens * heads * dim, "padding is not written"
+
+
 def test_kv_write_rounds_where_public_code_does() -> None:
     """After the norm, after the weight and after the rotation: all but the rarest results are the same bfloat16."""
     tokens, heads, dim = 100, 4, 128
@@ -445,3 +469,55 @@ def test_modulated_norm_takes_strided_rows_and_any_threads(dtype: torch.dtype) -
     wide[..., 20:84] = x.transpose(0, 1)
     _core.modulated_norm(wide[..., 20:84].transpose(0, 1), None, None, ones, zeros, 1e-6, out[..., :64])
     assert torch.equal(out[..., :64], expected) and (out[..., 64:] == 0).all()
+
+
+# ---- gelu ------------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_gelu_matches_the_oracle(dtype: torch.dtype, data: st.DataObject) -> None:
+    """Rows of any length within wider ones, of values of any size; what lies beside them stays NaN."""
+    frames, tokens, channels = (data.draw(st.integers(1, most), name) for name, most in (("frames", 3), ("tokens", 40), ("channels", 70)))
+    size = data.draw(st.sampled_from([0.01, 1.0, 4.0, 30.0]), "size")
+    wide = torch.full((frames, tokens, channels + 3), torch.nan, dtype=dtype)
+    x = wide[..., 1 : 1 + channels]
+    x.copy_(size * torch.randn(x.shape, generator=torch.Generator().manual_seed(channels)))
+    before = x.clone()
+    _core.gelu(x)
+    check(x, F.gelu(before, approximate="tanh"), oracle.gelu(fp64(before)), 1)
+    assert wide[..., 0].isnan().all() and wide[..., 1 + channels :].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_gelu_relative_error(dtype: torch.dtype) -> None:
+    """Where the result is small the rule of this file sees nothing: small inputs keep their relative accuracy, that of a rounding of
+    the result and of the factor 1 / (1 + 2^y), whose 2^y has a relative error of 7.5e-5 in bfloat16."""
+    x = torch.cat([torch.logspace(-30, 0, 301), -torch.logspace(-30, 0, 301)])[None, None].to(dtype)
+    ref = oracle.gelu(fp64(x))
+    out = x.clone()
+    _core.gelu(out)
+    allowed = 2**-8 + 7.5e-5 if dtype == torch.bfloat16 else 2**-21
+    assert (np.abs(fp64(out) - ref) <= allowed * np.abs(ref)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_gelu_far_out(dtype: torch.dtype) -> None:
+    x = torch.tensor([torch.inf, 3e38, 1e20, 50.0, 0.0, -50.0, -1e20, -3e38, -torch.inf, torch.nan] * 2).to(dtype)
+    out = x[None, None].clone()
+    _core.gelu(out)
+    assert torch.equal(out[0, 0, :5], x[:5])
+    assert (out[0, 0, 5:9].abs() < 1e-30).all() and out[0, 0, 9].isnan()
+    assert torch.equal(out[0, 0, 10:19], out[0, 0, :9])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_gelu_gives_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 301, 333).to(dtype)
+    results = []
+    for threads in (1, 2, 5):
+        _core.set_threads(threads)
+        results.append(x.clone())
+        _core.gelu(results[-1])
+    assert all(torch.equal(out, results[0]) for out in results)

@@ -65,7 +65,9 @@ def model_step(tensors: dict[str, torch.Tensor], pages: torch.Tensor, weight: to
     mass = torch.empty(5, 2, 3)
     out = ops.frame_attention(q, pages, page_table, 13, rotation=tensors["rotation"], mass=mass).flatten(2)
     row = torch.ones(1, 192)
-    return ops.modulated_norm(tensors["q"].flatten(2).clone(), row, 0 * row, residual=out, gate=row) + mass.sum()
+    out = ops.modulated_norm(tensors["q"].flatten(2).clone(), row, 0 * row, residual=out, gate=row) + mass.sum()
+    ops.gelu(out)
+    return out
 
 
 def test_compiled_without_a_graph_break_the_ops_give_the_same_bits():
@@ -88,6 +90,7 @@ def test_registrations_pass_torchs_own_checks():
         (torch.ops.lolrt.normalize_queries, (tensors["q"], weight, None, 0, 1e-6)),
         (torch.ops.lolrt.frame_attention, (tensors["q"], pages, page_table, 13, tensors["rotation"], None, torch.empty(5, 2, 3))),
         (torch.ops.lolrt.modulated_norm, (x, row, row, x.clone(), row, 1e-6)),
+        (torch.ops.lolrt.gelu, (x,)),
     ):
         torch.library.opcheck(op.default, arguments, test_utils=checks)
 
