@@ -71,6 +71,20 @@ class HeadsRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
 
+def side_by_side(*parts: Tensor) -> Tensor:
+    """Parameters of one shape as one tensor [sum of rows, ...] over their own memory, which is first made one piece if it is not."""
+    first = parts[0].detach()
+    whole = [len(parts) * len(first), *first.shape[1:]]
+    storage = first.untyped_storage().data_ptr()
+    places = [(part.untyped_storage().data_ptr(), part.storage_offset() - i * first.numel()) for i, part in enumerate(parts)]
+    if places != [(storage, first.storage_offset())] * len(parts):
+        with torch.inference_mode(False):  # they remain ordinary tensors, that can be trained
+            first = torch.cat([part.detach() for part in parts])
+        for part, rows in zip(parts, first.split(len(parts[0])), strict=True):
+            part.data = rows
+    return first.as_strided(whole, first.stride())
+
+
 class Attention(nn.Module):
     """The projections of self- and cross-attention."""
 
@@ -82,6 +96,11 @@ class Attention(nn.Module):
         self.o = nn.Linear(config.dim, config.dim)
         self.norm_q = HeadsRMSNorm(config.dim)
         self.norm_k = HeadsRMSNorm(config.dim)
+
+    def qkv(self, h: Tensor) -> Tensor:
+        """q, k and v of h [..., dim] by one product: [..., 3 * dim]."""
+        layers = self.q, self.k, self.v
+        return F.linear(h, side_by_side(*(layer.weight for layer in layers)), side_by_side(*(layer.bias for layer in layers)))
 
 
 class Block(nn.Module):
@@ -228,7 +247,7 @@ class CausalDiT(nn.Module):
     def _self_attention(
         self, attn: Attention, h: Tensor, pages: Tensor, cache: KVCache, rotation: Tensor, spatial: Tensor, mass: Tensor | None
     ) -> Tensor:
-        q, k, v = (self._split_heads(project(h)) for project in (attn.q, attn.k, attn.v))
+        q, k, v = map(self._split_heads, attn.qkv(h).chunk(3, dim=-1))
         first, eps = self.config.axes[0], self.config.eps
         q_weight, k_weight = self._head_weight(attn.norm_q), self._head_weight(attn.norm_k)
         q = ops.normalize_queries(q, weight=q_weight, rotation=spatial, rotation_first_channel=first, eps=eps)

@@ -190,6 +190,15 @@ void test_rows(int64_t tokens, int64_t heads, int64_t dim, int64_t pairs, int64_
       CHECK(std::fabs(to_float(out[row * channels + c]) - expected) <= allowed);
     }
   }
+
+  const std::vector<T> linear = x.values;
+  const lolrt_gelu_desc gelu{sizeof gelu, &x};
+  CHECK_OK(lolrt_gelu(&gelu));
+  for (size_t i = 0; i < linear.size(); ++i) {
+    const double from = to_float(linear[i]);
+    const double expected = from / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (from + 0.044715 * std::pow(from, 3))));
+    CHECK(std::fabs(to_float(x.values[i]) - expected) <= allowed / 4);
+  }
 }
 
 }  // namespace

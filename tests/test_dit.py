@@ -1,0 +1,38 @@
+"""Parts of the DiT that the rollouts of test_parity.py do not reach."""
+
+from __future__ import annotations
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from lolrt import DiTConfig
+from lolrt.dit import Attention
+
+
+def test_q_k_and_v_in_one_product_are_the_parameters_as_they_are(tmp_path):
+    """Whatever happens to the parameters between two products: training, loading, another dtype, saving."""
+    attn = Attention(DiTConfig(dim=64, num_heads=2))
+    parameters = dict(attn.named_parameters())
+    h = torch.randn(3, 5, 64)
+
+    def check() -> None:
+        expected = torch.cat([attn.q(h), attn.k(h), attn.v(h)], -1)
+        with torch.inference_mode():
+            torch.testing.assert_close(attn.qkv(h), expected.detach(), atol=1e-5, rtol=0)
+
+    check()
+    in_place = attn.k.weight.data_ptr()
+    torch.optim.SGD(attn.parameters(), lr=0.1).zero_grad()
+    (attn.q(h).square() + attn.v(h)).sum().backward()
+    torch.optim.SGD(attn.parameters(), lr=1e-3).step()
+    check()
+    assert attn.k.weight.data_ptr() == in_place, "moved again for no reason"
+    assert all(parameter is parameters[name] for name, parameter in attn.named_parameters())
+
+    save_file(attn.state_dict(), tmp_path / "attn.safetensors")
+    attn.load_state_dict({name: -2 * tensor for name, tensor in load_file(tmp_path / "attn.safetensors").items()}, assign=True)
+    check()
+    attn.k = torch.nn.Linear(64, 64)
+    check()
+    attn.bfloat16().float()
+    check()
