@@ -86,6 +86,29 @@ def modulated_norm(
 def gelu(x: _Tensor) -> None:
     """GELU by its tanh form, in place. x: T [frames, tokens, channels], strided."""
 
+def channel_norm(x: _Tensor, gamma: _Tensor, silu: bool, out: _Tensor) -> None:
+    """RMSNorm over the channels of each pixel, then SiLU if `silu`, into the middle of `out`, whose margin is filled with zeros.
+
+    x: float32 or bfloat16 [frames, rows, columns, channels], strided. gamma: float32 [channels].
+    out: float32 or bfloat16 [frames, rows + 2 m, columns + 2 m, channels] for a margin m of 0 or more, strided; x itself if they are
+    alike.
+    """
+
+def conv3d(
+    past: _Tensor | None,
+    x: _Tensor,
+    weight: _Tensor,
+    bias: _Tensor,
+    residual: _Tensor | None,
+    out: _Tensor,
+) -> None:
+    """out = residual + bias + the convolution of past and x, frames joined, without padding. All float32, channels last.
+
+    past: [kernel_frames - 1, rows, columns, in], or None: zeros. x: [frames, rows, columns, in]; columns adjacent in both.
+    weight: [ceil(out / 16), kernel_frames, kernel_rows, kernel_columns, in, 16]. bias: [ceil(out / 16), 16].
+    residual: like out, strided, may be out; or None. out: [frames, rows - kernel_rows + 1, columns - kernel_columns + 1, out], strided.
+    """
+
 def phase_increments(radians: _Tensor, out: _Tensor) -> None:
     """out = round(radians / 2 pi * 2^64) mod 2^64. radians: float64 [n], radians per frame, |radians| <= 2^32; out: uint64 [n]."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lolrt import _core
@@ -106,6 +107,48 @@ def gelu(x: Tensor) -> None:
         _core.gelu(x)
 
 
+def channel_norm(x: Tensor, gamma: Tensor, out: Tensor, *, silu: bool) -> Tensor:
+    """RMSNorm over the channels of each pixel, then SiLU if `silu`, written to the middle of `out`; returns `out`.
+
+    x: [frames, rows, columns, channels]; gamma: float32 [channels]; out: [frames, rows + 2 m, columns + 2 m, channels], whose margin of
+    m pixels is filled with zeros; its dtype may differ from x's.
+    """
+    if torch.compiler.is_compiling():
+        torch.ops.lolrt.channel_norm(x, gamma, out, silu)
+    else:
+        _core.channel_norm(x, gamma, silu, out)
+    return out
+
+
+def conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    *,
+    past: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """residual + bias + the convolution of `past` and x, without padding, written to `out`, which is returned; all float32.
+
+    x: [frames, rows, columns, in]; weight, bias: of `pack_convolution`; past: the [kernel_frames - 1, rows, columns, in] before x, None
+    for zeros; residual: like out, may be out; out: [frames, rows - kernel_rows + 1, columns - kernel_columns + 1, out].
+    """
+    if torch.compiler.is_compiling():
+        torch.ops.lolrt.conv3d(x, weight, bias, out, past, residual)
+    else:
+        _core.conv3d(past, x, weight, bias, residual, out)
+    return out
+
+
+def pack_convolution(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """[out, in, frames, rows, columns] and [out] to what `conv3d` reads: float32 in blocks of 16 output channels, the last one filled
+    up with zeros: [blocks, frames, rows, columns, in, 16] and [blocks, 16]."""
+    missing = -len(weight) % 16
+    blocks = F.pad(weight.detach().float(), (0, 0) * 4 + (0, missing)).unflatten(0, (-1, 16))
+    return blocks.permute(0, 3, 4, 5, 2, 1).contiguous(), F.pad(bias.detach().float(), (0, missing)).view(-1, 16)
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -169,6 +212,14 @@ def _modulated_norm(
     return out
 
 
+def _channel_norm(x: Tensor, gamma: Tensor, out: Tensor, silu: bool) -> None:
+    _core.channel_norm(x, gamma, silu, out)
+
+
+def _conv3d(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, past: Tensor | None, residual: Tensor | None) -> None:
+    _core.conv3d(past, x, weight, bias, residual, out)
+
+
 def _like_first(first: Tensor, *_: object) -> Tensor:
     return torch.empty_like(first, memory_format=torch.contiguous_format)
 
@@ -204,6 +255,12 @@ for _schema, _implementation, _fake in (
     (
         "gelu(Tensor(a!) x) -> ()",
         _core.gelu,
+        _nothing,
+    ),
+    ("channel_norm(Tensor x, Tensor gamma, Tensor(a!) out, bool silu) -> ()", _channel_norm, _nothing),
+    (
+        "conv3d(Tensor x, Tensor weight, Tensor bias, Tensor(a!) out, Tensor? past, Tensor? residual) -> ()",
+        _conv3d,
         _nothing,
     ),
 ):

@@ -8,6 +8,8 @@ namespace lolrt {
 
 HeadRows head_rows(const View &view) { return {view.data<void>(), view.stride(0), view.stride(1), view.stride(2)}; }
 
+Pixels pixels(const View &view) { return {view.data<void>(), view.stride(0), view.stride(1), view.stride(2)}; }
+
 void check_page_sizes(const char *operation, int64_t tokens, int64_t heads, int64_t dim) {
   if (dim < 2 || dim > PageLayout::max_dim || dim % 2 != 0) {
     fail(LOLRT_UNSUPPORTED, "%s: dim is %" PRId64 "; the kernels take even dims from 2 to %" PRId64, operation, dim,

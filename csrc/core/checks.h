@@ -6,6 +6,7 @@
 namespace lolrt {
 
 HeadRows head_rows(const View &view);
+Pixels pixels(const View &view);
 
 // Fails unless the kernels can take a page of such sizes: dim even and 2..256, tokens and heads within PageLayout's limits.
 void check_page_sizes(const char *operation, int64_t tokens, int64_t heads, int64_t dim);

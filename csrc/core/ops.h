@@ -77,6 +77,47 @@ struct Gelu {
   ChannelRows x;
 };
 
+// [frames, rows, columns, channels] with contiguous channels; strides in elements.
+struct Pixels {
+  void *data = nullptr;
+  int64_t frame = 0, row = 0, column = 0;
+
+  template <class T>
+  T *pixel(int64_t frame_index, int64_t row_index, int64_t column_index) const {
+    return static_cast<T *>(data) + frame_index * frame + row_index * row + column_index * column;
+  }
+};
+
+struct ChannelNorm {
+  DType dtype, out_dtype;
+  int64_t frames, rows, columns, channels;  // of x
+  int64_t margin;                           // pixels on each side of out, zeros
+  bool silu;
+  Pixels x, out;
+  const float *gamma;  // [channels]
+};
+
+struct Conv3d {
+  static constexpr int64_t block = 16;  // output channels that lie together in the packed weights
+
+  int64_t frames, rows, columns, out_channels;  // of the output
+  int64_t in_channels, kernel_frames, kernel_rows, kernel_columns;
+  Pixels past, x, residual, out;  // past.data and residual.data may be NULL; columns of past and x are adjacent
+  const float *weight;            // [blocks, kernel_frames, kernel_rows, kernel_columns, in_channels, block]
+  const float *bias;              // [blocks, block]
+
+  struct Frame {
+    const float *data;
+    int64_t row;
+  };
+  // Input frame `index`, counted from the first past one; NULL stands for zeros.
+  Frame frame(int64_t index) const {
+    const int64_t past_frames = kernel_frames - 1;
+    if (index >= past_frames) return {x.pixel<const float>(index - past_frames, 0, 0), x.row};
+    return {past.data ? past.pixel<const float>(index, 0, 0) : nullptr, past.row};
+  }
+};
+
 // The kernels of one instruction set.
 struct Kernels {
   const char *isa;
@@ -86,6 +127,8 @@ struct Kernels {
   void (*frame_attention)(const FrameAttention &);
   void (*modulated_norm)(const ModulatedNorm &);
   void (*gelu)(const Gelu &);
+  void (*channel_norm)(const ChannelNorm &);
+  void (*conv3d)(const Conv3d &);
 };
 
 // The kernels in use; fails when LOLRT_ISA names a set that cannot run here.

@@ -29,7 +29,7 @@ enum class Layout {
 // A view that has passed its checks; strides in elements.
 class View {
  public:
-  static constexpr int max_dims = 5;
+  static constexpr int max_dims = 6;
 
   int64_t size(int dim) const { return size_[dim]; }
   int64_t stride(int dim) const { return stride_[dim]; }

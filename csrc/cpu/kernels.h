@@ -1,6 +1,8 @@
 // The table of kernels of one instruction set: each op for float and Bf16. Included last in the set's translation unit.
 #pragma once
 
+#include "cpu/channel_norm.h"
+#include "cpu/conv3d.h"
 #include "cpu/frame_attention.h"
 #include "cpu/gelu.h"
 #include "cpu/kv_write.h"
@@ -48,7 +50,9 @@ constexpr Kernels make_kernels() {
           attention_workspace<Isa>,
           attention<Isa>,
           run<Isa, ModulatedNormKernel, ModulatedNorm>,
-          run<Isa, GeluKernel, Gelu>};
+          run<Isa, GeluKernel, Gelu>,
+          run<Isa, ChannelNormKernel, ChannelNorm>,
+          Conv3dKernel<Isa>::run};
 }
 
 }  // namespace

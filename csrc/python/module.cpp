@@ -123,6 +123,18 @@ void gelu(py::handle x) {
   call<const lolrt_gelu_desc *>(lolrt_gelu, &desc);
 }
 
+void channel_norm(py::handle x, py::handle gamma, bool silu, py::handle out) {
+  const Borrowed x_(x), gamma_(gamma), out_(out);
+  const lolrt_channel_norm_desc desc{sizeof desc, silu, x_.get(), gamma_.get(), out_.get()};
+  call<const lolrt_channel_norm_desc *>(lolrt_channel_norm, &desc);
+}
+
+void conv3d(py::handle past, py::handle x, py::handle weight, py::handle bias, py::handle residual, py::handle out) {
+  const Borrowed past_(past), x_(x), weight_(weight), bias_(bias), residual_(residual), out_(out);
+  const lolrt_conv3d_desc desc{sizeof desc, past_.get(), x_.get(), weight_.get(), bias_.get(), residual_.get(), out_.get()};
+  call<const lolrt_conv3d_desc *>(lolrt_conv3d, &desc);
+}
+
 // The contiguous elements of a tensor of doubles or 64-bit integers.
 template <class T>
 std::pair<T *, int64_t> vector_of(const Borrowed &tensor, const char *name, uint8_t code) {
@@ -225,6 +237,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("modulated_norm", &modulated_norm, arg("x"), arg("residual"), arg("gate"), arg("scale"), arg("shift"), arg("eps"),
         arg("out"));
   m.def("gelu", &gelu, arg("x"));
+  m.def("channel_norm", &channel_norm, arg("x"), arg("gamma"), arg("silu"), arg("out"));
+  m.def("conv3d", &conv3d, arg("past"), arg("x"), arg("weight"), arg("bias"), arg("residual"), arg("out"));
   m.def("phase_increments", &phase_increments, arg("radians"), arg("out"));
   m.def("rotation_table", &rotation_table, arg("turns"), arg("offsets"), arg("out"));
   m.def("normal", &normal, arg("seed"), arg("frame"), arg("step"), arg("out"));

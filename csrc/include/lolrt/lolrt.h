@@ -194,6 +194,39 @@ typedef struct lolrt_gelu_desc {
 
 LOLRT_API lolrt_status lolrt_gelu(const lolrt_gelu_desc *desc);
 
+/* ---- video decoder -------------------------------------------------------------------------------------------------------
+ * The two ops that a causal VAE consists of, on images with their channels last. */
+
+/* RMSNorm over the channels of each pixel, and SiLU: y = x * sqrt(channels) * gamma / max(|x|, 1e-12), |x| the length of the
+ * pixel's channels; out = y / (1 + exp(-y)), or y. In float32, rounded once. The result is the middle of `out`; a margin of m pixels on
+ * each side, if it has one, is filled with zeros: what a convolution wants to read. Without margin `out` may be x, if their types
+ * are the same. */
+typedef struct lolrt_channel_norm_desc {
+  uint32_t struct_size;      /* sizeof(lolrt_channel_norm_desc) */
+  int32_t silu;              /* whether SiLU follows */
+  const lolrt_tensor *x;     /* float32 or bfloat16 [frames, rows, columns, channels], strided */
+  const lolrt_tensor *gamma; /* float32 [channels] */
+  const lolrt_tensor *out;   /* float32 or bfloat16, as x or not, [frames, rows + 2 m, columns + 2 m, channels], strided */
+} lolrt_channel_norm_desc;
+
+LOLRT_API lolrt_status lolrt_channel_norm(const lolrt_channel_norm_desc *desc);
+
+/* Convolution that looks backwards in time and pads nothing in space:
+ *   out[f, y, x] = bias + residual[f, y, x] + sum over t, i, j of weight[t, i, j] * all[f + t, y + i, x + j]
+ * where `all` is `past` followed by `x`. All float32. Frames and rows of x and past may be strided, their columns are adjacent;
+ * out and residual may be strided in all but the channels. */
+typedef struct lolrt_conv3d_desc {
+  uint32_t struct_size;         /* sizeof(lolrt_conv3d_desc) */
+  const lolrt_tensor *past;     /* [kernel_frames - 1, rows, columns, in_channels], or NULL: zeros */
+  const lolrt_tensor *x;        /* [frames, rows, columns, in_channels] */
+  const lolrt_tensor *weight;   /* [ceil(out_channels / 16), kernel_frames, kernel_rows, kernel_columns, in_channels, 16] */
+  const lolrt_tensor *bias;     /* [ceil(out_channels / 16), 16] */
+  const lolrt_tensor *residual; /* like out, and may be out; or NULL */
+  const lolrt_tensor *out;      /* [frames, rows - kernel_rows + 1, columns - kernel_columns + 1, out_channels]; not x or past */
+} lolrt_conv3d_desc;
+
+LOLRT_API lolrt_status lolrt_conv3d(const lolrt_conv3d_desc *desc);
+
 /* ---- dispatch and threads ------------------------------------------------------------------------------------------------ */
 
 /* Kernel sets that this build has and this CPU can run, best first, separated by commas: of "amx", "avx512bf16", "avx2",
