@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from lolrt.stream import Stream as Stream
     from lolrt.threads import set_threads as set_threads
     from lolrt.vae import CausalVAE as CausalVAE
-    from lolrt.vae import VAEConfig as VAEConfig
+    from lolrt.vae_layers import VAEConfig as VAEConfig
     from lolrt.video import VideoWriter as VideoWriter
 
 __version__ = "0.1.0"
@@ -53,7 +53,8 @@ _HOMES = {
     "sampler": ("Sampler",),
     "stream": ("Chunk", "LatentChunk", "LatentStream", "Stream"),
     "threads": ("set_threads",),
-    "vae": ("CausalVAE", "VAEConfig"),
+    "vae": ("CausalVAE",),
+    "vae_layers": ("VAEConfig",),
     "video": ("VideoWriter",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from lolrt.dit import CausalDiT, DiTConfig
 from lolrt.errors import CheckpointError
-from lolrt.vae import CausalVAE, VAEConfig
+from lolrt.vae import CausalVAE
+from lolrt.vae_layers import VAEConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

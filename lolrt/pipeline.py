@@ -20,7 +20,8 @@ from lolrt.rope import Rope
 from lolrt.sampler import Sampler
 from lolrt.stream import LatentStream, Stream
 from lolrt.text import VocabularyEncoder
-from lolrt.vae import CausalVAE, VAEConfig
+from lolrt.vae import CausalVAE
+from lolrt.vae_layers import VAEConfig
 
 MODELS = Path(__file__).parent / "models"
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from lolrt.cache import KVCache, Window
+from lolrt.decoder import State
 from lolrt.dit import CausalDiT
 from lolrt.errors import Error
 from lolrt.noise import Noise, NoiseSource
 from lolrt.rope import Rope, rotation_tables, spatial_rotation
 from lolrt.sampler import Sampler
-from lolrt.vae import CausalVAE, State
+from lolrt.vae import CausalVAE
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lolrt.dit import DiTConfig
 from lolrt.train.tiny.scenes import FPS, HEIGHT, WIDTH
 from lolrt.train.tiny.text import vocabulary, word_table
-from lolrt.vae import VAEConfig
+from lolrt.vae_layers import VAEConfig
 
 # By eye: fresh noise in every pass heals objects better than following the flow, and six passes draw them cleaner than four.
 SAMPLER = {"timesteps": [1000, 833, 667, 500, 333, 167], "shift": 2.0, "method": "renoise", "context_noise": 0.1}

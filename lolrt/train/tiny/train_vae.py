@@ -18,7 +18,8 @@ from lolrt.train.tiny.data import load_codec, to_unit
 from lolrt.train.tiny.muon import Muon
 from lolrt.train.tiny.run import Run
 from lolrt.train.tiny.vae_init import initialize, last_convolution
-from lolrt.vae import CausalVAE, ResidualBlock, VAEConfig
+from lolrt.vae import CausalVAE
+from lolrt.vae_layers import ResidualBlock, VAEConfig
 
 BATCH, CROP = 4, (32, 48)  # clips a step; height and width of what is cut out of them
 PEAK_LR, JOINT_LR = 2e-3, 8e-4
