@@ -115,9 +115,10 @@ def _weights(conv: nn.Conv2d | nn.Conv3d) -> tuple[Tensor, Tensor]:
 
 def _keep_last(past: Tensor, new: Tensor) -> None:
     """The last frames of `past` and `new` joined, as many as `past` has, to `past`."""
-    for i in range(len(past)):
-        after = i + len(new)  # ahead of i, so that no frame is overwritten before it is read
-        past[i] = past[after] if after < len(past) else new[after - len(past)]
+    coming = min(len(past), len(new))
+    if coming < len(past):
+        past[:-coming] = past[coming:].clone()
+    past[-coming:] = new[-coming:]
 
 
 class _ResidualBlock:

@@ -71,3 +71,21 @@ def modulated_norm(x: F64, residual: F64 | None, gate: F64 | None, scale: F64, s
     centred = x - x.mean(axis=-1, keepdims=True)
     unit = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps)
     return x, unit * scale[:, None] + shift[:, None]
+
+
+def channel_norm(x: F64, gamma: F64, silu: bool, margin: int) -> F64:
+    """x [frames, rows, columns, channels], gamma [channels]; returns the normed image with a margin of zeros."""
+    length = np.sqrt((x**2).sum(axis=-1, keepdims=True))
+    y = x / np.maximum(length, 1e-12) * x.shape[-1] ** 0.5 * gamma
+    if silu:
+        y = y / (1 + np.exp(-y))
+    return np.pad(y, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+
+
+def conv3d(past: F64 | None, x: F64, weight: F64, bias: F64, residual: F64 | None) -> F64:
+    """x [frames, rows, columns, in] after past [kernel_frames - 1, rows, columns, in], weight [out, in, kernel_frames, kernel_rows,
+    kernel_columns], bias [out]; no padding in space, zeros for a missing past."""
+    past = np.zeros((weight.shape[2] - 1, *x.shape[1:])) if past is None else past
+    windows = np.lib.stride_tricks.sliding_window_view(np.concatenate([past, x]), weight.shape[2:], axis=(0, 1, 2))
+    out = np.einsum("fyxctij,octij->fyxo", windows, weight, optimize=True) + bias
+    return out if residual is None else out + residual
