@@ -79,11 +79,23 @@ def test_compiled_without_a_graph_break_the_ops_give_the_same_bits():
     assert torch.equal(pages[0], pages[1])
 
 
+def image_step(image: torch.Tensor, past: torch.Tensor, kernel: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    normed = ops.channel_norm(image, torch.ones(5), torch.empty(2, 6, 8, 5), silu=True)
+    return ops.conv3d(normed, *kernel, torch.empty(2, 4, 6, 7), past=past, residual=torch.ones(2, 4, 6, 7))
+
+
+def test_compiled_image_ops_give_the_same_bits():
+    arguments = (torch.randn(2, 4, 6, 5), torch.randn(2, 6, 8, 5), ops.pack_convolution(torch.randn(7, 5, 3, 3, 3), torch.randn(7)))
+    with torch.inference_mode():
+        assert torch.equal(torch.compile(image_step, fullgraph=True, backend="aot_eager")(*arguments), image_step(*arguments))
+
+
 def test_registrations_pass_torchs_own_checks():
     tensors, weight = example(), torch.rand(3, 64)
     pages = torch.zeros(5, ops.page_elements(torch.float32, 13, 3, 64))
     page_table = torch.arange(5, dtype=torch.int32)
     row, x = torch.ones(1, 192), torch.randn(2, 13, 192)
+    image, kernel = torch.randn(1, 4, 6, 5), ops.pack_convolution(torch.randn(7, 5, 1, 3, 3), torch.randn(7))
     checks = ("test_schema", "test_faketensor")
     for op, arguments in (
         (torch.ops.lolrt.kv_write, (tensors["k"], tensors["v"], pages, page_table, weight, None, 0, 1e-6)),
@@ -91,6 +103,8 @@ def test_registrations_pass_torchs_own_checks():
         (torch.ops.lolrt.frame_attention, (tensors["q"], pages, page_table, 13, tensors["rotation"], None, torch.empty(5, 2, 3))),
         (torch.ops.lolrt.modulated_norm, (x, row, row, x.clone(), row, 1e-6)),
         (torch.ops.lolrt.gelu, (x,)),
+        (torch.ops.lolrt.channel_norm, (image, torch.ones(5), torch.empty(1, 6, 8, 5), True)),
+        (torch.ops.lolrt.conv3d, (image, *kernel, torch.empty(1, 2, 4, 7), None, torch.zeros(1, 2, 4, 7))),
     ):
         torch.library.opcheck(op.default, arguments, test_utils=checks)
 

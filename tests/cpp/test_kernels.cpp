@@ -201,6 +201,57 @@ void test_rows(int64_t tokens, int64_t heads, int64_t dim, int64_t pairs, int64_
   }
 }
 
+// The decoder's ops, from exact buffers to exact buffers.
+template <class T>
+void test_channel_norm(int64_t columns, int64_t channels, int64_t margin) {
+  Random<T> random;
+  Tensor<T> x({2, 3, columns, channels}), out({2, 3 + 2 * margin, columns + 2 * margin, channels}, not_a_number<T>());
+  random.fill(x);
+  Tensor<float> gamma({channels}, 1.5f);
+  const lolrt_channel_norm_desc desc{sizeof desc, 1, &x, &gamma, &out};
+  CHECK_OK(lolrt_channel_norm(&desc));
+  const double allowed = sizeof(T) == 4 ? 1e-5 : 1e-1;
+  for (int64_t i = 0; i < static_cast<int64_t>(out.values.size()) / channels; ++i) {
+    const int64_t column = i % (columns + 2 * margin) - margin, row = i / (columns + 2 * margin) % (3 + 2 * margin) - margin;
+    const int64_t frame = i / (columns + 2 * margin) / (3 + 2 * margin);
+    const bool inside = row >= 0 && row < 3 && column >= 0 && column < columns;
+    const T *pixel = inside ? &x[((frame * 3 + row) * columns + column) * channels] : nullptr;
+    double squares = 0.0;
+    for (int64_t c = 0; inside && c < channels; ++c) squares += std::pow(to_float(pixel[c]), 2.0);
+    for (int64_t c = 0; c < channels; ++c) {
+      const double y = inside ? to_float(pixel[c]) * 1.5 * std::sqrt(static_cast<double>(channels) / squares) : 0.0;
+      CHECK(std::fabs(to_float(out[i * channels + c]) - y / (1 + std::exp(-y))) <= allowed);
+    }
+  }
+}
+
+void test_conv3d(int64_t columns, int64_t in, int64_t out_channels) {
+  Random<float> random;
+  Tensor<float> past({2, 4, columns + 2, in}), x({2, 4, columns + 2, in}), residual({2, 2, columns, out_channels});
+  const int64_t blocks = (out_channels + 15) / 16;
+  Tensor<float> weight({blocks, 3, 3, 3, in, 16}), bias({blocks, 16}), out({2, 2, columns, out_channels}, NAN);
+  random.fill(past);
+  random.fill(x);
+  random.fill(residual);
+  random.fill(weight);
+  random.fill(bias);
+  const lolrt_conv3d_desc desc{sizeof desc, &past, &x, &weight, &bias, &residual, &out};
+  CHECK_OK(lolrt_conv3d(&desc));
+  for (int64_t i = 0; i < static_cast<int64_t>(out.values.size()); ++i) {
+    const int64_t channel = i % out_channels, column = i / out_channels % columns, row = i / out_channels / columns % 2;
+    const int64_t frame = i / out_channels / columns / 2;
+    double expected = bias[channel] + residual[i];
+    for (int64_t tap = 0; tap < 27; ++tap) {
+      const int64_t from = frame + tap / 9;
+      Tensor<float> &image = from < 2 ? past : x;
+      const int64_t pixel = ((from % 2) * 4 + row + tap / 3 % 3) * (columns + 2) + column + tap % 3;
+      for (int64_t c = 0; c < in; ++c)
+        expected += image[pixel * in + c] * weight[(((channel / 16) * 27 + tap) * in + c) * 16 + channel % 16];
+    }
+    CHECK(std::fabs(out[i] - expected) <= 2e-4);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -222,6 +273,13 @@ int main() {
       test_rows<uint16_t>(tokens, 2, 64, 10, 44);
       test_rows<float>(tokens, 3, 6, 2, 2);
       test_rows<uint16_t>(tokens, 3, 6, 2, 2);
+    }
+    for (int64_t columns : {1, 26, 47}) {
+      test_channel_norm<float>(columns, 19, 1);
+      test_channel_norm<uint16_t>(columns, 19, 1);
+      test_channel_norm<float>(columns, 32, 0);
+      test_conv3d(columns, 5, 3);
+      test_conv3d(columns, 16, 41);
     }
     std::printf("%s: %s\n", isa.c_str(), failures == before ? "ok" : "FAILED");
   }
