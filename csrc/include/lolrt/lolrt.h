@@ -198,9 +198,9 @@ LOLRT_API lolrt_status lolrt_gelu(const lolrt_gelu_desc *desc);
  * The two ops that a causal VAE consists of, on images with their channels last. */
 
 /* RMSNorm over the channels of each pixel, and SiLU: y = x * sqrt(channels) * gamma / max(|x|, 1e-12), |x| the length of the
- * pixel's channels; out = y / (1 + exp(-y)), or y. In float32, rounded once. The result is the middle of `out`; a margin of m pixels on
- * each side, if it has one, is filled with zeros: what a convolution wants to read. Without margin `out` may be x, if their types
- * are the same. */
+ * pixel's channels; out = y / (1 + exp(-y)), or y. In float32, rounded once. The result is the middle of `out`; a margin of m
+ * pixels on each side, if it has one, is filled with zeros: what a convolution wants to read. Without margin `out` may be x, if
+ * their types are the same. */
 typedef struct lolrt_channel_norm_desc {
   uint32_t struct_size;      /* sizeof(lolrt_channel_norm_desc) */
   int32_t silu;              /* whether SiLU follows */
