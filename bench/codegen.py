@@ -1,0 +1,178 @@
+"""Instruction counts of the kernels' inner loops, read from the disassembly of the built library: `python -m bench.codegen [LIBRARY]`.
+
+A clock on a busy machine does not show that a compiler has begun to spill; the instructions do. The loops are found by what they do: in
+every function of a policy, the innermost loops with the most multiply-adds. One step of a block of `a` accumulators, r rows by c vectors
+with r c = a, takes a multiply-adds and at least r + c operand loads, broadcasts included; that is the floor that a loop is compared with.
+
+The count of AVX2's path can be checked with callgrind; that of AVX-512 and AMX cannot, because callgrind does not know them.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import lolrt
+from lolrt.bench.table import aligned
+
+LIBRARY = Path(lolrt.__file__).parent / "lib" / "liblolrt.so"
+# Of the loops of one policy and kind of multiply-add, those with at least this share of the largest one's multiply-adds are hot.
+HOT = 0.7
+
+_FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
+_INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(?:(?:lock|rep|repz|notrack|bnd|\{evex\}|\{vex\})\s+)*(\S+)\s*(.*)$")
+_TARGET = re.compile(r"^([0-9a-f]+)\b")
+_MULTIPLY_ADD = re.compile(r"vfn?m(add|sub)\d*ps|vdpbf16ps|tdp\w+")
+_LOAD = re.compile(r"vmov(up|ap|dq)\w*|tileload\w+|vld\w+")
+_BROADCAST = re.compile(r"vp?broadcast\w+")
+_SHUFFLE = re.compile(r"v(p?shuf|perm|p?unpck|pack|pblend|blend|extract|insert|palign|valign|movshdup|movsldup)\w*")
+_VECTOR = re.compile(r"%([xyz]mm|tmm)\d+")
+_STACK = re.compile(r"-?(?:0x[0-9a-f]+)?\(%r[sb]p\b")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    address: int
+    mnemonic: str
+    operands: str  # AT&T order: the destination is last
+
+    @property
+    def target(self) -> int | None:
+        """Where a jump goes to inside the library."""
+        match = _TARGET.match(self.operands) if self.mnemonic.startswith("j") else None
+        return int(match[1], 16) if match else None
+
+    @property
+    def destination(self) -> str:
+        """The last operand; commas inside parentheses do not separate operands."""
+        return re.split(r",(?![^()]*\))", self.operands)[-1].strip()
+
+    @property
+    def kind(self) -> str:
+        """multiply_add, load, broadcast, shuffle, spill (a vector register stored to the stack), reload (read back), or other."""
+        to_memory = "(" in self.destination
+        if _MULTIPLY_ADD.fullmatch(self.mnemonic):
+            return "multiply_add"
+        if _VECTOR.search(self.operands) and _STACK.search(self.operands):
+            return "spill" if to_memory else "reload"
+        if _BROADCAST.fullmatch(self.mnemonic):
+            return "broadcast"
+        if _LOAD.fullmatch(self.mnemonic) and "(" in self.operands and not to_memory:
+            return "load"
+        return "shuffle" if _SHUFFLE.fullmatch(self.mnemonic) else "other"
+
+
+@dataclass(frozen=True)
+class Loop:
+    """An innermost loop; `policy` is the instruction set that its function was compiled for, `element` what it multiplies."""
+
+    function: str
+    policy: str
+    element: str
+    start: int
+    instructions: int
+    counts: Counter[str]
+    accumulators: int
+    """Distinct registers that multiply-adds add to."""
+
+    @property
+    def floor(self) -> int:
+        """Multiply-adds and operand loads that the loop's work takes at least."""
+        operands = min(rows + self.accumulators // rows for rows in range(1, self.accumulators + 1) if self.accumulators % rows == 0)
+        multiply_adds = self.counts["multiply_add"]
+        return multiply_adds + operands * multiply_adds // self.accumulators
+
+    @property
+    def share(self) -> float:
+        """Of the instructions, those that multiply and add."""
+        return self.counts["multiply_add"] / self.instructions
+
+
+def disassemble(library: Path) -> str:
+    """What objdump (binutils) prints of the library; raises RuntimeError when there is no objdump."""
+    if shutil.which("objdump") is None:
+        raise RuntimeError("objdump not found: install binutils")
+    command = ["objdump", "--disassemble", "--no-show-raw-insn", "--demangle", "--wide", str(library)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def functions(disassembly: str) -> Iterator[tuple[str, list[Instruction]]]:
+    name, body = "", []
+    for line in disassembly.splitlines():
+        if header := _FUNCTION.match(line):
+            if body:
+                yield name, body
+            name, body = header[1], []
+        elif match := _INSTRUCTION.match(line):
+            body.append(Instruction(int(match[1], 16), match[2], match[3].split("#")[0].split("<")[0].strip()))
+    if body:
+        yield name, body
+
+
+def innermost_loops(body: list[Instruction]) -> Iterator[list[Instruction]]:
+    """The instructions of each loop that has no other inside; a loop is what a backward jump spans."""
+    first = body[0].address
+    spans = {(i.target, i.address) for i in body if i.target is not None and first <= i.target <= i.address}
+    for start, end in sorted(spans):
+        if not any((start <= a and b <= end) and (a, b) != (start, end) for a, b in spans):
+            yield [i for i in body if start <= i.address <= end]
+
+
+def hot_loops(disassembly: str) -> list[Loop]:
+    """The hot loops of every policy, most multiply-adds first."""
+    groups = defaultdict(list)
+    for function, body in functions(disassembly):
+        isa = re.search(r"(\w+)Isa\b", function)
+        if not isa:
+            continue
+        for loop in innermost_loops(body):
+            found = summarise(function, isa[1], loop)
+            if found is not None:
+                groups[found.policy, found.element].append(found)
+    return [
+        loop
+        for _, loops in sorted(groups.items())
+        for loop in sorted(loops, key=lambda loop: -loop.counts["multiply_add"])
+        if loop.counts["multiply_add"] >= HOT * max(other.counts["multiply_add"] for other in loops)
+    ]
+
+
+def summarise(function: str, policy: str, loop: list[Instruction]) -> Loop | None:
+    """Counts of a loop, or None when it is no product of matrices, in which most multiply-adds add to what they added to before."""
+    counts = Counter(i.kind for i in loop)
+    products = [i for i in loop if i.kind == "multiply_add"]
+    if not products or all("%xmm" in i.operands for i in products):
+        return None
+    element = {"vd": "bfloat16", "td": "bfloat16 tiles"}.get(products[0].mnemonic[:2], "float32")
+    if element == "float32":  # other instructions are made for products; this one also serves polynomials, which overwrite their registers
+        overwritten = {i.destination for i in loop if i.kind not in ("multiply_add", "reload")}
+        if sum(i.destination in overwritten for i in products) > len(products) / 2:
+            return None
+    return Loop(function, policy, element, loop[0].address, len(loop), counts, len({i.destination for i in products}))
+
+
+def table(loops: list[Loop]) -> list[list[str]]:
+    """Header and rows, as text."""
+    kinds = ("multiply_add", "load", "broadcast", "shuffle", "spill", "reload", "other")
+    header = ["policy", "operands", "loop at", *(kind.replace("_", "-") for kind in kinds), "all", "floor", "all / floor"]
+    rows = [
+        [loop.policy, loop.element, f"{loop.start:x}", *(str(loop.counts[kind]) for kind in kinds)]
+        + [str(loop.instructions), str(loop.floor), f"{loop.instructions / loop.floor:.2f}"]
+        for loop in loops
+    ]
+    return [header, *rows]
+
+
+def counted(library: Path = LIBRARY) -> list[list[str]]:
+    """`table` of a library's hot loops; empty where there is no objdump."""
+    return table(hot_loops(disassemble(library))) if shutil.which("objdump") else []
+
+
+if __name__ == "__main__":
+    print(aligned(table(hot_loops(disassemble(Path(sys.argv[1]) if sys.argv[1:] else LIBRARY))), left=(0, 1)))

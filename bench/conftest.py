@@ -1,0 +1,65 @@
+"""What the files of the suite share: the run's effort, and a recorder that turns a race into pytest-benchmark's statistics and our row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+
+import pytest
+
+from bench.models import MODEL_CASES
+from lolrt import _core
+from lolrt.bench.cases import CASES, Case
+from lolrt.bench.machine import describe, isas
+from lolrt.bench.measure import FULL, QUICK
+from lolrt.bench.probes import Probes
+from lolrt.bench.row import Row
+from lolrt.bench.run import race, selected, thread_counts
+from lolrt.threads import set_threads
+
+# Set by `python -m bench`, together with the variables of an instruction set.
+QUICK_RUN = os.environ.get("LOLRT_BENCH_QUICK") == "1"
+BEST_ISA = _core.isa() == isas()[0]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes a case and threads runs for all of them, one number of threads after the other."""
+    if "case" not in metafunc.fixturenames:
+        return
+    pairs = [
+        (threads, case)
+        for threads in thread_counts(QUICK_RUN)
+        for case in selected((*CASES, *MODEL_CASES), quick=QUICK_RUN, threads=threads, best_isa=BEST_ISA)
+    ]
+    ids = [f"{case.name}-{str(case.dtype).removeprefix('torch.')}-{threads}" for threads, case in pairs]
+    metafunc.parametrize(("threads", "case"), pairs, ids=ids)
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
+    machine_info["lolrt"] = describe()
+
+
+@pytest.fixture(scope="session")
+def probes() -> Callable[[int], Probes]:
+    """The probes of a number of threads, made when its first case asks."""
+    made: dict[int, Probes] = {}
+    return lambda threads: made.setdefault(threads, Probes())
+
+
+@pytest.fixture
+def measured(benchmark, probes) -> Iterator[Callable[[Case, int], Row]]:
+    """Races a case against its peers: pytest-benchmark times ours, and before each of its rounds the peers have their turn."""
+
+    def measure(case: Case, threads: int) -> Row:
+        set_threads(threads)
+        contest = race(case, case.make(not QUICK_RUN))
+        rounds = (QUICK if QUICK_RUN else FULL).rounds(contest.warm_up())
+        benchmark.pedantic(contest.ours, setup=contest.peers_turn, rounds=rounds)
+        contest.times += benchmark.stats.stats.data
+        row = Row.of(case, contest, probes(threads), threads)
+        benchmark.group = case.op
+        benchmark.extra_info["row"] = asdict(row)
+        return row
+
+    return measure

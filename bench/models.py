@@ -1,0 +1,232 @@
+"""Whole models against the same models as published: a pass of one layer, a chunk, the VAE's decoder.
+
+Weights are the same on both sides: the embedded model's where it says tiny, random otherwise. FLOP count the products alone (attention,
+linear layers, convolutions); bytes, the weights once a pass, and the window's pages.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import lolrt
+from bench.published import PublishedDiT, PublishedStream
+from lolrt.bench.cases import BF16, FP32, Case, Trial, random
+from lolrt.bench.measure import Run
+from lolrt.cache import KVCache, Window
+from lolrt.dit import CausalDiT, DiTConfig
+from lolrt.rope import Rope, rotation_tables, spatial_rotation
+from lolrt.sampler import Sampler
+from lolrt.vae import CausalVAE, State, VAEConfig
+
+PLAIN = Rope(sigma=0.0)
+WINDOW = Window()
+
+
+@functools.cache
+def embedded(dtype: torch.dtype) -> lolrt.Pipeline:
+    return lolrt.load("tiny", dtype)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A DiT and the size of its latent frames."""
+
+    name: str
+    config: DiTConfig
+    latent: tuple[int, int]
+    sampler: Sampler = Sampler()
+
+    @property
+    def tokens(self) -> int:
+        return self.latent[0] * self.latent[1] // 4
+
+    def pass_flops(self, window: Window) -> float:
+        """Of one forward over a full window."""
+        config, queries = self.config, window.chunk_frames * self.tokens
+        linear = 2 * queries * (6 * config.dim**2 + 2 * config.dim * config.ffn_dim)  # q, k, v, o; q and o of the text; feed-forward
+        attention = 4 * queries * (window.pages * self.tokens + config.text_len) * config.dim
+        return float(config.num_layers * (linear + attention))
+
+    def pass_bytes(self, window: Window, dtype: torch.dtype) -> float:
+        config = self.config
+        weights = 8 * config.dim**2 + 2 * config.dim * config.ffn_dim
+        return float(config.num_layers * (weights + 2 * window.pages * self.tokens * config.dim) * dtype.itemsize)
+
+    def pair(self, dtype: torch.dtype) -> tuple[CausalDiT, PublishedDiT]:
+        """Ours and the published one, with the same weights."""
+        if self.name == "tiny":
+            dit = embedded(dtype).dit
+        else:
+            torch.manual_seed(0)
+            dit = CausalDiT(self.config).to(dtype)
+        published = PublishedDiT(self.config).to(dtype)
+        published.load_state_dict(dit.state_dict())
+        return dit, published
+
+    def prompt(self) -> Tensor:
+        return random(self.config.text_len, self.config.text_dim)
+
+
+@functools.cache
+def tiny() -> Model:
+    pipe = embedded(FP32)
+    factor = pipe.vae.config.spatial_factor
+    return Model("tiny", pipe.dit.config, (pipe.height // factor, pipe.width // factor), pipe.sampler)
+
+
+ONE_LAYER = Model("1.3B, one layer", DiTConfig(num_layers=1), (60, 104))
+
+
+def dit_pass(model: Model, dtype: torch.dtype, **flags: bool) -> Case:
+    """One denoise pass over a full window: the blocks, and the patch embedding and head around them."""
+
+    @torch.inference_mode()
+    def make(compiled: bool) -> Trial:
+        config = model.config
+        dit, published = model.pair(dtype)
+        sample = random(WINDOW.chunk_frames, config.in_dim, *model.latent)
+        text, published_text = dit.encode_text(model.prompt()), published.encode_text(model.prompt())
+        modulation = dit.modulations(torch.tensor([750.0]))[0]
+        spatial = spatial_rotation(model.latent[0] // 2, model.latent[1] // 2, config.axes[1] // 2, config.axes[2] // 2)
+        increments = PLAIN.increments(config.num_layers, config.num_heads, config.temporal_pairs)
+        cache = KVCache(WINDOW, config.num_layers, model.tokens, config.num_heads, config.head_dim, dtype)
+        published_caches = published.caches(WINDOW, model.tokens)
+
+        def ours() -> Tensor:
+            rotation = rotation_tables(increments, PLAIN.offsets(cache.frames, WINDOW.chunk_frames))
+            return dit(sample, modulation, text, cache, rotation, spatial)
+
+        @torch.inference_mode()
+        def theirs(first_frame: int = WINDOW.pages - WINDOW.chunk_frames) -> Tensor:
+            return published(sample, 750.0, first_frame, published_caches, published_text)
+
+        for first_frame in range(0, WINDOW.pages, WINDOW.chunk_frames):
+            cache.advance(first_frame)
+            ours()
+            theirs(first_frame)
+        return Trial(ours, {"published": theirs})
+
+    return Case("dit_pass", model.name, dtype, model.pass_flops(WINDOW), model.pass_bytes(WINDOW, dtype), "flops", make, **flags)
+
+
+def chunk(model: Model, dtype: torch.dtype, **flags: bool) -> Case:
+    """The latents of a chunk, with all its passes, once the window is full."""
+
+    def make(compiled: bool) -> Trial:
+        dit, published = model.pair(dtype)
+        ours = lolrt.LatentStream(dit, model.prompt(), *model.latent, rope=PLAIN, window=WINDOW, sampler=model.sampler)
+        theirs = PublishedStream(published, model.prompt(), *model.latent, window=WINDOW, sampler=model.sampler)
+        for _ in range(WINDOW.pages // WINDOW.chunk_frames):
+            next(ours)
+            next(theirs)
+        return Trial(lambda: next(ours).latents, {"published": lambda: next(theirs)})
+
+    passes = len(model.sampler.timesteps) + 1
+    flops, moved = passes * model.pass_flops(WINDOW), passes * model.pass_bytes(WINDOW, dtype)
+    return Case("chunk", model.name, dtype, flops, moved, "flops", make, **flags)
+
+
+def vae_decode(name: str, config: VAEConfig, latent: tuple[int, int], dtype: torch.dtype, **flags: bool) -> Case:
+    """One latent frame within a stream. Peer, where diffusers is installed: its AutoencoderKLWan with the same weights."""
+
+    @torch.inference_mode()
+    def make(compiled: bool) -> Trial:
+        torch.manual_seed(0)
+        vae = embedded(dtype).vae if name == "tiny" else CausalVAE(config).to(dtype)
+        latents = random(1, config.z_dim, *latent)
+        peers = {"diffusers": diffusers_decode(vae, latents)} if importlib.util.find_spec("diffusers") else {}
+        state: State = {}
+
+        def ours() -> Tensor:
+            return vae.decode(latents, state)
+
+        for run in (ours, *peers.values()):  # the first frame of a stream is another thing: one video frame
+            run()
+        return Trial(ours, peers)
+
+    weights, flops = decoder_work(config, latent)
+    return Case("vae_decode", name, dtype, flops, weights * dtype.itemsize, "flops", make, **flags)
+
+
+def diffusers_decode(vae: CausalVAE, latents: Tensor) -> Run:
+    """The step of AutoencoderKLWan's own decode, which goes through a clip frame by frame: here each call goes one frame further."""
+    from diffusers import AutoencoderKLWan
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    config = vae.config
+    model = AutoencoderKLWan(
+        base_dim=config.dim,
+        z_dim=config.z_dim,
+        dim_mult=list(config.dim_mult),
+        num_res_blocks=config.num_res_blocks,
+        temperal_downsample=list(config.temporal_downsample),
+        latents_mean=list(config.latents_mean),
+        latents_std=list(config.latents_std),
+    )
+    model.load_state_dict(convert_wan_vae_to_diffusers(dict(vae.state_dict())))
+    torch.nn.Module.to(model, vae.conv2.weight.dtype)  # the class warns of modules that it would keep in float32, and has none
+    model.clear_cache()
+    frames = itertools.count()
+
+    @torch.inference_mode()
+    def decode() -> Tensor:
+        raw = vae.denormalize(latents.transpose(0, 1)[None]).to(model.dtype)
+        x = model.post_quant_conv(raw)
+        video = model.decoder(x, feat_cache=model._feat_map, feat_idx=[0], first_chunk=next(frames) == 0)
+        return video[0].transpose(0, 1).float().clamp_(-1, 1)
+
+    return decode
+
+
+def decoder_work(config: VAEConfig, latent: tuple[int, int]) -> tuple[float, float]:
+    """Weights of the decoder, and FLOP of its convolutions and attention for one latent frame after the first."""
+    weights = flops = 0.0
+    pixels, frames = latent[0] * latent[1], 1
+
+    def convolve(taps: int, channels: int, out: int) -> None:
+        nonlocal weights, flops
+        weights += taps * channels * out
+        flops += 2.0 * taps * channels * out * pixels * frames
+
+    def residual(channels: int, out: int) -> None:
+        convolve(27, channels, out)
+        convolve(27, out, out)
+        if channels != out:
+            convolve(1, channels, out)
+
+    dims = [config.dim * m for m in (config.dim_mult[-1], *reversed(config.dim_mult))]
+    convolve(27, config.z_dim, dims[0])
+    residual(dims[0], dims[0])
+    convolve(1, dims[0], 4 * dims[0])
+    flops += 4.0 * pixels**2 * dims[0]
+    residual(dims[0], dims[0])
+    for level, (channels, out) in enumerate(itertools.pairwise(dims)):
+        residual(channels // 2 if level else channels, out)
+        for _ in range(config.num_res_blocks):
+            residual(out, out)
+        if level < len(config.dim_mult) - 1:
+            if tuple(reversed(config.temporal_downsample))[level]:
+                convolve(3, out, 2 * out)
+                frames *= 2
+            pixels *= 4
+            convolve(9, out, out // 2)
+    convolve(27, out, 3)
+    return weights, flops
+
+
+MODEL_CASES: tuple[Case, ...] = (
+    dit_pass(tiny(), BF16),
+    dit_pass(ONE_LAYER, BF16, every_thread_count=False, best_isa_only=True),
+    chunk(tiny(), BF16, quick=True),
+    chunk(tiny(), FP32),
+    chunk(ONE_LAYER, BF16, every_thread_count=False, best_isa_only=True),
+    vae_decode("tiny", embedded(FP32).vae.config, tiny().latent, BF16, quick=True),
+    vae_decode("tiny", embedded(FP32).vae.config, tiny().latent, FP32),
+    vae_decode("Wan2.1, latent 30 x 52", VAEConfig(), (30, 52), BF16, every_thread_count=False, best_isa_only=True),
+)

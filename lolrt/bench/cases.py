@@ -1,0 +1,279 @@
+"""What is measured: the registry of cases, one line each, and how the tensors of each op are made.
+
+Work is counted as the formula demands it, not as a kernel does it. Attention: 4 query tokens x key tokens x dim FLOP a head, and each of
+q, pages and output moved once. The others: every input read once, every output written once; their FLOP are counted in `_case`'s calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lolrt import ops
+from lolrt.bench import peers
+from lolrt.bench.measure import Run
+from lolrt.rope import Rope, rotation_tables, spatial_rotation
+
+BF16, FP32 = torch.bfloat16, torch.float32
+EPS = 1e-6
+# How far a peer may differ from ours, as a part of the result's root mean square: rounding, and no more.
+TOLERANCE = {BF16: 0.05, FP32: 1e-3}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the tensors of one chunk in one layer."""
+
+    name: str
+    rows: int
+    columns: int
+    heads: int
+    axes: tuple[int, int, int]
+    """Channels of a head that turn with time, row and column."""
+    frames: int = 3
+    pages: int = 12
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def dim(self) -> int:
+        return sum(self.axes)
+
+
+TINY = Shape("tiny", 4, 6, 4, (44, 10, 10))
+WAN = Shape("1.3B", 30, 52, 12, (44, 42, 42))
+ONE_HEAD = replace(WAN, name="1.3B, one head", heads=1)
+ODD = Shape("odd", 7, 19, 3, (16, 12, 12), frames=2, pages=5)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A case with its tensors: our callable and its peers, all ready to run."""
+
+    ours: Run
+    peers: Mapping[str, Run]
+
+
+@dataclass(frozen=True)
+class Case:
+    op: str
+    """A function of `lolrt.ops`, or what a larger case is about."""
+    shape: str
+    dtype: torch.dtype
+    flops: float
+    bytes: float
+    bound: Literal["flops", "bytes"]
+    """Which of the two the rate counts."""
+    make: Callable[[bool], Trial]
+    """Makes the tensors; its argument says whether peers compiled by torch.compile, which takes long, are wanted."""
+    quick: bool = False
+    """Whether a quick run has it."""
+    every_thread_count: bool = True
+    """False for cases that take too long on one thread."""
+    best_isa_only: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.op}/{self.shape}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def frame_attention(shape: Shape, dtype: torch.dtype, extra: Literal["", "probe", "bias"] = "", **flags: bool) -> Case:
+    """Peers: the public code's RoPE (of q; keys are cached rotated there) and SDPA, in both dtypes, of which the faster counts; SDPA alone.
+
+    With `extra`, the peer is our own op without it.
+    """
+    q_elements = shape.frames * shape.tokens * shape.heads * shape.dim
+    kv_elements = 2 * shape.pages * shape.tokens * shape.heads * shape.dim
+
+    def make(compiled: bool) -> Trial:
+        q, k, v = (random(n, shape.tokens, shape.heads, shape.dim) for n in (shape.frames, shape.pages, shape.pages))
+        chunk = range(shape.pages - shape.frames, shape.pages)
+        q_turns, k_turns = (peers.angles(frames, shape.rows, shape.columns, shape.axes) for frames in (chunk, range(shape.pages)))
+        spatial, first = spatial_rotation(shape.rows, shape.columns, shape.axes[1] // 2, shape.axes[2] // 2), shape.axes[0]
+        placed = q.clone()
+        placed[..., first:] = peers.rope(q[..., first:], torch.view_as_complex(spatial.double())[None, :, None])
+        placed = placed.to(dtype)
+        pages = torch.empty(shape.pages, ops.page_elements(dtype, shape.tokens, shape.heads, shape.dim), dtype=dtype)
+        page_table = torch.arange(shape.pages, dtype=torch.int32)
+        ops.kv_write(k.to(dtype), v.to(dtype), pages, page_table, rotation=spatial, rotation_first_channel=first)
+        rope = Rope(sigma=0.0)
+        increments = rope.increments(1, shape.heads, first // 2)
+        rotation = rotation_tables(increments, rope.offsets(range(shape.pages), shape.frames))[0]
+        mass = torch.empty(shape.pages, shape.frames, shape.heads) if extra == "probe" else None
+        bias = torch.zeros(shape.pages, shape.heads) if extra == "bias" else None
+
+        def ours(bias: Tensor | None = bias, mass: Tensor | None = mass) -> Tensor:
+            return ops.frame_attention(placed, pages, page_table, shape.tokens, rotation=rotation, bias=bias, mass=mass)
+
+        if extra:
+            return Trial(ours, {f"lolrt without {extra}": lambda: ours(None, None)})
+
+        def turned(dtype: torch.dtype) -> tuple[Tensor, ...]:
+            flat_q, flat_k, flat_v = (x.to(dtype).flatten(0, 1)[None] for x in (q, k, v))
+            return flat_q, peers.rope(flat_q, q_turns), peers.rope(flat_k, k_turns), flat_v
+
+        runs: dict[str, Run] = {}
+        for other in dict.fromkeys((dtype, FP32)):
+            plain_q, turned_q, turned_k, flat_v = turned(other)
+            name = dtype_name(other)
+            runs[f"RoPE + SDPA {name}"] = lambda q=plain_q, k=turned_k, v=flat_v: peers.sdpa(peers.rope(q, q_turns), k, v)
+            if other == dtype and shape is not WAN:
+                runs[f"SDPA {name}"] = lambda q=turned_q, k=turned_k, v=flat_v: peers.sdpa(q, k, v)
+                if compiled:
+                    cos, sin = q_turns.real.float(), q_turns.imag.float()
+                    fused = torch.compile(lambda q, k, v: peers.sdpa(peers.rope_float32(q, cos, sin), k, v))
+                    runs[f"torch.compile {name}"] = lambda q=plain_q, k=turned_k, v=flat_v: fused(q, k, v)
+        return Trial(ours, runs)
+
+    flops = 4.0 * shape.frames * shape.tokens * shape.pages * shape.tokens * shape.heads * shape.dim
+    name = f"{shape.name}, {extra}" if extra else shape.name
+    return Case("frame_attention", name, dtype, flops, (2.0 * q_elements + kv_elements) * dtype.itemsize, "flops", make, **flags)
+
+
+def cross_attention(shape: Shape, dtype: torch.dtype, text_tokens: int = 512, **flags: bool) -> Case:
+    """The same op on one page of text, without rotation. Peer: SDPA."""
+    q_elements = shape.frames * shape.tokens * shape.heads * shape.dim
+    kv_elements = 2 * text_tokens * shape.heads * shape.dim
+
+    def make(compiled: bool) -> Trial:
+        q = random(shape.frames, shape.tokens, shape.heads, shape.dim).to(dtype)
+        k, v = (random(1, text_tokens, shape.heads, shape.dim).to(dtype) for _ in range(2))
+        pages = torch.empty(1, ops.page_elements(dtype, text_tokens, shape.heads, shape.dim), dtype=dtype)
+        page_table = torch.zeros(1, dtype=torch.int32)
+        ops.kv_write(k, v, pages, page_table)
+        flat_q = q.flatten(0, 1)[None]
+        return Trial(
+            lambda: ops.frame_attention(q, pages, page_table, text_tokens),
+            {f"SDPA {dtype_name(dtype)}": lambda: peers.sdpa(flat_q, k, v)},
+        )
+
+    flops = 4.0 * shape.frames * shape.tokens * text_tokens * shape.heads * shape.dim
+    bytes_moved = (2.0 * q_elements + kv_elements) * dtype.itemsize
+    return Case("frame_attention", f"{shape.name}, text", dtype, flops, bytes_moved, "flops", make, **flags)
+
+
+def kv_write(shape: Shape, dtype: torch.dtype, **flags: bool) -> Case:
+    """Peers: RMSNorm, RoPE and the copies into a flat cache as published; a copy of the same bytes."""
+    elements = shape.frames * shape.tokens * shape.heads * shape.dim
+
+    def make(compiled: bool) -> Trial:
+        k, v = (random(shape.frames, shape.tokens, shape.heads, shape.dim).to(dtype) for _ in range(2))
+        weight, rotation, turns, first = _projection(shape, dtype)
+        pages = torch.empty(shape.frames, ops.page_elements(dtype, shape.tokens, shape.heads, shape.dim), dtype=dtype)
+        page_table = torch.arange(shape.frames, dtype=torch.int32)
+        flat_k, flat_v = (x.flatten(0, 1)[None] for x in (k, v))
+        cache_k, cache_v = torch.empty_like(flat_k), torch.empty_like(flat_v)
+        both, copy = torch.cat([flat_k, flat_v]), torch.cat([flat_k, flat_v])
+
+        def ours() -> None:
+            ops.kv_write(k, v, pages, page_table, weight=weight, rotation=rotation, rotation_first_channel=first)
+
+        def published() -> None:
+            cache_k.copy_(peers.rope(peers.rms_norm(flat_k, weight, EPS), turns))
+            cache_v.copy_(flat_v)
+
+        runs: dict[str, Run] = {"torch": published, "memcpy": lambda: discard(copy.copy_(both))}
+        if compiled:
+            cos, sin = turns.real.float(), turns.imag.float()
+            fused = torch.compile(lambda k, v: (peers.rope_float32(peers.rms_norm(k, weight, EPS), cos, sin), v.clone()))
+            runs["torch.compile"] = lambda: discard(fused(flat_k, flat_v))
+        return Trial(ours, runs)
+
+    # Of an element of k: 2 for the sum of squares, 2 for the scale and the weight, 3 for the rotation.
+    return Case("kv_write", shape.name, dtype, 7.0 * elements, 4.0 * elements * dtype.itemsize, "bytes", make, **flags)
+
+
+def normalize_queries(shape: Shape, dtype: torch.dtype, **flags: bool) -> Case:
+    """Peers: RMSNorm and RoPE as published."""
+    elements = shape.frames * shape.tokens * shape.heads * shape.dim
+
+    def make(compiled: bool) -> Trial:
+        q = random(shape.frames, shape.tokens, shape.heads, shape.dim).to(dtype)
+        weight, rotation, turns, first = _projection(shape, dtype)
+        flat = q.flatten(0, 1)[None]
+        runs: dict[str, Run] = {"torch": lambda: peers.rope(peers.rms_norm(flat, weight, EPS), turns)}
+        if compiled:
+            cos, sin = turns.real.float(), turns.imag.float()
+            fused = torch.compile(lambda q: peers.rope_float32(peers.rms_norm(q, weight, EPS), cos, sin))
+            runs["torch.compile"] = lambda: fused(flat)
+        return Trial(lambda: ops.normalize_queries(q, weight=weight, rotation=rotation, rotation_first_channel=first), runs)
+
+    return Case("normalize_queries", shape.name, dtype, 7.0 * elements, 2.0 * elements * dtype.itemsize, "bytes", make, **flags)
+
+
+def modulated_norm(shape: Shape, dtype: torch.dtype, **flags: bool) -> Case:
+    """With residual and gate. Peers: the same as published, every step in the tensors' dtype."""
+    elements = shape.frames * shape.tokens * shape.heads * shape.dim
+
+    def make(compiled: bool) -> Trial:
+        x, residual = (random(shape.frames, shape.tokens, shape.heads * shape.dim).to(dtype) for _ in range(2))
+        gate, scale, shift = (0.01 * random(1, shape.heads * shape.dim) for _ in range(3))
+        rows = [row[:, None].to(dtype) for row in (gate, scale, shift)]
+        state, theirs = x.clone(), x.clone()
+        one_plus_scale = 1 + scale
+
+        def ours() -> Tensor:
+            return ops.modulated_norm(state, one_plus_scale, shift, residual=residual, gate=gate, eps=EPS)
+
+        runs: dict[str, Run] = {"torch": lambda: peers.modulated_norm(theirs, residual, *rows)[1]}
+        if compiled:
+            fused = torch.compile(peers.modulated_norm)
+            runs["torch.compile"] = lambda: fused(theirs, residual, *rows)[1]
+        return Trial(ours, runs)
+
+    # 2 for the gated residual, 3 for mean and variance, 4 for normalising, scale and shift.
+    return Case("modulated_norm", shape.name, dtype, 9.0 * elements, 4.0 * elements * dtype.itemsize, "bytes", make, **flags)
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def discard(_: object) -> None:
+    """For runs whose results are laid out otherwise than ours and cannot be compared."""
+
+
+def _projection(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, int]:
+    """RMSNorm weight, our spatial rotation, the peer's full table without time, and our rotation's first channel."""
+    weight = (1 + 0.1 * random(shape.heads, shape.dim)).to(dtype)
+    rotation = spatial_rotation(shape.rows, shape.columns, shape.axes[1] // 2, shape.axes[2] // 2)
+    # At frame 0 alone the turns of time are 1, so that both compute the same; the peer multiplies by them as always.
+    turns = peers.angles(range(1), shape.rows, shape.columns, shape.axes).repeat(shape.frames, 1, 1)
+    return weight, rotation, turns, shape.axes[0]
+
+
+CASES: tuple[Case, ...] = (
+    frame_attention(TINY, BF16, quick=True),
+    frame_attention(TINY, FP32),
+    frame_attention(ODD, BF16),
+    frame_attention(ODD, FP32),
+    frame_attention(ONE_HEAD, BF16, quick=True),
+    frame_attention(ONE_HEAD, FP32, quick=True),
+    frame_attention(ONE_HEAD, BF16, "probe", quick=True),
+    frame_attention(ONE_HEAD, BF16, "bias"),
+    frame_attention(WAN, BF16, every_thread_count=False),
+    frame_attention(WAN, FP32, every_thread_count=False),
+    cross_attention(WAN, BF16),
+    kv_write(TINY, BF16),
+    kv_write(ODD, BF16),
+    kv_write(WAN, BF16, quick=True),
+    kv_write(WAN, FP32),
+    normalize_queries(TINY, BF16),
+    normalize_queries(ODD, BF16),
+    normalize_queries(WAN, BF16, quick=True),
+    normalize_queries(WAN, FP32),
+    modulated_norm(TINY, BF16),
+    modulated_norm(ODD, BF16),
+    modulated_norm(WAN, BF16, quick=True),
+    modulated_norm(WAN, FP32),
+)

@@ -1,0 +1,61 @@
+"""The machine that a benchmark runs on, and how a process is held to one of its instruction sets."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+# Kernels without an entry run against libraries that may use all that the CPU has. oneDNN's limit does not bind MKL, which computes the
+# bfloat16 products inside scaled dot product attention; of MKL's names, AVX512_E2 is the one with bfloat16 and without AMX.
+_LIBRARY_LIMITS = {
+    "avx512bf16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E2"},
+    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
+}
+
+
+def environment(isa: str) -> dict[str, str]:
+    """Variables that hold our kernels, and torch with its libraries, to one instruction set; all are read on import."""
+    return {"LOLRT_ISA": isa, "OMP_WAIT_POLICY": "PASSIVE", **_LIBRARY_LIMITS.get(isa, {})}
+
+
+def isas() -> list[str]:
+    """The kernel sets worth measuring here, best first; the portable one is there to be right."""
+    from lolrt import _core
+
+    return [isa for isa in _core.isas() if isa != "scalar"] or ["scalar"]
+
+
+def multiplies_bf16(isa: str) -> bool:
+    return isa not in ("avx2", "scalar")
+
+
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def cores() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe() -> dict[str, str]:
+    """What a table's header says: machine, features, instruction sets in use, versions."""
+    import torch
+
+    import lolrt
+    from lolrt import _core
+    from lolrt.cli import cpu_features
+
+    isa = _core.isa()
+    limits = " ".join(f"{name}={os.environ[name]}" for name in _LIBRARY_LIMITS.get(isa, {}) if name in os.environ)
+    return {
+        "cpu": f"{cpu_model()}, {cores()} cores",
+        "features": " ".join(cpu_features()) or "unknown",
+        "kernels": f"{isa}; torch's libraries: {limits or 'not limited'}",
+        "versions": f"lolrt {lolrt.__version__}, torch {torch.__version__}, Python {platform.python_version()}, {platform.system()}",
+    }

@@ -1,0 +1,44 @@
+"""Runs cases, group by group: the cases of one number of threads, with probes of their own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+
+from lolrt.bench.cases import TOLERANCE, Case, Trial, dtype_name
+from lolrt.bench.machine import cores
+from lolrt.bench.measure import Effort, Race
+from lolrt.bench.probes import Probes
+from lolrt.bench.row import Row
+from lolrt.threads import set_threads
+
+
+def thread_counts(quick: bool) -> list[int]:
+    """All cores; a full run begins with one thread."""
+    return [cores()] if quick else sorted({1, cores()})
+
+
+def selected(cases: Sequence[Case], *, quick: bool, threads: int, best_isa: bool, only: str = "") -> list[Case]:
+    """The cases of a run that belong to a number of threads, with `only` in their names."""
+    return [
+        case
+        for case in cases
+        if (case.quick or not quick)
+        and (case.every_thread_count or threads == cores())
+        and (best_isa or not case.best_isa_only)
+        and only in case.name
+    ]
+
+
+def race(case: Case, trial: Trial) -> Race:
+    return Race(trial.ours, trial.peers, TOLERANCE[case.dtype])
+
+
+def measure(cases: Sequence[Case], probes: Probes, threads: int, effort: Effort, compiled: bool) -> Iterator[Row]:
+    """A row of each case as it comes."""
+    set_threads(threads)
+    for case in cases:
+        print(f"{case.name} {dtype_name(case.dtype)}, {threads} threads", file=sys.stderr)
+        contest = race(case, case.make(compiled))
+        contest.run(effort.rounds(contest.warm_up()))
+        yield Row.of(case, contest, probes, threads)
