@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PROMPT ?= a red car by the sea at sunrise
 
-.PHONY: demo test dev lint format sanitize figures clean
+.PHONY: demo test dev lint format sanitize figures bench bench-quick clean
 
 demo: .venv/installed
 	$(BIN)/lolrt generate "$(PROMPT)" -o out/demo.mp4 --seconds 20
@@ -35,6 +35,13 @@ sanitize: .venv/installed
 figures: .venv/installed
 	$(BIN)/python docs/figures.py
 
+# Every op and model against its peers, minutes; the quick one takes less than one. `python -m bench.report` makes docs/benchmarks.md.
+bench: .venv/installed .venv/benchmarks
+	$(BIN)/python -m bench
+
+bench-quick: .venv/installed .venv/benchmarks
+	$(BIN)/python -m bench --quick
+
 clean:
 	rm -rf .venv build out lolrt/lib lolrt/include lolrt/_core*.so
 
@@ -49,6 +56,10 @@ BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -t
 
 .venv/installed: .venv/torch $(BUILD_FILES)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,plot]'
+	touch $@
+
+.venv/benchmarks: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $@
 
 .venv/linters: .venv/torch

@@ -103,7 +103,8 @@ def disassemble(library: Path) -> str:
 
 
 def functions(disassembly: str) -> Iterator[tuple[str, list[Instruction]]]:
-    name, body = "", []
+    name = ""
+    body: list[Instruction] = []
     for line in disassembly.splitlines():
         if header := _FUNCTION.match(line):
             if body:
@@ -162,8 +163,11 @@ def table(loops: list[Loop]) -> list[list[str]]:
     kinds = ("multiply_add", "load", "broadcast", "shuffle", "spill", "reload", "other")
     header = ["policy", "operands", "loop at", *(kind.replace("_", "-") for kind in kinds), "all", "floor", "all / floor"]
     rows = [
-        [loop.policy, loop.element, f"{loop.start:x}", *(str(loop.counts[kind]) for kind in kinds)]
-        + [str(loop.instructions), str(loop.floor), f"{loop.instructions / loop.floor:.2f}"]
+        [
+            *(loop.policy, loop.element, f"{loop.start:x}"),
+            *(str(loop.counts[kind]) for kind in kinds),
+            *(str(loop.instructions), str(loop.floor), f"{loop.instructions / loop.floor:.2f}"),
+        ]
         for loop in loops
     ]
     return [header, *rows]

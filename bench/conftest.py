@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from bench.models import MODEL_CASES
 from lolrt import _core
 from lolrt.bench.cases import CASES, Case
-from lolrt.bench.machine import describe, isas
+from lolrt.bench.machine import describe, has_compiler, isas
 from lolrt.bench.measure import FULL, QUICK
 from lolrt.bench.probes import Probes
 from lolrt.bench.row import Row
@@ -48,12 +48,12 @@ def probes() -> Callable[[int], Probes]:
 
 
 @pytest.fixture
-def measured(benchmark, probes) -> Iterator[Callable[[Case, int], Row]]:
+def measured(benchmark, probes) -> Callable[[Case, int], Row]:
     """Races a case against its peers: pytest-benchmark times ours, and before each of its rounds the peers have their turn."""
 
     def measure(case: Case, threads: int) -> Row:
         set_threads(threads)
-        contest = race(case, case.make(not QUICK_RUN))
+        contest = race(case, case.make(not QUICK_RUN and has_compiler()))
         rounds = (QUICK if QUICK_RUN else FULL).rounds(contest.warm_up())
         benchmark.pedantic(contest.ours, setup=contest.peers_turn, rounds=rounds)
         contest.times += benchmark.stats.stats.data

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,7 +92,8 @@ def dit_pass(model: Model, dtype: torch.dtype, **flags: bool) -> Case:
         config = model.config
         dit, published = model.pair(dtype)
         sample = random(WINDOW.chunk_frames, config.in_dim, *model.latent)
-        text, published_text = dit.encode_text(model.prompt()), published.encode_text(model.prompt())
+        prompt = model.prompt()
+        text, published_text = dit.encode_text(prompt), published.encode_text(prompt)
         modulation = dit.modulations(torch.tensor([750.0]))[0]
         spatial = spatial_rotation(model.latent[0] // 2, model.latent[1] // 2, config.axes[1] // 2, config.axes[2] // 2)
         increments = PLAIN.increments(config.num_layers, config.num_heads, config.temporal_pairs)
@@ -120,8 +122,9 @@ def chunk(model: Model, dtype: torch.dtype, **flags: bool) -> Case:
 
     def make(compiled: bool) -> Trial:
         dit, published = model.pair(dtype)
-        ours = lolrt.LatentStream(dit, model.prompt(), *model.latent, rope=PLAIN, window=WINDOW, sampler=model.sampler)
-        theirs = PublishedStream(published, model.prompt(), *model.latent, window=WINDOW, sampler=model.sampler)
+        prompt = model.prompt()
+        ours = lolrt.LatentStream(dit, prompt, *model.latent, rope=PLAIN, window=WINDOW, sampler=model.sampler)
+        theirs = PublishedStream(published, prompt, *model.latent, window=WINDOW, sampler=model.sampler)
         for _ in range(WINDOW.pages // WINDOW.chunk_frames):
             next(ours)
             next(theirs)
@@ -160,7 +163,7 @@ def diffusers_decode(vae: CausalVAE, latents: Tensor) -> Run:
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
     config = vae.config
-    model = AutoencoderKLWan(
+    model: Any = AutoencoderKLWan(
         base_dim=config.dim,
         z_dim=config.z_dim,
         dim_mult=list(config.dim_mult),

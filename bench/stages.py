@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,7 +28,7 @@ class StageClock:
     """Seconds of each stage while `running`; "rest" is what none of them covers."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._busy = False
 
     @contextlib.contextmanager
@@ -44,7 +44,7 @@ class StageClock:
                     setattr(owner, name, self._timed(stage, original))
             start = time.perf_counter()
             yield
-            self.seconds["rest"] += time.perf_counter() - start - self.seconds.total()
+            self.seconds["rest"] += time.perf_counter() - start - sum(self.seconds.values())
         finally:
             for owner, name, own, original in reversed(replaced):
                 if own:

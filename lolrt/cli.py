@@ -1,4 +1,4 @@
-"""The command line: `lolrt generate` and `lolrt info`."""
+"""The command line: `lolrt generate`, `lolrt info` and `lolrt bench`."""
 
 from __future__ import annotations
 
@@ -68,6 +68,11 @@ def parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser("info", help="versions, CPU features, kernels, models")
     info.set_defaults(run=run_info)
+
+    bench = commands.add_parser("bench", help="how fast the ops are on this machine, side by side with torch")
+    bench.set_defaults(run=run_bench)
+    bench.add_argument("--quick", action="store_true", help="fewer cases and rounds, the best kernels only: about half a minute")
+    bench.add_argument("--only", metavar="TEXT", default="", help='cases with this in their names, such as "kv_write" or "tiny"')
     return top
 
 
@@ -203,3 +208,16 @@ def run_info(_: argparse.Namespace) -> None:
     print(f"kernels    {_core.isa()} (this CPU can run: {', '.join(_core.isas())}; LOLRT_ISA chooses), {_core.threads()} threads")
     print("cuda       not built: this version's kernels are for CPUs")
     print(f"models     {', '.join(embedded_models()) or 'none'}")
+
+
+def run_bench(arguments: argparse.Namespace) -> None:
+    """A table for each kernel set, from a process of its own: torch's libraries choose their instructions when they are loaded."""
+    import subprocess
+
+    from lolrt.bench.machine import environment, isas
+
+    for isa in isas()[:1] if arguments.quick else isas():
+        command = [sys.executable, "-m", "lolrt.bench", f"--only={arguments.only}", *(["--quick"] if arguments.quick else [])]
+        done = subprocess.run(command, env={**os.environ, **environment(isa)})
+        if done.returncode:
+            raise Error(f"the benchmark of the {isa} kernels ended with status {done.returncode}")

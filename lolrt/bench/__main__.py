@@ -6,10 +6,10 @@ import argparse
 
 from lolrt import _core
 from lolrt.bench.cases import CASES
-from lolrt.bench.machine import describe, isas
+from lolrt.bench.machine import describe, has_compiler, isas
 from lolrt.bench.measure import FULL, QUICK
 from lolrt.bench.probes import Probes
-from lolrt.bench.row import HEADER, LEFT
+from lolrt.bench.row import HEADER, LEFT, Row
 from lolrt.bench.run import measure, selected, thread_counts
 from lolrt.bench.table import aligned
 
@@ -19,13 +19,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds, all threads only")
     parser.add_argument("--only", metavar="TEXT", default="", help="cases with this in their names")
     arguments = parser.parse_args()
-    for name, text in describe().items():
-        print(f"{name:9} {text}")
-    rows = []
+    rows: list[Row] = []
     for threads in thread_counts(arguments.quick):
         cases = selected(CASES, quick=arguments.quick, threads=threads, best_isa=_core.isa() == isas()[0], only=arguments.only)
-        probes = Probes()
-        rows += measure(cases, probes, threads, QUICK if arguments.quick else FULL, compiled=not arguments.quick)
+        compiled = not arguments.quick and has_compiler()
+        rows += measure(cases, Probes(), threads, QUICK if arguments.quick else FULL, compiled)
+    if not rows:
+        parser.error(f"no case has {arguments.only!r} in its name")
+    for name, text in describe().items():
+        print(f"{name:9} {text}")
     print()
     print(aligned([HEADER, *(row.cells() for row in rows)], LEFT))
 

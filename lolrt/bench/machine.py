@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from pathlib import Path
 
 # Kernels without an entry run against libraries that may use all that the CPU has. oneDNN's limit does not bind MKL, which computes the
@@ -41,6 +42,11 @@ def cpu_model() -> str:
 def cores() -> int:
     """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile can build what it generates for CPUs."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def describe() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the machine can do at best, as torch's libraries reach it: the measure of every rate. Run seconds before what it is compared with."""
+"""What the machine can do at best, as torch's libraries reach it: measured seconds before what is compared with it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Probes:
                 continue
             a, b = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
             out = torch.empty(rows, columns, dtype=dtype)
-            rate = max(rate, flops / best(lambda a=a, b=b, out=out: torch.mm(a, b.T, out=out)))
+            rate = max(rate, flops / best(functools.partial(torch.mm, a, b.T, out=out)))
         return rate
 
     @functools.cache  # noqa: B019
