@@ -84,7 +84,7 @@ def tiny() -> Model:
 ONE_LAYER = Model("1.3B, one layer", DiTConfig(num_layers=1), (60, 104))
 
 
-def dit_pass(model: Model, dtype: torch.dtype, **flags: bool) -> Case:
+def dit_pass(model: Model, dtype: torch.dtype, **flags: Any) -> Case:
     """One denoise pass over a full window: the blocks, and the patch embedding and head around them."""
 
     @torch.inference_mode()
@@ -117,7 +117,7 @@ def dit_pass(model: Model, dtype: torch.dtype, **flags: bool) -> Case:
     return Case("dit_pass", model.name, dtype, model.pass_flops(WINDOW), model.pass_bytes(WINDOW, dtype), "flops", make, **flags)
 
 
-def chunk(model: Model, dtype: torch.dtype, **flags: bool) -> Case:
+def chunk(model: Model, dtype: torch.dtype, **flags: Any) -> Case:
     """The latents of a chunk, with all its passes, once the window is full."""
 
     def make(compiled: bool) -> Trial:
@@ -132,10 +132,10 @@ def chunk(model: Model, dtype: torch.dtype, **flags: bool) -> Case:
 
     passes = len(model.sampler.timesteps) + 1
     flops, moved = passes * model.pass_flops(WINDOW), passes * model.pass_bytes(WINDOW, dtype)
-    return Case("chunk", model.name, dtype, flops, moved, "flops", make, **flags)
+    return Case("chunk", model.name, dtype, flops, moved, "flops", make, roundings=passes, **flags)
 
 
-def vae_decode(name: str, config: VAEConfig, latent: tuple[int, int], dtype: torch.dtype, **flags: bool) -> Case:
+def vae_decode(name: str, config: VAEConfig, latent: tuple[int, int], dtype: torch.dtype, **flags: Any) -> Case:
     """One latent frame within a stream. Peer, where diffusers is installed: its AutoencoderKLWan with the same weights."""
 
     @torch.inference_mode()

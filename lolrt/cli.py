@@ -214,8 +214,13 @@ def run_bench(arguments: argparse.Namespace) -> None:
     """A table for each kernel set, from a process of its own: torch's libraries choose their instructions when they are loaded."""
     import subprocess
 
-    from lolrt.bench.machine import environment, isas
+    from lolrt.bench.cases import CASES
+    from lolrt.bench.machine import cores, environment, isas
+    from lolrt.bench.run import selected
 
+    if not selected(CASES, quick=arguments.quick, threads=cores(), best_isa=True, only=arguments.only):
+        names = dict.fromkeys(case.name for case in CASES if case.quick or not arguments.quick)
+        raise Error(f"no case has {arguments.only!r} in its name; there are {', '.join(names)}")
     for isa in isas()[:1] if arguments.quick else isas():
         command = [sys.executable, "-m", "lolrt.bench", f"--only={arguments.only}", *(["--quick"] if arguments.quick else [])]
         done = subprocess.run(command, env={**os.environ, **environment(isa)})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +20,6 @@ from lolrt.rope import Rope, rotation_tables, spatial_rotation
 
 BF16, FP32 = torch.bfloat16, torch.float32
 EPS = 1e-6
-# How far a peer may differ from ours, as a part of the result's root mean square: rounding, and no more.
-TOLERANCE = {BF16: 0.05, FP32: 1e-3}
 _generator = torch.Generator().manual_seed(0)
 
 
@@ -78,17 +76,24 @@ class Case:
     every_thread_count: bool = True
     """False for cases that take too long on one thread."""
     best_isa_only: bool = False
+    roundings: int = 1
+    """How many times over the result is rounded on its way, about: passes of a model."""
 
     @property
     def name(self) -> str:
         return f"{self.op}/{self.shape}"
+
+    @property
+    def tolerance(self) -> float:
+        """How far a peer may differ from ours, as a part of the result's root mean square: rounding, and no more."""
+        return {BF16: 0.05, FP32: 1e-3}[self.dtype] * self.roundings
 
 
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def frame_attention(shape: Shape, dtype: torch.dtype, extra: Literal["", "probe", "bias"] = "", **flags: bool) -> Case:
+def frame_attention(shape: Shape, dtype: torch.dtype, extra: Literal["", "probe", "bias"] = "", **flags: Any) -> Case:
     """Peers: the public code's RoPE (of q; keys are cached rotated there) and SDPA, in both dtypes, of which the faster counts; SDPA alone.
 
     With `extra`, the peer is our own op without it.
@@ -139,7 +144,7 @@ def frame_attention(shape: Shape, dtype: torch.dtype, extra: Literal["", "probe"
     return Case("frame_attention", name, dtype, flops, (2.0 * q_elements + kv_elements) * dtype.itemsize, "flops", make, **flags)
 
 
-def cross_attention(shape: Shape, dtype: torch.dtype, text_tokens: int = 512, **flags: bool) -> Case:
+def cross_attention(shape: Shape, dtype: torch.dtype, text_tokens: int = 512, **flags: Any) -> Case:
     """The same op on one page of text, without rotation. Peer: SDPA."""
     q_elements = shape.frames * shape.tokens * shape.heads * shape.dim
     kv_elements = 2 * text_tokens * shape.heads * shape.dim
@@ -161,7 +166,7 @@ def cross_attention(shape: Shape, dtype: torch.dtype, text_tokens: int = 512, **
     return Case("frame_attention", f"{shape.name}, text", dtype, flops, bytes_moved, "flops", make, **flags)
 
 
-def kv_write(shape: Shape, dtype: torch.dtype, **flags: bool) -> Case:
+def kv_write(shape: Shape, dtype: torch.dtype, **flags: Any) -> Case:
     """Peers: RMSNorm, RoPE and the copies into a flat cache as published; a copy of the same bytes."""
     elements = shape.frames * shape.tokens * shape.heads * shape.dim
 
@@ -192,7 +197,7 @@ def kv_write(shape: Shape, dtype: torch.dtype, **flags: bool) -> Case:
     return Case("kv_write", shape.name, dtype, 7.0 * elements, 4.0 * elements * dtype.itemsize, "bytes", make, **flags)
 
 
-def normalize_queries(shape: Shape, dtype: torch.dtype, **flags: bool) -> Case:
+def normalize_queries(shape: Shape, dtype: torch.dtype, **flags: Any) -> Case:
     """Peers: RMSNorm and RoPE as published."""
     elements = shape.frames * shape.tokens * shape.heads * shape.dim
 
@@ -210,7 +215,7 @@ def normalize_queries(shape: Shape, dtype: torch.dtype, **flags: bool) -> Case:
     return Case("normalize_queries", shape.name, dtype, 7.0 * elements, 2.0 * elements * dtype.itemsize, "bytes", make, **flags)
 
 
-def modulated_norm(shape: Shape, dtype: torch.dtype, **flags: bool) -> Case:
+def modulated_norm(shape: Shape, dtype: torch.dtype, **flags: Any) -> Case:
     """With residual and gate. Peers: the same as published, every step in the tensors' dtype."""
     elements = shape.frames * shape.tokens * shape.heads * shape.dim
 

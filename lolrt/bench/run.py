@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 
-from lolrt.bench.cases import TOLERANCE, Case, Trial, dtype_name
+from lolrt.bench.cases import Case, Trial, dtype_name
 from lolrt.bench.machine import cores
 from lolrt.bench.measure import Effort, Race
 from lolrt.bench.probes import Probes
@@ -31,7 +31,7 @@ def selected(cases: Sequence[Case], *, quick: bool, threads: int, best_isa: bool
 
 
 def race(case: Case, trial: Trial) -> Race:
-    return Race(trial.ours, trial.peers, TOLERANCE[case.dtype])
+    return Race(trial.ours, trial.peers, case.tolerance)
 
 
 def measure(cases: Sequence[Case], probes: Probes, threads: int, effort: Effort, compiled: bool) -> Iterator[Row]:
