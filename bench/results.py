@@ -37,6 +37,10 @@ class Results:
         return self.data["lolrt"]["command"]
 
     @property
+    def date(self) -> str:
+        return self.data["datetime"][:10]
+
+    @property
     def codegen(self) -> list[list[str]]:
         return self.data["lolrt"]["codegen"]
 

@@ -11,15 +11,16 @@ from typing import Any
 import torch.nn.functional as F
 
 from lolrt import ops
-from lolrt.stream import Stream
+from lolrt.vae import CausalVAE
 from lolrt.video import VideoWriter
 
-# What is replaced, by stage: owner and attribute. A name that the owner lacks is left out.
+# What is replaced, by stage: owner and attribute.
 STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "attention": ((ops, "frame_attention"),),
     "norms, packing": ((ops, "normalize_queries"), (ops, "kv_write"), (ops, "modulated_norm")),
     "linear": ((F, "linear"),),
     "activation": ((F, "gelu"),),
+    "VAE": ((CausalVAE, "decode"),),
     "writer": ((VideoWriter, "write"),),
 }
 
@@ -32,25 +33,20 @@ class StageClock:
         self._busy = False
 
     @contextlib.contextmanager
-    def running(self, *stages_of_instances: tuple[str, Any, str]) -> Iterator[None]:
-        """`stages_of_instances`: further stages as (name, owner, attribute), such as the decoder of one model."""
+    def running(self) -> Iterator[None]:
         replaced = []
-        listed = [(stage, *place) for stage, places in STAGES.items() for place in places]
         try:
-            for stage, owner, name in (*listed, *stages_of_instances):
-                original = getattr(owner, name, None)
-                if original is not None:
-                    replaced.append((owner, name, name in vars(owner), original))
+            for stage, places in STAGES.items():
+                for owner, name in places:
+                    original = getattr(owner, name)
+                    replaced.append((owner, name, original))
                     setattr(owner, name, self._timed(stage, original))
             start = time.perf_counter()
             yield
             self.seconds["rest"] += time.perf_counter() - start - sum(self.seconds.values())
         finally:
-            for owner, name, own, original in reversed(replaced):
-                if own:
-                    setattr(owner, name, original)
-                else:
-                    delattr(owner, name)
+            for owner, name, original in replaced:
+                setattr(owner, name, original)
 
     def _timed(self, stage: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -67,11 +63,9 @@ class StageClock:
         return call
 
 
-def of_chunk(stream: Stream, writer: VideoWriter | None) -> dict[str, float]:
-    """Seconds of each stage of the stream's next chunk: latents, video frames, and their way into the file."""
+def of(chunk: Callable[[], object]) -> dict[str, float]:
+    """Seconds of each stage of what `chunk` does."""
     clock = StageClock()
-    with clock.running(("VAE", stream.vae, "decode")):
-        frames = next(stream).frames
-        if writer is not None:
-            writer.write(frames)
+    with clock.running():
+        chunk()
     return dict(clock.seconds)

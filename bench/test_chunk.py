@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 
 import numpy as np
@@ -17,7 +18,6 @@ from lolrt.bench.machine import cores
 from lolrt.cache import Window
 from lolrt.stream import Stream
 from lolrt.threads import set_threads
-from lolrt.vae import CausalVAE, VAEConfig
 
 pytestmark = pytest.mark.skipif(not BEST_ISA, reason="of the best kernels only")
 BF16 = torch.bfloat16
@@ -42,24 +42,28 @@ def tiny_stream(**options: object) -> Stream:
     return pipe.stream(pipe.example_prompts[0], **options)
 
 
-@pytest.mark.parametrize("name", ["tiny"] if QUICK_RUN else ["tiny", "1.3B, one layer"])
-def test_stages(name, benchmark, tmp_path):
+def record_stages(benchmark, model: str, chunk: Callable[[], object], rounds: int) -> None:
     set_threads(cores())
-    if name == "tiny":
-        stream = tiny_stream()
-        writer = lolrt.VideoWriter(tmp_path / "video.mp4", 64, 96, 16)
-    else:
-        dit, _ = ONE_LAYER.pair(BF16)
-        stream = Stream(lolrt.LatentStream(dit, ONE_LAYER.prompt(), *ONE_LAYER.latent), CausalVAE(VAEConfig()).to(BF16))
-        writer = lolrt.VideoWriter(tmp_path / "video.mp4", 480, 832, 16)
-    rounds = 10 if name == "tiny" else 2
-    list(islice(stream, FULL_WINDOW if name == "tiny" else 1))
-    seconds: list[dict[str, float]] = []
-    with writer:
-        benchmark.pedantic(lambda: seconds.append(stages.of_chunk(stream, writer)), rounds=rounds)
-    names = dict.fromkeys(stage for measured in seconds for stage in measured)
-    benchmark.extra_info["stages"] = {stage: float(np.median([measured.get(stage, 0.0) for measured in seconds])) for stage in names}
-    benchmark.extra_info.update(model=name, isa=_core.isa(), threads=cores())
+    measured: list[dict[str, float]] = []
+    benchmark.pedantic(lambda: measured.append(stages.of(chunk)), rounds=rounds)
+    names = dict.fromkeys(stage for seconds in measured for stage in seconds)
+    medians = {name: float(np.median([seconds.get(name, 0.0) for seconds in measured])) for name in names}
+    benchmark.extra_info.update(stages=medians, model=model, isa=_core.isa(), threads=cores())
+
+
+def test_stages_from_noise_to_file(benchmark, tmp_path):
+    pipe, stream = embedded(BF16), tiny_stream()
+    list(islice(stream, FULL_WINDOW))
+    with lolrt.VideoWriter(tmp_path / "video.mp4", pipe.height, pipe.width, pipe.fps) as writer:
+        record_stages(benchmark, "tiny", lambda: writer.write(next(stream).frames), 10)
+
+
+@pytest.mark.skipif(QUICK_RUN, reason="takes a minute")
+def test_stages_of_one_layer(benchmark):
+    dit, _ = ONE_LAYER.pair(BF16)
+    stream = lolrt.LatentStream(dit, ONE_LAYER.prompt(), *ONE_LAYER.latent)
+    list(islice(stream, FULL_WINDOW))
+    record_stages(benchmark, f"{ONE_LAYER.name}, latents only", lambda: next(stream), 3)
 
 
 @pytest.mark.skipif(QUICK_RUN, reason="takes a minute")
