@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.results import Results
 from bench.targets import TARGETS
-from lolrt.bench.row import Row, duration
+from lolrt.bench.row import duration
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -45,9 +45,9 @@ def report(results: Results, pictures: Path) -> str:
     machine = "\n".join(f"- {name}: {text}" for name, text in results.machine.items())
     head = (
         f"# Benchmarks\n\nRun of {results.date} by `{results.command}` on\n\n{machine}\n\n"
-        "Ratios are times of the peer divided by ours, taken in turns in one process: above 1, ours is faster. Figures in parentheses are the "
-        "quartiles of the rounds. The probe is the best rate that torch's own matrix product (or copy) reached on the same threads, "
-        "in the same process, seconds before. An instruction set holds our kernels and, as far as they can be held, torch's libraries.\n"
+        "Ratios are times of the peer divided by ours, taken in turns in one process: above 1, ours is faster. Figures in parentheses are "
+        "the quartiles of the rounds. The probe is the best rate that torch's own matrix product (or copy) reached on the same threads, in "
+        "the same process, seconds before. An instruction set holds our kernels and, as far as they can be held, torch's libraries.\n"
     )
     return "\n".join([head, *map(str, filter(None, sections))])
 
@@ -87,16 +87,15 @@ def ops(results: Results) -> list[Section]:
 
 DEFAULT_CONTAINS = "One call of the op, outputs allocated by it."
 CONTAINS = {
-    "frame_attention": "One call on one layer and chunk: rotation of Q by time, softmax attention over all pages of the window, the output's "
-    "allocation. Peers rotate q by time and place in complex128 as published (ours got its place with the norm before); their keys are "
-    "cached rotated. 4 FLOP per query, key, channel and head.",
-    "kv_write": "One call on one layer and chunk: RMSNorm, weight and rotation of K, packing of K and V. Bytes: K and V read once and written "
-    "once.",
-    "normalize_queries": "One call on one layer and chunk: RMSNorm, weight, rotation, the output's allocation. Bytes: q read and written once.",
+    "frame_attention": "One call on one layer and chunk: rotation of Q by time, softmax attention over all pages of the window, the "
+    "output's allocation. Peers rotate q by time and place in complex128 as published (ours got its place with the norm before); "
+    "their keys are cached rotated. 4 FLOP per query, key, channel and head.",
+    "kv_write": "One call on one layer and chunk: RMSNorm, weight and rotation of K, packing of K and V. Both are read and written once.",
+    "normalize_queries": "One call on one layer and chunk: RMSNorm, weight, rotation, the output's allocation. q is read and written once.",
     "modulated_norm": "One call on one layer and chunk, gated residual included: four tensors moved once.",
-    "dit_pass": "One forward pass of the model over a full window: patch embedding, blocks (attention, cross-attention, feed-forward, norms, "
-    "modulation), head. No text encoder, no sampler. FLOP of the products.",
-    "chunk": "The latents of one chunk: noise, all denoise passes and the cache pass, sampler included, over a full window. No VAE, no writer.",
+    "dit_pass": "One forward pass of the model over a full window: patch embedding, blocks (attention, cross-attention, feed-forward, "
+    "norms, modulation), head. No text encoder, no sampler. FLOP of the products.",
+    "chunk": "The latents of one chunk over a full window: noise, all denoise passes, the cache pass, the sampler. No VAE, no writer.",
     "vae_decode": "One latent frame to four video frames, float32 in [-1, 1], the carried frames included. FLOP of the products.",
 }
 
@@ -146,7 +145,8 @@ def stages(results: Results) -> list[Section]:
         rows.append([figure["model"], figure["isa"], str(figure["threads"]), duration(total), *cells])
     contains = (
         "A chunk over a full window: from noise to the video file, or, of the one layer, its latents alone. Medians of the chunks. "
-        "Attention is the op, the text's included; linear are the DiT's; the writer encodes H.264; the rest is torch's other work and Python."
+        "Attention is the op, the text's included; linear are the DiT's; the writer encodes H.264; the rest is torch's other work and "
+        "Python."
     )
     return [Section("Where a chunk's time goes", contains, table(["model", "kernels", "threads", "time", *names], rows), results.command)]
 
@@ -184,8 +184,9 @@ def codegen(results: Results) -> Section | None:
     if not results.codegen:
         return None
     contains = (
-        "Instructions of the innermost loops with the most multiply-adds, per round of the loop. The floor counts the multiply-adds and the "
-        "fewest operand loads that a block of that many accumulators needs. A spill stores a vector register to the stack, a reload reads it."
+        "Instructions of the innermost loops with the most multiply-adds, per round of the loop. The floor counts the multiply-adds and "
+        "the fewest operand loads that a block of that many accumulators needs. A spill stores a vector register to the stack, a reload "
+        "reads it."
     )
     return Section("Inner loops", contains, table(results.codegen[0], results.codegen[1:]), "python -m bench.codegen")
 
