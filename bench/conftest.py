@@ -55,9 +55,10 @@ def measured(benchmark, probes) -> Callable[[Case, int], Row]:
         set_threads(threads)
         contest = race(case, case.make(not QUICK_RUN and has_compiler()))
         rounds = (QUICK if QUICK_RUN else FULL).rounds(contest.warm_up())
+        probe = probes(threads).before(case)
         benchmark.pedantic(contest.ours, setup=contest.peers_turn, rounds=rounds)
         contest.times += benchmark.stats.stats.data
-        row = Row.of(case, contest, probes(threads), threads)
+        row = Row.of(case, contest, probe, threads)
         benchmark.group = case.op
         benchmark.extra_info["row"] = asdict(row)
         return row

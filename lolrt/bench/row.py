@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from lolrt import _core
 from lolrt.bench.cases import Case, dtype_name
-from lolrt.bench.machine import multiplies_bf16
 from lolrt.bench.measure import Race, Spread
-from lolrt.bench.probes import Probes
+from lolrt.bench.probes import Probe
 
 HEADER = ("case", "dtype", "isa", "threads", "n", "time", "iqr", "rate", "of probe", "times as fast as its peers (quartiles)")
 LEFT = (0, 1, 2, 9)  # columns of words
@@ -49,28 +46,21 @@ class Row:
         return self.rate / self.probe
 
     @classmethod
-    def of(cls, case: Case, race: Race, probes: Probes, threads: int) -> Row:
-        isa = _core.isa()
-        if case.bound == "flops":
-            # Where the CPU cannot multiply bfloat16, our kernels and the best that torch has work in float32.
-            multiplied = case.dtype if multiplies_bf16(isa) else torch.float32
-            probe, probe_name = probes.gemm(multiplied), f"{dtype_name(multiplied)} GEMM"
-        else:
-            probe, probe_name = probes.copy(round(case.bytes)), "copy of the same bytes"
+    def of(cls, case: Case, race: Race, probe: Probe, threads: int) -> Row:
         return cls(
             name=case.name,
             op=case.op,
             shape=case.shape,
             dtype=dtype_name(case.dtype),
-            isa=isa,
+            isa=_core.isa(),
             threads=threads,
             n=len(race.times),
             seconds=as_tuple(Spread.of(race.times)),
             flops=case.flops,
             bytes=case.bytes,
             bound=case.bound,
-            probe=probe,
-            probe_name=probe_name,
+            probe=probe.rate,
+            probe_name=probe.name,
             ratios={name: as_tuple(spread) for name, spread in race.ratios().items()},
         )
 

@@ -40,5 +40,7 @@ def measure(cases: Sequence[Case], probes: Probes, threads: int, effort: Effort,
     for case in cases:
         print(f"{case.name} {dtype_name(case.dtype)}, {threads} threads", file=sys.stderr)
         contest = race(case, case.make(compiled))
-        contest.run(effort.rounds(contest.warm_up()))
-        yield Row.of(case, contest, probes, threads)
+        rounds = effort.rounds(contest.warm_up())
+        probe = probes.before(case)
+        contest.run(rounds)
+        yield Row.of(case, contest, probe, threads)
