@@ -23,7 +23,6 @@ from lolrt.cache import KVCache, Window
 from lolrt.dit import CausalDiT, DiTConfig
 from lolrt.rope import Rope, rotation_tables, spatial_rotation
 from lolrt.sampler import Sampler
-from lolrt.vae import CausalVAE, State, VAEConfig
 
 PLAIN = Rope(sigma=0.0)
 WINDOW = Window()
@@ -135,16 +134,16 @@ def chunk(model: Model, dtype: torch.dtype, **flags: Any) -> Case:
     return Case("chunk", model.name, dtype, flops, moved, "flops", make, roundings=passes, **flags)
 
 
-def vae_decode(name: str, config: VAEConfig, latent: tuple[int, int], dtype: torch.dtype, **flags: Any) -> Case:
+def vae_decode(name: str, config: lolrt.VAEConfig, latent: tuple[int, int], dtype: torch.dtype, **flags: Any) -> Case:
     """One latent frame within a stream. Peer, where diffusers is installed: its AutoencoderKLWan with the same weights."""
 
     @torch.inference_mode()
     def make(compiled: bool) -> Trial:
         torch.manual_seed(0)
-        vae = embedded(dtype).vae if name == "tiny" else CausalVAE(config).to(dtype)
+        vae = embedded(dtype).vae if name == "tiny" else lolrt.CausalVAE(config).to(dtype)
         latents = random(1, config.z_dim, *latent)
         peers = {"diffusers": diffusers_decode(vae, latents)} if importlib.util.find_spec("diffusers") else {}
-        state: State = {}
+        state: dict[str, Tensor] = {}
 
         def ours() -> Tensor:
             return vae.decode(latents, state)
@@ -157,7 +156,7 @@ def vae_decode(name: str, config: VAEConfig, latent: tuple[int, int], dtype: tor
     return Case("vae_decode", name, dtype, flops, weights * dtype.itemsize, "flops", make, **flags)
 
 
-def diffusers_decode(vae: CausalVAE, latents: Tensor) -> Run:
+def diffusers_decode(vae: lolrt.CausalVAE, latents: Tensor) -> Run:
     """The step of AutoencoderKLWan's own decode, which goes through a clip frame by frame: here each call goes one frame further."""
     from diffusers import AutoencoderKLWan
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
@@ -187,7 +186,7 @@ def diffusers_decode(vae: CausalVAE, latents: Tensor) -> Run:
     return decode
 
 
-def decoder_work(config: VAEConfig, latent: tuple[int, int]) -> tuple[float, float]:
+def decoder_work(config: lolrt.VAEConfig, latent: tuple[int, int]) -> tuple[float, float]:
     """Weights of the decoder, and FLOP of its convolutions and attention for one latent frame after the first."""
     weights = flops = 0.0
     pixels, frames = latent[0] * latent[1], 1
@@ -231,5 +230,5 @@ MODEL_CASES: tuple[Case, ...] = (
     chunk(ONE_LAYER, BF16, every_thread_count=False, best_isa_only=True),
     vae_decode("tiny", embedded(FP32).vae.config, tiny().latent, BF16, quick=True),
     vae_decode("tiny", embedded(FP32).vae.config, tiny().latent, FP32),
-    vae_decode("Wan2.1, latent 15 x 26", VAEConfig(), (15, 26), BF16, every_thread_count=False, best_isa_only=True),
+    vae_decode("Wan2.1, latent 15 x 26", lolrt.VAEConfig(), (15, 26), BF16, every_thread_count=False, best_isa_only=True),
 )

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch.nn.functional as F
 
+import lolrt
 from lolrt import ops
-from lolrt.vae import CausalVAE
 from lolrt.video import VideoWriter
 
 # What is replaced, by stage: owner and attribute.
@@ -20,7 +20,7 @@ STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "norms, packing": ((ops, "normalize_queries"), (ops, "kv_write"), (ops, "modulated_norm")),
     "linear": ((F, "linear"),),
     "activation": ((F, "gelu"),),
-    "VAE": ((CausalVAE, "decode"),),
+    "VAE": ((lolrt.CausalVAE, "decode"),),
     "writer": ((VideoWriter, "write"),),
 }
 

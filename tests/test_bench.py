@@ -10,14 +10,14 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from commands import output_of, run
+from commands import output_of
 
 from bench import stages
 from bench.models import MODEL_CASES, decoder_work, diffusers_decode
 from bench.report import report
 from bench.results import Results
 from bench.targets import TARGETS
-from lolrt import _core, ops
+from lolrt import CausalVAE, VAEConfig, _core, ops
 from lolrt.bench.cases import CASES, FP32, ODD, Case, Trial, frame_attention
 from lolrt.bench.machine import cores, environment
 from lolrt.bench.measure import Effort, Race, Spread
@@ -25,10 +25,10 @@ from lolrt.bench.probes import Probes
 from lolrt.bench.row import Row, duration
 from lolrt.bench.run import measure, race, selected
 from lolrt.bench.table import aligned
+from lolrt.cli import main
 from lolrt.errors import Error
 from lolrt.rope import rotation_tables
 from lolrt.threads import set_threads
-from lolrt.vae import CausalVAE, VAEConfig
 
 ROW = Row(
     name="frame_attention/1.3B", op="frame_attention", shape="1.3B", dtype="bfloat16", isa="avx512bf16", threads=2, n=5,
@@ -224,6 +224,7 @@ def test_the_command_prints_a_table():
     )
 
 
-def test_the_command_names_the_cases_there_are():
-    done = run(sys.executable, "-m", "lolrt", "bench", "--quick", "--only", "nothing")
-    assert done.returncode == 2 and "'nothing'" in done.stderr and "frame_attention/tiny" in done.stderr
+def test_the_command_names_the_cases_there_are(capsys):
+    assert main(["bench", "--quick", "--only", "nothing"]) == 2
+    error = capsys.readouterr().err
+    assert "'nothing'" in error and "frame_attention/tiny" in error
