@@ -47,7 +47,7 @@ def main() -> int:
         print(f"{name:9} {text}")
     print(f"\n{aligned([HEADER, *(row.cells() for row in results.rows)], LEFT)}")
     if results.codegen:
-        print(f"\nInner loops, from the disassembly:\n{aligned(results.codegen, left=(0, 1))}")
+        print(f"\nInner loops, from the disassembly:\n{aligned(results.codegen, left=(0, 1, 2))}")
     print(f"\n{arguments.output}: `python -m bench.report {arguments.output}` makes docs/benchmarks.md of it")
     return int(failed)
 

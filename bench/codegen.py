@@ -22,8 +22,9 @@ import lolrt
 from lolrt.bench.table import aligned
 
 LIBRARY = Path(lolrt.__file__).parent / "lib" / "liblolrt.so"
-# Of the loops of one policy and kind of multiply-add, those with at least this share of the largest one's multiply-adds are hot.
+# Of the loops of one policy, kernel and kind of multiply-add, those with at least this share of the largest one's multiply-adds are hot.
 HOT = 0.7
+SMALLEST_BLOCK = 4  # accumulators
 
 _FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
 _INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(?:(?:lock|rep|repz|notrack|bnd|\{evex\}|\{vex\})\s+)*(\S+)\s*(.*)$")
@@ -70,9 +71,10 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Loop:
-    """An innermost loop; `policy` is the instruction set that its function was compiled for, `element` what it multiplies."""
+    """An innermost loop; `policy` is the instruction set that its function was compiled for, `element` what it multiplies, `kernel` the
+    class that its function belongs to, or the function itself."""
 
-    function: str
+    kernel: str
     policy: str
     element: str
     start: int
@@ -139,7 +141,7 @@ def hot_loops(disassembly: str) -> list[Loop]:
         for loop in innermost_loops(body):
             found = summarise(function, isa[1], loop)
             if found is not None:
-                groups[found.policy, found.element].append(found)
+                groups[found.policy, found.element, found.kernel].append(found)
     return [
         loop
         for _, loops in sorted(groups.items())
@@ -154,21 +156,26 @@ def summarise(function: str, policy: str, loop: list[Instruction]) -> Loop | Non
     products = [i for i in loop if i.kind == "multiply_add"]
     if not products or all("%xmm" in i.operands for i in products):
         return None
+    accumulators = {i.destination for i in products}
+    # Tiles are there for products of matrices; vectors also for sums, of few accumulators, and polynomials, which overwrite theirs.
     element = {"vd": "bfloat16", "td": "bfloat16 tiles"}.get(products[0].mnemonic[:2], "float32")
-    if element == "float32":  # other instructions are made for products; this one also serves polynomials, which overwrite their registers
-        overwritten = {i.destination for i in loop if i.kind not in ("multiply_add", "reload")}
-        if sum(i.destination in overwritten for i in products) > len(products) / 2:
-            return None
-    return Loop(function, policy, element, loop[0].address, len(loop), counts, len({i.destination for i in products}))
+    overwritten = {i.destination for i in loop if i.kind not in ("multiply_add", "reload")}
+    is_block = len(accumulators) >= SMALLEST_BLOCK and sum(i.destination in overwritten for i in products) <= len(products) / 2
+    if element != "bfloat16 tiles" and not is_block:
+        return None
+    kernel = re.search(r"(\w+)Kernel\b", function) or re.search(r"(\w+)<", function)
+    return Loop(
+        kernel[1] if kernel else function, policy, element, loop[0].address, len(loop), counts, len({i.destination for i in products})
+    )
 
 
 def table(loops: list[Loop]) -> list[list[str]]:
     """Header and rows, as text."""
     kinds = ("multiply_add", "load", "broadcast", "shuffle", "spill", "reload", "other")
-    header = ["policy", "operands", "loop at", *(kind.replace("_", "-") for kind in kinds), "all", "floor", "all / floor"]
+    header = ["policy", "operands", "kernel", "loop at", *(kind.replace("_", "-") for kind in kinds), "all", "floor", "all / floor"]
     rows = [
         [
-            *(loop.policy, loop.element, f"{loop.start:x}"),
+            *(loop.policy, loop.element, loop.kernel, f"{loop.start:x}"),
             *(str(loop.counts[kind]) for kind in kinds),
             *(str(loop.instructions), str(loop.floor), f"{loop.instructions / loop.floor:.2f}"),
         ]
@@ -183,4 +190,4 @@ def counted(library: Path = LIBRARY) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    print(aligned(table(hot_loops(disassemble(Path(sys.argv[1]) if sys.argv[1:] else LIBRARY))), left=(0, 1)))
+    print(aligned(table(hot_loops(disassemble(Path(sys.argv[1]) if sys.argv[1:] else LIBRARY))), left=(0, 1, 2)))

@@ -41,7 +41,7 @@ def loops() -> list[codegen.Loop]:
 
 def test_counts_a_loop():
     (loop,) = codegen.hot_loops(BLOCK.replace("{SPILL}", ""))
-    assert (loop.policy, loop.element, loop.start) == ("Avx512", "float32", 0x1010)
+    assert (loop.policy, loop.element, loop.kernel, loop.start) == ("Avx512", "float32", "multiply", 0x1010)
     assert loop.counts == {"multiply_add": 4, "load": 2, "broadcast": 2, "other": 3}
     assert (loop.instructions, loop.accumulators, loop.floor) == (11, 4, 8)
 
@@ -72,9 +72,9 @@ def test_no_inner_loop_spills(loops):
 
 
 def test_inner_loops_multiply(loops):
-    """No more operand loads than a block of these accumulators needs, one in four apart, and little besides."""
+    """Hardly more operand loads than the squarest block of these accumulators needs, and little besides."""
     for loop in loops:
-        assert loop.operand_loads <= 1.25 * (loop.floor - loop.counts["multiply_add"]), loop
+        assert loop.operand_loads <= 1.5 * (loop.floor - loop.counts["multiply_add"]), loop
         if loop.element != "bfloat16 tiles":
             assert loop.instructions <= 1.5 * loop.floor, loop
             assert loop.share >= (0.4 if loop.policy == "Avx2" else 0.5), loop
