@@ -24,7 +24,7 @@ from lolrt.bench.table import aligned
 LIBRARY = Path(lolrt.__file__).parent / "lib" / "liblolrt.so"
 # Of the loops of one policy, kernel and kind of multiply-add, those with at least this share of the largest one's multiply-adds are hot.
 HOT = 0.7
-SMALLEST_BLOCK = 4  # accumulators
+SMALLEST_BLOCK = 6  # accumulators
 
 _FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
 _INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(?:(?:lock|rep|repz|notrack|bnd|\{evex\}|\{vex\})\s+)*(\S+)\s*(.*)$")
