@@ -93,6 +93,9 @@ CONTAINS = {
     "kv_write": "One call on one layer and chunk: RMSNorm, weight and rotation of K, packing of K and V. Both are read and written once.",
     "normalize_queries": "One call on one layer and chunk: RMSNorm, weight, rotation, the output's allocation. q is read and written once.",
     "modulated_norm": "One call on one layer and chunk, gated residual included: four tensors moved once.",
+    "gelu": "One call on one layer and chunk, in place, on the feed-forward's hidden channels: read and written once.",
+    "channel_norm": "RMSNorm over channels and SiLU, with the margin of zeros around the result. Images are read and written once.",
+    "conv3d": "A 3 x 3 x 3 convolution in float32, its past frames given apart. FLOP of the products.",
     "dit_pass": "One forward pass of the model over a full window: patch embedding, blocks (attention, cross-attention, feed-forward, "
     "norms, modulation), head. No text encoder, no sampler. FLOP of the products.",
     "chunk": "The latents of one chunk over a full window: noise, all denoise passes, the cache pass, the sampler. No VAE, no writer.",

@@ -19,7 +19,7 @@ STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "attention": ((ops, "frame_attention"),),
     "norms, packing": ((ops, "normalize_queries"), (ops, "kv_write"), (ops, "modulated_norm")),
     "linear": ((F, "linear"),),
-    "activation": ((F, "gelu"),),
+    "activation": ((ops, "gelu"),),
     "VAE": ((lolrt.CausalVAE, "decode"),),
     "writer": ((VideoWriter, "write"),),
 }

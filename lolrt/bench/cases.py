@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lolrt import ops
@@ -33,6 +34,8 @@ class Shape:
     heads: int
     axes: tuple[int, int, int]
     """Channels of a head that turn with time, row and column."""
+    hidden: int
+    """Channels between the linear layers of the feed-forward."""
     frames: int = 3
     pages: int = 12
 
@@ -45,10 +48,30 @@ class Shape:
         return sum(self.axes)
 
 
-TINY = Shape("tiny", 4, 6, 4, (44, 10, 10))
-WAN = Shape("1.3B", 30, 52, 12, (44, 42, 42))
+TINY = Shape("tiny", 4, 6, 4, (44, 10, 10), hidden=1024)
+WAN = Shape("1.3B", 30, 52, 12, (44, 42, 42), hidden=8960)
 ONE_HEAD = replace(WAN, name="1.3B, one head", heads=1)
-ODD = Shape("odd", 7, 19, 3, (16, 12, 12), frames=2, pages=5)
+ODD = Shape("odd", 7, 19, 3, (16, 12, 12), hidden=333, frames=2, pages=5)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Sizes of the VAE's tensors at one stage of the decoder."""
+
+    name: str
+    frames: int
+    rows: int
+    columns: int
+    channels: int
+
+    @property
+    def elements(self) -> int:
+        return self.frames * self.rows * self.columns * self.channels
+
+
+TINY_IMAGES = Images("tiny", 4, 64, 96, 16)
+WAN_IMAGES = Images("1.3B", 2, 120, 208, 192)
+ODD_IMAGES = Images("odd", 1, 7, 9, 21)
 
 
 @dataclass(frozen=True)
@@ -239,6 +262,72 @@ def modulated_norm(shape: Shape, dtype: torch.dtype, **flags: Any) -> Case:
     return Case("modulated_norm", shape.name, dtype, 9.0 * elements, 4.0 * elements * dtype.itemsize, "bytes", make, **flags)
 
 
+def gelu(shape: Shape, dtype: torch.dtype, **flags: Any) -> Case:
+    """In place, on values that it hardly changes, so that round after round works on the same. Peer: torch's, which allocates."""
+    elements = shape.frames * shape.tokens * shape.hidden
+
+    def make(compiled: bool) -> Trial:
+        x = 4 + random(shape.frames, shape.tokens, shape.hidden).abs().to(dtype)
+        theirs = x.clone()
+
+        def ours() -> Tensor:
+            ops.gelu(x)
+            return x
+
+        return Trial(ours, {"torch": lambda: F.gelu(theirs, approximate="tanh")})
+
+    # 5 for the polynomial, 2 for the product, and a tanh, which is counted as 8.
+    return Case("gelu", shape.name, dtype, 15.0 * elements, 2.0 * elements * dtype.itemsize, "bytes", make, **flags)
+
+
+def channel_norm(images: Images, dtype: torch.dtype, **flags: Any) -> Case:
+    """With SiLU, and the margin that the convolution after it reads. Peer: as published, channels first, no margin."""
+
+    def make(compiled: bool) -> Trial:
+        x = random(images.frames, images.rows, images.columns, images.channels).to(dtype)
+        gamma = 1 + 0.1 * random(images.channels)
+        out = torch.empty(images.frames, images.rows + 2, images.columns + 2, images.channels, dtype=dtype)
+        theirs, their_gamma = channels_first(x).contiguous(), gamma.view(-1, 1, 1, 1).to(dtype)
+
+        def ours() -> Tensor:
+            return channels_first(ops.channel_norm(x, gamma, out, silu=True)[:, 1:-1, 1:-1])
+
+        return Trial(ours, {"torch": lambda: F.silu(F.normalize(theirs, dim=1) * images.channels**0.5 * their_gamma)})
+
+    # 2 for the sum of squares, 2 for scale and gamma, and a sigmoid's product, which is counted as 8.
+    moved = 2.0 * images.elements * dtype.itemsize
+    return Case("channel_norm", images.name, dtype, 12.0 * images.elements, moved, "bytes", make, **flags)
+
+
+def conv3d(images: Images, **flags: Any) -> Case:
+    """3 x 3 x 3, as many channels out as in, float32. Peer: as published: the carried frames joined, padded, and torch's convolution."""
+    weights = 27 * images.channels**2
+
+    def make(compiled: bool) -> Trial:
+        frames, rows, columns, channels = images.frames, images.rows, images.columns, images.channels
+        whole = F.pad(random(2 + frames, rows, columns, channels), (0, 0, 1, 1, 1, 1))
+        past, x = whole[:2], whole[2:]
+        weight, bias = random(channels, channels, 3, 3, 3) / (27 * channels) ** 0.5, random(channels)
+        packed_weight, packed_bias = ops.pack_convolution(weight, bias)
+        out = torch.empty(frames, rows, columns, channels)
+        inside = channels_first(whole[:, 1:-1, 1:-1])
+        their_past, their_x = inside[:, :, :2].contiguous(), inside[:, :, 2:].contiguous()
+
+        def published() -> Tensor:
+            return F.conv3d(F.pad(torch.cat([their_past, their_x], 2), (1, 1, 1, 1)), weight, bias)
+
+        return Trial(lambda: channels_first(ops.conv3d(x, packed_weight, packed_bias, out, past=past)), {"torch": published})
+
+    flops = 2.0 * weights * images.frames * images.rows * images.columns
+    moved = 4.0 * (2 * images.elements + weights)
+    return Case("conv3d", images.name, FP32, flops, moved, "flops", make, **flags)
+
+
+def channels_first(images: Tensor) -> Tensor:
+    """[frames, rows, columns, channels] as [1, channels, frames, rows, columns]."""
+    return images.permute(3, 0, 1, 2)[None]
+
+
 def random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=_generator)
 
@@ -280,4 +369,15 @@ CASES: tuple[Case, ...] = (
     modulated_norm(ODD, BF16),
     modulated_norm(WAN, BF16, quick=True),
     modulated_norm(WAN, FP32),
+    gelu(TINY, BF16),
+    gelu(ODD, BF16),
+    gelu(WAN, BF16, quick=True),
+    gelu(WAN, FP32),
+    channel_norm(TINY_IMAGES, BF16),
+    channel_norm(ODD_IMAGES, BF16),
+    channel_norm(WAN_IMAGES, BF16, quick=True),
+    channel_norm(WAN_IMAGES, FP32),
+    conv3d(TINY_IMAGES, quick=True),
+    conv3d(ODD_IMAGES),
+    conv3d(WAN_IMAGES),
 )
