@@ -11,11 +11,11 @@ import pytest
 from bench.models import MODEL_CASES
 from lolrt import _core
 from lolrt.bench.cases import CASES, Case
-from lolrt.bench.machine import describe, has_compiler, isas
+from lolrt.bench.machine import describe, isas
 from lolrt.bench.measure import FULL, QUICK
 from lolrt.bench.probes import Probes
 from lolrt.bench.row import Row
-from lolrt.bench.run import race, selected, thread_counts
+from lolrt.bench.run import compiles, race, selected, thread_counts
 from lolrt.threads import set_threads
 
 # Set by `python -m bench`, together with the variables of an instruction set.
@@ -53,7 +53,7 @@ def measured(benchmark, probes) -> Callable[[Case, int], Row]:
 
     def measure(case: Case, threads: int) -> Row:
         set_threads(threads)
-        contest = race(case, case.make(not QUICK_RUN and has_compiler()))
+        contest = race(case, case.make(not QUICK_RUN and compiles(threads)))
         rounds = (QUICK if QUICK_RUN else FULL).rounds(contest.warm_up())
         probe = probes(threads).before(case)
         benchmark.pedantic(contest.ours, setup=contest.peers_turn, rounds=rounds)

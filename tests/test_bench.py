@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from commands import output_of
 
 from bench import stages
@@ -18,6 +19,7 @@ from bench.report import report
 from bench.results import Results
 from bench.targets import TARGETS
 from lolrt import CausalVAE, VAEConfig, _core, ops
+from lolrt.bench import peers
 from lolrt.bench.cases import CASES, FP32, ODD, Case, Trial, frame_attention
 from lolrt.bench.machine import cores, environment
 from lolrt.bench.measure import Effort, Race, Spread
@@ -161,13 +163,17 @@ def test_diffusers_decodes_the_same_stream():
 
 
 def test_stages_count_each_call_once_and_put_everything_back(monkeypatch):
-    import torch.nn.functional as F
-
-    monkeypatch.setattr(CausalVAE, "decode", lambda self: F.linear(torch.ones(2, 2), torch.ones(2, 2)))
-    before = F.linear
-    seconds = stages.of(lambda: (F.linear(torch.ones(64, 64), torch.ones(64, 64)), CausalVAE.decode(None)))
-    assert set(seconds) == {"linear", "VAE", "rest"} and all(value > 0 for value in seconds.values())
+    ones, before = torch.ones(64, 64), F.linear
+    monkeypatch.setattr(CausalVAE, "decode", lambda self: F.linear(ones, ones))
+    seconds = stages.of(lambda: CausalVAE.decode(None))
+    assert set(seconds) == {"VAE", "rest"} and all(value > 0 for value in seconds.values())
+    assert set(stages.of(lambda: F.linear(ones, ones))) == {"linear", "rest"}
     assert F.linear is before
+
+
+def test_the_rotation_for_torch_compile_is_the_published_one():
+    x, turns = torch.randn(1, 24, 3, 12), peers.angles(range(5, 7), 3, 4, (4, 4, 4))
+    torch.testing.assert_close(peers.rope_float32(x, turns.real.float(), turns.imag.float()), peers.rope(x, turns))
 
 
 @pytest.mark.parametrize("isa", ["avx512bf16", "avx2", "amx"])

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from lolrt.bench.cases import Case, Trial, dtype_name
-from lolrt.bench.machine import cores
+from lolrt.bench.machine import cores, has_compiler
 from lolrt.bench.measure import Effort, Race
 from lolrt.bench.probes import Probes
 from lolrt.bench.row import Row
@@ -16,6 +16,11 @@ from lolrt.threads import set_threads
 def thread_counts(quick: bool) -> list[int]:
     """All cores; a full run begins with one thread."""
     return [cores()] if quick else sorted({1, cores()})
+
+
+def compiles(threads: int) -> bool:
+    """Whether a full run has peers made by torch.compile, which takes longer than measuring them: with all threads only."""
+    return threads == cores() and has_compiler()
 
 
 def selected(cases: Sequence[Case], *, quick: bool, threads: int, best_isa: bool, only: str = "") -> list[Case]:
