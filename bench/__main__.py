@@ -1,4 +1,4 @@
-"""The whole suite: `python -m bench [--quick] [-o FILE]`; `make bench` and `make bench-quick` call it.
+"""The whole suite: `python -m bench [--quick] [--isa NAME ...] [-o FILE]`; `make bench` and `make bench-quick` call it.
 
 Each instruction set has a pytest of its own, because it is fixed when the libraries are loaded. Their JSON files become one, in
 pytest-benchmark's format, with a row of ours in `extra_info`; the table is printed, and the instruction counts of the built library.
@@ -26,11 +26,12 @@ HERE = Path(__file__).parent
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Runs the benchmarks.")
     parser.add_argument("--quick", action="store_true", help="under a minute on two cores: fewer cases and rounds, the best kernels only")
+    parser.add_argument("--isa", nargs="+", choices=isas(), default=isas(), help="these kernels only (default: all)")
     parser.add_argument("-o", "--output", type=Path, default=Path("out/bench.json"), metavar="FILE")
     arguments = parser.parse_args()
     runs = []
     failed = False
-    for isa in isas()[:1] if arguments.quick else isas():
+    for isa in arguments.isa[:1] if arguments.quick else arguments.isa:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "run.json")
             command = [sys.executable, "-m", "pytest", str(HERE), "-q", f"--benchmark-json={path}", "--benchmark-disable-gc"]
@@ -41,7 +42,9 @@ def main() -> int:
                 runs.append(json.loads(path.read_text()))
     if not runs:
         return 1
-    results = Results.joined(runs, f"make bench{'-quick' if arguments.quick else ''}", codegen.counted())
+    some = [] if arguments.isa == isas() else ["--isa", *arguments.isa]
+    invocation = " ".join(["python -m bench", *["--quick"] * arguments.quick, *some])
+    results = Results.joined(runs, invocation, codegen.counted())
     results.write(arguments.output)
     for name, text in results.machine.items():
         print(f"{name:9} {text}")

@@ -43,7 +43,7 @@ class Effort:
 
 
 QUICK = Effort(seconds=0.4, least=5, most=50)
-FULL = Effort(seconds=4.0, least=5, most=200)
+FULL = Effort(seconds=2.0, least=5, most=200)
 
 
 def timed(run: Run) -> float:
