@@ -1,6 +1,6 @@
 """Command line: makes the embedded model from nothing.
 
-    python -m lolrt.train.tiny                # about 1.7 h on two cores: data, VAE and DiT side by side, evaluation, model folder
+    python -m lolrt.train.tiny                # about 1.4 h on two cores: data, VAE and DiT side by side, evaluation, model folder
     python -m lolrt.train.tiny --stages ship  # evaluate and export what is in the work folder
 
 Every stage goes on from its checkpoint in the work folder, and is skipped when it is complete.
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="data, checkpoints and log (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="the model's folder (default: inside the package)")
     parser.add_argument("--minutes-vae", type=float, default=36.0, help="CPU time that trains the VAE, on one thread (default: 36)")
-    parser.add_argument("--minutes-dit", type=float, default=95.0, help="of the DiT, on another, at the same time (default: 95)")
+    parser.add_argument("--minutes-dit", type=float, default=75.0, help="of the DiT, on another, at the same time (default: 75)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="which stages to run (default: all)")
     parser.add_argument("--smoke", action="store_true", help="run everything in miniature, to see that it runs")
