@@ -78,7 +78,7 @@ def side_by_side(*parts: Tensor) -> Tensor:
     storage = first.untyped_storage().data_ptr()
     places = [(part.untyped_storage().data_ptr(), part.storage_offset() - i * first.numel()) for i, part in enumerate(parts)]
     if places != [(storage, first.storage_offset())] * len(parts):
-        with torch.inference_mode(False):  # they remain ordinary tensors, that can be trained
+        with torch.inference_mode(first.is_inference()):  # they stay what they were: ordinary tensors can be trained
             first = torch.cat([part.detach() for part in parts])
         for part, rows in zip(parts, first.split(len(parts[0])), strict=True):
             part.data = rows

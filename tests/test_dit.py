@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -36,3 +37,15 @@ def test_q_k_and_v_in_one_product_are_the_parameters_as_they_are(tmp_path):
     check()
     attn.bfloat16().float()
     check()
+
+
+@pytest.mark.parametrize("made_for_inference", [False, True])
+@pytest.mark.parametrize("used_for_inference", [False, True])
+def test_parameters_may_be_made_and_used_in_inference_mode(made_for_inference: bool, used_for_inference: bool) -> None:
+    with torch.inference_mode(made_for_inference):
+        attn = Attention(DiTConfig(dim=64, num_heads=2)).requires_grad_(False)
+    h = torch.randn(3, 5, 64)
+    expected = torch.cat([attn.q(h), attn.k(h), attn.v(h)], -1)
+    with torch.inference_mode(used_for_inference):
+        for _ in range(2):
+            torch.testing.assert_close(attn.qkv(h), expected, atol=1e-5, rtol=0)
