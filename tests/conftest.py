@@ -19,11 +19,12 @@ DATA = Path(__file__).parent / "data"
 
 @pytest.fixture(params=_core.isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each kernel set that this CPU can run, in turn."""
-    before = _core.isa()
+    """Each kernel set that this CPU can run, in turn; it and the number of threads are put back."""
+    before, threads = _core.isa(), _core.threads()
     _core.set_isa(request.param)
     yield request.param
     _core.set_isa(before)
+    _core.set_threads(threads)
 
 
 @pytest.fixture(scope="session")

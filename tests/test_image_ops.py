@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_ops import DTYPES, check, fp64, name_of
+from rule import DTYPES, check, fp64, name_of
 from torch import Tensor
 
 import lolrt

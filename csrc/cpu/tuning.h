@@ -12,10 +12,10 @@ constexpr int kTileKeys = 64;
 // memory; at dim 128 their rotated copies (64 KB), output (128 KB) and weights (128 KB) stay in a 1-2 MB L2 beside a span of K
 // and V (128 KB).
 constexpr int kTileTaskRows = 256;
-// The same: keys that are weighed before they meet V. Loading and storing an output tile then costs a quarter of its products.
+// The same: keys that are weighed before they meet V. An output tile is loaded and stored once for its eight products.
 constexpr int kTileSpanKeys = 256;
 // The same: queries and keys whose scores are weighed while the next are multiplied. Two units of scores (16 KB) and 64 keys (16
-// KB) stay in L1.
+// KB) leave a third of a 48 KB L1 to the rest.
 constexpr int kTileUnitRows = 32, kTileUnitKeys = 64;
 // frame_attention: the running maximum follows the scores when they exceed it by more than this (in powers of two). Up to 2^8 the
 // weights lose no accuracy, and the output is almost never rescaled.

@@ -1,0 +1,219 @@
+"""kv_write, modulated_norm and gelu of every instruction set against the float64 oracle, by the rule of rule.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rule import DTYPES, check, cos_sin, empty_pages, fp64, name_of, rope, unpack
+from torch import Tensor
+
+from lolrt import _core
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+
+# ---- kv_write --------------------------------------------------------------------------------------------------------------
+
+
+def public_projection(x: Tensor, weight: Tensor | None, eps: float, angles: Tensor | None, first: int) -> Tensor:
+    """RMSNorm over all heads, weight and RoPE as in Wan's code; angles: float64 [tokens, pairs]."""
+    if weight is not None:
+        flat = x.flatten(2).float()
+        flat = (flat * torch.rsqrt(flat.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype) * weight.flatten()
+        x = flat.view_as(x)
+    if angles is not None:
+        x = torch.cat([x[..., :first], rope(x[..., first:], angles[:, None])], -1)
+    return x
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "dim", "pairs", "first"),
+    [(24, 4, 64, 10, 44), (33, 2, 128, 42, 44), (1, 3, 6, 0, 0), (17, 12, 128, 64, 0), (5, 2, 38, 5, 2), (16, 1, 2, 1, 0)],
+)
+def test_kv_write_matches_the_oracle(
+    dtype: torch.dtype, normalise: bool, tokens: int, heads: int, dim: int, pairs: int, first: int
+) -> None:
+    generator = torch.Generator().manual_seed(tokens + dim)
+    q, k, v = (3 * torch.randn(2, tokens, heads, dim, generator=generator).to(dtype) for _ in range(3))
+    weights = [torch.randn(heads, dim, generator=generator).to(dtype) if normalise else None for _ in range(2)]
+    angles = 6 * torch.rand(tokens, pairs, generator=generator).double() if pairs else None
+    rotation = None if angles is None else cos_sin(angles).float()
+    q_out = torch.full_like(q, torch.nan)
+    pool = empty_pages(dtype, 4, tokens, heads, dim)
+    table = torch.tensor([3, 1], dtype=torch.int32)
+    _core.kv_write(q, k, v, *weights, 1e-6, rotation, first, q_out, pool, table)
+
+    keys, values = (torch.stack(parts) for parts in zip(*(unpack(pool[page], tokens, heads, dim) for page in (3, 1)), strict=True))
+    assert torch.equal(values, v)
+    for out, x, weight in ((q_out, q, weights[0]), (keys, k, weights[1])):
+        ref = oracle.project(fp64(x), fp64(weight), 1e-6, None if angles is None else fp64(cos_sin(angles)), first)
+        check(out, public_projection(x, weight, 1e-6, angles, first), ref, heads * dim)
+        if not normalise:
+            still = [c for c in range(dim) if not first <= c < first + 2 * pairs]
+            assert torch.equal(out[..., still], x[..., still])
+    assert pool[[0, 2]].isnan().all()
+    # Each half alone gives the same bits.
+    q_alone, pool_alone = torch.empty_like(q), empty_pages(dtype, 4, tokens, heads, dim)
+    _core.kv_write(q, None, None, weights[0], None, 1e-6, rotation, first, q_alone, None, None)
+    _core.kv_write(None, k, v, None, weights[1], 1e-6, rotation, first, None, pool_alone, table)
+    assert torch.equal(q_alone, q_out)
+    assert torch.equal(pool_alone.view(torch.uint8), pool.view(torch.uint8))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_kv_write_at_any_geometry(dtype: torch.dtype, data: st.DataObject) -> None:
+    """Tails of every kind: of token blocks, of tiles that are transposed, of the vectors before, in and after the rotated channels."""
+    pairs_of_head = data.draw(st.integers(1, 70), "dim / 2")
+    tokens, heads, dim = data.draw(st.integers(1, 50), "tokens"), data.draw(st.integers(1, 3), "heads"), 2 * pairs_of_head
+    pairs = data.draw(st.integers(1, pairs_of_head), "pairs")
+    first = 2 * data.draw(st.integers(0, pairs_of_head - pairs), "first / 2")
+    generator = torch.Generator().manual_seed(tokens + dim)
+    q, k, v = torch.randn(1, tokens, 3, heads, dim, generator=generator).to(dtype).unbind(2)
+    weight = torch.randn(heads, dim, generator=generator).to(dtype)
+    angles = 6 * torch.rand(tokens, pairs, generator=generator).double()
+    q_out, pool = torch.full((1, tokens, heads, dim), torch.nan, dtype=dtype), empty_pages(dtype, 1, tokens, heads, dim)
+    table = torch.zeros(1, dtype=torch.int32)
+    _core.kv_write(q, k, v, weight, weight, 1e-6, cos_sin(angles).float(), first, q_out, pool, table)
+    keys, values = unpack(pool[0], tokens, heads, dim)
+    assert torch.equal(values, v[0])
+    for out, x in ((q_out, q), (keys[None], k)):
+        ref = oracle.project(fp64(x), fp64(weight), 1e-6, fp64(cos_sin(angles)), first)
+        check(out, public_projection(x, weight, 1e-6, angles, first), ref, heads * dim)
+    assert pool.isnan().sum() == pool.numel() - 2 * tokens * heads * dim, "padding is not written"
+
+
+def test_kv_write_rounds_where_public_code_does() -> None:
+    """After the norm, after the weight and after the rotation: all but the rarest results are the same bfloat16."""
+    tokens, heads, dim = 100, 4, 128
+    q = torch.randn(2, tokens, heads, dim).bfloat16()
+    weight = torch.randn(heads, dim).bfloat16()
+    angles = 6 * torch.rand(tokens, 42).double()
+    out = torch.empty_like(q)
+    _core.kv_write(q, None, None, weight, None, 1e-6, cos_sin(angles).float(), 44, out, None, None)
+    different = out != public_projection(q, weight, 1e-6, angles, 44)
+    assert different.float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_kv_write_takes_strided_projections(dtype: torch.dtype) -> None:
+    """q, k and v as the thirds of one linear layer's output; the same bits for any number of threads."""
+    tokens, heads, dim = 100, 2, 64
+    qkv = torch.randn(3, tokens, 3, heads, dim).to(dtype)
+    weight = torch.randn(heads, dim).to(dtype)
+    rotation = cos_sin(torch.rand(tokens, 10).double()).float()
+    table = torch.arange(3, dtype=torch.int32)
+
+    def run(threads: int, *projections: Tensor) -> tuple[Tensor, Tensor]:
+        _core.set_threads(threads)
+        pool = empty_pages(dtype, 3, tokens, heads, dim)
+        out = torch.empty(3, heads, tokens, dim, dtype=dtype).transpose(1, 2)
+        _core.kv_write(*projections, weight, weight, 1e-6, rotation, 44, out, pool, table)
+        return out, pool.view(torch.uint8)
+
+    expected = run(1, *(x.contiguous() for x in qkv.unbind(2)))
+    for threads in (1, 3):
+        out, pool = run(threads, *qkv.unbind(2))
+        assert torch.equal(out, expected[0]) and torch.equal(pool, expected[1])
+
+
+# ---- modulated_norm --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize(("with_residual", "with_gate"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(("frames", "tokens", "channels"), [(3, 24, 256), (1, 7, 1536), (2, 33, 50), (2, 1, 3), (1, 100, 1)])
+def test_modulated_norm_matches_the_oracle(
+    dtype: torch.dtype, with_residual: bool, with_gate: bool, frames: int, tokens: int, channels: int
+) -> None:
+    generator = torch.Generator().manual_seed(channels)
+    x, residual = (torch.randn(frames, tokens, channels, generator=generator).to(dtype) + 2 for _ in range(2))
+    gate, scale, shift = (torch.randn(n, channels, generator=generator) for n in (frames, 1, frames))
+    updated, out = x.clone(), torch.full_like(x, torch.nan)
+    _core.modulated_norm(updated, residual if with_residual else None, gate if with_gate else None, scale, shift, 1e-6, out)
+    if not with_residual:
+        assert torch.equal(updated, x)
+    else:
+        new_x, _ = oracle.modulated_norm(fp64(x), fp64(residual), fp64(gate) if with_gate else None, fp64(scale), fp64(shift), 1e-6)
+        check(updated, x + (gate[:, None] if with_gate else torch.ones(1)).to(dtype) * residual, new_x, 1)
+    # The norm is of the x that was stored.
+    _, ref = oracle.modulated_norm(fp64(updated), None, None, fp64(scale), fp64(shift), 1e-6)
+    norm = F.layer_norm(updated, (channels,), eps=1e-6)
+    check(out, norm * scale[:, None].to(dtype) + shift[:, None].to(dtype), ref, channels)
+    in_place = updated.clone()
+    _core.modulated_norm(in_place, None, None, scale, shift, 1e-6, in_place)
+    assert torch.equal(in_place, out)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_modulated_norm_takes_strided_rows_and_any_threads(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 400, 64).to(dtype)
+    ones, zeros = torch.ones(3, 64), torch.zeros(1, 64)
+    expected = torch.empty_like(x)
+    _core.set_threads(1)
+    _core.modulated_norm(x, None, None, ones, zeros, 1e-6, expected)
+    _core.set_threads(4)
+    wide, out = torch.zeros(400, 3, 100).to(dtype), torch.zeros(3, 400, 70).to(dtype)
+    wide[..., 20:84] = x.transpose(0, 1)
+    _core.modulated_norm(wide[..., 20:84].transpose(0, 1), None, None, ones, zeros, 1e-6, out[..., :64])
+    assert torch.equal(out[..., :64], expected) and (out[..., 64:] == 0).all()
+
+
+# ---- gelu ------------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_gelu_matches_the_oracle(dtype: torch.dtype, data: st.DataObject) -> None:
+    """Rows of any length within wider ones, of values of any size; what lies beside them stays NaN."""
+    frames, tokens, channels = (data.draw(st.integers(1, most), name) for name, most in (("frames", 3), ("tokens", 40), ("channels", 70)))
+    size = data.draw(st.sampled_from([0.01, 1.0, 4.0, 30.0]), "size")
+    wide = torch.full((frames, tokens, channels + 3), torch.nan, dtype=dtype)
+    x = wide[..., 1 : 1 + channels]
+    x.copy_(size * torch.randn(x.shape, generator=torch.Generator().manual_seed(channels)))
+    before = x.clone()
+    _core.gelu(x)
+    check(x, F.gelu(before, approximate="tanh"), oracle.gelu(fp64(before)), 1)
+    assert wide[..., 0].isnan().all() and wide[..., 1 + channels :].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_gelu_relative_error(dtype: torch.dtype) -> None:
+    """Where the result is small the rule of this file sees nothing: small inputs keep their relative accuracy, that of a rounding of
+    the result and of the factor 1 / (1 + 2^y), whose 2^y has a relative error of 7.5e-5 in bfloat16."""
+    x = torch.cat([torch.logspace(-30, 0, 301), -torch.logspace(-30, 0, 301)])[None, None].to(dtype)
+    ref = oracle.gelu(fp64(x))
+    out = x.clone()
+    _core.gelu(out)
+    allowed = 2**-8 + 7.5e-5 if dtype == torch.bfloat16 else 2**-21
+    assert (np.abs(fp64(out) - ref) <= allowed * np.abs(ref)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_gelu_far_out(dtype: torch.dtype) -> None:
+    x = torch.tensor([torch.inf, 3e38, 1e20, 50.0, 0.0, -50.0, -1e20, -3e38, -torch.inf, torch.nan] * 2).to(dtype)
+    out = x[None, None].clone()
+    _core.gelu(out)
+    assert torch.equal(out[0, 0, :5], x[:5])
+    assert (out[0, 0, 5:9].abs() < 1e-30).all() and out[0, 0, 9].isnan()
+    assert torch.equal(out[0, 0, 10:19], out[0, 0, :9])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_gelu_gives_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 301, 333).to(dtype)
+    results = []
+    for threads in (1, 2, 5):
+        _core.set_threads(threads)
+        results.append(x.clone())
+        _core.gelu(results[-1])
+    assert all(torch.equal(out, results[0]) for out in results)
