@@ -2,7 +2,7 @@
 //
 // A job is open while its gate is: threads enter, take tasks from a shared counter until none is left, and leave. The caller
 // works too, closes the gate when the counter has run out and waits for those inside; a thread that wakes late finds the gate
-// closed. So a call never waits for a thread that has nothing to do, and works even when no thread comes (after fork(), for one).
+// closed. So a call never waits for a thread that has nothing to do, and works even when no thread comes.
 #include "core/threads.h"
 
 #include "core/status.h"
@@ -10,6 +10,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <pthread.h>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -32,7 +33,7 @@ void pause_cpu() {
 
 class ThreadPool {
  public:
-  ThreadPool() : size_(default_size()) {}
+  explicit ThreadPool(int32_t size) : size_(size) {}
 
   int32_t size() const { return size_.load(std::memory_order_relaxed); }
 
@@ -74,11 +75,6 @@ class ThreadPool {
   };
 
   static constexpr uint32_t kClosed = 1u << 31;
-
-  static int32_t default_size() {
-    const unsigned cpus = std::thread::hardware_concurrency();  // those that this process may use
-    return cpus < 1 ? 1 : cpus > kMaxThreads ? kMaxThreads : static_cast<int32_t>(cpus);
-  }
 
   // Starts the threads on first use: a process that only loads the library has none.
   void start() {
@@ -156,18 +152,35 @@ class ThreadPool {
   std::condition_variable wake_;
 };
 
-// Never destroyed: its threads may outlive the static destructors of the host.
-ThreadPool &pool() {
-  static auto *instance = new ThreadPool;
-  return *instance;
-}
-
 struct Hook {
   lolrt_parallel_for run;
   void *context;
 };
 std::mutex hook_lock;
 Hook hook{};
+
+int32_t default_size() {
+  const unsigned cpus = std::thread::hardware_concurrency();  // those that this process may use
+  return cpus < 1 ? 1 : cpus > kMaxThreads ? kMaxThreads : static_cast<int32_t>(cpus);
+}
+
+// The process's pool; never destroyed, as its threads may outlive the static destructors of the host.
+std::atomic<ThreadPool *> process_pool{nullptr};
+
+// A child process has none of the threads, and the pool's locks as they held them, for ever: it gets a pool of its own.
+void after_fork_in_child() {
+  process_pool = new ThreadPool(process_pool.load()->size());
+  hook_lock.unlock();
+}
+
+ThreadPool &pool() {
+  static const bool made = [] {
+    process_pool = new ThreadPool(default_size());
+    return pthread_atfork([] { hook_lock.lock(); }, [] { hook_lock.unlock(); }, after_fork_in_child) == 0;
+  }();
+  (void)made;
+  return *process_pool.load(std::memory_order_relaxed);
+}
 
 }  // namespace
 
