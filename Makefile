@@ -27,7 +27,7 @@ format: .venv/linters
 
 # The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: .venv/installed
-	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DLOLRT_SANITIZE=ON -DLOLRT_TESTS=ON -DLOLRT_PYTHON=OFF
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DLOLRT_SANITIZE=ON -DLOLRT_TESTS=ON -DLOLRT_PYTHON=OFF -DLOLRT_CUDA=OFF
 	$(BIN)/cmake --build build/sanitize
 	cd build/sanitize && $(abspath $(BIN))/ctest --output-on-failure
 
@@ -45,7 +45,7 @@ bench-quick: .venv/installed .venv/benchmarks
 clean:
 	rm -rf .venv build out lolrt/lib lolrt/include lolrt/_core*.so
 
-CXX_FILES = $(shell git ls-files '*.c' '*.h' '*.hpp' '*.cpp')
+CXX_FILES = $(shell git ls-files '*.c' '*.h' '*.hpp' '*.cpp' '*.cu' '*.cuh')
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -type f)
 
 # torch comes first and by its exact version: the package itself asks for any recent one.
@@ -55,7 +55,7 @@ BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -t
 	touch $@
 
 .venv/installed: .venv/torch $(BUILD_FILES)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,plot]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
 .venv/benchmarks: .venv/installed

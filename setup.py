@@ -1,5 +1,6 @@
 """Builds the C++ core with CMake; everything else about the package is in pyproject.toml."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ class CMakeBuild(build_ext):
         subprocess.run(
             ["cmake", "-S", ".", "-B", self._build_tree(), "-DLOLRT_PYTHON=ON"]
             + [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+            + [f"-DLOLRT_CUDA={os.environ.get('LOLRT_CUDA', 'AUTO')}"]
             + (["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
             check=True,
         )

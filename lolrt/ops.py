@@ -1,6 +1,7 @@
 """The custom ops of the model on torch tensors: thin calls into `lolrt._core`, and their registration with `torch.library`.
 
-Called directly they go straight to the kernels; under `torch.compile` they appear as `torch.ops.lolrt.*` with fake implementations.
+Called directly they go straight to the kernels; under `torch.compile`, and on the meta device, they appear as `torch.ops.lolrt.*` with fake
+implementations.
 All run on CPU, take float32 or bfloat16 (the same for all of one call), compute in float32 and round once.
 """
 
@@ -15,6 +16,11 @@ from torch import Tensor
 from lolrt import _core
 
 _local = threading.local()
+
+
+def _traced(x: Tensor) -> bool:
+    """Whether ops are to appear as torch's: under torch.compile, and on tensors that have a shape and nothing else."""
+    return torch.compiler.is_compiling() or x.is_meta
 
 
 def page_elements(dtype: torch.dtype, tokens: int, heads: int, dim: int) -> int:
@@ -39,7 +45,7 @@ def kv_write(
     RMSNorm over all heads, None leaves k as it is; rotation: float32 [tokens, pairs, 2] of (cos, sin), applied to k's channels from
     `rotation_first_channel` on.
     """
-    if torch.compiler.is_compiling():
+    if _traced(k):
         torch.ops.lolrt.kv_write(k, v, pages, page_table, weight, rotation, rotation_first_channel, eps)
     else:
         _kv_write(k, v, pages, page_table, weight, rotation, rotation_first_channel, eps)
@@ -54,7 +60,7 @@ def normalize_queries(
     eps: float = 1e-6,
 ) -> Tensor:
     """What `kv_write` does to k, done to q [frames, tokens, heads, dim], which keeps its plain layout."""
-    if torch.compiler.is_compiling():
+    if _traced(q):
         return torch.ops.lolrt.normalize_queries(q, weight, rotation, rotation_first_channel, eps)
     return _normalize_queries(q, weight, rotation, rotation_first_channel, eps)
 
@@ -76,7 +82,7 @@ def frame_attention(
     [pages, heads], added to the scores. mass: float32 [pages, frames, heads], filled with the softmax weight spent on each page, mean
     over the frame's queries. Source: LoL (arXiv 2601.16914), Alg. 1, written with relative offsets.
     """
-    if torch.compiler.is_compiling():
+    if _traced(q):
         return torch.ops.lolrt.frame_attention(q, pages, page_table, page_tokens, rotation, bias, mass)
     return _frame_attention(q, pages, page_table, page_tokens, rotation, bias, mass)
 
@@ -94,14 +100,14 @@ def modulated_norm(
 
     x, residual: [frames, tokens, channels]; gate, scale, shift: float32 [1 or frames, channels]; gate None is 1.
     """
-    if torch.compiler.is_compiling():
+    if _traced(x):
         return torch.ops.lolrt.modulated_norm(x, scale, shift, residual, gate, eps)
     return _modulated_norm(x, scale, shift, residual, gate, eps)
 
 
 def gelu(x: Tensor) -> None:
     """GELU by its tanh form, in place. x: [frames, tokens, channels]."""
-    if torch.compiler.is_compiling():
+    if _traced(x):
         torch.ops.lolrt.gelu(x)
     else:
         _core.gelu(x)
@@ -113,7 +119,7 @@ def channel_norm(x: Tensor, gamma: Tensor, out: Tensor, *, silu: bool) -> Tensor
     x: [frames, rows, columns, channels]; gamma: float32 [channels]; out: [frames, rows + 2 m, columns + 2 m, channels], whose margin of
     m pixels is filled with zeros; its dtype may differ from x's.
     """
-    if torch.compiler.is_compiling():
+    if _traced(x):
         torch.ops.lolrt.channel_norm(x, gamma, out, silu)
     else:
         _core.channel_norm(x, gamma, silu, out)
@@ -134,7 +140,7 @@ def conv3d(
     x: [frames, rows, columns, in]; weight, bias: of `pack_convolution`; past: the [kernel_frames - 1, rows, columns, in] before x, None
     for zeros; residual: like out, may be out; out: [frames, rows - kernel_rows + 1, columns - kernel_columns + 1, out].
     """
-    if torch.compiler.is_compiling():
+    if _traced(x):
         torch.ops.lolrt.conv3d(x, weight, bias, out, past, residual)
     else:
         _core.conv3d(past, x, weight, bias, residual, out)

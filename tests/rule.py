@@ -41,14 +41,14 @@ def empty_pages(dtype: torch.dtype, count: int, tokens: int, heads: int, dim: in
 def unpack(page: Tensor, tokens: int, heads: int, dim: int) -> tuple[Tensor, Tensor]:
     """K and V [tokens, heads, dim] of a page, by the layout that lolrt.h describes."""
     depth = 2 if page.dtype == torch.bfloat16 else 1
-    blocks, groups = -(-tokens // 16), -(-tokens // depth)
+    blocks, groups, channels = -(-tokens // 16), -(-tokens // depth), -(-dim // 16)
     keys = page[: heads * blocks * 16 * dim].view(heads, blocks, dim // depth, 16, depth)
     keys = keys.permute(0, 1, 3, 2, 4).reshape(heads, blocks * 16, dim)
     align = 64 // page.element_size()
     start = -(-heads * blocks * 16 * dim // align) * align
-    values = page[start : start + heads * groups * depth * dim].view(heads, groups, dim, depth)
-    values = values.permute(0, 1, 3, 2).reshape(heads, groups * depth, dim)
-    return keys[:, :tokens].transpose(0, 1), values[:, :tokens].transpose(0, 1)
+    values = page[start : start + heads * channels * groups * 16 * depth].view(heads, channels, groups, 16, depth)
+    values = values.permute(0, 2, 4, 1, 3).reshape(heads, groups * depth, channels * 16)
+    return keys[:, :tokens].transpose(0, 1), values[:, :tokens, :dim].transpose(0, 1)
 
 
 def rope(x: Tensor, angles: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ using namespace lolrt;
 namespace {
 
 ChannelNorm checked(const lolrt_channel_norm_desc &desc) {
-  const Checker check("channel_norm");
+  Checker check("channel_norm");
   ChannelNorm op{};
   op.silu = desc.silu != 0;
   op.dtype = check.type("x", desc.x);

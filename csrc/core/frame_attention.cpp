@@ -1,5 +1,6 @@
 // lolrt_frame_attention: checks the descriptor and hands it to the kernels.
 #include "core/checks.h"
+#include "core/cuda.h"
 #include "core/status.h"
 
 #include <cinttypes>
@@ -10,9 +11,10 @@ using namespace lolrt;
 namespace {
 
 FrameAttention checked(const lolrt_frame_attention_desc &desc) {
-  const Checker check("frame_attention");
+  Checker check("frame_attention", Devices::cpu_and_cuda);
   FrameAttention op{};
   op.dtype = check.type("q", desc.q);
+  op.place = {check.device(), desc.stream};
   const View q = check("q", desc.q, op.dtype, {{"frames"}, {"tokens"}, {"heads"}, {"dim"}}, Layout::strided);
   op.q = head_rows(q);
   op.frames = q.size(0);
@@ -24,14 +26,14 @@ FrameAttention checked(const lolrt_frame_attention_desc &desc) {
   op.out = head_rows(check.output("out", desc.out, op.dtype,
                                   {{"frames", op.frames}, {"tokens", op.tokens}, {"heads", op.heads}, {"dim", op.dim}},
                                   Layout::strided));
-  const PageLayout layout(op.dtype, op.page_tokens, op.heads, op.dim);
+  const PageLayout layout(op.place.device.type, op.dtype, op.page_tokens, op.heads, op.dim);
   const View pool = check_pages(check, "frame_attention", desc.pages, op.dtype, layout, Access::read);
   op.pool = pool.data<void>();
   op.page_stride = pool.stride(0);
   const View page_table = check("page_table", desc.page_table, DType::int32, {{"pages"}});
   op.page_table = page_table.data<int32_t>();
   op.pages = page_table.size(0);
-  check_page_table("frame_attention", op.page_table, op.pages, pool.size(0));
+  if (op.place.device.type == LOLRT_DEVICE_CPU) check_page_table("frame_attention", op.page_table, op.pages, pool.size(0));
   if (desc.rotation) {
     const View rotation = check("rotation", desc.rotation, DType::float32,
                                 {{"pages", op.pages}, {"frames", op.frames}, {"heads", op.heads}, {"pairs"}, {"2", 2}});
@@ -60,28 +62,33 @@ FrameAttention checked_descriptor(const lolrt_frame_attention_desc *desc) {
   return checked(*desc);
 }
 
+uint64_t workspace_bytes(const FrameAttention &op) {
+  if (op.place.device.type == LOLRT_DEVICE_CUDA) return cuda_kernels().frame_attention_workspace(op);
+  return kernels().frame_attention_workspace(op);
+}
+
 }  // namespace
 
 lolrt_status lolrt_frame_attention_workspace(const lolrt_frame_attention_desc *desc, uint64_t *bytes) {
   return guarded([&] {
     const FrameAttention op = checked_descriptor(desc);
     if (bytes == nullptr) fail(LOLRT_INVALID_ARGUMENT, "frame_attention_workspace: bytes is NULL");
-    *bytes = kernels().frame_attention_workspace(op);
+    *bytes = workspace_bytes(op);
   });
 }
 
 lolrt_status lolrt_frame_attention(const lolrt_frame_attention_desc *desc) {
   return guarded([&] {
     FrameAttention op = checked_descriptor(desc);
-    const Kernels &set = kernels();
-    const uint64_t needed = set.frame_attention_workspace(op);
-    if (desc->workspace == nullptr || desc->workspace_bytes < needed || reinterpret_cast<uintptr_t>(desc->workspace) % 64 != 0) {
+    const uint64_t needed = workspace_bytes(op);
+    const bool given = desc->workspace != nullptr && reinterpret_cast<uintptr_t>(desc->workspace) % 64 == 0;
+    if (needed > 0 && (!given || desc->workspace_bytes < needed)) {
       fail(LOLRT_INVALID_ARGUMENT,
            "frame_attention: workspace has %" PRIu64 " bytes at %p; expected %" PRIu64
            " or more, 64-byte aligned (frame_attention_workspace says how many)",
            desc->workspace_bytes, desc->workspace, needed);
     }
     op.workspace = desc->workspace;
-    set.frame_attention(op);
+    if (!run_on_cuda(&CudaKernels::frame_attention, op)) kernels().frame_attention(op);
   });
 }

@@ -1,5 +1,6 @@
 // lolrt_kv_write: checks the descriptor and hands it to the kernels.
 #include "core/checks.h"
+#include "core/cuda.h"
 #include "core/status.h"
 
 #include <cinttypes>
@@ -21,7 +22,7 @@ void check_distinct(const KvWrite &op) {
 }
 
 KvWrite checked(const lolrt_kv_write_desc &desc) {
-  const Checker check("kv_write");
+  Checker check("kv_write", Devices::cpu_and_cuda);
   const bool has_q = desc.q != nullptr || desc.q_out != nullptr;
   const bool has_kv = desc.k != nullptr || desc.v != nullptr;
   if (!has_q && !has_kv) fail(LOLRT_INVALID_ARGUMENT, "kv_write: neither q nor k and v are given");
@@ -32,6 +33,7 @@ KvWrite checked(const lolrt_kv_write_desc &desc) {
   const char *lead_name = has_q ? "q" : "k";
   const lolrt_tensor *lead_tensor = has_q ? desc.q : desc.k;
   op.dtype = check.type(lead_name, lead_tensor);
+  op.place = {check.device(), desc.stream};
   const View lead = check(lead_name, lead_tensor, op.dtype, {{"frames"}, {"tokens"}, {"heads"}, {"dim"}}, Layout::strided);
   op.frames = lead.size(0);
   op.tokens = lead.size(1);
@@ -49,13 +51,15 @@ KvWrite checked(const lolrt_kv_write_desc &desc) {
     op.k = head_rows(check("k", desc.k, op.dtype, same_shape, Layout::strided));
     op.v = head_rows(check("v", desc.v, op.dtype, same_shape, Layout::strided));
     if (desc.k_weight) op.k_weight = check("k_weight", desc.k_weight, op.dtype, weight_shape).data<void>();
-    const PageLayout layout(op.dtype, op.tokens, op.heads, op.dim);
+    const PageLayout layout(op.place.device.type, op.dtype, op.tokens, op.heads, op.dim);
     const View pages = check_pages(check, "kv_write", desc.pages, op.dtype, layout, Access::write);
     op.pages = pages.data<void>();
     op.page_stride = pages.stride(0);
     op.page_table = check("page_table", desc.page_table, DType::int32, {{"frames", op.frames}}).data<int32_t>();
-    check_page_table("kv_write", op.page_table, op.frames, pages.size(0));
-    check_distinct(op);
+    if (op.place.device.type == LOLRT_DEVICE_CPU) {
+      check_page_table("kv_write", op.page_table, op.frames, pages.size(0));
+      check_distinct(op);
+    }
   }
   if (desc.rotation) {
     const View rotation = check("rotation", desc.rotation, DType::float32, {{"tokens", op.tokens}, {"pairs"}, {"2", 2}});
@@ -79,6 +83,6 @@ lolrt_status lolrt_kv_write(const lolrt_kv_write_desc *desc) {
   return guarded([&] {
     Checker("kv_write").descriptor(desc, desc ? desc->struct_size : 0, sizeof *desc);
     const KvWrite op = checked(*desc);
-    kernels().kv_write(op);
+    if (!run_on_cuda(&CudaKernels::kv_write, op)) kernels().kv_write(op);
   });
 }

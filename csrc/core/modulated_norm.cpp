@@ -1,4 +1,5 @@
 // lolrt_modulated_norm: checks the descriptor and hands it to the kernels.
+#include "core/cuda.h"
 #include "core/ops.h"
 #include "core/status.h"
 
@@ -15,12 +16,13 @@ FrameVector frame_vector(const Checker &check, const char *name, const lolrt_ten
 }
 
 ModulatedNorm checked(const lolrt_modulated_norm_desc &desc) {
-  const Checker check("modulated_norm");
+  Checker check("modulated_norm", Devices::cpu_and_cuda);
   ModulatedNorm op{};
   if (!(desc.eps >= 0.0f)) fail(LOLRT_INVALID_ARGUMENT, "modulated_norm: eps is %g; expected 0 or more", desc.eps);
   if (desc.gate && !desc.residual) fail(LOLRT_INVALID_ARGUMENT, "modulated_norm: gate is given, but no residual");
   op.eps = desc.eps;
   op.dtype = check.type("x", desc.x);
+  op.place = {check.device(), desc.stream};
   const auto any_shape = {Dim{"frames"}, Dim{"tokens"}, Dim{"channels"}};
   const View x = desc.residual ? check.output("x", desc.x, op.dtype, any_shape, Layout::strided)
                                : check("x", desc.x, op.dtype, any_shape, Layout::strided);
@@ -43,6 +45,6 @@ lolrt_status lolrt_modulated_norm(const lolrt_modulated_norm_desc *desc) {
   return guarded([&] {
     Checker("modulated_norm").descriptor(desc, desc ? desc->struct_size : 0, sizeof *desc);
     const ModulatedNorm op = checked(*desc);
-    kernels().modulated_norm(op);
+    if (!run_on_cuda(&CudaKernels::modulated_norm, op)) kernels().modulated_norm(op);
   });
 }

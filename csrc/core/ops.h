@@ -7,6 +7,12 @@
 
 namespace lolrt {
 
+// Where an op's tensors are and, on CUDA, the stream (cudaStream_t) that its work is queued on.
+struct Place {
+  lolrt_device device;
+  void *stream;
+};
+
 // [frames, tokens, heads, dim] with a contiguous dim; strides in elements.
 struct HeadRows {
   void *data = nullptr;
@@ -36,6 +42,7 @@ struct FrameVector {
 };
 
 struct KvWrite {
+  Place place;
   DType dtype;
   int64_t frames, tokens, heads, dim;
   float eps;
@@ -49,6 +56,7 @@ struct KvWrite {
 };
 
 struct FrameAttention {
+  Place place;
   DType dtype;
   int64_t frames, tokens, heads, dim, pages, page_tokens, pairs;
   float scale;
@@ -59,11 +67,12 @@ struct FrameAttention {
   const float *rotation;      // [pages, frames, heads, pairs, 2] or NULL
   const float *bias;          // [pages, heads] or NULL
   float *mass;                // [pages, frames, heads] or NULL
-  int32_t workers;            // as many as the workspace has room for
+  int32_t workers;            // on the CPU; as many as the workspace has room for
   void *workspace;
 };
 
 struct ModulatedNorm {
+  Place place;
   DType dtype;
   int64_t frames, tokens, channels;
   float eps;
@@ -72,6 +81,7 @@ struct ModulatedNorm {
 };
 
 struct Gelu {
+  Place place;
   DType dtype;
   int64_t frames, tokens, channels;
   ChannelRows x;
@@ -131,7 +141,7 @@ struct Kernels {
   void (*conv3d)(const Conv3d &);
 };
 
-// The kernels in use; fails when LOLRT_ISA names a set that cannot run here.
+// The CPU's kernels in use; fails when LOLRT_ISA names a set that cannot run here.
 const Kernels &kernels();
 
 }  // namespace lolrt

@@ -6,23 +6,30 @@
 namespace lolrt {
 
 struct PageLayout {
-  static constexpr int64_t block_tokens = 16;  // tokens of one K block: the lanes of a 512-bit register
-  static constexpr int64_t part_bytes = 64;    // K and V parts start on a cache line
+  // Tokens of one K block, and channels of one V block: the lanes of a 512-bit register. Blocks make all reads of K and V run
+  // through memory in a straight line, where rows of a whole head would be a power of two apart and fight for a few sets of L1.
+  static constexpr int64_t block_tokens = 16, block_channels = 16;
+  static constexpr int64_t part_bytes = 64;  // K and V parts start on a cache line
   // Far beyond any model; they keep products of sizes from overflowing.
   static constexpr int64_t max_tokens = 1 << 24, max_heads = 4096;
   static constexpr int64_t max_dim = 256;
 
   int64_t tokens, dim, heads;
-  int64_t key_head;    // elements from one head's K to the next
-  int64_t value_head;  // elements from one head's V to the next
-  int64_t values;      // elements from the page's start to its V part
-  int64_t elements;    // of the whole page
+  int64_t key_head;     // elements from one head's K to the next
+  int64_t value_block;  // elements from one V block to the next
+  int64_t value_head;   // elements from one head's V to the next
+  int64_t values;       // elements from the page's start to its V part
+  int64_t elements;     // of the whole page
 
-  PageLayout(DType dtype, int64_t tokens, int64_t heads, int64_t dim) : tokens(tokens), dim(dim), heads(heads) {
+  PageLayout(int32_t device_type, DType dtype, int64_t tokens, int64_t heads, int64_t dim)
+      : tokens(tokens), dim(dim), heads(heads) {
     const int64_t align = part_bytes / element_bytes(dtype);
     const auto round_up = [](int64_t value, int64_t to) { return (value + to - 1) / to * to; };
-    key_head = round_up(tokens, block_tokens) * dim;
-    value_head = round_up(tokens, dtype == DType::bfloat16 ? 2 : 1) * dim;
+    const bool packed = device_type == LOLRT_DEVICE_CPU;  // on CUDA a page holds its rows and nothing else
+    const int64_t channels = packed ? block_channels : dim;
+    key_head = round_up(tokens, packed ? block_tokens : 1) * dim;
+    value_block = round_up(tokens, packed && dtype == DType::bfloat16 ? 2 : 1) * channels;
+    value_head = round_up(dim, channels) / channels * value_block;
     values = round_up(heads * key_head, align);
     elements = values + round_up(heads * value_head, align);
   }

@@ -16,11 +16,9 @@ struct TypeInfo {
 };
 
 // Indexed by DType.
-constexpr TypeInfo kTypes[] = {{"float32", LOLRT_CODE_FLOAT, 32},
-                               {"bfloat16", LOLRT_CODE_BFLOAT, 16},
-                               {"int32", LOLRT_CODE_INT, 32},
-                               {"int64", LOLRT_CODE_INT, 64},
-                               {"uint64", LOLRT_CODE_UINT, 64}};
+constexpr TypeInfo kTypes[] = {{"float32", LOLRT_CODE_FLOAT, 32}, {"bfloat16", LOLRT_CODE_BFLOAT, 16},
+                               {"float16", LOLRT_CODE_FLOAT, 16}, {"int32", LOLRT_CODE_INT, 32},
+                               {"int64", LOLRT_CODE_INT, 64},     {"uint64", LOLRT_CODE_UINT, 64}};
 
 const TypeInfo &info(DType dtype) { return kTypes[static_cast<int>(dtype)]; }
 
@@ -63,13 +61,13 @@ bool shape_fits(const lolrt_tensor &tensor, std::initializer_list<Dim> dims) {
 
 }  // namespace
 
-int64_t element_bytes(DType dtype) { return info(dtype).bits / 8; }
-
-DType floating_type(const char *what, lolrt_dtype dtype) {
-  for (DType type : {DType::float32, DType::bfloat16}) {
+DType floating_type(const char *what, int32_t device_type, lolrt_dtype dtype) {
+  const bool cuda = device_type == LOLRT_DEVICE_CUDA;
+  for (DType type : {DType::bfloat16, cuda ? DType::float16 : DType::float32}) {
     if (same(dtype, type)) return type;
   }
-  fail(LOLRT_INVALID_ARGUMENT, "%s: expected float32 or bfloat16, got %s", what, type_name(dtype).c_str());
+  fail(LOLRT_INVALID_ARGUMENT, "%s: expected %s, got %s", what, cuda ? "bfloat16 or float16" : "float32 or bfloat16",
+       type_name(dtype).c_str());
 }
 
 int64_t View::elements() const {
@@ -84,9 +82,9 @@ View Checker::operator()(const char *name, const lolrt_tensor *tensor, DType dty
     fail(LOLRT_INVALID_ARGUMENT, "%s: %s is missing; expected %s %s", operation_, name, info(dtype).name,
          expected_shape(dims).c_str());
   }
-  if (tensor->device.type != LOLRT_DEVICE_CPU) {
-    fail(LOLRT_UNSUPPORTED, "%s: %s is on device type %d; this build computes on the CPU only: move it there", operation_, name,
-         tensor->device.type);
+  if (tensor->device.type != device_.type || (device_.type != LOLRT_DEVICE_CPU && tensor->device.id != device_.id)) {
+    fail(LOLRT_UNSUPPORTED, "%s: %s is on device %d:%d, expected %d:%d (type:id; 1 is the CPU, 2 CUDA): move it there",
+         operation_, name, tensor->device.type, tensor->device.id, device_.type, device_.id);
   }
   if (!same(tensor->dtype, dtype) || !shape_fits(*tensor, dims)) {
     const bool readable = tensor->shape != nullptr && tensor->ndim >= 0;
@@ -127,11 +125,17 @@ View Checker::output(const char *name, const lolrt_tensor *tensor, DType dtype, 
   return view;
 }
 
-DType Checker::type(const char *name, const lolrt_tensor *tensor) const {
+DType Checker::type(const char *name, const lolrt_tensor *tensor) {
   if (tensor == nullptr) fail(LOLRT_INVALID_ARGUMENT, "%s: %s is missing", operation_, name);
+  const int32_t device_type = tensor->device.type;
+  if (device_type != LOLRT_DEVICE_CPU && (devices_ == Devices::cpu || device_type != LOLRT_DEVICE_CUDA)) {
+    fail(LOLRT_UNSUPPORTED, "%s: %s is on device type %d; there are kernels for %s: move it there", operation_, name, device_type,
+         devices_ == Devices::cpu ? "the CPU (1)" : "the CPU (1) and CUDA (2)");
+  }
+  device_ = tensor->device;
   char what[128];
   std::snprintf(what, sizeof what, "%s: %s", operation_, name);
-  return floating_type(what, tensor->dtype);
+  return floating_type(what, device_type, tensor->dtype);
 }
 
 void Checker::descriptor(const void *descriptor, uint32_t given_bytes, uint32_t known_bytes) const {

@@ -7,12 +7,26 @@
 
 namespace lolrt {
 
-enum class DType { float32, bfloat16, int32, int64, uint64 };
+enum class DType { float32, bfloat16, float16, int32, int64, uint64 };
 
-int64_t element_bytes(DType dtype);
+constexpr int64_t element_bytes(DType dtype) {
+  switch (dtype) {
+    case DType::bfloat16:
+    case DType::float16:
+      return 2;
+    case DType::float32:
+    case DType::int32:
+      return 4;
+    case DType::int64:
+    case DType::uint64:
+      return 8;
+  }
+  return 0;
+}
 
-// float32 or bfloat16; fails for any other type, naming `what`.
-DType floating_type(const char *what, lolrt_dtype dtype);
+// One of the element types that kernels on a device of type `device_type` take: float32 or bfloat16 on the CPU, bfloat16 or
+// float16 on CUDA. Fails for any other, naming `what`.
+DType floating_type(const char *what, int32_t device_type, lolrt_dtype dtype);
 
 // One dimension that a view must have. A size of `any` accepts every size from 1 on.
 struct Dim {
@@ -46,24 +60,29 @@ class View {
   int64_t stride_[max_dims] = {};
 };
 
+enum class Devices { cpu, cpu_and_cuda };
+
 // Checks the views of one operation; every message starts with its name.
 class Checker {
  public:
-  explicit Checker(const char *operation) : operation_(operation) {}
+  explicit Checker(const char *operation, Devices devices = Devices::cpu) : operation_(operation), devices_(devices) {}
 
-  // Fails unless `tensor` is on the CPU and has the dtype, dimensions and layout asked for.
+  // Fails unless `tensor` is on the operation's device and has the dtype, dimensions and layout asked for.
   View operator()(const char *name, const lolrt_tensor *tensor, DType dtype, std::initializer_list<Dim> dims,
                   Layout layout = Layout::contiguous) const;
   // The same for a tensor that is written: its elements must not share memory.
   View output(const char *name, const lolrt_tensor *tensor, DType dtype, std::initializer_list<Dim> dims,
               Layout layout = Layout::contiguous) const;
-  // The tensor's element type, float32 or bfloat16.
-  DType type(const char *name, const lolrt_tensor *tensor) const;
+  // The tensor's element type, one that its device has kernels for; its device becomes that of the operation.
+  DType type(const char *name, const lolrt_tensor *tensor);
+  lolrt_device device() const { return device_; }
   // Fails unless the caller's descriptor is the one this build knows.
   void descriptor(const void *descriptor, uint32_t given_bytes, uint32_t known_bytes) const;
 
  private:
   const char *operation_;
+  Devices devices_;
+  lolrt_device device_{LOLRT_DEVICE_CPU, 0};
 };
 
 }  // namespace lolrt

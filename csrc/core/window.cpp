@@ -201,11 +201,15 @@ lolrt_status lolrt_window_restore(lolrt_window *window, const int64_t *frames, i
   });
 }
 
-lolrt_status lolrt_page_elements(lolrt_dtype dtype, int64_t tokens, int64_t heads, int64_t dim, int64_t *elements) {
+lolrt_status lolrt_page_elements(int32_t device_type, lolrt_dtype dtype, int64_t tokens, int64_t heads, int64_t dim,
+                                 int64_t *elements) {
   return guarded([&] {
-    const DType type = floating_type("page_elements: dtype", dtype);
+    if (device_type != LOLRT_DEVICE_CPU && device_type != LOLRT_DEVICE_CUDA) {
+      fail(LOLRT_UNSUPPORTED, "page_elements: device_type is %d; there are pages for the CPU (1) and CUDA (2)", device_type);
+    }
+    const DType type = floating_type("page_elements: dtype", device_type, dtype);
     check_page_sizes("page_elements", tokens, heads, dim);
     if (elements == nullptr) fail(LOLRT_INVALID_ARGUMENT, "page_elements: elements is NULL");
-    *elements = PageLayout(type, tokens, heads, dim).elements;
+    *elements = PageLayout(device_type, type, tokens, heads, dim).elements;
   });
 }

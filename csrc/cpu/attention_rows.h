@@ -1,20 +1,25 @@
-// What every frame_attention kernel does for the queries of one task, whatever multiplies its matrices: the rotation for each
-// page, the running maximum and sum of each row, the weights, the output's last scaling, and the mass on each page.
+// What every frame_attention kernel does for the queries of one task, whatever multiplies its matrices: the walk over the pages,
+// the rotation for each, the running maximum and sum of each row, the weights, the output's last scaling, and the mass on each
+// page.
 //
 //   weights = 2^(c * score + b - max)   c and b being scale and bias times log2(e)
 //
-// `max` is a running maximum, a whole number, that moves only when the scores pass it by 2^8; the output and the sums are then
-// rescaled, by a power of two and so exactly. Where the weights are rounded to bfloat16 for the product with V, the sum adds the
-// rounded ones.
+// The keys of all pages are taken in panels of 64 columns. A page has a panel to itself as long as it can fill it; its last keys
+// share one with the next page's first, so that short pages do not leave the registers empty.
+//
+// `max` is a running maximum, a whole number. Weights are made with the one that is there; only if they come out too large it is
+// raised and they are made anew. The output and the sums are then rescaled, by a power of two and so exactly. Where the weights
+// are rounded to bfloat16 for the product with V, the sum adds the rounded ones.
 #pragma once
 
 #include "core/ops.h"
 #include "core/threads.h"
 #include "cpu/arena.h"
-#include "cpu/exp2.h"
+#include "cpu/operand.h"
 #include "cpu/rotate.h"
 #include "cpu/tuning.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -25,33 +30,55 @@ namespace {
 
 constexpr float kLog2E = 0x1.715476p+0f;
 
+// Some keys of one page, in neighbouring columns of a panel.
+struct Part {
+  int64_t page, token;  // token: the first, a multiple of 16
+  int count, column;
+  bool first;  // of its page
+};
+
+// Elements of a row of at least `count`: an odd number of cache lines, so that neighbouring rows lie in different sets of L1.
+template <class T>
+constexpr int64_t row_elements(int64_t count) {
+  constexpr int64_t line = 64 / sizeof(T);
+  return ((count + line - 1) / line | 1) * line;
+}
+
 // Kernel: the class that derives from this one. It has
 //   struct Scratch : Rows with take(arena, op)   what one worker needs for one task
-//   attend(tile, keys, values, bias, scratch)    scores, weights and products of one page
-// Op: the operand format of the products. A task has at most MaxRows queries of one frame and head, in whole blocks of BlockRows.
-template <class Kernel, class Isa, class T, class Op, int MaxRows, int BlockRows>
+//   attend(tile, scratch)                        walks over the panels: scores, weights and products
+// Op: the operand format of the products. A task has at most MaxRows queries of one frame and head, in whole blocks of BlockRows;
+// there are `Copies` of them, which may be rotated for different pages. In a panel a page's keys take whole PartKeys columns.
+template <class Kernel, class Isa, class T, class Op, int MaxRows, int BlockRows, int PartKeys, int Copies>
 class AttentionRows {
  protected:
   using Vec = typename Isa::Vec;
   using Element = typename Op::Element;
+  using Channel = typename Op::Channel;
   static constexpr int W = Isa::width;
   static_assert(MaxRows % BlockRows == 0 && MaxRows % W == 0, "a task is whole blocks, and whole vectors of row state");
+  static constexpr int kGroup = W * Op::depth;         // columns that are narrowed together, of one page
+  static constexpr int kGroups = kPanelKeys / kGroup;  // of a panel
+  static_assert(kPanelKeys % PartKeys == 0 && PartKeys % kGroup == 0 && PartKeys % PageLayout::block_tokens == 0, "");
 
   struct Rows {
-    Element *queries;  // [MaxRows][dim / depth], rotated for the page in hand
+    Channel *queries;  // [Copies][MaxRows][query_row], rotated
     float *output;     // [MaxRows][out_row]
-    float *lanes;      // [MaxRows][width], sums of this page's weights lane by lane
+    float *lanes;      // [MaxRows][width], sums of the weights lane by lane
     float *max;        // [MaxRows], in powers of two
-    float *sum;        // [MaxRows], of all weights up to the page's start
-    float *page_max;   // [pages][MaxRows], for the mass
-    float *page_sum;   // [pages][MaxRows]
+    float *inverse;    // [MaxRows], 1 / sum, at the end
+    // For the mass:
+    float *page_lanes;  // [MaxRows][width], sums of this page's weights
+    float *page_max;    // [pages][MaxRows]
+    float *page_sum;    // [pages][MaxRows]
 
     void take(Arena &arena, const FrameAttention &op) {
-      queries = arena.take<Element>(MaxRows * op.dim / Op::depth);
+      queries = arena.take<Channel>(Copies * MaxRows * query_row(op.dim));
       output = arena.take<float>(MaxRows * out_row(op.dim));
       lanes = arena.take<float>(MaxRows * W);
       max = arena.take<float>(MaxRows);
-      sum = arena.take<float>(MaxRows);
+      inverse = arena.take<float>(MaxRows);
+      page_lanes = arena.take<float>(op.mass ? MaxRows * W : 0);
       page_max = arena.take<float>(op.mass ? op.pages * MaxRows : 0);
       page_sum = arena.take<float>(op.mass ? op.pages * MaxRows : 0);
     }
@@ -64,6 +91,23 @@ class AttentionRows {
     int padded;  // rows up to whole blocks; those beyond `rows` are zero
   };
 
+  struct Panel {
+    Part parts[kPanelKeys / PageLayout::block_tokens];
+    int count;                    // of parts
+    int lanes[kPanelKeys / W];    // with keys, of each vector
+    float bias[kGroups];          // of each group's page
+    int64_t ended_page[kGroups];  // the page whose last keys are in the group, or -1
+    bool is_whole;                // 64 keys of one page that has more
+
+    const Part *begin() const { return parts; }
+    const Part *end() const { return parts + count; }
+  };
+
+  // Where a task stands in its keys.
+  struct Position {
+    int64_t page = 0, token = 0;
+  };
+
  public:
   static uint64_t workspace_bytes(const FrameAttention &op) { return scratch_bytes(op) * op.workers + mass_parts_bytes(op); }
 
@@ -72,8 +116,8 @@ class AttentionRows {
  protected:
   explicit AttentionRows(const FrameAttention &op)
       : op_(op),
-        layout_(op.dtype, op.page_tokens, op.heads, op.dim),
-        elements_(op.dim / Op::depth),
+        layout_(LOLRT_DEVICE_CPU, op.dtype, op.page_tokens, op.heads, op.dim),
+        query_row_(query_row(op.dim)),
         out_row_(out_row(op.dim)),
         blocks_((op.tokens + BlockRows - 1) / BlockRows),
         tiles_(tile_count(op)),
@@ -81,49 +125,166 @@ class AttentionRows {
         mass_parts_(op.mass ? static_cast<float *>(op.workspace) : nullptr),
         scratch_bytes_(scratch_bytes(op)) {}
 
-  static int64_t out_row(int64_t dim) { return (dim + W - 1) / W * W; }
+  static int64_t query_row(int64_t dim) { return row_elements<Channel>(dim); }
+  static int64_t out_row(int64_t dim) { return row_elements<float>(dim); }
 
-  // Scores of one row to weights. scores and weights may be the same memory. Full: `count` is vecs * W. raised(factor) is called
-  // when the row's maximum moves, to rescale weights that are already there.
-  template <bool Full, class Raised>
-  void weigh_row(int r, const float *scores, Element *weights, int vecs, int count, float bias, const Rows &s,
-                 const Raised &raised) const {
-    const int last = count - (vecs - 1) * W;  // lanes of the last vector
-    const Vec c = Isa::set(score_scale_);
-    const auto score = [&](int j) {
-      const Vec vec = Isa::load(scores + j * W);
-      return !Full && j == vecs - 1 ? Isa::first_n(vec, last, -INFINITY) : vec;
-    };
-    Vec high = score(0);
-    for (int j = 1; j < vecs; ++j) high = Isa::max(high, score(j));
-    if (Isa::any_above(Isa::multiply_add(high, c, Isa::set(bias - s.max[r])), kRescaleAbove)) {
-      raised(raise_max(r, std::ceil(Isa::reduce_max(high) * score_scale_ + bias), s));
-    }
-    const Vec shift = Isa::set(bias - s.max[r]);
-    Vec lanes = Isa::load(s.lanes + r * W);
-    for (int j = 0; j < vecs; j += Op::depth) {
-      Vec group[Op::depth];
-      for (int i = 0; i < Op::depth; ++i) {
-        if (!Full && j + i >= vecs) {
-          group[i] = Isa::zero();
-          continue;
-        }
-        group[i] = exp2<Isa, Op::exp2_degree>(Isa::multiply_add(Isa::load(scores + (j + i) * W), c, shift));
-        if (!Full && j + i == vecs - 1) group[i] = Isa::first_n(group[i], last, 0.0f);
+  // The next panel; false when there are no more keys.
+  bool next_panel(const Tile &tile, Position &at, Panel &panel) const {
+    panel.count = 0;
+    for (int &lanes : panel.lanes) lanes = 0;
+    for (int column = 0; column < kPanelKeys && at.page < op_.pages;) {
+      const float bias = op_.bias ? op_.bias[at.page * op_.heads + tile.head] * kLog2E : 0.0f;
+      const int64_t left = bias == -INFINITY ? 0 : op_.page_tokens - at.token;
+      const bool last = left <= kPanelKeys - column;
+      const Part part{at.page, at.token, last ? static_cast<int>(left) : kPanelKeys - column, column, at.token == 0};
+      at = last ? Position{at.page + 1, 0} : Position{at.page, at.token + part.count};
+      if (part.count == 0) continue;
+      panel.parts[panel.count++] = part;
+      for (int first = 0; first < part.count; first += W) panel.lanes[(column + first) / W] = std::min(part.count - first, W);
+      for (int first = 0; first < part.count; first += kGroup, column += kGroup) {
+        panel.bias[column / kGroup] = bias;
+        panel.ended_page[column / kGroup] = last && first + kGroup >= part.count ? part.page : -1;
       }
-      const typename Op::Reg rounded = Op::narrow(group);
-      lanes = Op::multiply_add(rounded, Op::ones(), lanes);
-      Op::store(weights + j / Op::depth * W, rounded);
+      column = (column + PartKeys - 1) / PartKeys * PartKeys;
     }
-    Isa::store(s.lanes + r * W, lanes);
+    panel.is_whole = panel.lanes[kPanelKeys / W - 1] == W && panel.count == 1 && panel.ended_page[kGroups - 1] < 0;
+    return panel.count > 0;
+  }
+
+  const T *keys(const Tile &tile, const Part &part) const {
+    return page(part) + tile.head * layout_.key_head + part.token * op_.dim;
+  }
+  const T *values(const Tile &tile, const Part &part) const {
+    return page(part) + layout_.values + tile.head * layout_.value_head + part.token * PageLayout::block_channels;
+  }
+
+  bool rotates() const { return op_.rotation && op_.pairs > 0; }
+
+  void rotate_queries(const Tile &tile, int64_t page, Channel *queries) const {
+    const float *cos_sin = op_.rotation + ((page * op_.frames + tile.frame) * op_.heads + tile.head) * op_.pairs * 2;
+    rotate_rows<Isa, T, Channel>(
+        tile.rows, [&](int r) { return query(tile, r); }, cos_sin, [&](int r) { return queries + r * query_row_; }, 2 * op_.pairs,
+        op_.dim);
+  }
+
+  // Scores of one row [kPanelKeys] to weights [kPanelKeys], which may be the same memory; weights of columns without a key are 0.
+  // raised(factor) is called when the row's maximum moves, to rescale weights of earlier panels.
+  template <class Raised>
+  void weigh_row(int r, const float *scores, Element *weights, const Panel &panel, const Rows &s, const Raised &raised) const {
+    if (s.max[r] == -INFINITY) raised(raise_max(r, scores, panel, s));
+    if (panel.is_whole) {
+      weigh_whole(r, scores, weights, panel, s, raised);
+    } else {
+      weigh_parts(r, scores, weights, panel, s, raised);
+    }
   }
 
   const FrameAttention &op_;
   const PageLayout layout_;
-  const int64_t elements_;  // of one query row
+  const int64_t query_row_;
   const int64_t out_row_;
 
  private:
+  const T *page(const Part &part) const { return static_cast<const T *>(op_.pool) + op_.page_table[part.page] * op_.page_stride; }
+
+  // A panel of 64 keys of one page.
+  template <class Raised>
+  void weigh_whole(int r, const float *scores, Element *weights, const Panel &panel, const Rows &s, const Raised &raised) const {
+    const Vec c = Isa::set(score_scale_);
+    typename Op::Reg rounded[kGroups];
+    for (;;) {
+      const Vec shift = Isa::set(panel.bias[0] - s.max[r]);
+      Vec sum = Isa::zero();
+#pragma GCC unroll 16
+      for (int g = 0; g < kGroups; ++g) {
+        Vec group[Op::depth];
+#pragma GCC unroll 2
+        for (int i = 0; i < Op::depth; ++i) {
+          group[i] = Op::weight(Isa::multiply_add(Isa::load(scores + g * kGroup + i * W), c, shift));
+        }
+        rounded[g] = Op::narrow(group);
+        sum = Op::multiply_add(rounded[g], Op::ones(), sum);
+      }
+      if (__builtin_expect(!Isa::any_above(sum, kRescaleAbove), 1)) {
+        add(sum, s.lanes + r * W);
+        if (op_.mass) add(sum, s.page_lanes + r * W);
+        break;
+      }
+      raised(raise_max(r, scores, panel, s));
+    }
+#pragma GCC unroll 16
+    for (int g = 0; g < kGroups; ++g) Op::store(weights + g * W, rounded[g]);
+  }
+
+  template <class Raised>
+  void weigh_parts(int r, const float *scores, Element *weights, const Panel &panel, const Rows &s, const Raised &raised) const {
+    const Vec c = Isa::set(score_scale_);
+    typename Op::Reg rounded[kGroups];
+    Vec sums[kGroups], all;
+    for (;;) {
+      all = Isa::zero();
+#pragma GCC unroll 16
+      for (int g = 0; g < kGroups; ++g) {
+        const Vec shift = Isa::set(panel.bias[g] - s.max[r]);
+        Vec group[Op::depth];
+#pragma GCC unroll 2
+        for (int i = 0; i < Op::depth; ++i) {
+          const int lanes = panel.lanes[g * Op::depth + i];
+          group[i] = Isa::zero();
+          if (lanes == 0) continue;
+          group[i] = Op::weight(Isa::multiply_add(Isa::load(scores + g * kGroup + i * W), c, shift));
+          if (lanes < W) group[i] = Isa::first_n(group[i], lanes, 0.0f);
+        }
+        rounded[g] = Op::narrow(group);
+        sums[g] = Op::multiply_add(rounded[g], Op::ones(), Isa::zero());
+        all = Isa::add(all, sums[g]);
+      }
+      if (!Isa::any_above(all, kRescaleAbove)) break;
+      raised(raise_max(r, scores, panel, s));
+    }
+#pragma GCC unroll 16
+    for (int g = 0; g < kGroups; ++g) Op::store(weights + g * W, rounded[g]);
+    add(all, s.lanes + r * W);
+    if (op_.mass) add_to_pages(r, sums, panel, s);
+  }
+
+  void add_to_pages(int r, const Vec (&sums)[kGroups], const Panel &panel, const Rows &s) const {
+    float *lanes = s.page_lanes + r * W;
+    for (int g = 0; g < kGroups; ++g) {
+      if (panel.lanes[g * Op::depth] == 0) continue;  // between the last keys of a page and the next block
+      add(sums[g], lanes);
+      const int64_t page = panel.ended_page[g];
+      if (page < 0) continue;
+      s.page_max[page * MaxRows + r] = s.max[r];
+      s.page_sum[page * MaxRows + r] = Isa::reduce_add(Isa::load(lanes));
+      Isa::store(lanes, Isa::zero());
+    }
+  }
+
+  static void add(Vec vec, float *to) { Isa::store(to, Isa::add(Isa::load(to), vec)); }
+
+  static void multiply_row(float *row, int64_t count, float factor) {
+    for (int64_t i = 0; i < count; i += W) Isa::store(row + i, Isa::mul(Isa::set(factor), Isa::load(row + i)));
+  }
+
+  // Makes the row's maximum that of the panel, which is higher. Returns what everything weighed so far has to be multiplied by.
+  [[gnu::noinline]] float raise_max(int r, const float *scores, const Panel &panel, const Rows &s) const {
+    const Vec c = Isa::set(score_scale_);
+    Vec high = Isa::set(-INFINITY);
+    for (int j = 0; j < kPanelKeys / W; ++j) {
+      if (panel.lanes[j] == 0) continue;
+      const Vec score = Isa::multiply_add(Isa::load(scores + j * W), c, Isa::set(panel.bias[j / Op::depth]));
+      high = Isa::max(high, Isa::first_n(score, panel.lanes[j], -INFINITY));
+    }
+    const float max = std::ceil(Isa::reduce_max(high));
+    const float factor = s.max[r] == -INFINITY ? 0.0f : std::exp2(s.max[r] - max);
+    s.max[r] = max;
+    multiply_row(s.lanes + r * W, W, factor);
+    if (op_.mass) multiply_row(s.page_lanes + r * W, W, factor);
+    multiply_row(s.output + r * out_row_, op_.dim, factor);
+    return factor;
+  }
+
   static int64_t tile_count(const FrameAttention &op) { return (op.tokens + MaxRows - 1) / MaxRows; }
   static uint64_t scratch_bytes(const FrameAttention &op) {
     Arena arena(nullptr);
@@ -158,71 +319,34 @@ class AttentionRows {
     tile.rows = static_cast<int>((end < op_.tokens ? end : op_.tokens) - tile.first);
 
     begin(tile, scratch);
-    const Kernel &kernel = static_cast<const Kernel &>(*this);
-    for (int64_t page = 0; page < op_.pages; ++page) {
-      const float bias = op_.bias ? op_.bias[page * op_.heads + tile.head] * kLog2E : 0.0f;
-      if (bias == -INFINITY) continue;
-      if (op_.rotation && op_.pairs > 0) rotate_queries(tile, page, scratch);
-      const T *start = static_cast<const T *>(op_.pool) + op_.page_table[page] * op_.page_stride;
-      kernel.attend(tile, start + tile.head * layout_.key_head, start + layout_.values + tile.head * layout_.value_head, bias,
-                    scratch);
-      end_page(tile, page, scratch);
-    }
+    static_cast<const Kernel &>(*this).attend(tile, scratch);
     finish(tile, scratch);
     if (op_.mass) store_mass_part(task, tile, scratch);
   }
 
   void begin(const Tile &tile, const Rows &s) const {
-    for (int r = 0; r < tile.rows; ++r) convert_query(tile, r, s);
-    std::memset(s.queries + tile.rows * elements_, 0, (tile.padded - tile.rows) * elements_ * sizeof(Element));
+    for (int copy = 0; copy < Copies; ++copy) {
+      Channel *queries = s.queries + copy * MaxRows * query_row_;
+      for (int r = 0; r < tile.padded; ++r) {
+        Channel *to = queries + r * query_row_;
+        const int64_t filled = r < tile.rows ? op_.dim : 0;
+        if (filled) copy_query(query(tile, r), to);
+        std::memset(static_cast<void *>(to + filled), 0, (query_row_ - filled) * sizeof(Channel));
+      }
+    }
     std::memset(s.output, 0, tile.padded * out_row_ * sizeof(float));
     std::memset(s.lanes, 0, tile.padded * W * sizeof(float));
-    for (int r = 0; r < tile.padded; ++r) {
-      s.max[r] = -INFINITY;
-      s.sum[r] = 0.0f;
-    }
+    if (op_.mass) std::memset(s.page_lanes, 0, tile.padded * W * sizeof(float));
+    for (int r = 0; r < tile.padded; ++r) s.max[r] = -INFINITY;
   }
 
   const T *query(const Tile &tile, int row) const { return op_.q.template row<const T>(tile.frame, tile.first + row, tile.head); }
 
-  typename Op::Channel *query_copy(int row, const Rows &s) const {
-    return reinterpret_cast<typename Op::Channel *>(s.queries + row * elements_);
-  }
-
-  void convert_query(const Tile &tile, int row, const Rows &s) const {
-    if constexpr (std::is_same<T, typename Op::Channel>::value) {
-      std::memcpy(query_copy(row, s), query(tile, row), op_.dim * sizeof(T));
+  void copy_query(const T *from, Channel *to) const {
+    if constexpr (std::is_same<T, Channel>::value) {
+      std::memcpy(to, from, op_.dim * sizeof(T));
     } else {
-      convert<Isa>(query(tile, row), query_copy(row, s), op_.dim);
-    }
-  }
-
-  void rotate_queries(const Tile &tile, int64_t page, const Rows &s) const {
-    const float *cos_sin = op_.rotation + ((page * op_.frames + tile.frame) * op_.heads + tile.head) * op_.pairs * 2;
-    for (int r = 0; r < tile.rows; ++r) rotate<Isa>(query(tile, r), cos_sin, query_copy(r, s), 2 * op_.pairs);
-  }
-
-  // Returns what everything weighed so far has to be multiplied by.
-  float raise_max(int r, float max, const Rows &s) const {
-    const float factor = s.max[r] == -INFINITY ? 0.0f : std::exp2(s.max[r] - max);
-    s.max[r] = max;
-    s.sum[r] *= factor;
-    const Vec scale = Isa::set(factor);
-    Isa::store(s.lanes + r * W, Isa::mul(scale, Isa::load(s.lanes + r * W)));
-    float *row = s.output + r * out_row_;
-    for (int64_t c = 0; c < out_row_; c += W) Isa::store(row + c, Isa::mul(scale, Isa::load(row + c)));
-    return factor;
-  }
-
-  void end_page(const Tile &tile, int64_t page, const Rows &s) const {
-    for (int r = 0; r < tile.rows; ++r) {
-      const float page_sum = Isa::reduce_add(Isa::load(s.lanes + r * W));
-      Isa::store(s.lanes + r * W, Isa::zero());
-      s.sum[r] += page_sum;
-      if (op_.mass) {
-        s.page_max[page * MaxRows + r] = s.max[r];
-        s.page_sum[page * MaxRows + r] = page_sum;
-      }
+      convert<Isa>(from, to, op_.dim);
     }
   }
 
@@ -230,9 +354,9 @@ class AttentionRows {
     const int64_t whole = op_.dim / W * W;
     for (int r = 0; r < tile.rows; ++r) {
       // A head whose pages are all left out has no weights: its output is 0.
-      const float inverse = s.sum[r] == 0.0f ? 0.0f : 1.0f / s.sum[r];
-      s.sum[r] = inverse;
-      const Vec scale = Isa::set(inverse);
+      const float sum = Isa::reduce_add(Isa::load(s.lanes + r * W));
+      s.inverse[r] = sum == 0.0f ? 0.0f : 1.0f / sum;
+      const Vec scale = Isa::set(s.inverse[r]);
       const float *from = s.output + r * out_row_;
       T *to = op_.out.template row<T>(tile.frame, tile.first + r, tile.head);
       for (int64_t c = 0; c < whole; c += W) Isa::store(to + c, Isa::mul(scale, Isa::load(from + c)));
@@ -249,7 +373,7 @@ class AttentionRows {
         for (int r = 0; r < tile.rows; r += W) {
           const int rows = tile.rows - r < W ? tile.rows - r : W;
           const Vec factor = exp2<Isa, 6>(Isa::sub(Isa::load(max + r), Isa::load(s.max + r)));
-          const Vec weight = Isa::mul(Isa::mul(Isa::load(sum + r), factor), Isa::load(s.sum + r));
+          const Vec weight = Isa::mul(Isa::mul(Isa::load(sum + r), factor), Isa::load(s.inverse + r));
           parts = Isa::add(parts, Isa::first_n(weight, rows, 0.0f));
         }
         part = Isa::reduce_add(parts);

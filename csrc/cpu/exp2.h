@@ -1,4 +1,4 @@
-// 2^x = 2^whole * 2^rest, the latter by a minimax polynomial on [-1/2, 1/2].
+// 2^x = 2^whole * 2^rest, the latter by a minimax polynomial on [0, 1].
 #pragma once
 
 namespace lolrt {
@@ -9,22 +9,23 @@ template <int Degree>
 struct Exp2Coefficients;
 template <>
 struct Exp2Coefficients<3> {
-  static constexpr float value[] = {0x1.fff692p-1f, 0x1.62f31ap-1f, 0x1.f0de1ap-3f, 0x1.c3f760p-5f};
+  static constexpr float value[] = {0x1.fff632p-1f, 0x1.64444cp-1f, 0x1.cefc4cp-3f, 0x1.3f96a4p-4f};
 };
 template <>
 struct Exp2Coefficients<6> {
-  static constexpr float value[] = {0x1.000000p+0f, 0x1.62e430p-1f,  0x1.ebfbdap-3f, 0x1.c6aed4p-5f,
-                                    0x1.3b2dbcp-7f, 0x1.5f456ap-10f, 0x1.41d334p-13f};
+  static constexpr float value[] = {0x1.000000p+0f, 0x1.62e42ap-1f,  0x1.ebfd9ep-3f, 0x1.c68500p-5f,
+                                    0x1.3d2800p-7f, 0x1.461954p-10f, 0x1.c72118p-13f};
 };
 
-// x <= 127; -inf gives 0, NaN gives NaN.
+// -inf gives 0, NaN gives NaN, and all from 128 on infinity. `added` is added to 2^rest, a number from 1 to 2.
 template <class Isa, int Degree>
-inline typename Isa::Vec exp2(typename Isa::Vec x) {
+inline typename Isa::Vec exp2(typename Isa::Vec x, float added = 0.0f) {
   const typename Isa::Split split = Isa::split(x);
   typename Isa::Vec power = Isa::set(Exp2Coefficients<Degree>::value[Degree]);
-  for (int i = Degree - 1; i >= 0; --i) {
+  for (int i = Degree - 1; i > 0; --i) {
     power = Isa::multiply_add(power, split.rest, Isa::set(Exp2Coefficients<Degree>::value[i]));
   }
+  power = Isa::multiply_add(power, split.rest, Isa::set(Exp2Coefficients<Degree>::value[0] + added));
   return Isa::scale(power, split.whole);
 }
 

@@ -3,18 +3,18 @@
 //   score(q, k) = scale * <R(rotation[page, frame, head]) q, k> + bias[page, head],  out = softmax(score) V over all pages
 //
 // Tensors: q, out T [frames, tokens, heads, dim]; K T [heads][tokens/16][dim/depth][16][depth] and V T
-// [heads][tokens/depth][dim][depth] in each page, depth = 2 for bfloat16 and 1 for float32; rotation float32 [pages, frames,
-// heads, pairs, 2]. T is float or Bf16.
+// [heads][dim/16][tokens/depth][16][depth] in each page, depth = 2 for bfloat16 and 1 for float32; rotation float32 [pages,
+// frames, heads, pairs, 2]. T is float or Bf16.
 //
 // A task is a tile of up to 96 queries of one frame and head. It walks over the pages; on each it rotates the queries' first
-// 2 * pairs channels anew (K carries no temporal phase) and then takes the page's keys 64 at a time:
+// 2 * pairs channels anew (K carries no temporal phase). It takes the keys in panels of 64, which may belong to several pages:
 //   scores = Q K^T      float32, in the scratch of the worker
 //   weights             written over the scores; see attention_rows.h
 //   output += weights V
-// bfloat16 on CPUs that cannot multiply it is widened to float32 tile by tile.
+// bfloat16 on CPUs that cannot multiply it is widened to float32 panel by panel.
 //
-// Results depend on neither the worker nor the order of the tasks. Padding of a page is read (K's) but never used: the scores of
-// padded tokens are replaced, their V is not multiplied.
+// Results depend on neither the worker nor the order of the tasks. Padding of a page is read but never used: the weights of
+// padded tokens are 0 and their V is not multiplied; padded channels of V come to columns that nobody reads.
 #pragma once
 
 #include "cpu/attention_rows.h"
@@ -32,56 +32,66 @@ inline void with_count(int n, const F &f) {
   f(std::integral_constant<int, Max>{});
 }
 
+// Columns of a panel that a page's last keys take: whole blocks of K, and whole operands of the product with V.
 template <class Isa, class T>
-class FrameAttentionKernel
-    : public AttentionRows<FrameAttentionKernel<Isa, T>, Isa, T, typename Isa::template Operand<T>, kTileRows, Isa::rows> {
+constexpr int part_keys() {
+  constexpr int operand = Isa::width * Isa::template Operand<T>::depth;
+  return operand > PageLayout::block_tokens ? operand : PageLayout::block_tokens;
+}
+
+template <class Isa, class T>
+class FrameAttentionKernel : public AttentionRows<FrameAttentionKernel<Isa, T>, Isa, T, typename Isa::template Operand<T>,
+                                                  kTileRows, Isa::rows, part_keys<Isa, T>(), 1> {
   using Op = typename Isa::template Operand<T>;
-  using Base = AttentionRows<FrameAttentionKernel, Isa, T, Op, kTileRows, Isa::rows>;
+  using Base = AttentionRows<FrameAttentionKernel, Isa, T, Op, kTileRows, Isa::rows, part_keys<Isa, T>(), 1>;
   friend Base;
-  using Base::elements_;
+  using Base::layout_;
   using Base::op_;
   using Base::out_row_;
+  using Base::query_row_;
   using Base::W;
   using typename Base::Element;
+  using typename Base::Panel;
+  using typename Base::Position;
   using typename Base::Tile;
   static constexpr bool widens = std::is_same<T, Bf16>::value && Op::depth == 1;
-  static_assert(kTileKeys % (W * Op::depth) == 0, "keys are whole vectors");
+  static constexpr int kBlock = PageLayout::block_tokens;
 
   struct Scratch : Base::Rows {
-    float *scores;  // [kTileRows][kTileKeys]; the weights are written over them
-    float *keys;    // [kTileKeys / 16][dim][16], widened
-    float *values;  // [kTileKeys][dim], widened
+    float *scores;  // [kTileRows][kPanelKeys]; the weights are written over them
+    float *keys;    // [kPanelKeys / 16][dim][16], widened
+    float *values;  // [dim / 16][kPanelKeys][16], widened
 
     void take(Arena &arena, const FrameAttention &op) {
       Base::Rows::take(arena, op);
-      scores = arena.take<float>(kTileRows * kTileKeys);
-      keys = arena.take<float>(widens ? kTileKeys * op.dim : 0);
-      values = arena.take<float>(widens ? kTileKeys * op.dim : 0);
+      scores = arena.take<float>(kTileRows * kPanelKeys);
+      keys = arena.take<float>(widens ? kPanelKeys * op.dim : 0);
+      values = arena.take<float>(widens ? kPanelKeys * (op.dim + kBlock - 1) / kBlock * kBlock : 0);
     }
   };
 
   using Base::Base;
 
-  void attend(const Tile &tile, const T *keys, const T *values, float bias, const Scratch &s) const {
-    for (int64_t token = 0; token < op_.page_tokens; token += kTileKeys) {
-      const int64_t left = op_.page_tokens - token;
-      const int count = static_cast<int>(left < kTileKeys ? left : kTileKeys);
-      // A tile starts on a whole block of 16 tokens, so both parts are `token` rows of dim elements further on.
-      score(tile, key_tile(keys + token * op_.dim, count, s), count, s);
-      if (count == kTileKeys) {
-        weigh<true>(tile, count, bias, s);
-      } else {
-        weigh<false>(tile, count, bias, s);
+  void attend(const Tile &tile, const Scratch &s) const {
+    Panel panel;
+    for (Position at; this->next_panel(tile, at, panel);) {
+      for (const Part &part : panel) {
+        if (part.first && this->rotates()) this->rotate_queries(tile, part.page, s.queries);
+        score(tile, part, key_operands(this->keys(tile, part), part.count, s), s);
       }
-      add_values(tile, value_tile(values + token * op_.dim, count, s), count, s);
+      for (int r = 0; r < tile.rows; ++r) {
+        float *row = s.scores + r * kPanelKeys;
+        this->weigh_row(r, row, reinterpret_cast<Element *>(row), panel, s, [](float) {});
+      }
+      add_values(tile, panel, s);
     }
   }
 
-  // The tile's keys as operands [count / 16][elements][16].
-  const Element *key_tile(const T *keys, int count, const Scratch &s) const {
+  // A part's keys as operands [count / 16][dim / depth][16].
+  const Element *key_operands(const T *keys, int count, const Scratch &s) const {
     if constexpr (widens) {
       const auto *pairs = reinterpret_cast<const uint32_t *>(keys);
-      const int64_t groups = (count + 15) / 16 * (op_.dim / 2);
+      const int64_t groups = (count + kBlock - 1) / kBlock * (op_.dim / 2);
       for (int64_t i = 0; i < groups; ++i) Isa::widen_pairs(pairs + 16 * i, s.keys + 32 * i, s.keys + 32 * i + 16, 16);
       return s.keys;
     } else {
@@ -89,70 +99,63 @@ class FrameAttentionKernel
     }
   }
 
-  // The tile's values as operands [count / depth][dim].
-  const Element *value_tile(const T *values, int count, const Scratch &s) const {
+  // A part's values as operands [dim / 16][count / depth][16], blocks of 16 channels value_block() elements apart.
+  const Element *value_operands(const T *values, const Part &part, const Scratch &s) const {
     if constexpr (widens) {
       const auto *pairs = reinterpret_cast<const uint32_t *>(values);
-      for (int64_t t = 0; t < count; t += 2, pairs += op_.dim) {
-        Isa::widen_pairs(pairs, s.values + t * op_.dim, s.values + (t + 1) * op_.dim, op_.dim);
+      float *to = s.values + part.column * kBlock;
+      for (int64_t c = 0; c < op_.dim; c += kBlock, pairs += layout_.value_block / 2, to += value_block()) {
+        for (int t = 0; t < part.count; t += 2) {
+          Isa::widen_pairs(pairs + t / 2 * kBlock, to + t * kBlock, to + (t + 1) * kBlock, kBlock);
+        }
       }
-      return s.values;
+      return s.values + part.column * kBlock;
     } else {
       return reinterpret_cast<const Element *>(values);
     }
   }
+  int64_t value_block() const { return widens ? kPanelKeys * kBlock : layout_.value_block / Op::depth; }
 
-  void score(const Tile &tile, const Element *keys, int count, const Scratch &s) const {
-    const int vecs = (count + W - 1) / W;
+  // f(n constant, columns, first vector) for `vecs` vectors, in steps of what a register block takes; blocks of 16 lanes are
+  // `block` elements apart.
+  template <class F>
+  static void for_columns(int vecs, int64_t block, const F &f) {
     for (int vec = 0; vec < vecs; vec += Isa::vecs) {
       with_count<Isa::vecs>(vecs - vec, [&](auto count_constant) {
         constexpr int n = decltype(count_constant)::value;
-        const Element *columns[n];
-        for (int j = 0; j < n; ++j) {
-          const int lane = (vec + j) * W;
-          columns[j] = keys + lane / 16 * 16 * elements_ + lane % 16;
-        }
-        for (int r = 0; r < tile.padded; r += Isa::rows) {
-          multiply<Isa, Op, n, false>(s.queries + r * elements_, elements_, columns, 16, elements_, false, {}, false,
-                                      s.scores + r * kTileKeys + vec * W, kTileKeys);
-        }
+        int64_t columns[n];
+        for (int j = 0; j < n; ++j) columns[j] = (vec + j) * W / kBlock * block + (vec + j) * W % kBlock;
+        f(columns, vec);
       });
     }
   }
 
-  // Full: all kTileKeys are there.
-  template <bool Full>
-  void weigh(const Tile &tile, int count, float bias, const Scratch &s) const {
-    const int vecs = Full ? kTileKeys / W : (count + W - 1) / W;
-    for (int r = 0; r < tile.rows; ++r) {
-      float *row = s.scores + r * kTileKeys;
-      this->template weigh_row<Full>(r, row, reinterpret_cast<Element *>(row), vecs, count, bias, s, [](float) {});
-    }
+  void score(const Tile &tile, const Part &part, const Element *keys, const Scratch &s) const {
+    const int64_t steps = op_.dim / Op::depth, row = query_row_ / Op::depth;
+    const auto *queries = reinterpret_cast<const Element *>(s.queries);
+    const Run<Op> run{keys, 0, steps, false};
+    for_columns((part.count + W - 1) / W, kBlock * steps, [&](const auto &columns, int vec) {
+      for (int r = 0; r < tile.padded; r += Isa::rows) {
+        multiply<Isa, Op>(queries + r * row, row, &run, 1, columns, false, s.scores + r * kPanelKeys + part.column + vec * W,
+                          kPanelKeys);
+      }
+    });
   }
 
-  void add_values(const Tile &tile, const Element *values, int count, const Scratch &s) const {
+  void add_values(const Tile &tile, const Panel &panel, const Scratch &s) const {
     const auto *weights = reinterpret_cast<const Element *>(s.scores);
-    const int vecs = static_cast<int>(out_row_ / W);
-    const Tail tail{static_cast<int>(op_.dim % W)};
-    for (int vec = 0; vec < vecs; vec += Isa::vecs) {
-      with_count<Isa::vecs>(vecs - vec, [&](auto count_constant) {
-        constexpr int n = decltype(count_constant)::value;
-        const Element *columns[n];
-        for (int j = 0; j < n; ++j) columns[j] = values + (vec + j) * W;
-        const auto blocks = [&](auto tail_constant) {
-          constexpr bool has_tail = decltype(tail_constant)::value;
-          for (int r = 0; r < tile.padded; r += Isa::rows) {
-            multiply<Isa, Op, n, has_tail>(weights + r * kTileKeys, kTileKeys, columns, op_.dim, count / Op::depth,
-                                           count % Op::depth != 0, tail, true, s.output + r * out_row_ + vec * W, out_row_);
-          }
-        };
-        if (tail.lanes > 0 && vec + n == vecs) {
-          blocks(std::true_type{});
-        } else {
-          blocks(std::false_type{});
-        }
-      });
+    Run<Op> runs[sizeof panel.parts / sizeof *panel.parts];
+    for (int i = 0; i < panel.count; ++i) {
+      const Part &part = panel.parts[i];
+      runs[i] = {value_operands(this->values(tile, part), part, s), part.column / Op::depth, part.count / Op::depth,
+                 part.count % Op::depth != 0};
     }
+    for_columns(static_cast<int>((op_.dim + W - 1) / W), value_block(), [&](const auto &columns, int vec) {
+      for (int r = 0; r < tile.padded; r += Isa::rows) {
+        multiply<Isa, Op>(weights + r * kPanelKeys, kPanelKeys, runs, panel.count, columns, true,
+                          s.output + r * out_row_ + vec * W, out_row_);
+      }
+    });
   }
 };
 

@@ -104,8 +104,8 @@ struct Avx2Isa {
   };
   static Split split(Vec x) {
     const Vec magic = _mm256_set1_ps(0x1.8p23f);
-    x = _mm256_max_ps(_mm256_set1_ps(-127.0f), x);  // in this order a NaN passes
-    const Vec whole = _mm256_add_ps(x, magic);
+    x = _mm256_min_ps(_mm256_set1_ps(128.0f), _mm256_max_ps(_mm256_set1_ps(-126.5f), x));  // in this order a NaN passes
+    const Vec whole = _mm256_add_ps(_mm256_sub_ps(x, _mm256_set1_ps(0.5f)), magic);
     return {whole, _mm256_sub_ps(x, _mm256_sub_ps(whole, magic))};
   }
   static Vec scale(Vec value, Vec whole) {
@@ -155,13 +155,12 @@ struct Avx2Isa {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
   static Vec widened(__m128i bits) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)); }
+  // A NaN stays one without being rounded: arithmetic has made it a quiet one, whose mark is in the upper half.
   static __m256i rounded_bits(Vec vec) {
     const __m256i bits = _mm256_castps_si256(vec);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    const __m256i quiet_nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
     const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(vec, vec, _CMP_UNORD_Q));
-    return _mm256_blendv_epi8(rounded, quiet_nan, is_nan);
+    return _mm256_add_epi32(bits, _mm256_andnot_si256(is_nan, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))));
   }
   static __m128i narrowed(Vec vec) {
     const __m256i high = _mm256_srli_epi32(rounded_bits(vec), 16);

@@ -26,10 +26,10 @@ struct ScalarPairOperand {
     Vec first, second;
   };
   static constexpr int depth = 2;
-  static constexpr int exp2_degree = 6;
 
   static Vec ones() { return Isa::set(1.0f); }
   static Vec multiply_add(const Reg &a, Vec b, Vec sum) { return sum + a.first * b + a.second * b; }
+  static Vec weight(Vec x) { return exp2<Isa, 6>(x); }
   static Reg narrow(const Vec (&weights)[depth]) { return {Isa::round_bf16(weights[0]), Isa::round_bf16(weights[1])}; }
   static void store(uint32_t *to, const Reg &reg) {
     auto *channels = reinterpret_cast<Bf16 *>(to);
@@ -128,15 +128,15 @@ struct ScalarIsa {
     }
   }
 
-  // x = whole + rest with |rest| <= 1/2 for exp2; `whole` in the form that `scale` wants. Adding 1.5 * 2^23 leaves the rounded
-  // integer in the low bits. Below -127 everything is -127, whose scale is 0.
+  // x = whole + rest with rest in [0, 1] for exp2; `whole` in the form that `scale` wants. Adding 1.5 * 2^23 leaves the rounded
+  // integer in the low bits. Where `whole` is -127 the scale is 0, where it is 128 infinity.
   struct Split {
     Vec whole, rest;
   };
   static Split split(Vec x) {
     const Vec magic = set(0x1.8p23f);
-    x = x < -127.0f ? set(-127.0f) : x;
-    const Vec whole = x + magic;
+    x = x < -126.5f ? set(-126.5f) : x > 128.0f ? set(128.0f) : x;
+    const Vec whole = (x - 0.5f) + magic;
     return {whole, x - (whole - magic)};
   }
   // value * 2^whole.

@@ -21,15 +21,15 @@ void run(const Op &op) {
   }
 }
 
-// visit(kernel) with a null pointer of the kernel's type: on matrix tiles where the instruction set has them and the op fits.
+// visit(kernel) with a null pointer of the kernel's type: on matrix tiles where the instruction set has them.
 template <class Isa, class Visit>
 auto with_attention(const FrameAttention &op, const Visit &visit) {
-  if constexpr (!std::is_void<typename Isa::Tiles>::value) {
-    using OnTiles = TileAttentionKernel<Isa, typename Isa::TileOperand, typename Isa::Tiles>;
-    if (op.dtype == DType::bfloat16 && OnTiles::takes(op)) return visit(static_cast<OnTiles *>(nullptr));
+  if (op.dtype == DType::float32) return visit(static_cast<FrameAttentionKernel<Isa, float> *>(nullptr));
+  if constexpr (std::is_void<typename Isa::Tiles>::value) {
+    return visit(static_cast<FrameAttentionKernel<Isa, Bf16> *>(nullptr));
+  } else {
+    return visit(static_cast<TileAttentionKernel<Isa, typename Isa::TileOperand, typename Isa::Tiles> *>(nullptr));
   }
-  if (op.dtype == DType::bfloat16) return visit(static_cast<FrameAttentionKernel<Isa, Bf16> *>(nullptr));
-  return visit(static_cast<FrameAttentionKernel<Isa, float> *>(nullptr));
 }
 
 template <class Isa>

@@ -27,6 +27,7 @@ class KvWriteKernel {
   using Vec = typename Isa::Vec;
   static constexpr int W = Isa::width;
   static constexpr int kBlock = PageLayout::block_tokens;
+  static constexpr int64_t kChannels = PageLayout::block_channels;
   static constexpr bool is_bf16 = std::is_same<T, Bf16>::value;
   static constexpr int depth = is_bf16 ? 2 : 1;  // channels of K, and tokens of V, that lie side by side in a page
 
@@ -48,14 +49,13 @@ class KvWriteKernel {
   };
   using Stage = float[kBlock][PageLayout::max_dim / depth];  // 16 rows of K, as words
 
-  explicit KvWriteKernel(const KvWrite &op) : op_(op), layout_(op.dtype, op.tokens, op.heads, op.dim) {}
+  explicit KvWriteKernel(const KvWrite &op) : op_(op), layout_(LOLRT_DEVICE_CPU, op.dtype, op.tokens, op.heads, op.dim) {}
 
   void write(const Block &block) const {
     if (op_.q.data) write_queries(block);
     if (op_.k.data) {
       T *page = static_cast<T *>(op_.pages) + op_.page_table[block.frame] * op_.page_stride;
-      write_keys(block, page);
-      write_values(block, page + layout_.values);
+      write_heads(block, page, page + layout_.values);
     }
   }
 
@@ -70,24 +70,28 @@ class KvWriteKernel {
     }
   }
 
-  void write_keys(const Block &block, T *keys) const {
+  void write_heads(const Block &block, T *keys, T *values) const {
     float scale[kBlock];
     for (int t = 0; t < block.tokens; ++t) scale[t] = inverse_rms(op_.k, op_.k_weight, block, t);
     alignas(64) Stage stage;
     for (int64_t head = 0; head < op_.heads; ++head) {
-      T *to = keys + head * layout_.key_head + block.first * op_.dim;
+      T *key = keys + head * layout_.key_head + block.first * op_.dim;
+      T *value = values + head * layout_.value_head + block.first * kChannels;
+      for (int64_t c = 0; c < op_.dim; c += kChannels)
+        prefetch(value + c / kChannels * layout_.value_block, block.tokens * kChannels);
       for (int t = 0; t < block.tokens; ++t) {
-        prefetch(to + t * op_.dim);
+        prefetch(key + t * op_.dim, op_.dim);
         project(op_.k, op_.k_weight, block, t, head, scale[t], reinterpret_cast<T *>(stage[t]));
       }
-      store_keys(stage, block, to);
+      store_keys(stage, block, key);
+      write_values(block, head, value);
     }
   }
 
-  // Fetches the row's lines to be written, while there is something else to do.
-  void prefetch(const T *row) const {
-    const auto *bytes = reinterpret_cast<const char *>(row);
-    for (int64_t i = 0; i < static_cast<int64_t>(op_.dim * sizeof(T)); i += 64) __builtin_prefetch(bytes + i, 1);
+  // Fetches lines to be written, while there is something else to do.
+  static void prefetch(const T *to, int64_t count) {
+    const auto *bytes = reinterpret_cast<const char *>(to);
+    for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(T)); i += 64) __builtin_prefetch(bytes + i, 1);
   }
 
   // 1 / rms of a token over all its heads; what it is does not matter without a weight.
@@ -175,20 +179,28 @@ class KvWriteKernel {
     }
   }
 
-  // [tokens][heads][dim] to [heads][tokens / depth][dim][depth].
-  void write_values(const Block &block, T *values) const {
-    for (int t = 0; t < block.tokens; t += depth) {
-      for (int64_t head = 0; head < op_.heads; ++head) {
-        const T *row = op_.v.template row<const T>(block.frame, block.first + t, head);
-        T *to = values + head * layout_.value_head + (block.first + t) * op_.dim;
-        if (depth == 1) {
-          std::memcpy(to, row, op_.dim * sizeof(T));
-        } else if (t + 1 < block.tokens) {
-          Isa::interleave(reinterpret_cast<const uint16_t *>(row), reinterpret_cast<const uint16_t *>(row + op_.v.token),
-                          reinterpret_cast<uint16_t *>(to), op_.dim);
-        } else {
-          for (int64_t c = 0; c < op_.dim; ++c) to[depth * c] = row[c];
-        }
+  // [tokens][dim] of a head to [dim / 16][tokens / depth][16][depth], what is adjacent there one after the other.
+  void write_values(const Block &block, int64_t head, T *to) const {
+    for (int64_t c = 0; c < op_.dim; c += kChannels, to += layout_.value_block) {
+      if (c + kChannels <= op_.dim) {
+        write_channels(block, head, c, kChannels, to);
+      } else {
+        write_channels(block, head, c, op_.dim - c, to);
+      }
+    }
+  }
+
+  // `count` channels from `first` on.
+  [[gnu::always_inline]] void write_channels(const Block &block, int64_t head, int64_t first, int64_t count, T *to) const {
+    for (int t = 0; t < block.tokens; t += depth, to += depth * kChannels) {
+      const T *row = op_.v.template row<const T>(block.frame, block.first + t, head) + first;
+      if (depth == 1) {
+        std::memcpy(to, row, count * sizeof(T));
+      } else if (t + 1 < block.tokens) {
+        Isa::interleave(reinterpret_cast<const uint16_t *>(row), reinterpret_cast<const uint16_t *>(row + op_.v.token),
+                        reinterpret_cast<uint16_t *>(to), count);
+      } else {
+        for (int64_t c = 0; c < count; ++c) to[depth * c] = row[c];
       }
     }
   }

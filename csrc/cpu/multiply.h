@@ -1,55 +1,65 @@
 // The register-blocked product that both halves of attention are made of:
 //   c[rows][vecs * width] = (accumulate ? c : 0) + a[rows][steps] * b[steps][vecs * width]
 // with Isa::rows rows and up to Isa::vecs vectors of accumulators held in registers. a is broadcast element by element; b is read
-// vector by vector, each vector from its own column pointer; one step is Op::depth k's.
+// vector by vector, each vector from its own column of 16 lanes; one step is Op::depth k's. The steps may come in several runs,
+// each with its own place in memory.
 //
 // The loops over rows and vectors are unrolled by pragma: only then does GCC keep `sum` in registers.
 #pragma once
+
+#include "core/page_layout.h"
 
 #include <cstdint>
 
 namespace lolrt {
 namespace {
 
-// Lanes of the last vector of b that may be read; 0 means all.
-struct Tail {
-  int lanes = 0;
+template <class Op>
+struct Run {
+  const typename Op::Element *b;
+  int64_t first;  // step, as a counts them
+  int64_t steps;
+  bool half_step;  // one k more; its partner in b is padding and may be NaN
 };
 
-template <class Isa, class Op, int Vecs, bool HasTail>
-inline void multiply(const typename Op::Element *a, int64_t a_row, const typename Op::Element *const (&b)[Vecs], int64_t b_step,
-                     int64_t steps, bool half_step, Tail tail, bool accumulate, float *c, int64_t c_row) {
+// columns: elements from a run's b to each vector.
+template <class Isa, class Op, int Vecs>
+[[gnu::noinline]] void multiply(const typename Op::Element *a, int64_t a_row, const Run<Op> *runs, int count,
+                                const int64_t (&columns)[Vecs], bool accumulate, float *c, int64_t c_row) {
   using Vec = typename Isa::Vec;
   using Reg = typename Op::Reg;
   constexpr int rows = Isa::rows;
+  constexpr int64_t b_step = PageLayout::block_tokens;
+  static_assert(b_step == PageLayout::block_channels, "blocks of K and V have the same lanes");
   Vec sum[rows][Vecs];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
     for (int j = 0; j < Vecs; ++j) sum[r][j] = accumulate ? Isa::load(c + r * c_row + j * Isa::width) : Isa::zero();
   }
-  const auto load = [&](int j, int64_t step) {
-    const auto *from = b[j] + step * b_step;
-    return HasTail && j == Vecs - 1 ? Op::load_n(from, tail.lanes) : Op::load(from);
-  };
-  for (int64_t step = 0; step < steps; ++step) {
-    Reg column[Vecs];
+  for (const Run<Op> *run = runs; run != runs + count; ++run) {
+    const typename Op::Element *row_start = a + run->first, *b[Vecs];
 #pragma GCC unroll 8
-    for (int j = 0; j < Vecs; ++j) column[j] = load(j, step);
+    for (int j = 0; j < Vecs; ++j) b[j] = run->b + columns[j];
+    for (int64_t step = 0; step < run->steps; ++step) {
+      Reg column[Vecs];
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      const Reg row = Op::broadcast(a + r * a_row + step);
-#pragma GCC unroll 8
-      for (int j = 0; j < Vecs; ++j) sum[r][j] = Op::multiply_add(row, column[j], sum[r][j]);
-    }
-  }
-  if (half_step) {  // the last pair has one k only; its partner is padding and may be NaN
-#pragma GCC unroll 8
-    for (int j = 0; j < Vecs; ++j) {
-      const Reg column = Op::first_of_pair(load(j, steps));
+      for (int j = 0; j < Vecs; ++j) column[j] = Op::load(b[j] + step * b_step);
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
-        sum[r][j] = Op::multiply_add(Op::broadcast(a + r * a_row + steps), column, sum[r][j]);
+        const Reg row = Op::broadcast(row_start + r * a_row + step);
+#pragma GCC unroll 8
+        for (int j = 0; j < Vecs; ++j) sum[r][j] = Op::multiply_add(row, column[j], sum[r][j]);
+      }
+    }
+    if constexpr (Op::depth == 1) continue;
+    if (!run->half_step) continue;
+#pragma GCC unroll 8
+    for (int j = 0; j < Vecs; ++j) {
+      const Reg column = Op::first_of_pair(Op::load(b[j] + run->steps * b_step));
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) {
+        sum[r][j] = Op::multiply_add(Op::broadcast(row_start + r * a_row + run->steps), column, sum[r][j]);
       }
     }
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/bf16.h"
+#include "cpu/exp2.h"
 
 namespace lolrt {
 namespace {
@@ -14,14 +15,14 @@ struct Fp32Operand {
   using Channel = float;  // one k of an element
   using Reg = Vec;
   static constexpr int depth = 1;  // k's of one step
-  static constexpr int exp2_degree = 6;
 
   static Reg load(const float *from) { return Isa::load(from); }
-  static Reg load_n(const float *from, int lanes) { return Isa::load_n(from, lanes); }
   static Reg broadcast(const float *from) { return Isa::set(*from); }
   static Reg ones() { return Isa::set(1.0f); }
   static Reg first_of_pair(Reg reg) { return reg; }
   static Vec multiply_add(Reg a, Reg b, Vec sum) { return Isa::multiply_add(a, b, sum); }
+  // 2^x as `narrow` wants it.
+  static Vec weight(Vec x) { return exp2<Isa, 6>(x); }
   static Reg narrow(const Vec (&weights)[depth]) { return weights[0]; }
   static void store(float *to, Reg reg) { Isa::store(to, reg); }
 };

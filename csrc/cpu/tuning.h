@@ -6,20 +6,17 @@ namespace lolrt {
 // frame_attention: queries of one task. A multiple of every policy's register rows (4, 6). At dim 128 the tile's rotated queries
 // (24 KB in bf16), scores (24 KB) and output (48 KB) stay in a 1-2 MB L2 beside a K and a V tile of 16 KB each in L1.
 constexpr int kTileRows = 96;
-// frame_attention: keys between two looks at the running maximum; 4 registers of 16 lanes.
-constexpr int kTileKeys = 64;
+// frame_attention: keys of a panel, whose weights are made at once; 4 registers of 16 lanes.
+constexpr int kPanelKeys = 64;
 // frame_attention on matrix tiles: queries of one task. K and V are read once for all of them, from the third cache or from
-// memory; at dim 128 their rotated copies (64 KB), output (128 KB) and weights (128 KB) stay in a 1-2 MB L2 beside a span of K
-// and V (128 KB).
-constexpr int kTileTaskRows = 256;
+// memory; at dim 128 their rotated copies (160 KB each), output (288 KB) and weights (288 KB) stay in a 2 MB L2 beside a span of
+// K and V (128 KB).
+constexpr int kTileTaskRows = 512;
 // The same: keys that are weighed before they meet V. An output tile is loaded and stored once for its eight products.
 constexpr int kTileSpanKeys = 256;
-// The same: queries and keys whose scores are weighed while the next are multiplied. Two units of scores (16 KB) and 64 keys (16
-// KB) leave a third of a 48 KB L1 to the rest.
-constexpr int kTileUnitRows = 32, kTileUnitKeys = 64;
-// frame_attention: the running maximum follows the scores when they exceed it by more than this (in powers of two). Up to 2^8 the
-// weights lose no accuracy, and the output is almost never rescaled.
-constexpr float kRescaleAbove = 8.0f;
+// frame_attention: the running maximum follows the scores when a lane's weights of a panel add up to more than this. Weights of
+// that size lose no accuracy, and the output is almost never rescaled.
+constexpr float kRescaleAbove = 256.0f;
 // modulated_norm, gelu: elements of one task, enough to hide the cost of handing it out.
 constexpr int kRowTaskElements = 16384;
 

@@ -58,6 +58,7 @@ class Borrowed {
     if (const DLPackExchangeAPI *api = exchange_api(Py_TYPE(object.ptr()))) {
       if (api->tensor_from_py_object(object.ptr(), &tensor_) != 0) throw pybind11::error_already_set();
       view_ = &tensor_;
+      on_cpu();
       return;
     }
     if (PyCapsule_CheckExact(object.ptr())) {
@@ -76,6 +77,7 @@ class Borrowed {
       if (managed == nullptr) throw pybind11::error_already_set();
       view_ = &static_cast<DLManagedTensorVersioned *>(managed)->tensor;
     }
+    on_cpu();
   }
   Borrowed(const Borrowed &) = delete;
   Borrowed &operator=(const Borrowed &) = delete;
@@ -83,6 +85,14 @@ class Borrowed {
   const lolrt_tensor *get() const { return view_; }
 
  private:
+  // The stream of a call on CUDA would have to be asked for.
+  void on_cpu() const {
+    if (view_->device.type == LOLRT_DEVICE_CUDA) {
+      throw pybind11::value_error(
+          "a tensor is on CUDA; the Python layer computes on the CPU so far (the C ABI takes it): move it there");
+    }
+  }
+
   lolrt_tensor tensor_{};
   const lolrt_tensor *view_ = nullptr;
   pybind11::object capsule_;

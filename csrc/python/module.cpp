@@ -59,7 +59,8 @@ void kv_write(py::handle q, py::handle k, py::handle v, py::handle q_weight, py:
                                  rotation_first_channel,
                                  q_out_.get(),
                                  pages_.get(),
-                                 page_table_.get()};
+                                 page_table_.get(),
+                                 nullptr};
   call<const lolrt_kv_write_desc *>(lolrt_kv_write, &desc);
 }
 
@@ -77,8 +78,8 @@ struct AttentionCall {
         bias(bias_),
         out(out_),
         mass(mass_),
-        desc{sizeof desc,    scale,      q.get(),   pages.get(), page_table.get(), page_tokens,
-             rotation.get(), bias.get(), out.get(), mass.get(),  nullptr,          0} {}
+        desc{sizeof desc, scale,      q.get(), pages.get(), page_table.get(), page_tokens, rotation.get(), bias.get(),
+             out.get(),   mass.get(), nullptr, 0,           nullptr} {}
 };
 
 constexpr uint64_t kAlignment = 64;
@@ -112,14 +113,14 @@ void frame_attention(py::handle q, py::handle pages, py::handle page_table, int6
 void modulated_norm(py::handle x, py::handle residual, py::handle gate, py::handle scale, py::handle shift, float eps,
                     py::handle out) {
   const Borrowed x_(x), residual_(residual), gate_(gate), scale_(scale), shift_(shift), out_(out);
-  const lolrt_modulated_norm_desc desc{sizeof desc, eps,          x_.get(),     residual_.get(),
-                                       gate_.get(), scale_.get(), shift_.get(), out_.get()};
+  const lolrt_modulated_norm_desc desc{sizeof desc,  eps,          x_.get(),   residual_.get(), gate_.get(),
+                                       scale_.get(), shift_.get(), out_.get(), nullptr};
   call<const lolrt_modulated_norm_desc *>(lolrt_modulated_norm, &desc);
 }
 
 void gelu(py::handle x) {
   const Borrowed x_(x);
-  const lolrt_gelu_desc desc{sizeof desc, x_.get()};
+  const lolrt_gelu_desc desc{sizeof desc, x_.get(), nullptr};
   call<const lolrt_gelu_desc *>(lolrt_gelu, &desc);
 }
 
@@ -177,7 +178,7 @@ int64_t page_elements(const std::string &dtype, int64_t tokens, int64_t heads, i
     throw py::value_error("page_elements: dtype: expected \"float32\" or \"bfloat16\", got \"" + dtype + "\"");
   }
   int64_t elements = 0;
-  check(lolrt_page_elements(type, tokens, heads, dim, &elements));
+  check(lolrt_page_elements(LOLRT_DEVICE_CPU, type, tokens, heads, dim, &elements));
   return elements;
 }
 

@@ -92,7 +92,7 @@ int main(void) {
   lolrt_tensor v_view = view(v, LOLRT_CODE_FLOAT, 32, 4, tokens_shape);
   require(lolrt_normal(1, 0, 0, &k_view));
   require(lolrt_normal(1, 0, 1, &v_view));
-  require(lolrt_page_elements(k_view.dtype, TOKENS, HEADS, DIM, &pages_shape[1]));
+  require(lolrt_page_elements(LOLRT_DEVICE_CPU, k_view.dtype, TOKENS, HEADS, DIM, &pages_shape[1]));
   float *pages = malloc(sizeof(float) * POOL_PAGES * (size_t)pages_shape[1]);
   lolrt_tensor pages_view = view(pages, LOLRT_CODE_FLOAT, 32, 2, pages_shape);
   lolrt_tensor table_view = view(page_table, LOLRT_CODE_INT, 32, 1, table_shape);

@@ -2,6 +2,7 @@
 // process, those of the library's threads too.
 #include "check.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -14,22 +15,26 @@ namespace {
 
 std::atomic<int64_t> allocations{0};
 
-// Allocations of a second call, the first having started threads and whatever else is made once.
+// The fewest allocations that a call makes after the first. Not those of one call: a thread that the first has started may get
+// going during a later one, and the sanitizer allocates for it.
 template <class Op>
-int64_t of_second_call(const Op &op) {
+int64_t of_later_calls(const Op &op) {
   CHECK_OK(op());
-  const int64_t before = allocations;
-  const lolrt_status status = op();
-  const int64_t during = allocations - before;
-  CHECK_OK(status);
-  return during;
+  int64_t fewest = INT64_MAX;
+  for (int call = 0; call < 3; ++call) {
+    const int64_t before = allocations;
+    const lolrt_status status = op();
+    fewest = std::min<int64_t>(fewest, allocations - before);
+    CHECK_OK(status);
+  }
+  return fewest;
 }
 
 template <class T>
 void test_ops() {
   const int64_t frames = 2, tokens = 70, heads = 3, dim = 128, pages = 3, pairs = 22;
   int64_t elements = 0;
-  CHECK_OK(lolrt_page_elements(dtype_of<T>(), tokens, heads, dim, &elements));
+  CHECK_OK(lolrt_page_elements(LOLRT_DEVICE_CPU, dtype_of<T>(), tokens, heads, dim, &elements));
   Tensor<T> q({frames, tokens, heads, dim}), k({frames, tokens, heads, dim}), v({frames, tokens, heads, dim}),
       out({frames, tokens, heads, dim}), weight({heads, dim}), pool({pages, elements});
   Tensor<float> spatial({tokens, pairs, 2}), rotation({pages, frames, heads, pairs, 2}), bias({pages, heads}),
@@ -38,30 +43,31 @@ void test_ops() {
   for (int32_t page = 0; page < pages; ++page) read[page] = page;
   for (int32_t frame = 0; frame < frames; ++frame) written[frame] = frame;
 
-  const lolrt_kv_write_desc write{sizeof write, 1e-6f, &q, &k, &v, &weight, &weight, &spatial, 44, &out, &pool, &written};
-  CHECK(of_second_call([&] { return lolrt_kv_write(&write); }) == 0);
+  const lolrt_kv_write_desc write{sizeof write, 1e-6f, &q,   &k,    &v,       &weight, &weight,
+                                  &spatial,     44,    &out, &pool, &written, nullptr};
+  CHECK(of_later_calls([&] { return lolrt_kv_write(&write); }) == 0);
 
-  lolrt_frame_attention_desc attention{sizeof attention, 0.0f,  &q,   &pool, &read,   tokens,
-                                       &rotation,        &bias, &out, &mass, nullptr, 0};
-  CHECK(of_second_call([&] { return lolrt_frame_attention_workspace(&attention, &attention.workspace_bytes); }) == 0);
+  lolrt_frame_attention_desc attention{sizeof attention, 0.0f, &q,     &pool, &read, tokens, &rotation, &bias, &out, &mass,
+                                       nullptr,          0,    nullptr};
+  CHECK(of_later_calls([&] { return lolrt_frame_attention_workspace(&attention, &attention.workspace_bytes); }) == 0);
   const std::unique_ptr<void, void (*)(void *)> workspace(std::aligned_alloc(64, attention.workspace_bytes), std::free);
   attention.workspace = workspace.get();
-  CHECK(of_second_call([&] { return lolrt_frame_attention(&attention); }) == 0);
+  CHECK(of_later_calls([&] { return lolrt_frame_attention(&attention); }) == 0);
 
   Tensor<T> x({frames, 500, dim}), residual({frames, 500, dim}), normed({frames, 500, dim});
   Tensor<float> gate({frames, dim}), scale({1, dim}), shift({1, dim});
-  const lolrt_modulated_norm_desc norm{sizeof norm, 1e-6f, &x, &residual, &gate, &scale, &shift, &normed};
-  CHECK(of_second_call([&] { return lolrt_modulated_norm(&norm); }) == 0);
-  const lolrt_gelu_desc gelu{sizeof gelu, &x};
-  CHECK(of_second_call([&] { return lolrt_gelu(&gelu); }) == 0);
+  const lolrt_modulated_norm_desc norm{sizeof norm, 1e-6f, &x, &residual, &gate, &scale, &shift, &normed, nullptr};
+  CHECK(of_later_calls([&] { return lolrt_modulated_norm(&norm); }) == 0);
+  const lolrt_gelu_desc gelu{sizeof gelu, &x, nullptr};
+  CHECK(of_later_calls([&] { return lolrt_gelu(&gelu); }) == 0);
 }
 
 void test_tables_and_noise() {
   Tensor<uint64_t> turns({3, 22});
   Tensor<int64_t> offsets({12, 3});
   Tensor<float> table({12, 3, 3, 22, 2}), noise({16, 60, 104});
-  CHECK(of_second_call([&] { return lolrt_rotation_table(&turns, &offsets, &table); }) == 0);
-  CHECK(of_second_call([&] { return lolrt_normal(1, 2, 3, &noise); }) == 0);
+  CHECK(of_later_calls([&] { return lolrt_rotation_table(&turns, &offsets, &table); }) == 0);
+  CHECK(of_later_calls([&] { return lolrt_normal(1, 2, 3, &noise); }) == 0);
 }
 
 }  // namespace

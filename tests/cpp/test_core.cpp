@@ -87,12 +87,18 @@ void test_interface() {
   CHECK_FAILS(lolrt_set_isa("z80"), LOLRT_INVALID_ARGUMENT, "\"z80\"");
   CHECK_FAILS(lolrt_set_isa(nullptr), LOLRT_INVALID_ARGUMENT, "scalar");
   int64_t elements = 0;
-  CHECK_OK(lolrt_page_elements(bfloat16(), 33, 2, 10, &elements));
-  CHECK(elements == 2 * 48 * 10 + 704);  // V: 2 * 34 * 10 = 680 elements, rounded up to 64 bytes
-  CHECK_OK(lolrt_page_elements(float32(), 33, 2, 10, &elements));
-  CHECK(elements == 2 * 48 * 10 + 672);  // V: 2 * 33 * 10 = 660
-  CHECK_FAILS(lolrt_page_elements({LOLRT_CODE_FLOAT, 16, 1}, 1, 1, 2, &elements), LOLRT_INVALID_ARGUMENT, "float16");
-  CHECK_FAILS(lolrt_page_elements(float32(), 1, 1, 3, &elements), LOLRT_UNSUPPORTED, "dim is 3");
+  CHECK_OK(lolrt_page_elements(LOLRT_DEVICE_CPU, bfloat16(), 33, 2, 10, &elements));
+  CHECK(elements == 2 * 48 * 10 + 2 * 34 * 16);  // 33 keys padded to 48 and to 34, 10 channels of V to 16
+  CHECK_OK(lolrt_page_elements(LOLRT_DEVICE_CPU, float32(), 33, 2, 10, &elements));
+  CHECK(elements == 2 * 48 * 10 + 2 * 33 * 16);
+  CHECK_FAILS(lolrt_page_elements(LOLRT_DEVICE_CPU, {LOLRT_CODE_FLOAT, 16, 1}, 1, 1, 2, &elements), LOLRT_INVALID_ARGUMENT,
+              "float16");
+  CHECK_OK(lolrt_page_elements(LOLRT_DEVICE_CUDA, bfloat16(), 33, 2, 10, &elements));
+  CHECK(elements == 672 + 672);  // 2 * 33 * 10 = 660 elements each, rounded up to 64 bytes
+  CHECK_FAILS(lolrt_page_elements(LOLRT_DEVICE_CUDA, float32(), 1, 1, 2, &elements), LOLRT_INVALID_ARGUMENT,
+              "bfloat16 or float16");
+  CHECK_FAILS(lolrt_page_elements(3, float32(), 1, 1, 2, &elements), LOLRT_UNSUPPORTED, "device_type is 3");
+  CHECK_FAILS(lolrt_page_elements(LOLRT_DEVICE_CPU, float32(), 1, 1, 3, &elements), LOLRT_UNSUPPORTED, "dim is 3");
   CHECK_FAILS(lolrt_frame_attention(nullptr), LOLRT_INVALID_ARGUMENT, "NULL");
   lolrt_kv_write_desc desc{};
   CHECK_FAILS(lolrt_kv_write(&desc), LOLRT_INVALID_ARGUMENT, "struct_size");

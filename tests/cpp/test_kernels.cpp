@@ -63,7 +63,7 @@ void test_shape(const Shape &s) {
   if (s.pages > 1) bias[0] = -INFINITY;
 
   int64_t elements = 0;
-  CHECK_OK(lolrt_page_elements(dtype_of<T>(), s.page_tokens, s.heads, s.dim, &elements));
+  CHECK_OK(lolrt_page_elements(LOLRT_DEVICE_CPU, dtype_of<T>(), s.page_tokens, s.heads, s.dim, &elements));
   Tensor<T> pages({s.pages + 1, elements}, not_a_number<T>());  // one page is never written
   Tensor<int32_t> table({s.pages});
   for (int64_t page = 0; page < s.pages; ++page) table[page] = static_cast<int32_t>((page + 1) % (s.pages + 1));
@@ -174,7 +174,7 @@ void test_rows(int64_t tokens, int64_t heads, int64_t dim, int64_t pairs, int64_
   random.fill(residual);
   Tensor<float> gate({2, channels}, 0.5f), scale({1, channels}, 1.5f), shift({2, channels}, -1.0f);
   const std::vector<T> before = x.values;
-  const lolrt_modulated_norm_desc norm{sizeof norm, 1e-6f, &x, &residual, &gate, &scale, &shift, &out};
+  const lolrt_modulated_norm_desc norm{sizeof norm, 1e-6f, &x, &residual, &gate, &scale, &shift, &out, nullptr};
   CHECK_OK(lolrt_modulated_norm(&norm));
   for (int64_t row = 0; row < 2 * tokens; ++row) {
     double mean = 0.0, variance = 0.0;
@@ -192,7 +192,7 @@ void test_rows(int64_t tokens, int64_t heads, int64_t dim, int64_t pairs, int64_
   }
 
   const std::vector<T> linear = x.values;
-  const lolrt_gelu_desc gelu{sizeof gelu, &x};
+  const lolrt_gelu_desc gelu{sizeof gelu, &x, nullptr};
   CHECK_OK(lolrt_gelu(&gelu));
   for (size_t i = 0; i < linear.size(); ++i) {
     const double from = to_float(linear[i]);

@@ -10,6 +10,10 @@
  * Rules. Every call returns a status; on failure `lolrt_last_error()` says what was wrong, what was expected and what to do, and
  * nothing has been written. Views are borrowed for the call. Kernels do not allocate, print, abort or keep pointers. Calls from
  * several threads are safe as long as they do not share outputs, workspaces, pools or windows.
+ *
+ * Devices. The tensors of a call are all on the CPU or all on one CUDA device, which must be the current one; those that an op
+ * takes as pointers, a workspace too, are there as well. A call on CUDA queues its work on the descriptor's `stream` and returns;
+ * what its tensors hold is not looked at by the host, so entries of a page_table are the caller's responsibility.
  */
 #ifndef LOLRT_LOLRT_H
 #define LOLRT_LOLRT_H
@@ -27,7 +31,7 @@ extern "C" {
 #endif
 
 /* Raised when a descriptor or a function changes in a way that old callers would notice. */
-#define LOLRT_ABI_VERSION 1
+#define LOLRT_ABI_VERSION 2
 
 typedef enum lolrt_status {
   LOLRT_OK = 0,
@@ -115,15 +119,19 @@ LOLRT_API lolrt_status lolrt_window_read(const lolrt_window *window, int32_t *pa
 /* Puts a saved list of frames (as lolrt_window_read gave them) into an empty window, taking a page from the pool for each. */
 LOLRT_API lolrt_status lolrt_window_restore(lolrt_window *window, const int64_t *frames, int64_t size);
 
-/* Elements of one page (K part, then V part, padding included) for pages of `dtype` (float32 or bfloat16):
- *   K  bfloat16 [heads][ceil(tokens/16)][dim/2][16][2]     float32 [heads][ceil(tokens/16)][dim][16]
- *   V  bfloat16 [heads][ceil(tokens/2)][dim][2]            float32 [heads][tokens][dim]
+/* Elements of one page (K part, then V part, padding included) for pages of `dtype` on a device of type `device_type`:
+ *   CPU   K  bfloat16 [heads][ceil(tokens/16)][dim/2][16][2]         float32 [heads][ceil(tokens/16)][dim][16]
+ *         V  bfloat16 [heads][ceil(dim/16)][ceil(tokens/2)][16][2]   float32 [heads][ceil(dim/16)][tokens][16]
+ *   CUDA  K and V  bfloat16 or float16 [heads][tokens][dim], rows as they come
  * each part rounded up to 64 bytes. What padding holds never reaches an output. */
-LOLRT_API lolrt_status lolrt_page_elements(lolrt_dtype dtype, int64_t tokens, int64_t heads, int64_t dim, int64_t *elements);
+LOLRT_API lolrt_status lolrt_page_elements(int32_t device_type, lolrt_dtype dtype, int64_t tokens, int64_t heads, int64_t dim,
+                                           int64_t *elements);
 
 /* ---- ops -----------------------------------------------------------------------------------------------------------------
- * float32 or bfloat16, the same for all tensors marked T; inside, everything is float32. `dim` is even, 2..256. The innermost
- * dimension of every tensor is contiguous; outer ones may be strided where it says so. Every size is at least 1.
+ * float32 or bfloat16 on the CPU, bfloat16 or float16 on CUDA, the same for all tensors marked T; inside, everything is float32.
+ * `dim` is even, 2..256; on CUDA it is 64 or 128, and only 128 for float16. The innermost dimension of every tensor is
+ * contiguous; outer ones may be strided where it says so, and on CUDA rows of heads and pages are 16-byte aligned. Every size is
+ * at least 1.
  *
  * A rotation turns channel pairs (x0, x1) = (2i, 2i + 1) by (cos, sin), in float32, rounded to T once:
  *   y0 = fma(x0, cos, -(x1 * sin)),  y1 = fma(x1, cos, x0 * sin)
@@ -145,6 +153,7 @@ typedef struct lolrt_kv_write_desc {
   const lolrt_tensor *q_out;      /* T [frames, tokens, heads, dim], strided */
   const lolrt_tensor *pages;      /* T [pool_pages, page_elements], rows strided; best 64-byte aligned */
   const lolrt_tensor *page_table; /* int32 [frames]: the page that each frame's K and V go to, all different */
+  void *stream;                   /* cudaStream_t of a call on CUDA; NULL is the default stream */
 } lolrt_kv_write_desc;
 
 LOLRT_API lolrt_status lolrt_kv_write(const lolrt_kv_write_desc *desc);
@@ -164,8 +173,9 @@ typedef struct lolrt_frame_attention_desc {
   const lolrt_tensor *out;        /* T [frames, tokens, heads, dim], strided */
   const lolrt_tensor *mass;       /* float32 [pages, frames, heads]: softmax weight spent on a page, mean over the frame's
                                      queries; or NULL */
-  void *workspace;                /* 64-byte aligned */
+  void *workspace;                /* 64-byte aligned; may be NULL where no bytes are needed */
   uint64_t workspace_bytes;       /* at least what lolrt_frame_attention_workspace says for this descriptor */
+  void *stream;                   /* as in lolrt_kv_write_desc */
 } lolrt_frame_attention_desc;
 
 LOLRT_API lolrt_status lolrt_frame_attention_workspace(const lolrt_frame_attention_desc *desc, uint64_t *bytes);
@@ -182,6 +192,7 @@ typedef struct lolrt_modulated_norm_desc {
   const lolrt_tensor *scale;    /* float32 [1 or frames, channels] */
   const lolrt_tensor *shift;    /* float32 [1 or frames, channels] */
   const lolrt_tensor *out;      /* T [frames, tokens, channels], strided */
+  void *stream;                 /* as in lolrt_kv_write_desc */
 } lolrt_modulated_norm_desc;
 
 LOLRT_API lolrt_status lolrt_modulated_norm(const lolrt_modulated_norm_desc *desc);
@@ -190,12 +201,13 @@ LOLRT_API lolrt_status lolrt_modulated_norm(const lolrt_modulated_norm_desc *des
 typedef struct lolrt_gelu_desc {
   uint32_t struct_size;  /* sizeof(lolrt_gelu_desc) */
   const lolrt_tensor *x; /* T [frames, tokens, channels], strided */
+  void *stream;          /* as in lolrt_kv_write_desc */
 } lolrt_gelu_desc;
 
 LOLRT_API lolrt_status lolrt_gelu(const lolrt_gelu_desc *desc);
 
 /* ---- video decoder -------------------------------------------------------------------------------------------------------
- * The two ops that a causal VAE consists of, on images with their channels last. */
+ * The two ops that a causal VAE consists of, on images with their channels last. On the CPU only. */
 
 /* RMSNorm over the channels of each pixel, and SiLU: y = x * sqrt(channels) * gamma / max(|x|, 1e-12), |x| the length of the
  * pixel's channels; out = y / (1 + exp(-y)), or y. In float32, rounded once. The result is the middle of `out`; a margin of m

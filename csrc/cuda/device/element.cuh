@@ -1,0 +1,65 @@
+// The 16-bit element types, as bits in 32-bit words of two, and the words and vectors that kernels move.
+#pragma once
+
+#include <cstdint>
+
+#include <cuda_runtime.h>
+
+namespace lolrt::cuda {
+
+struct Bf16 {
+  uint16_t bits;
+};
+struct Fp16 {
+  uint16_t bits;
+};
+
+// The pair in a word; the first element is in the low half.
+template <class Element>
+__device__ __forceinline__ float2 unpack(uint32_t word);
+
+template <>
+__device__ __forceinline__ float2 unpack<Bf16>(uint32_t word) {
+  return {__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u)};
+}
+
+template <>
+__device__ __forceinline__ float2 unpack<Fp16>(uint32_t word) {
+  float2 pair;
+  asm("{\n"
+      "  .reg .b16 low, high;\n"
+      "  mov.b32 {low, high}, %2;\n"
+      "  cvt.f32.f16 %0, low;\n"
+      "  cvt.f32.f16 %1, high;\n"
+      "}\n"
+      : "=f"(pair.x), "=f"(pair.y)
+      : "r"(word));
+  return pair;
+}
+
+// Rounded to nearest, ties to even.
+template <class Element>
+__device__ __forceinline__ uint32_t pack(float first, float second);
+
+template <>
+__device__ __forceinline__ uint32_t pack<Bf16>(float first, float second) {
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(word) : "f"(second), "f"(first));
+  return word;
+}
+
+template <>
+__device__ __forceinline__ uint32_t pack<Fp16>(float first, float second) {
+  uint32_t word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;\n" : "=r"(word) : "f"(second), "f"(first));
+  return word;
+}
+
+// 2^x to a relative error of 2^-22; results below the normal numbers are 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace lolrt::cuda

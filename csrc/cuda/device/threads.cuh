@@ -1,0 +1,40 @@
+// How the threads of a warp and of a block meet. All of them take part in each call.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace lolrt::cuda {
+
+constexpr int kWarpLanes = 32;
+
+// The architecture that this pass of the compiler makes code for, in the units of __CUDA_ARCH__; 0 on the host.
+#ifdef __CUDA_ARCH__
+constexpr int kArchitecture = __CUDA_ARCH__;
+#else
+constexpr int kArchitecture = 0;
+#endif
+
+// What the launch asked for, aligned to 128 bytes.
+__device__ __forceinline__ unsigned char *shared_memory() {
+  extern __shared__ __align__(128) unsigned char memory[];
+  return memory;
+}
+
+// The value; what is computed from it is not moved out of a loop, where it would hold registers.
+__device__ __forceinline__ int computed_here(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+// After it each thread sees what the others of its block wrote before.
+__device__ __forceinline__ void sync_block() { __syncthreads(); }
+
+// The same within a warp.
+__device__ __forceinline__ void sync_warp() { __syncwarp(); }
+
+// The value of lane ^ mask.
+__device__ __forceinline__ float exchange(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
+__device__ __forceinline__ bool any_lane(bool predicate) { return __any_sync(0xffffffffu, predicate); }
+
+}  // namespace lolrt::cuda

@@ -1,0 +1,493 @@
+// frame_attention on tensor cores of sm_80 and later.
+//
+//   score(q, k) = scale * <R(rotation[page, frame, head]) q, k> + bias[page, head],  out = softmax(score) V over all pages
+//
+// Tensors: q, out T [frames, tokens, heads, dim]; K and V T [heads][tokens][dim] in each page; rotation float32 [pages, frames,
+// heads, pairs, 2]; bias float32 [pages, heads]. T is Bf16 or Fp16. All rows are 16-byte aligned.
+//
+// A block is 128 query rows of one head, the frames' rows one after another, and all keys. It has 4 warps of 32 rows; a warp
+// keeps its rows' output and scores in registers. Keys come in tiles of `Keys`; a tile never spans two pages, the last one of a
+// page may be partial: what it lacks is filled with zeros, its scores are masked, and half a tile is skipped where it is empty.
+//
+// Shared memory, bytes at dim 128 and 64 keys:
+//   queries   128 x dim        32768   rotated for the page in hand
+//   keys      Keys x dim       16384   of the tile in hand, then of the next
+//   values    Keys x dim       16384
+//   rotation  frames x pairs     576   (3 frames, 22 pairs up to 24) of the page in hand, then of the next; (1, 0) in its padding
+// Rows are whole lines of `dim` elements; their 16-byte chunks are permuted by the row's lowest three bits, so that 8 rows of one
+// 8 x 8 matrix lie in different banks.
+//
+// Copies run beside the arithmetic; each tile has two barriers:
+//   keys landed, all warps past the last product with the values  ->  begin to copy this tile's values; scores; weights
+//   values landed, all warps past the scores                      ->  begin to copy the next tile's keys; product with the values
+// On the last tile of a page the second also begins the next page's rotation and fetches the unrotated queries' first channels
+// anew: each thread rotates the one row that it has fetched, in place. K is never rotated.
+//
+// weights = 2^(c * score + b - max), c and b being scale and bias times log2(e). `max` is a running maximum that moves, for all
+// rows of a warp, only when some row's scores pass it by 2^8; output and sums are then rescaled. Sums add the weights as they are
+// before they are rounded for the product with V.
+#pragma once
+
+#include "core/ops.h"
+
+#include <device/matrix.cuh>
+#include <device/threads.cuh>
+
+#include <cmath>
+
+namespace lolrt::cuda {
+
+constexpr int kAttentionThreads = 128;
+constexpr int kAttentionRows = 128;
+constexpr int kAttentionWarpRows = 32;
+constexpr float kLog2E = 0x1.715476p+0f;
+// In powers of two; weights up to 2^8 lose no accuracy, and the output is almost never rescaled.
+constexpr float kRescaleAbove = 8.0f;
+
+// Keys of a tile. Two blocks fit into the 164 KB of shared memory that sm_80 and its larger successors have; where there are only
+// 100 KB (sm_86, 89, 120 and their like) they do with half the keys. An architecture that is not known runs what was made for
+// sm_80.
+__host__ __device__ constexpr int attention_keys(int architecture) {
+  return (architecture > 800 && architecture < 900) || (architecture >= 1200 && architecture < 1300) ? 32 : 64;
+}
+
+__host__ __device__ constexpr int rounded_pairs(int64_t pairs) { return static_cast<int>((pairs + 3) / 4 * 4); }
+
+// Frames whose rows a block may have.
+constexpr int attention_frames(int64_t frames, int64_t tokens) {
+  const int64_t touched = (kAttentionRows + tokens - 2) / tokens + 1;
+  return static_cast<int>(touched < frames ? touched : frames);
+}
+
+constexpr int64_t attention_shared_bytes(int dim, int keys, int64_t frames, int64_t tokens, int64_t pairs) {
+  return 2 * dim * (kAttentionRows + 2 * keys) + 8 * rounded_pairs(pairs) * attention_frames(frames, tokens);
+}
+
+struct AttentionArgument {
+  FrameAttention op;
+  int rows;               // of the queries of all frames
+  int turned_chunks;      // of a query's row
+  float score_scale;      // the scale times log2(e)
+  int64_t head_elements;  // of K, and of V, of one head in a page
+  int64_t values;         // elements from a page's K to its V
+  float2 *page_state;     // [heads][pages][rows], for the mass: running maximum and sum of the weights at each page's end
+};
+
+template <class Element>
+__device__ __forceinline__ uint32_t turn(uint32_t word, float cos, float sin) {
+  const float2 x = unpack<Element>(word);
+  return pack<Element>(fmaf(x.x, cos, -(x.y * sin)), fmaf(x.y, cos, x.x * sin));
+}
+
+// The sum over the four lanes that share a row.
+__device__ __forceinline__ float row_sum(float value) {
+  value += exchange(value, 1);
+  return value + exchange(value, 2);
+}
+
+__device__ __forceinline__ float row_max(float value) {
+  value = fmaxf(value, exchange(value, 1));
+  return fmaxf(value, exchange(value, 2));
+}
+
+template <class Element, int Dim, int Keys, bool Probe>
+class AttentionBlock {
+  static constexpr int kRowBytes = Dim * 2, kChunks = Dim / 8;
+  static constexpr int kKeysAt = kAttentionRows * kRowBytes, kValuesAt = kKeysAt + Keys * kRowBytes;
+  static constexpr int kRotationAt = kValuesAt + Keys * kRowBytes;
+  static constexpr int kHalves = kAttentionWarpRows / 16;        // products of 16 rows each
+  static constexpr int kCopyRows = kAttentionThreads / kChunks;  // of a tile that the block copies at once
+  static_assert(Keys % 32 == 0 && Dim % 64 == 0 && kCopyRows % 8 == 0, "halves of tiles are whole 16 x 16 matrices");
+
+ public:
+  __device__ __forceinline__ explicit AttentionBlock(const AttentionArgument &argument)
+      : argument_(argument),
+        op_(argument.op),
+        shared_(shared_memory()),
+        thread_(static_cast<int>(threadIdx.x)),
+        lane_(thread_ % kWarpLanes),
+        warp_row_(thread_ / kWarpLanes * kAttentionWarpRows),
+        head_(static_cast<int>(blockIdx.y)),
+        first_row_(static_cast<int>(blockIdx.x) * kAttentionRows),
+        rows_(argument.rows),
+        page_tokens_(static_cast<int>(op_.page_tokens)),
+        pages_(static_cast<int>(op_.pages)),
+        turned_chunks_(argument.turned_chunks) {}
+
+  __device__ __forceinline__ void run() {
+    begin();
+    int page = next_page(0);
+    if (page < pages_) attend(page);
+    finish();
+  }
+
+ private:
+  __device__ __forceinline__ static int at(int row, int chunk) { return row * kRowBytes + ((chunk ^ (row & 7)) << 4); }
+
+  __device__ __forceinline__ void begin() {
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+      for (int n = 0; n < kChunks; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) out_[half][n][i] = 0.0f;
+      }
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        max_[half][r] = -INFINITY;
+        sum_[half][r] = 0.0f;
+      }
+    }
+  }
+
+  // The first page from `page` on that is not left out for this head.
+  __device__ __forceinline__ int next_page(int page) const {
+    if (op_.bias) {
+      while (page < pages_ && op_.bias[static_cast<int64_t>(page) * op_.heads + head_] == -INFINITY) ++page;
+    }
+    return page;
+  }
+
+  __device__ __forceinline__ void attend(int page) {
+    int place = op_.page_table[page];  // of the page, or of the next from the last tile's second barrier on
+    copy_queries(kChunks);
+    pad_rotation();
+    copy_rotation(page);
+    copy_tile(kKeysAt, place, 0, page_tokens_);
+    close_copy_group();
+    while (page < pages_) {
+      const float bias = op_.bias ? op_.bias[static_cast<int64_t>(page) * op_.heads + head_] * kLog2E : 0.0f;
+      const int following = next_page(page + 1);
+      for (int left = page_tokens_; left > 0; left -= Keys) {  // keys of the page from this tile on
+        wait_for_copies<0>();
+        sync_block();
+        copy_tile(kValuesAt, place, argument_.values, left);
+        close_copy_group();
+        if (left == page_tokens_) rotate_queries();
+        const auto begin_next_tile = [&] {
+          if (left > Keys) {
+            copy_tile(kKeysAt, place, 0, left - Keys);
+          } else if (following < pages_) {
+            place = op_.page_table[following];
+            copy_queries(turned_chunks_);
+            copy_rotation(following);
+            copy_tile(kKeysAt, place, 0, page_tokens_);
+          }
+          close_copy_group();
+        };
+        if (left > Keys / 2) {
+          attend_tile<Keys / 16>(left, bias, begin_next_tile);
+        } else {
+          attend_tile<Keys / 32>(left, bias, begin_next_tile);
+        }
+      }
+      if constexpr (Probe) end_page(page);
+      page = following;
+    }
+  }
+
+  // ---- copies ----
+
+  // The tile of keys, or of values with their offset in the page, from which on the page in that place has `left`; zeros beyond.
+  __device__ __forceinline__ void copy_tile(int to, int place, int64_t offset, int left) const {
+    const int row = thread_ / kChunks;
+    const Element *from = static_cast<const Element *>(op_.pool) + place * op_.page_stride + offset +
+                          head_ * argument_.head_elements + static_cast<int64_t>(page_tokens_ - left) * Dim + thread_ * 8;
+    unsigned char *first = shared_ + to + at(row, thread_ % kChunks);
+    if (left >= Keys) {
+#pragma unroll
+      for (int i = 0; i < Keys / kCopyRows; ++i) copy_async(first + i * kCopyRows * kRowBytes, from + i * kCopyRows * Dim);
+    } else {
+#pragma unroll
+      for (int i = 0; i < Keys / kCopyRows; ++i) {
+        const bool valid = row + i * kCopyRows < left;
+        copy_async(first + i * kCopyRows * kRowBytes, valid ? from + i * kCopyRows * Dim : from - row * Dim, valid);
+      }
+    }
+  }
+
+  // The first chunks of this thread's query row, unrotated.
+  __device__ __forceinline__ void copy_queries(int chunks) const {
+    const int row = first_row_ + thread_;
+    const bool valid = row < rows_;
+    const int tokens = static_cast<int>(op_.tokens);
+    const int frame = valid ? row / tokens : 0, token = valid ? row % tokens : 0;
+    const Element *from =
+        static_cast<const Element *>(op_.q.data) + frame * op_.q.frame + token * op_.q.token + head_ * op_.q.head;
+    for (int chunk = 0; chunk < chunks; ++chunk) copy_async(shared_ + at(thread_, chunk), from + chunk * 8, valid);
+  }
+
+  __device__ __forceinline__ int first_frame() const { return first_row_ / static_cast<int>(op_.tokens); }
+
+  __device__ __forceinline__ int frames_of_block() const {
+    const int last_row = min(first_row_ + kAttentionRows, rows_) - 1;
+    return last_row / static_cast<int>(op_.tokens) - first_frame() + 1;
+  }
+
+  __device__ __forceinline__ float2 *rotation(int frame) const {
+    return reinterpret_cast<float2 *>(shared_ + kRotationAt) + frame * turned_chunks_ * 4;
+  }
+
+  __device__ __forceinline__ void copy_rotation(int page) const {
+    const int pairs = static_cast<int>(op_.pairs);
+    for (int frame = 0; frame < frames_of_block(); ++frame) {
+      const int64_t row = (page * op_.frames + first_frame() + frame) * op_.heads + head_;
+      for (int pair = thread_; pair < pairs; pair += kAttentionThreads) {
+        copy_async_8(rotation(frame) + pair, op_.rotation + (row * pairs + pair) * 2);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void pad_rotation() const {
+    const int pairs = static_cast<int>(op_.pairs), padding = turned_chunks_ * 4 - pairs;
+    for (int frame = thread_; frame < frames_of_block(); frame += kAttentionThreads) {
+      for (int i = 0; i < padding; ++i) rotation(frame)[pairs + i] = {1.0f, 0.0f};
+    }
+  }
+
+  // ---- arithmetic ----
+
+  // Turns this thread's row; the warp's rows are ready when it returns.
+  __device__ __forceinline__ void rotate_queries() const {
+    const int row = min(first_row_ + thread_, rows_ - 1);
+    const auto *table = reinterpret_cast<const float4 *>(rotation(row / static_cast<int>(op_.tokens) - first_frame()));
+    for (int chunk = 0; chunk < turned_chunks_; ++chunk) {
+      auto *words = reinterpret_cast<uint4 *>(shared_ + at(thread_, chunk));
+      const float4 low = table[2 * chunk], high = table[2 * chunk + 1];
+      const uint4 x = *words;
+      *words = {turn<Element>(x.x, low.x, low.y), turn<Element>(x.y, low.z, low.w), turn<Element>(x.z, high.x, high.y),
+                turn<Element>(x.w, high.z, high.w)};
+    }
+    sync_warp();
+  }
+
+  // The first 16 * Groups keys of the tile, of which the page has `left`.
+  template <int Groups, class BeginNextTile>
+  __device__ __forceinline__ void attend_tile(int left, float bias, const BeginNextTile &begin_next_tile) {
+    float scores[kHalves][2 * Groups][4];
+    score<Groups>(scores);
+    if (left < 16 * Groups) mask<Groups>(left, scores);
+    uint32_t weights[kHalves][Groups][4];
+    weigh<Groups>(bias, scores, weights);
+    wait_for_copies<0>();
+    sync_block();
+    begin_next_tile();
+    add_values<Groups>(weights);
+  }
+
+  template <int Groups>
+  __device__ __forceinline__ void score(float (&scores)[kHalves][2 * Groups][4]) const {
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+      for (int n = 0; n < 2 * Groups; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scores[half][n][i] = 0.0f;
+      }
+    }
+    // The matrices of a: rows 0-7 and 8-15 of one chunk, then of the next. Those of b: two chunks of 8 keys, then of the next 8.
+    // A step of two chunks changes bits of the chunk's number that the first two do not have.
+    const int query_chunk = lane_ / 16, key_chunk = lane_ / 8 % 2;
+    const int query_row = warp_row_ + lane_ % 16, key_row = lane_ % 8 + lane_ / 16 * 8;
+#pragma unroll
+    for (int k = 0; k < kChunks; k += 2) {
+      uint32_t a[kHalves][4];
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+        load_matrices(a[half], shared_ + (at(query_row, query_chunk) ^ (k << 4)) + half * 16 * kRowBytes);
+      }
+#pragma unroll
+      for (int n = 0; n < 2 * Groups; n += 2) {
+        uint32_t b[4];
+        load_matrices(b, shared_ + kKeysAt + (at(key_row, key_chunk) ^ (k << 4)) + n * 8 * kRowBytes);
+#pragma unroll
+        for (int half = 0; half < kHalves; ++half) {
+          multiply_add<Element>(scores[half][n], a[half], b[0], b[1]);
+          multiply_add<Element>(scores[half][n + 1], a[half], b[2], b[3]);
+        }
+      }
+    }
+  }
+
+  // From the end, up to the first 8 keys that are all there.
+  template <int Groups>
+  __device__ __forceinline__ void mask(int left, float (&scores)[kHalves][2 * Groups][4]) const {
+#pragma unroll
+    for (int n = 2 * Groups - 1; n >= 0; --n) {
+      if (n * 8 + 8 <= left) break;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (n * 8 + lane_ % 4 * 2 + i < left) continue;
+#pragma unroll
+        for (int half = 0; half < kHalves; ++half) scores[half][n][i] = scores[half][n][i + 2] = -INFINITY;
+      }
+    }
+  }
+
+  template <int Groups>
+  __device__ __forceinline__ void weigh(float bias, const float (&scores)[kHalves][2 * Groups][4],
+                                        uint32_t (&weights)[kHalves][Groups][4]) {
+    const float c = argument_.score_scale;
+    float high[kHalves][2];
+    bool raise = false;
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        float most = fmaxf(scores[half][0][2 * r], scores[half][0][2 * r + 1]);
+#pragma unroll
+        for (int n = 1; n < 2 * Groups; ++n) most = fmaxf(most, fmaxf(scores[half][n][2 * r], scores[half][n][2 * r + 1]));
+        high[half][r] = fmaf(row_max(most), c, bias);
+        raise |= high[half][r] > max_[half][r] + kRescaleAbove;
+      }
+    }
+    if (any_lane(raise)) raise_max(high);
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float shift = bias - max_[half][r];
+#pragma unroll
+        for (int n = 0; n < 2 * Groups; ++n) {
+          const float first = exp2_approx(fmaf(scores[half][n][2 * r], c, shift));
+          const float second = exp2_approx(fmaf(scores[half][n][2 * r + 1], c, shift));
+          sum_[half][r] += first;
+          sum_[half][r] += second;
+          weights[half][n / 2][n % 2 * 2 + r] = pack<Element>(first, second);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void raise_max(const float (&high)[kHalves][2]) {
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float max = fmaxf(max_[half][r], high[half][r]);
+        // Nothing has been weighed while the maximum is -inf; it stays so when all scores are NaN.
+        const float factor = max_[half][r] == -INFINITY ? 0.0f : exp2_approx(max_[half][r] - max);
+        max_[half][r] = max;
+        sum_[half][r] *= factor;
+#pragma unroll
+        for (int n = 0; n < kChunks; ++n) {
+          out_[half][n][2 * r] *= factor;
+          out_[half][n][2 * r + 1] *= factor;
+        }
+      }
+    }
+  }
+
+  template <int Groups>
+  __device__ __forceinline__ void add_values(const uint32_t (&weights)[kHalves][Groups][4]) {
+    const int row = lane_ % 16, chunk = lane_ / 16;
+#pragma unroll
+    for (int k = 0; k < Groups; ++k) {
+#pragma unroll
+      for (int n = 0; n < kChunks; n += 2) {
+        uint32_t b[4];
+        load_matrices_transposed(b, shared_ + kValuesAt + (at(row, chunk) ^ (n << 4)) + k * 16 * kRowBytes);
+#pragma unroll
+        for (int half = 0; half < kHalves; ++half) {
+          multiply_add<Element>(out_[half][n], weights[half][k], b[0], b[1]);
+          multiply_add<Element>(out_[half][n + 1], weights[half][k], b[2], b[3]);
+        }
+      }
+    }
+  }
+
+  // ---- results ----
+
+  // Of the whole tensor; rows from rows_ on are not there.
+  __device__ __forceinline__ int row_of(int half, int r) const { return first_row_ + warp_row_ + half * 16 + r * 8 + lane_ / 4; }
+
+  __device__ __forceinline__ void end_page(int page) const {
+    // A pointer's worth of registers, which the loop over tiles does not have.
+    const int first_row = computed_here(row_of(0, 0)), head = computed_here(head_);
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float sum = row_sum(sum_[half][r]);
+        const int row = first_row + half * 16 + r * 8;
+        if (lane_ % 4 == 0 && row < rows_) {
+          argument_.page_state[(static_cast<int64_t>(head) * pages_ + page) * rows_ + row] = {max_[half][r], sum};
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void finish() {
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float sum = row_sum(sum_[half][r]);
+        // A head whose pages are all left out has no weights: its output is 0.
+        const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+        const int row = row_of(half, r);
+        if (row >= rows_) continue;
+        const int tokens = static_cast<int>(op_.tokens);
+        Element *to = static_cast<Element *>(op_.out.data) + row / tokens * op_.out.frame + row % tokens * op_.out.token +
+                      head_ * op_.out.head;
+        auto *words = reinterpret_cast<uint32_t *>(to) + lane_ % 4;
+#pragma unroll
+        for (int n = 0; n < kChunks; ++n) {
+          words[4 * n] = pack<Element>(out_[half][n][2 * r] * inverse, out_[half][n][2 * r + 1] * inverse);
+        }
+      }
+    }
+  }
+
+  const AttentionArgument &argument_;
+  const FrameAttention &op_;
+  unsigned char *const shared_;
+  const int thread_, lane_, warp_row_, head_, first_row_, rows_, page_tokens_, pages_, turned_chunks_;
+  // Of rows g and g + 8 of each 16, g = lane / 4, as in device/matrix.cuh; sums are of this lane's columns.
+  float out_[kHalves][kChunks][4], max_[kHalves][2], sum_[kHalves][2];
+};
+
+template <class Element, int Dim, int Keys, bool Probe>
+__global__ void __launch_bounds__(kAttentionThreads, 2)
+    frame_attention_kernel(const __grid_constant__ AttentionArgument argument) {
+  if constexpr (kArchitecture == 0 || Keys == attention_keys(kArchitecture)) {
+    AttentionBlock<Element, Dim, Keys, Probe>(argument).run();
+  }
+}
+
+// mass[page, frame, head] = mean over the frame's tokens of the weight that they spend on the page: what the sum of the weights
+// has grown by on it. A block is one such number.
+__global__ void __launch_bounds__(kAttentionThreads) attention_mass_kernel(const __grid_constant__ AttentionArgument argument) {
+  const FrameAttention &op = argument.op;
+  const int64_t page = blockIdx.x, frame = blockIdx.y, head = blockIdx.z, rows = op.frames * op.tokens;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpLanes, warp = static_cast<int>(threadIdx.x) / kWarpLanes;
+  const auto left_out = [&](int64_t other) { return op.bias && op.bias[other * op.heads + head] == -INFINITY; };
+  float sum = 0.0f;
+  if (!left_out(page)) {
+    int64_t last = op.pages - 1, before = page - 1;
+    while (left_out(last)) --last;
+    while (before >= 0 && left_out(before)) --before;
+    const float2 *state = argument.page_state + head * op.pages * rows + frame * op.tokens;
+    for (int64_t token = threadIdx.x; token < op.tokens; token += kAttentionThreads) {
+      const float2 all = state[last * rows + token], here = state[page * rows + token];
+      float weight = here.y * exp2_approx(here.x - all.x);
+      if (before >= 0) {
+        const float2 earlier = state[before * rows + token];
+        weight -= earlier.y * exp2_approx(earlier.x - all.x);
+      }
+      sum += weight / all.y;
+    }
+  }
+  for (int mask = 1; mask < kWarpLanes; mask *= 2) sum += exchange(sum, mask);
+  auto *sums = reinterpret_cast<float *>(shared_memory());
+  if (lane == 0) sums[warp] = sum;
+  sync_block();
+  if (threadIdx.x == 0) {
+    float mass = 0.0f;
+    for (int i = 0; i < kAttentionThreads / kWarpLanes; ++i) mass += sums[i];
+    // The difference of two sums may round to less than nothing.
+    op.mass[(page * op.frames + frame) * op.heads + head] = mass < 0.0f ? 0.0f : mass / static_cast<float>(op.tokens);
+  }
+}
+
+}  // namespace lolrt::cuda

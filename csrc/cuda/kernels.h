@@ -1,0 +1,14 @@
+// The ops of the CUDA half; core/cuda.h says what they are.
+#pragma once
+
+#include "core/cuda.h"
+
+namespace lolrt::cuda {
+
+CudaOutcome kv_write(const KvWrite &op);
+uint64_t frame_attention_workspace(const FrameAttention &op);
+CudaOutcome frame_attention(const FrameAttention &op);
+CudaOutcome modulated_norm(const ModulatedNorm &op);
+CudaOutcome gelu(const Gelu &op);
+
+}  // namespace lolrt::cuda

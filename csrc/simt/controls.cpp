@@ -1,0 +1,22 @@
+// How tests speak to the emulator in liblolrt_cuda.so.
+#include "simt.h"
+
+#include "lolrt/lolrt.h"
+
+using namespace lolrt::simt;
+
+extern "C" {
+
+LOLRT_API void lolrt_simt_settings(uint64_t seed, int architecture) { settings() = {seed, architecture}; }
+
+LOLRT_API void lolrt_simt_buffers(const void *const *starts, const uint64_t *bytes, int count) {
+  clear_buffers();
+  for (int i = 0; i < count; ++i) add_buffer(starts[i], bytes[i]);
+}
+
+// As in Counts, since the last call.
+LOLRT_API void lolrt_simt_counts(Counts *out) {
+  *out = counts();
+  counts() = {};
+}
+}

@@ -1,0 +1,50 @@
+// CUDA's additions to the language, as far as the kernels use them, for the emulator.
+#pragma once
+
+#include "simt.h"
+
+#include <cmath>
+#include <cstdint>
+
+#define __host__
+#define __device__
+#define __global__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+namespace lolrt::cuda {
+
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+
+inline int min(int a, int b) { return a < b ? a : b; }
+
+// Indices are asked for, not read: they are not the kernel's memory.
+struct ThreadIndex {
+  struct {
+    operator unsigned() const { return simt::thread_index(); }
+  } x;
+};
+struct BlockIndex {
+  struct {
+    operator unsigned() const { return simt::block_index().x; }
+  } x;
+  struct {
+    operator unsigned() const { return simt::block_index().y; }
+  } y;
+  struct {
+    operator unsigned() const { return simt::block_index().z; }
+  } z;
+};
+inline constexpr ThreadIndex threadIdx{};
+inline constexpr BlockIndex blockIdx{};
+
+}  // namespace lolrt::cuda

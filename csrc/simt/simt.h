@@ -1,0 +1,64 @@
+// An emulator of what a CUDA block does, for tests: the kernels' own source, compiled by the host's compiler, runs on it.
+//
+// The threads of a block are fibers that one host thread runs in turns; they change only where they meet. Blocks run one after
+// the other. It is as unkind as the rules allow:
+//   - shared memory starts as NaNs; what cp.async brings arrives as late as possible, and the target is NaN meanwhile
+//   - whoever touches memory is checked (race.h): unordered accesses, copies under way, addresses outside every buffer
+//   - lanes that meet must meet at the same instruction, all of them; who waits for ever is a deadlock; copies that nobody waits
+//   for
+//     are reported
+//   - with a seed other than 0 the order of threads and blocks and the time at which copies arrive are random
+// It knows nothing of time, of registers, of the operands' order in PTX, or of how a GPU rounds within one product.
+#pragma once
+
+#include <cstdint>
+
+namespace lolrt::simt {
+
+struct Index {
+  unsigned x, y, z;
+};
+
+struct Settings {
+  uint64_t seed = 0;
+  int architecture = 800;  // as of __CUDA_ARCH__
+};
+
+// Of all launches since they were last set to zero; of shared memory what the largest block had.
+struct Counts {
+  uint64_t blocks, products, matrix_loads, bank_conflicts, copies, shared_bytes;
+};
+
+Settings &settings();
+Counts &counts();
+
+// Memory that kernels may touch besides shared memory and their arguments; none: everything.
+void clear_buffers();
+void add_buffer(const void *start, uint64_t bytes);
+
+// Runs enter(argument) in every thread; returns what was wrong, or NULL.
+const char *run(Index blocks, unsigned threads, unsigned shared_bytes, void (*enter)(const void *), const void *argument,
+                uint64_t argument_bytes);
+
+// ---- for threads ----
+
+unsigned thread_index();
+Index block_index();
+unsigned char *shared_memory();
+
+void sync_block();
+// Of `threads` threads that name the same barrier, 1 to 15; whole warps.
+void sync_named(int barrier, unsigned threads);
+void sync_warp();
+float exchange(float value, int mask);
+bool any_lane(bool predicate);
+
+void copy_async(void *shared, const void *global, int bytes, bool valid);
+void close_copy_group();
+void wait_for_copies(unsigned pending);
+
+// As in csrc/cuda/device/matrix.cuh.
+void load_matrices(uint32_t (&words)[4], const void *row, bool transposed);
+void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (*value)(uint16_t));
+
+}  // namespace lolrt::simt

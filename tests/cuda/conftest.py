@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import emulated
+import pytest
+
+
+@pytest.fixture(scope="session")
+def emulated_library() -> emulated.Emulated:
+    return emulated.Emulated(emulated.build())
+
+
+# The tile of attention differs between architectures; the seeds give the order of things as they come, and a random one.
+@pytest.fixture(params=[(800, 0), (860, 7)], ids=["sm_80", "sm_86-random"])
+def cuda(request: pytest.FixtureRequest, emulated_library: emulated.Emulated) -> Iterator[emulated.Emulated]:
+    architecture, seed = request.param
+    emulated_library.settings(seed, architecture)
+    yield emulated_library
+    emulated_library.settings()

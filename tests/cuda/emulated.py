@@ -1,0 +1,157 @@
+"""The C ABI with the emulator as its CUDA half: `tests/cuda/CMakeLists.txt` builds liblolrt_cuda.so from csrc/cuda and csrc/simt, and a
+copy of liblolrt.so beside it loads that when a tensor says that it is on CUDA. Here such tensors are torch's on the CPU.
+
+What is emulated is not run on a GPU: see docs/gpu.md for what the emulator checks and what it cannot know.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from commands import output_of
+from torch import Tensor
+
+import lolrt
+from lolrt import _core
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "emulated"
+LIBRARY = Path(lolrt.__file__).parent / "lib" / "liblolrt.so"
+
+CUDA = 2
+_CODES = {torch.float32: (2, 32), torch.float16: (2, 16), torch.bfloat16: (4, 16), torch.int32: (0, 32)}
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32 * 2),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+_P, _I64, _F32 = ctypes.POINTER(_Tensor), ctypes.c_int64, ctypes.c_float
+
+
+def _descriptor(name: str, **fields: Any) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": [("struct_size", ctypes.c_uint32), *fields.items()]})
+
+
+# In the order of lolrt.h.
+_KvWrite = _descriptor(
+    "KvWrite", eps=_F32, q=_P, k=_P, v=_P, q_weight=_P, k_weight=_P, rotation=_P, rotation_first_channel=_I64, q_out=_P, pages=_P,
+    page_table=_P, stream=ctypes.c_void_p,
+)  # fmt: skip
+_FrameAttention = _descriptor(
+    "FrameAttention", scale=_F32, q=_P, pages=_P, page_table=_P, page_tokens=_I64, rotation=_P, bias=_P, out=_P, mass=_P,
+    workspace=ctypes.c_void_p, workspace_bytes=ctypes.c_uint64, stream=ctypes.c_void_p,
+)  # fmt: skip
+_ModulatedNorm = _descriptor("ModulatedNorm", eps=_F32, x=_P, residual=_P, gate=_P, scale=_P, shift=_P, out=_P, stream=ctypes.c_void_p)
+_Gelu = _descriptor("Gelu", x=_P, stream=ctypes.c_void_p)
+
+
+class AbiError(Exception):
+    """A call's status, which is not LOLRT_OK, and lolrt_last_error."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def _view(tensor: Tensor) -> _Tensor:
+    code, bits = _CODES[tensor.dtype]
+    sizes = ctypes.c_int64 * tensor.ndim
+    device = (ctypes.c_int32 * 2)(CUDA, 0)
+    return _Tensor(tensor.data_ptr(), device, tensor.ndim, code, bits, 1, sizes(*tensor.shape), sizes(*tensor.stride()), 0)
+
+
+def describe(kind: type[ctypes.Structure], arguments: dict[str, Any]) -> ctypes.Structure:
+    fields = {name: ctypes.pointer(_view(value)) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    return kind(struct_size=ctypes.sizeof(kind), **fields)
+
+
+class Abi:
+    """liblolrt by its C ABI; a failure raises AbiError."""
+
+    def __init__(self, library: Path) -> None:
+        self._library = ctypes.CDLL(str(library))
+        self._library.lolrt_last_error.restype = ctypes.c_char_p
+
+    def __call__(self, function: str, *arguments: Any) -> None:
+        status = getattr(self._library, f"lolrt_{function}")(*arguments)
+        if status != 0:
+            raise AbiError(status, self._library.lolrt_last_error().decode())
+
+    def page_elements(self, dtype: torch.dtype, tokens: int, heads: int, dim: int) -> int:
+        code, bits = _CODES[dtype]
+        elements = ctypes.c_int64()
+        packed = ctypes.c_uint32(code | bits << 8 | 1 << 16)  # lolrt_dtype by value
+        self("page_elements", CUDA, packed, *map(ctypes.c_int64, (tokens, heads, dim)), ctypes.byref(elements))
+        return elements.value
+
+    def gelu(self, x: Tensor) -> None:
+        self("gelu", ctypes.byref(describe(_Gelu, {"x": x})))
+
+
+def build() -> Path:
+    """Compiles the emulated half and returns the copy of liblolrt.so that finds it; what has not changed is not compiled again."""
+    output_of("cmake", "-S", ROOT / "tests" / "cuda", "-B", BUILD, "-G", "Ninja", f"-DLOLRT_VERSION={_core.version()}")
+    output_of("cmake", "--build", BUILD)
+    return Path(shutil.copy(LIBRARY, BUILD))
+
+
+class Emulated:
+    """The ops, on torch tensors on the CPU that stand for tensors on CUDA; every call runs under the emulator's checks."""
+
+    def __init__(self, library: Path) -> None:
+        self._abi = Abi(library)
+        self._simt = ctypes.CDLL(str(library.with_name("liblolrt_cuda.so")))
+        self.settings()
+
+    def settings(self, seed: int = 0, architecture: int = 800) -> None:
+        """With a seed other than 0 threads, blocks and copies come in a random order; architecture as of __CUDA_ARCH__."""
+        self._simt.lolrt_simt_settings(ctypes.c_uint64(seed), architecture)
+
+    def counts(self) -> dict[str, int]:
+        """Of all launches since the last call."""
+        names = ("blocks", "products", "matrix_loads", "bank_conflicts", "copies", "shared_bytes")
+        values = (ctypes.c_uint64 * len(names))()
+        self._simt.lolrt_simt_counts(ctypes.byref(values))
+        return dict(zip(names, values, strict=True))
+
+    def page_elements(self, dtype: torch.dtype, tokens: int, heads: int, dim: int) -> int:
+        return self._abi.page_elements(dtype, tokens, heads, dim)
+
+    def kv_write(self, **arguments: Any) -> None:
+        self._call("kv_write", _KvWrite, arguments)
+
+    def frame_attention(self, **arguments: Any) -> None:
+        needed = ctypes.c_uint64()
+        self._abi("frame_attention_workspace", ctypes.byref(describe(_FrameAttention, arguments)), ctypes.byref(needed))
+        workspace = torch.full((needed.value // 4 + 16,), torch.nan)
+        start = -(-workspace.data_ptr() // 64) * 64
+        space = {"workspace": start if needed.value else None, "workspace_bytes": needed.value}
+        self._call("frame_attention", _FrameAttention, arguments | space, workspace)
+
+    def modulated_norm(self, **arguments: Any) -> None:
+        self._call("modulated_norm", _ModulatedNorm, arguments)
+
+    def gelu(self, x: Tensor) -> None:
+        self._call("gelu", _Gelu, {"x": x})
+
+    def _call(self, op: str, kind: type[ctypes.Structure], arguments: dict[str, Any], *others: Tensor) -> None:
+        storages = [x.untyped_storage() for x in (*arguments.values(), *others) if isinstance(x, Tensor)]
+        starts = (ctypes.c_void_p * len(storages))(*(storage.data_ptr() for storage in storages))
+        sizes = (ctypes.c_uint64 * len(storages))(*(storage.nbytes() for storage in storages))
+        self._simt.lolrt_simt_buffers(starts, sizes, len(storages))
+        self._abi(op, ctypes.byref(describe(kind, arguments)))

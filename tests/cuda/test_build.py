@@ -1,0 +1,114 @@
+"""The CUDA half as nvcc has built it, on a machine that need not have a GPU; and a library without one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from commands import output_of, run
+from emulated import BUILD, LIBRARY, Abi, AbiError, Emulated
+from test_emulated_attention import CudaAttention
+
+CUDA_HALF = LIBRARY.with_name("liblolrt_cuda.so")
+ARCHITECTURES = {"sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"}
+REGISTERS = 65536  # of a multiprocessor, on all of them
+# Bytes of shared memory of a multiprocessor; a block takes 1 KB more than it asks for. NVIDIA, CUDA C++ programming guide, table of
+# technical specifications per compute capability.
+SHARED_BYTES = {800: 164 * 1024, 860: 100 * 1024, 890: 100 * 1024, 900: 228 * 1024, 1000: 228 * 1024, 1200: 100 * 1024}
+BLOCKS = 2  # of frame_attention on a multiprocessor
+THREADS = 128
+
+
+def cuobjdump() -> str | None:
+    """From the path, or from the package nvidia-cuda-cuobjdump, which leaves it beside its library."""
+    packaged = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/cuobjdump"))
+    return shutil.which("cuobjdump") or (str(packaged[-1]) if packaged else None)
+
+
+@pytest.fixture(scope="module")
+def resources() -> dict[tuple[str, str], dict[str, int]]:
+    """What each kernel takes: (architecture, kernel) -> REG, STACK, LOCAL, ..."""
+    if not CUDA_HALF.exists():
+        pytest.skip("this build has no CUDA half: there was no nvcc")
+    tool = cuobjdump()
+    if tool is None:
+        pytest.skip("there is no cuobjdump: pip install nvidia-cuda-cuobjdump")
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    architecture = kernel = ""
+    for line in output_of(tool, "--dump-resource-usage", CUDA_HALF).splitlines():
+        if match := re.search(r"arch = (\w+)", line):
+            architecture = match[1]
+        elif match := re.search(r"Function (\w+):", line):
+            kernel = match[1]
+        elif "REG:" in line:
+            found[architecture, kernel] = {name: int(count) for name, count in re.findall(r"(\w+):(\d+)", line)}
+    return found
+
+
+def is_tile_of_another_architecture(usage: dict[str, int]) -> bool:
+    """Each architecture has one tiling of attention; the kernels of the other are empty."""
+    return usage["REG"] <= 8
+
+
+def test_every_architecture_has_every_kernel(resources: dict[tuple[str, str], dict[str, int]]) -> None:
+    assert {architecture for architecture, _ in resources} == ARCHITECTURES
+    for architecture in ARCHITECTURES:
+        kernels = [kernel for (arch, kernel), usage in resources.items() if arch == architecture]
+        full = [kernel for kernel in kernels if not is_tile_of_another_architecture(resources[architecture, kernel])]
+        assert sum("frame_attention_kernel" in kernel for kernel in full) == 6, architecture
+        assert len(full) <= 12, architecture
+
+
+def test_no_kernel_spills_or_uses_local_memory(resources: dict[tuple[str, str], dict[str, int]]) -> None:
+    assert [key for key, usage in resources.items() if usage["STACK"] or usage["LOCAL"]] == []
+
+
+def test_registers_let_two_blocks_of_attention_run_side_by_side(resources: dict[tuple[str, str], dict[str, int]]) -> None:
+    attention = {key: usage["REG"] for key, usage in resources.items() if "frame_attention_kernel" in key[1]}
+    for key, registers in attention.items():
+        assert -(-registers // 8) * 8 * THREADS * BLOCKS <= REGISTERS, key
+    # The kernels of rows wait for memory: at least half of the 2048 threads should be there to wait.
+    for key, usage in resources.items():
+        if key not in attention:
+            assert usage["REG"] <= 64, key
+
+
+@pytest.mark.parametrize("architecture", SHARED_BYTES)
+def test_shared_memory_lets_two_blocks_of_attention_run_side_by_side(emulated_library: Emulated, architecture: int) -> None:
+    """With the published 3 frames and 22 pairs; bytes as the launcher asks for them."""
+    emulated_library.settings(architecture=architecture)
+    emulated_library.counts()
+    CudaAttention(torch.bfloat16, dim=128, tokens=2, page_tokens=2, pages=1, heads=1, cuda=emulated_library).run()
+    emulated_library.settings()
+    assert BLOCKS * (emulated_library.counts()["shared_bytes"] + 1024) <= SHARED_BYTES[architecture]
+
+
+def test_cuda_half_exports_one_function() -> None:
+    if not CUDA_HALF.exists():
+        pytest.skip("this build has no CUDA half: there was no nvcc")
+    symbols = output_of("nm", "-D", "--defined-only", CUDA_HALF)
+    assert re.findall(r" [A-Z] (\S+)", symbols) == ["lolrt_cuda_kernels"]
+
+
+def test_without_a_driver_the_call_says_so() -> None:
+    if not CUDA_HALF.exists():
+        pytest.skip("this build has no CUDA half: there was no nvcc")
+    if shutil.which("nvidia-smi") and run("nvidia-smi").returncode == 0:
+        pytest.skip("this machine has a driver")
+    with pytest.raises(AbiError, match=r"^gelu: CUDA: CUDA driver version is insufficient|^gelu: CUDA: no CUDA-capable device"):
+        Abi(LIBRARY).gelu(torch.zeros(1, 1, 8, dtype=torch.bfloat16))
+
+
+def test_without_the_cuda_half_the_call_says_so(tmp_path: Path) -> None:
+    alone = Path(shutil.copy(LIBRARY, tmp_path))
+    with pytest.raises(AbiError, match=r"CUDA half does not load \(.*liblolrt_cuda.so.*build with nvcc, or use the CPU") as error:
+        Abi(alone).gelu(torch.zeros(1, 1, 8, dtype=torch.bfloat16))
+    assert error.value.status == 2 and "\n" not in str(error.value)
+
+
+def test_the_emulator_names_planted_mistakes(emulated_library: Emulated) -> None:
+    output_of(BUILD / "test_simt")

@@ -1,0 +1,238 @@
+"""frame_attention of csrc/cuda, emulated, not run on a GPU: against the float64 oracle by the rule of rule.py, and what its bits do not
+depend on. Whatever the emulator finds wrong, a race for instance, fails the call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from emulated import AbiError, Emulated
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rule import check, fp64, name_of
+from test_attention import Attention
+from torch import Tensor
+
+KINDS = [(torch.bfloat16, 128), (torch.bfloat16, 64), (torch.float16, 128)]
+kinds = pytest.mark.parametrize(("dtype", "dim"), KINDS, ids=[f"{name_of(dtype)}-{dim}" for dtype, dim in KINDS])
+
+
+@dataclass
+class CudaAttention(Attention):
+    """The same inputs, pages as CUDA's kernels want them: rows of K, then of V, nothing between; unused pages are NaN."""
+
+    cuda: Emulated | None = None
+
+    def empty_pool(self) -> Tensor:
+        elements = self.cuda.page_elements(self.dtype, self.page_tokens, self.heads, self.dim)
+        return torch.full((self.pages + 2, elements), torch.nan, dtype=self.dtype)
+
+    def write(self) -> None:
+        count = self.heads * self.page_tokens * self.dim
+        values = -(-count // 32) * 32
+        for page, k, v in zip(self.page_table.tolist(), self.k, self.v, strict=True):
+            self.pool[page, :count] = k.transpose(0, 1).flatten()
+            self.pool[page, values : values + count] = v.transpose(0, 1).flatten()
+
+    def run(self, rotation: Tensor | None = None, probe: bool = False, out: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        rotation = self.rotation() if rotation is None and self.pairs else rotation
+        out = torch.full_like(self.q, torch.nan) if out is None else out
+        mass = torch.full((self.pages, self.frames, self.heads), torch.nan) if probe else None
+        self.cuda.frame_attention(
+            scale=self.scale, q=self.q, pages=self.pool, page_table=self.page_table, page_tokens=self.page_tokens, rotation=rotation,
+            bias=self.bias, out=out, mass=mass,
+        )  # fmt: skip
+        return out, mass
+
+
+def compare(case: CudaAttention) -> None:
+    out, mass = case.run(probe=True)
+    ref, ref_mass = case.oracle()
+    check(out, case.torch(), ref, case.dim + case.pages * case.page_tokens)
+    assert np.abs(fp64(mass) - ref_mass).max() <= (2e-2 if case.dtype == torch.bfloat16 else 2e-3)
+    assert (mass >= 0).all()
+    torch.testing.assert_close(mass.sum(0), torch.ones(case.frames, case.heads), atol=2e-6 * case.pages, rtol=0)
+    assert torch.equal(case.run()[0], out), "the probe changes the output"
+
+
+@kinds
+@pytest.mark.parametrize(
+    "shape",
+    [
+        dict(tokens=24, page_tokens=24, pages=12),
+        dict(tokens=1, page_tokens=1, pages=1, frames=1, heads=3),
+        dict(tokens=70, page_tokens=77, pages=3, frames=2),  # a block of two frames, a tail in the tile's first half
+        dict(tokens=150, page_tokens=64, pages=2, frames=1, heads=1),  # two blocks, whole tiles
+        dict(tokens=3, page_tokens=113, pages=2, heads=1, frames=7, pairs=0),
+        dict(tokens=5, page_tokens=31, pages=2, heads=1, pairs=32),
+        dict(tokens=2, page_tokens=9, pages=2, heads=1, frames=70, pairs=1),  # 64 frames in a block
+        dict(tokens=5, page_tokens=30, pages=3, scale=0.5),
+    ],
+    ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()),
+)
+def test_attention_matches_the_oracle(cuda: Emulated, dtype: torch.dtype, dim: int, shape: dict) -> None:
+    compare(CudaAttention(dtype, dim=dim, cuda=cuda, **shape))
+
+
+def test_the_published_page(cuda: Emulated) -> None:
+    """1560 tokens and 22 pairs, as at 480 x 832: 24 tiles of 64 keys and half a tile, or 49 of 32."""
+    compare(CudaAttention(torch.bfloat16, dim=128, tokens=5, page_tokens=1560, pages=2, heads=1, frames=2, cuda=cuda))
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_attention_at_any_geometry(cuda: Emulated, data: st.DataObject) -> None:
+    """Tails of every kind: of query blocks, key tiles, rotated chunks, pages."""
+    dtype, dim = data.draw(st.sampled_from(KINDS), "kind")
+    compare(
+        CudaAttention(
+            dtype,
+            dim=dim,
+            frames=data.draw(st.integers(1, 3), "frames"),
+            tokens=data.draw(st.integers(2, 90), "tokens"),
+            heads=data.draw(st.integers(1, 2), "heads"),
+            pages=data.draw(st.integers(1, 3), "pages"),
+            page_tokens=data.draw(st.integers(1, 140), "page_tokens"),
+            pairs=data.draw(st.integers(0, dim // 2), "pairs"),
+            cuda=cuda,
+        )
+    )
+
+
+def test_a_window_of_sinks_alone(cuda: Emulated) -> None:
+    """Half a year after the last page that is left."""
+    case = CudaAttention(torch.bfloat16, dim=64, pages=3, tokens=20, page_tokens=20, cuda=cuda)
+    case.page_frames = torch.arange(3)
+    case.query_frames = 63_072_000 + torch.arange(3)
+    compare(case)
+
+
+@kinds
+def test_bias_is_added_to_the_scores(cuda: Emulated, dtype: torch.dtype, dim: int) -> None:
+    bias = 3 * torch.randn(5, 2, generator=torch.Generator().manual_seed(3))
+    bias[0, 1] = bias[1, 0] = bias[4, 0] = -torch.inf
+    case = CudaAttention(dtype, dim=dim, pages=5, tokens=9, page_tokens=21, bias=bias, cuda=cuda)
+    out, mass = case.run(probe=True)
+    ref, ref_mass = case.oracle()
+    check(out, case.torch(), ref, dim)
+    assert np.abs(fp64(mass) - ref_mass).max() <= 2e-2
+    assert (mass.transpose(1, 2)[bias == -torch.inf] == 0).all()
+
+
+def test_a_head_without_pages_gives_zeros(cuda: Emulated) -> None:
+    bias = torch.zeros(3, 2)
+    bias[:, 1] = -torch.inf
+    out, mass = CudaAttention(torch.bfloat16, tokens=7, pages=3, bias=bias, cuda=cuda).run(probe=True)
+    assert (out[:, :, 1] == 0).all() and (mass[:, :, 1] == 0).all()
+    assert (out[:, :, 0] != 0).any() and torch.isfinite(out).all()
+
+
+@kinds
+def test_scores_of_any_size(cuda: Emulated, dtype: torch.dtype, dim: int) -> None:
+    """Weights that underflow, and a maximum that rises within each page and from page to page, so that what is there is rescaled."""
+    case = CudaAttention(dtype, dim=dim, tokens=11, pages=3, page_tokens=150, heads=2, scale=1.0, cuda=cuda)
+    case.k = (case.k * torch.linspace(0.1, 4, case.page_tokens)[:, None, None]).to(dtype)
+    case.write()
+    rising = torch.linspace(-200, 200, case.pages)[:, None].repeat(1, 2)
+    for bias in (None, rising, rising.flip(0)):
+        case.bias = bias
+        out, mass = case.run(probe=True)
+        ref, ref_mass = case.oracle()
+        check(out, case.torch(), ref, dim)
+        assert (mass >= 0).all() and np.abs(fp64(mass) - ref_mass).max() <= 5e-2
+
+
+def test_nan_in_use_is_not_swallowed(cuda: Emulated) -> None:
+    case = CudaAttention(torch.bfloat16, pages=2, tokens=7, page_tokens=40, cuda=cuda)
+    case.k[1, 5, 0, 3] = torch.nan
+    case.write()
+    out, _ = case.run()
+    assert out[:, :, 0].isnan().all() and not out[:, :, 1].isnan().any()
+
+
+@kinds
+def test_same_bits_at_any_frame_and_wherever_the_pages_lie(cuda: Emulated, dtype: torch.dtype, dim: int) -> None:
+    case = CudaAttention(dtype, dim=dim, tokens=10, page_tokens=35, pages=4, cuda=cuda)
+    expected, _ = case.run()
+    assert torch.equal(case.run(case.rotation(shift_frames=10**9))[0], expected)
+    wide = torch.full((20, case.pool.shape[1] + 16), torch.nan, dtype=dtype)[:, 8:-8]
+    placed = torch.randperm(20)[: case.pages].int()
+    wide[placed.long()] = case.pool[case.page_table.long()]
+    case.pool, case.page_table = wide, placed
+    assert torch.equal(case.run()[0], expected)
+
+
+def test_same_bits_in_any_order_of_threads(emulated_library: Emulated) -> None:
+    case = CudaAttention(torch.bfloat16, tokens=60, page_tokens=70, pages=2, heads=1, cuda=emulated_library)
+    out, mass = case.run(probe=True)
+    for seed in (1, 2, 3):
+        emulated_library.settings(seed)
+        again, mass_again = case.run(probe=True)
+        assert torch.equal(again, out) and torch.equal(mass_again, mass)
+    emulated_library.settings()
+
+
+def test_rotation_by_zero_changes_no_bit(cuda: Emulated) -> None:
+    case = CudaAttention(torch.bfloat16, tokens=9, pages=3, cuda=cuda)
+    identity = torch.zeros(case.pages, case.frames, case.heads, case.pairs, 2)
+    identity[..., 0] = 1
+    rotated, _ = case.run(identity)
+    assert torch.equal(replace(case, pairs=0).run()[0], rotated)
+
+
+@kinds
+def test_strided_queries_and_outputs(cuda: Emulated, dtype: torch.dtype, dim: int) -> None:
+    case = CudaAttention(dtype, dim=dim, tokens=13, pages=3, cuda=cuda)
+    expected, _ = case.run()
+    packed = torch.randn(case.frames, case.heads, case.tokens, 3 * dim).to(dtype)
+    before = packed.clone()
+    view = packed[..., dim : 2 * dim].transpose(1, 2)
+    view.copy_(case.q)
+    case.q = view
+    assert torch.equal(case.run()[0], expected)
+    case.run(out=view)  # each query is read before its row is written
+    assert torch.equal(view, expected)
+    outside = torch.ones(3 * dim, dtype=torch.bool)
+    outside[dim : 2 * dim] = False
+    assert torch.equal(packed[..., outside], before[..., outside])
+
+
+@kinds
+def test_no_bank_conflicts(emulated_library: Emulated, dtype: torch.dtype, dim: int) -> None:
+    case = CudaAttention(dtype, dim=dim, tokens=128, page_tokens=70, pages=1, frames=1, heads=1, cuda=emulated_library)
+    emulated_library.counts()
+    case.run()
+    counts = emulated_library.counts()
+    # A full tile and one whose first half suffices; 4 warps of 2 x 16 rows.
+    k_steps, chunks = dim // 16, dim // 8
+    assert counts["products"] == 4 * 2 * (k_steps * (8 + 4) + chunks * (4 + 2))
+    assert counts["matrix_loads"] == 4 * (k_steps * (2 + 4 + 2 + 2) + chunks // 2 * (4 + 2))
+    assert counts["bank_conflicts"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(dim=32, pairs=4), r"no kernel for bfloat16 and dim 32; there are bfloat16 with 64 or 128 and float16 with 128"),
+        (dict(dtype=torch.float16, dim=64), "no kernel for float16 and dim 64"),
+        (dict(dim=128, tokens=1, frames=200, page_tokens=3, pages=1, pairs=64), "does not fit into shared memory"),
+    ],
+)
+def test_what_there_is_no_kernel_for(cuda: Emulated, changes: dict, message: str) -> None:
+    with pytest.raises(AbiError, match=f"^frame_attention: .*{message}"):
+        CudaAttention(**dict(dtype=torch.bfloat16, cuda=cuda) | changes).run()
+
+
+def test_tensors_that_do_not_fit(cuda: Emulated) -> None:
+    case = CudaAttention(torch.bfloat16, tokens=3, pages=2, cuda=cuda)
+    q = torch.zeros(case.q.numel() + 1, dtype=torch.bfloat16)[1:].view_as(case.q)
+    with pytest.raises(AbiError, match="rows of q and out are not 16-byte aligned"):
+        replace(case).run(out=q)
+    case.pool = case.pool[:, 1:-1]
+    with pytest.raises(AbiError, match="pages: expected bfloat16"):
+        case.run()
+    case.q = case.q.float()
+    with pytest.raises(AbiError, match="q: expected bfloat16 or float16, got float32"):
+        case.run()

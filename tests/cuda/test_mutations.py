@@ -1,0 +1,182 @@
+"""Planted bugs in the CUDA kernels, and what finds each: a bug that nothing finds is a missing check.
+
+A mutation is a change of the source, which is then compiled and emulated on a few small cases. What finds it is what the emulator
+reports, or `numbers`: the rule of rule.py, the mass, or the bank conflicts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_emulated_rows as rows
+import torch
+from commands import output_of
+from emulated import BUILD, LIBRARY, ROOT, AbiError, Emulated
+from rule import check, fp64
+from test_emulated_attention import CudaAttention
+
+KERNELS = ROOT / "csrc" / "cuda"
+FLAGS = ["-xc++", "-std=c++17", "-O1", "-ffp-contract=off", "-fsanitize=thread", "-fPIC", "-fvisibility=hidden"]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    name: str
+    old: str
+    new: str
+    finds: str
+    """Regular expression of the report."""
+    file: str = "frame_attention.cuh"
+    kernel: str = "frame_attention"
+    probe: bool = False
+
+
+WAIT = "        wait_for_copies<0>();\n        sync_block();\n        copy_tile(kValuesAt"
+SECOND = "    wait_for_copies<0>();\n    sync_block();\n    begin_next_tile();"
+NOT_ORDERED = "race: .* are not ordered"
+UNDER_WAY = "an access and a copy under way"
+MUTATIONS = [
+    Mutation("no barrier before the scores", WAIT, WAIT.replace("sync_block();", ""), f"{NOT_ORDERED}|{UNDER_WAY}"),
+    Mutation("no barrier before the values", SECOND, SECOND.replace("sync_block();", ""), f"{NOT_ORDERED}|{UNDER_WAY}"),
+    Mutation("no wait for the keys", WAIT, WAIT.replace("wait_for_copies<0>();", ""), UNDER_WAY),
+    Mutation("no wait for the values", SECOND, SECOND.replace("wait_for_copies<0>();", ""), UNDER_WAY),
+    Mutation("wait for one group too few", SECOND, SECOND.replace("<0>", "<1>"), UNDER_WAY),
+    Mutation(
+        "the keys' memory given back early",
+        SECOND,
+        SECOND.replace("    sync_block();\n    begin_next_tile();", "    begin_next_tile();\n    sync_block();"),
+        NOT_ORDERED,
+    ),
+    Mutation("no barrier of the warp after the rotation", "    sync_warp();\n", "", NOT_ORDERED),
+    Mutation("swizzle by two bits", "(chunk ^ (row & 7))", "(chunk ^ (row & 3))", "numbers: .* bank conflicts"),
+    Mutation(
+        "swizzle of another step",
+        "(at(key_row, key_chunk) ^ (k << 4))",
+        "(at(key_row, key_chunk) + (k << 4))",
+        f"{UNDER_WAY}|numbers|outside",
+    ),
+    Mutation("operands swapped", "scores[half][n], a[half], b[0], b[1])", "scores[half][n], a[half], b[1], b[0])", "numbers: error"),
+    Mutation("values not transposed", "load_matrices_transposed(b,", "load_matrices(b,", "numbers: error"),
+    Mutation("no mask in the tail", "if (left < 16 * Groups) mask<Groups>(left, scores);", "", "numbers: error"),
+    Mutation("tail off by one", "+ i < left) continue;", "+ i <= left) continue;", "numbers: error"),
+    Mutation(
+        "no zeros beyond the page",
+        "valid ? from + i * kCopyRows * Dim : from - row * Dim, valid);",
+        "from + i * kCopyRows * Dim, true);",
+        "numbers|outside every buffer",
+    ),
+    Mutation("rotation the other way", "fmaf(x.x, cos, -(x.y * sin))", "fmaf(x.x, cos, x.y * sin)", "numbers: error"),
+    Mutation("turned queries turned again", "            copy_queries(turned_chunks_);\n", "", "numbers: error"),
+    Mutation(
+        "rotation of the block's first frame",
+        "rotation(row / static_cast<int>(op_.tokens) - first_frame())",
+        "rotation(0)",
+        "numbers: error",
+    ),
+    Mutation(
+        "rotation of another head", "* op_.heads + head_;\n      for (int pair", "* op_.heads;\n      for (int pair", "numbers: error"
+    ),
+    Mutation("padding of the rotation left as it is", "    pad_rotation();\n", "", "numbers|not finite"),
+    Mutation("page off by one", "place = op_.page_table[following];", "place = op_.page_table[page];", "numbers: error"),
+    Mutation("sum not rescaled", "        sum_[half][r] *= factor;\n", "", "numbers: error"),
+    Mutation("mass of all pages so far", "if (before >= 0) {", "if (false) {", "numbers: mass", probe=True),
+    Mutation("sum over half a warp", "mask < kWarpLanes; mask", "mask < kWarpLanes / 2; mask", "numbers", "rows.cuh", "kv_write"),
+    Mutation("all frames to one page", "op.page_table[frame]", "op.page_table[0]", "accesses of two blocks", "kv_write.cu", "kv_write"),
+    Mutation("values over the keys", "(part == kValues ? argument.values : 0)", "0", "accesses of two blocks", "kv_write.cu", "kv_write"),
+    Mutation(
+        "mean of channels that are not there",
+        "value[i] - mean : 0.0f",
+        "value[i] - mean : -mean",
+        "numbers",
+        "modulated_norm.cu",
+        "modulated_norm",
+    ),
+    Mutation(
+        "a row's tail stored whole",
+        "if (i < count) to[i] =",
+        "to[i] =",
+        "numbers",
+        "rows.cuh",
+        "gelu",
+    ),
+    Mutation("no memory for the rotation", " + 8 * rounded_pairs(pairs) * attention_frames(frames, tokens)", "", "outside"),
+]
+
+
+def compile_mutant(mutation: Mutation, into: Path) -> Emulated:
+    """The emulated half with one kernel of attention, changed."""
+    sources = Path(shutil.copytree(KERNELS, into / "cuda"))
+    changed = sources / mutation.file
+    text = changed.read_text()
+    assert text.count(mutation.old) == 1, f"{mutation.name}: what it changes is there {text.count(mutation.old)} times"
+    changed.write_text(text.replace(mutation.old, mutation.new))
+    unit = sources / f"{mutation.kernel}.cu"
+    if mutation.kernel == "frame_attention":  # one of its kernels is enough
+        kernel = f"frame_attention_kernel<Bf16, 128, 64, {str(mutation.probe).lower()}>"
+        one = f"kChoices[] = {{{{DType::bfloat16, 128, {{{{nullptr, nullptr}}, {{{kernel}, {kernel}}}}}}}}};"
+        text, count = re.subn(r"kChoices\[\] = .*?;", one, unit.read_text(), flags=re.DOTALL)
+        assert count == 1
+        unit.write_text(text)
+    csrc = ROOT / "csrc"
+    output_of("g++", *FLAGS, f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{csrc / 'simt'}", "-c", unit, "-o", into / "mutant.o")
+    others = [path for path in BUILD.rglob("lolrt_cuda.dir/**/*.o") if path.name != f"{unit.name}.o"]
+    output_of("g++", "-shared", into / "mutant.o", *others, "-o", into / "liblolrt_cuda.so")
+    return Emulated(Path(shutil.copy(LIBRARY, into)))
+
+
+def attend(cuda: Emulated, probe: bool, rise: float, page_tokens: int) -> None:
+    bias = rise * torch.arange(3.0)[:, None].repeat(1, 2)
+    case = CudaAttention(torch.bfloat16, dim=128, tokens=40, page_tokens=page_tokens, pages=3, frames=2, heads=2, bias=bias, cuda=cuda)
+    cuda.counts()
+    out, mass = case.run(probe=probe)
+    ref, ref_mass = case.oracle()
+    assert torch.isfinite(out).all(), "not finite"
+    check(out, case.torch(), ref, case.dim + case.pages * case.page_tokens)
+    assert mass is None or np.abs(fp64(mass) - ref_mass).max() <= 2e-2, "mass"
+    conflicts = cuda.counts()["bank_conflicts"]
+    assert conflicts == 0, f"{conflicts} bank conflicts"
+
+
+def cases(cuda: Emulated, kernel: str, probe: bool) -> Iterator[Callable[[], None]]:
+    """What raises AbiError or AssertionError when something is wrong."""
+    if kernel == "frame_attention":
+        for rise, page_tokens in ((0.0, 77), (6.0, 77), (0.0, 3)):
+            yield partial(attend, cuda, probe, rise, page_tokens)
+    elif kernel == "kv_write":
+        yield partial(rows.test_kv_write_matches_the_oracle, cuda, torch.bfloat16, True, 5, 4, 128, 10, 44)
+    elif kernel == "modulated_norm":
+        yield partial(rows.test_modulated_norm_matches_the_oracle, cuda, torch.bfloat16, True, True, 2, 9, 50)
+    else:
+        yield partial(rows.test_gelu_matches_the_oracle, cuda, torch.bfloat16, 3, 7, 70, 1)
+
+
+def found(cuda: Emulated, kernel: str = "frame_attention", probe: bool = False) -> str:
+    for seed, case in itertools.product((0, 1), cases(cuda, kernel, probe)):
+        cuda.settings(seed)
+        try:
+            case()
+        except AbiError as error:
+            return str(error)
+        except AssertionError as error:
+            return f"numbers: {error}"
+    return ""
+
+
+def test_nothing_is_found_in_the_kernel_as_it_is(emulated_library: Emulated) -> None:
+    assert found(emulated_library) == found(emulated_library, probe=True) == ""
+    assert {found(emulated_library, kernel) for kernel in ("kv_write", "modulated_norm", "gelu")} == {""}
+    emulated_library.settings()
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_mutation_is_found(mutation: Mutation, emulated_library: Emulated, tmp_path: Path) -> None:
+    report = found(compile_mutant(mutation, tmp_path), mutation.kernel, mutation.probe)
+    assert re.search(mutation.finds, report), f"found: {report or 'nothing'}"

@@ -1,0 +1,145 @@
+// The emulator itself: small kernels that are right, and the same with a mistake, which has to be named.
+#include <device/launch.cuh>
+#include <device/matrix.cuh>
+#include <device/threads.cuh>
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+namespace lolrt::cuda {
+namespace {
+
+constexpr unsigned kThreads = 64;
+
+struct Argument {
+  int mistake;
+  float *data;
+};
+
+// This block's part of the buffer.
+float *own(const Argument &argument) { return argument.data + blockIdx.x * 256; }
+
+float *shared() { return reinterpret_cast<float *>(shared_memory()); }
+
+// Each thread reads what its neighbour wrote. 1: no barrier.
+void neighbour(const Argument argument) {
+  const unsigned thread = threadIdx.x;
+  shared()[thread] = static_cast<float>(thread);
+  if (argument.mistake != 1) sync_block();
+  const float value = shared()[(thread + 1) % kThreads];
+  own(argument)[thread] = value;
+}
+
+// The same within warps. 1: no barrier; 2: one of the block where one lane does not come; 3: lanes meet in two places.
+void warps(const Argument argument) {
+  const unsigned thread = threadIdx.x;
+  if (argument.mistake == 2) {
+    if (thread != 5) sync_block();
+  } else if (argument.mistake == 3) {
+    if (thread % 2 == 0) {
+      sync_warp();
+    } else {
+      own(argument)[0] = exchange(1.0f, 2);
+    }
+  }
+  shared()[thread] = static_cast<float>(thread);
+  if (argument.mistake != 1) sync_warp();
+  own(argument)[thread] = shared()[thread ^ 1];
+}
+
+// Two warps meet at a barrier of their own. 1: of a number that never comes.
+void named(const Argument argument) {
+  const unsigned thread = threadIdx.x;
+  shared()[thread] = static_cast<float>(thread);
+  simt::sync_named(3, argument.mistake == 1 ? 96 : 64);
+  own(argument)[thread] = shared()[kThreads - 1 - thread];
+}
+
+// Copies from global memory. 1: nobody waits; 2: read before the barrier; 3: read before the copy has arrived; 4: from beyond the
+// buffer; 5: to an odd address; 6: the group was not closed.
+void copies(const Argument argument) {
+  const unsigned thread = threadIdx.x, from = argument.mistake == 4 ? 1024 : 0;
+  copy_async(shared_memory() + thread * 16 + (argument.mistake == 5 ? 4 : 0), own(argument) + from + thread * 4);
+  if (argument.mistake != 6) close_copy_group();
+  float early = 0.0f;
+  if (argument.mistake == 3) early = shared()[thread * 4];
+  if (argument.mistake != 1) wait_for_copies<0>();
+  if (argument.mistake != 2) sync_block();
+  const float value = shared()[(thread * 4 + 4) % (kThreads * 4)];
+  sync_block();
+  own(argument)[thread * 4] = value + early;
+}
+
+// A block's own part of the buffer. 1: all blocks write the same; 2: beyond it; 3: beyond shared memory.
+void parts(const Argument argument) {
+  float *part = argument.mistake == 1 ? argument.data : own(argument);
+  part[argument.mistake == 2 ? threadIdx.x + 1024 : threadIdx.x] = 1.0f;
+  if (argument.mistake == 3) shared()[1024 + threadIdx.x] = 1.0f;
+}
+
+// The value of each lane's partner, and whether any lane is the last. 1: one lane has left.
+void lanes(const Argument argument) {
+  const unsigned thread = threadIdx.x;
+  if (argument.mistake == 1 && thread == 40) return;
+  const float partner = exchange(static_cast<float>(thread), 4);
+  own(argument)[thread] = any_lane(thread == 63) ? partner : -partner;
+}
+
+struct Case {
+  const char *name;
+  void (*kernel)(Argument);
+  std::vector<const char *> problems;  // of the mistakes from 1 on
+};
+
+const Case kCases[] = {
+    {"neighbour", neighbour, {"a write and a read after it are not ordered|a read and a write after it are not ordered"}},
+    {"warps", warps, {"not ordered", "deadlock", "divergence"}},
+    {"named", named, {"deadlock: threads wait for ever: 64 at a barrier"}},
+    {"copies",
+     copies,
+     {"copies that nobody waits for|a copy under way", "not ordered", "a copy under way", "outside every buffer", "not aligned",
+      "copies that nobody waits for|a copy under way"}},
+    {"parts", parts, {"accesses of two blocks", "outside every buffer", "outside every buffer"}},
+    {"lanes", lanes, {"deadlock"}},
+};
+
+bool contains_one(const std::string &text, const char *alternatives) {
+  std::string rest = alternatives;
+  for (size_t bar; !rest.empty(); rest = bar == std::string::npos ? "" : rest.substr(bar + 1)) {
+    bar = rest.find('|');
+    if (text.find(rest.substr(0, bar)) != std::string::npos) return true;
+  }
+  return false;
+}
+
+int failures = 0;
+
+void expect(bool good, const char *name, int mistake, uint64_t seed, const std::string &said) {
+  if (good) return;
+  ++failures;
+  std::printf("%s, mistake %d, seed %d: the emulator said: %s\n", name, mistake, static_cast<int>(seed), said.c_str());
+}
+
+void run(const Case &test, uint64_t seed) {
+  simt::settings().seed = seed;
+  for (int mistake = 0; mistake <= static_cast<int>(test.problems.size()); ++mistake) {
+    std::vector<float> data(4096, 2.0f);  // of which the kernels may use the first 1024
+    simt::clear_buffers();
+    simt::add_buffer(data.data(), 1024 * sizeof(float));
+    const char *problem = launch(test.kernel, Grid{2, 1, 1, kThreads, 4096}, nullptr, Argument{mistake, data.data()});
+    const std::string said = problem ? problem : "";
+    expect(mistake == 0 ? problem == nullptr : contains_one(said, test.problems[mistake - 1]), test.name, mistake, seed, said);
+  }
+}
+
+}  // namespace
+}  // namespace lolrt::cuda
+
+int main() {
+  using namespace lolrt::cuda;
+  for (uint64_t seed = 0; seed < 4; ++seed) {
+    for (const Case &test : kCases) run(test, seed);
+  }
+  return failures == 0 ? 0 : 1;
+}
