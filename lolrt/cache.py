@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from lolrt import _core, ops
 from lolrt.errors import Error
+from lolrt.gate import SinkGate
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,8 @@ class Window:
     recent_frames: int = 9
     chunk_frames: int = 3
     """Latent frames that are denoised together."""
+    gate: SinkGate = SinkGate()
+    """When attention to the sinks is held back; open as it is here."""
 
     def __post_init__(self) -> None:
         if self.chunk_frames < 1 or self.sink_frames < 0 or self.recent_frames < self.chunk_frames:
@@ -33,6 +38,19 @@ class Window:
         return self.sink_frames + self.recent_frames
 
 
+@dataclass(frozen=True)
+class ChunkPages:
+    """What the frames of a chunk attend to: pages of earlier frames, oldest first, then their own."""
+
+    frames: Sequence[int]
+    page_table: Tensor
+    """int32 [frames], the page of each of them."""
+    chunk_page_table: Tensor
+    """int32 [chunk frames], the end of `page_table`: where the chunk's own K and V go."""
+    layer_pages: Sequence[Tensor]
+    """[pool pages, page_elements] of each layer."""
+
+
 class KVCache:
     """Pages of all layers, [layers, pages, page_elements]; allocated once, written in place, never moved."""
 
@@ -44,15 +62,32 @@ class KVCache:
         self._window = _core.Window(self._pool, window.sink_frames, window.recent_frames)
         self._read()
 
-    def advance(self, first_frame: int) -> None:
+    def advance(self, first_frame: int, n_frames: int) -> ChunkPages:
         """Gives the next chunk its pages, dropping the frames that fall out of the window."""
-        self._window.advance(first_frame, self.config.chunk_frames)
+        self._window.advance(first_frame, n_frames)
         self._read()
+        return self._chunk(len(self.frames) - n_frames, len(self.frames))
+
+    def chunks(self, first: int) -> Iterator[ChunkPages]:
+        """The chunks that are in the window, oldest first, from its frame `first` on; each sees what it would see if it were the newest.
+
+        Of a chunk that has left the window in part there is the rest. Chunks are counted back from the newest: only a stream's first can
+        be shorter than the others.
+        """
+        size, end = self.config.chunk_frames, len(self.frames)
+        starts = [i for i in range(first, end) if i == first or self._age(i) // size != self._age(i - 1) // size]
+        for start, stop in itertools.pairwise([*starts, end]):
+            yield self._chunk(start, stop)
+
+    def _age(self, index: int) -> int:
+        return self.frames[-1] - self.frames[index]
+
+    def _chunk(self, start: int, stop: int) -> ChunkPages:
+        return ChunkPages(self.frames[:stop], self.page_table[:stop].clone(), self.page_table[start:stop].clone(), self.layer_pages)
 
     def _read(self) -> None:
         pages, self.frames = self._window.read()
         self.page_table = torch.tensor(pages, dtype=torch.int32)
-        self.chunk_page_table = self.page_table[-self.config.chunk_frames :].clone()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The frames in the window, int64 [n], and their pages in that order, [layers, n, page_elements]."""

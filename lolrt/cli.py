@@ -1,4 +1,4 @@
-"""The command line: `lolrt generate`, `lolrt info` and `lolrt bench`."""
+"""The command line: `lolrt generate`, `inspect`, `convert`, `synth`, `info`, `bench` and `lab`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from lolrt.errors import Error, OutputError
+from lolrt.lab.cli import add_commands as add_lab_commands
 
 if TYPE_CHECKING:
     from lolrt.stream import Chunk
 
 DEFAULT_SECONDS = 20.0
+MODEL_HELP = "the name of an embedded model, or a folder, a file, or a .toml file with the parts of one"
+RECACHE_HELP = "what of the past a new prompt of the script is applied to: the recent frames, the sinks as well, or nothing"
 CPU_FEATURES = ("fma", "f16c", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 
@@ -49,30 +52,80 @@ def parser() -> argparse.ArgumentParser:
 
     generate = commands.add_parser("generate", help="write a video of a prompt", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     generate.set_defaults(run=run_generate)
-    generate.add_argument("prompt", metavar="PROMPT")
+    prompts = generate.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("prompt", metavar="PROMPT", nargs="?")
+    prompts.add_argument("--script", metavar="FILE", help='prompts and when they begin: lines such as "0 a car" and "1:08.5 a boat"')
     generate.add_argument("-o", "--output", metavar="FILE", required=True, help="an .mp4 file, or - for standard output")
-    generate.add_argument("--model", default="tiny", help="the name of an embedded model, or the path of a model folder")
+    generate.add_argument("--model", default="tiny", help=MODEL_HELP)
     length = generate.add_mutually_exclusive_group()
     length.add_argument("--seconds", type=positive(float), help=f"length of the video ({DEFAULT_SECONDS:g} when no length is given)")
     length.add_argument("--frames", type=positive(int), help="length in video frames")
     length.add_argument("--endless", action="store_true", help="go on until Ctrl-C")
+    generate.add_argument("--text", metavar="FILE", help="embeddings that lolrt encode wrote, instead of the model's text encoder")
+    generate.add_argument("--recache", choices=["window", "sinks", "none"], default="window", help=RECACHE_HELP)
+    generate.add_argument("--switch-chunks", type=positive(int), default=1, help="chunks over which the script's next prompt takes over")
+    generate.add_argument("--start", metavar="FILE", help="an image or a video that the video begins with and goes on from")
     generate.add_argument("--seed", type=int, default=0, help="of the noise")
     generate.add_argument("--sigma", type=float, default=0.8, help="strength of the per-head RoPE jitter; 0 is plain RoPE")
     generate.add_argument("--jitter-seed", type=int, default=0, help="draws the jitter")
     generate.add_argument("--spread", choices=["uniform", "stratified"], default="uniform", help="how the jitter is drawn")
-    generate.add_argument("--positions", choices=["absolute", "window"], default="absolute", help="what RoPE counts")
+    generate.add_argument("--positions", choices=["absolute", "window", "anchored"], default="absolute", help="what RoPE counts")
+    generate.add_argument("--anchor", type=int, default=20, help="frames that anchored sinks stay behind at most")
+    generate.add_argument(
+        "--frequencies", choices=["plain", "pi", "ntk", "yarn", "riflex"], default="plain", help="how RoPE's frequencies are stretched"
+    )
+    generate.add_argument("--stretch", type=float, default=1.0, help="by how many times --length")
+    generate.add_argument("--length", type=int, default=132, help="latent frames that the model covers without stretching")
+    generate.add_argument("--sink-bias", type=float, default=0.0, help="added to the attention scores of sinks; -inf shuts them out")
+    generate.add_argument("--gate", choices=["always", "realigned", "synchronised"], default="always", help="when --sink-bias is added")
+    generate.add_argument("--head-share", type=float, default=0.8, help="of a layer's heads that a synchronised gate waits for")
     generate.add_argument("--sinks", type=int, default=3, help="sink frames in the window")
     generate.add_argument("--recent", type=int, default=9, help="recent frames in the window, the chunk's own included")
     generate.add_argument("--probe", action="store_true", help="write each chunk's attention mass per page to FILE.mass.csv")
+    generate.add_argument("--vae", choices=["full", "tiny"], default="full", help="tiny: the model's TAEHV, fast and less exact")
+    generate.add_argument(
+        "--vae-tile", metavar="PIXELS", type=positive(int), help="decode in tiles of this size: less memory, not quite the same"
+    )
     generate.add_argument("--threads", type=positive(int), help="CPU threads; by default all cores")
 
-    info = commands.add_parser("info", help="versions, CPU features, kernels, models")
+    inspect = commands.add_parser("inspect", help="what a checkpoint is, and what it lacks")
+    inspect.set_defaults(run=run_inspect)
+    inspect.add_argument("path", metavar="PATH", help="a folder, a file of weights, or a .toml file")
+
+    convert = commands.add_parser("convert", help="write any known checkpoint as one folder that loads fast")
+    convert.set_defaults(run=run_convert)
+    convert.add_argument("source", metavar="SRC", help="a folder, a file of weights, or a .toml file")
+    convert.add_argument("destination", metavar="DST", help="a folder that is not there yet")
+    convert.add_argument("--dtype", choices=["bfloat16", "float32"], help="of the weights; by default as they are")
+
+    synth = commands.add_parser("synth", help="write a model of any size with random weights, to try things with")
+    synth.set_defaults(run=run_synth)
+    synth.add_argument("destination", metavar="DIR", help="a folder that is not there yet")
+    synth.add_argument("--config", default="1.3b", help="1.3b (the default), small, or a JSON file such as Wan's config.json")
+    synth.add_argument("--seed", type=int, default=0, help="of the weights")
+    synth.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the weights")
+
+    encode = commands.add_parser("encode", help="write embeddings of prompts, for machines without the text encoder")
+    encode.set_defaults(run=run_encode)
+    encode.add_argument("prompts", metavar="PROMPT", nargs="*")
+    encode.add_argument("--script", metavar="FILE", help="a script whose prompts to encode as well")
+    encode.add_argument("-o", "--output", metavar="FILE", required=True, help="a .safetensors file, for generate --text")
+    encode.add_argument("--model", default="tiny", help=MODEL_HELP)
+
+    info = commands.add_parser("info", help="versions, CPU features, kernels, models; with --model, the memory that a stream of it takes")
     info.set_defaults(run=run_info)
+    info.add_argument("--model", help=MODEL_HELP)
+    info.add_argument("--size", metavar="HxW", type=frame_size, help="of the video, such as 480x832; by default the model's own")
+    info.add_argument("--sinks", type=int, default=3, help="sink frames in the window")
+    info.add_argument("--recent", type=int, default=9, help="recent frames in the window, the chunk's own included")
+    info.add_argument("--dtype", choices=["bfloat16", "float32"], help="of weights and activations; by default what the kernels prefer")
 
     bench = commands.add_parser("bench", help="how fast the ops are on this machine, side by side with torch")
     bench.set_defaults(run=run_bench)
     bench.add_argument("--quick", action="store_true", help="fewer cases and rounds, the best kernels only: about half a minute")
     bench.add_argument("--only", metavar="TEXT", default="", help='cases with this in their names, such as "kv_write" or "tiny"')
+
+    add_lab_commands(commands.add_parser("lab", help="predict and measure sink-collapse, and compare policies against it"))
     return top
 
 
@@ -85,6 +138,14 @@ def positive(kind: type) -> type:
 
     parse.__name__ = kind.__name__  # argparse names the type in its message
     return parse  # type: ignore[return-value]
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH in pixels."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text} is no size such as 480x832")
+    return int(height), int(width)
 
 
 class Interrupt:
@@ -115,15 +176,32 @@ def run_generate(arguments: argparse.Namespace) -> None:
         from tqdm import tqdm
 
         import lolrt
+        from lolrt.script import Cue, follow, read_script
+        from lolrt.video_reader import read_frames
 
         if arguments.threads:
             lolrt.set_threads(arguments.threads)
         if not 0 <= arguments.seed < 2**64 or not 0 <= arguments.jitter_seed < 2**32:
             raise Error("--seed must be in 0 .. 2^64 - 1 and --jitter-seed in 0 .. 2^32 - 1")
-        rope = lolrt.Rope(arguments.positions, arguments.sigma, arguments.jitter_seed, arguments.spread)
-        window = lolrt.Window(arguments.sinks, arguments.recent)
-        pipe = lolrt.load(arguments.model)
-        stream = pipe.stream(arguments.prompt, seed=arguments.seed, rope=rope, window=window, probe=True)
+        rope = lolrt.Rope(
+            arguments.positions,
+            arguments.sigma,
+            arguments.jitter_seed,
+            arguments.spread,
+            frequencies=arguments.frequencies,
+            length_frames=arguments.length,
+            stretch=arguments.stretch,
+            anchor_frames=arguments.anchor,
+        )
+        gate = lolrt.SinkGate(arguments.sink_bias, arguments.gate, head_share=arguments.head_share)
+        window = lolrt.Window(arguments.sinks, arguments.recent, gate=gate)
+        cues = read_script(arguments.script) if arguments.script else [Cue(0, arguments.prompt)]
+        text = lolrt.EmbeddingFile(arguments.text) if arguments.text else lolrt.load_text(arguments.model)
+        text.encode([cue.prompt for cue in cues])  # all, before the rest of the model needs the memory, and an error can end a long run
+        pipe = lolrt.load(arguments.model, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text)
+        start = pipe.encode_video(read_frames(arguments.start, pipe.height, pipe.width, pipe.fps)) if arguments.start else None
+        stream = pipe.stream(cues[0].prompt, seed=arguments.seed, rope=rope, window=window, probe=True, start=start)
+        chunks = follow(stream, cues[1:], pipe.fps, recache=arguments.recache, over_chunks=arguments.switch_chunks)
         total = None if arguments.endless else arguments.frames or round((arguments.seconds or DEFAULT_SECONDS) * pipe.fps) or 1
 
         with (
@@ -131,8 +209,10 @@ def run_generate(arguments: argparse.Namespace) -> None:
             MassLog(Path(arguments.output).with_suffix(".mass.csv") if arguments.probe else None) as mass_log,
             tqdm(total=total, unit=" frames", dynamic_ncols=True, file=sys.stderr) as bar,
         ):
-            for chunk in stream:
+            for chunk in chunks:
                 frames = chunk.frames if total is None else chunk.frames[: total - bar.n]
+                if chunk.switch is not None:
+                    bar.write(f"{bar.n / pipe.fps:.2f} s: {chunk.switch}", file=sys.stderr)
                 writer.write(frames)
                 mass_log.write(chunk)
                 bar.set_postfix_str(f"sink mass {chunk.sink_mass:.3f}", refresh=False)
@@ -143,6 +223,21 @@ def run_generate(arguments: argparse.Namespace) -> None:
         print(f"{arguments.output}: {bar.n} frames, {bar.n / pipe.fps:.1f} s at {pipe.fps} frames/s")
         if arguments.probe:
             print(f"{mass_log.path}: attention mass per chunk, layer, head and page")
+
+
+def run_encode(arguments: argparse.Namespace) -> None:
+    from lolrt.embeddings import write_embeddings
+    from lolrt.pipeline import load_text
+    from lolrt.script import read_script
+
+    prompts = [*arguments.prompts, *(cue.prompt for cue in (read_script(arguments.script) if arguments.script else []))]
+    prompts = list(dict.fromkeys(prompts))
+    if not prompts:
+        raise Error("there is nothing to encode: give prompts, or a script with --script")
+    rows = dict(zip(prompts, load_text(arguments.model).encode(prompts), strict=True))
+    write_embeddings(arguments.output, rows)
+    tokens, dim = sum(map(len, rows.values())), next(iter(rows.values())).shape[1]
+    print(f"{arguments.output}: {len(rows)} prompts, {tokens} rows of {dim}")
 
 
 class MassLog:
@@ -192,7 +287,33 @@ def cpu_features() -> list[str]:
     return [feature for feature in CPU_FEATURES if feature in listed]
 
 
-def run_info(_: argparse.Namespace) -> None:
+def run_inspect(arguments: argparse.Namespace) -> None:
+    from lolrt.checkpoint.inspect import inspect
+
+    for line in inspect(arguments.path):
+        print(line)
+
+
+def run_convert(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from lolrt.checkpoint.convert import convert
+
+    print(convert(arguments.source, arguments.destination, getattr(torch, arguments.dtype) if arguments.dtype else None))
+
+
+def run_synth(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from lolrt.checkpoint.synth import synth
+
+    print(synth(arguments.destination, arguments.config, arguments.seed, getattr(torch, arguments.dtype)))
+
+
+def run_info(arguments: argparse.Namespace) -> None:
+    if arguments.model is not None:
+        print_memory(arguments)
+        return
     import platform
 
     import av
@@ -208,6 +329,28 @@ def run_info(_: argparse.Namespace) -> None:
     print(f"kernels    {_core.isa()} (this CPU can run: {', '.join(_core.isas())}; LOLRT_ISA chooses), {_core.threads()} threads")
     print("cuda       not built: this version's kernels are for CPUs")
     print(f"models     {', '.join(embedded_models()) or 'none'}")
+
+
+def print_memory(arguments: argparse.Namespace) -> None:
+    """What a stream of a model will allocate."""
+    import torch
+
+    import lolrt
+    from lolrt.checkpoint.inspect import size
+    from lolrt.memory import plan_model
+    from lolrt.pipeline import preferred_dtype
+
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else preferred_dtype()
+    plan, (height, width) = plan_model(arguments.model, arguments.size, dtype, lolrt.Window(arguments.sinks, arguments.recent))
+    print(
+        f"{arguments.model}: a stream of {height} x {width} pixels, {str(dtype).removeprefix('torch.')}, window {arguments.sinks} + ",
+        end="",
+    )
+    print(f"{arguments.recent}")
+    for title, rows in (("weights", plan.weights), ("stream", plan.stream), ("at most, in turn", plan.passing)):
+        for name, count in rows.items():
+            print(f"{title:17}{name:32}{size(count):>12}")
+    print(f"{'in all':49}{size(plan.total):>12}, beside the process itself")
 
 
 def run_bench(arguments: argparse.Namespace) -> None:

@@ -1,11 +1,4 @@
-"""The VAE's decoder on a stream: one latent frame after another, with the kernels and without autograd.
-
-Images are [frames, rows, columns, channels], contiguous. Each convolution over time gets its input written, with its margin of zeros,
-by the norm before it, and keeps the last two frames of that input in the stream's state.
-
-float32 weights run on the convolution of `lolrt.ops`, bfloat16 ones on torch's: oneDNN has the matrix units to itself (AMX), while its
-float32 convolutions of few channels are several times slower than ours.
-"""
+"""The VAE's decoder on a stream: one latent frame after another."""
 
 from __future__ import annotations
 
@@ -18,138 +11,55 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lolrt import ops
-from lolrt.vae_layers import AttentionBlock, CausalConv3d, Decoder, ResidualBlock, RMSNorm, Upsample
-
-# What a stream carries from call to call: the last two input frames of each causal convolution, margins included, by module name.
-State = dict[str, Tensor]
+from lolrt.codec import State
+from lolrt.vae_layers import AttentionBlock, Decoder, ResidualBlock, Upsample
+from lolrt.vae_stream import Convolution, Norm, StreamedAttentionBlock, StreamedResidualBlock, few_frames, surround, weights_of
 
 
 class StreamingDecoder:
     """Reads the weights once; a decoder whose weights change needs a new one."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self._in = _Convolution(decoder.conv1)
-        self._blocks = [_streamed(block) for block in (*decoder.middle, *decoder.upsamples)]
+        self._in = Convolution(decoder.conv1)
+        blocks = [_streamed(block) for block in (*decoder.middle, *decoder.upsamples)]
+        # Once there are as many frames as there will be, they can go on a few at a time.
+        last_doubling = max((i for i, block in enumerate(blocks) if isinstance(block, _Upsample) and block.time_conv), default=-1)
+        self._blocks, self._frame_blocks = blocks[: last_doubling + 1], blocks[last_doubling + 1 :]
+        self._scale = 2 ** sum(isinstance(block, _Upsample) for block in blocks)
         norm, _, conv = decoder.head
-        self._norm, self._out = _Norm(norm), _Convolution(conv)
+        self._norm, self._out = Norm(norm), Convolution(conv)
 
     def __call__(self, latent: Tensor, state: State) -> Tensor:
         """[1, rows, columns, z], in the weights' dtype, to [1 or 4, 8 rows, 8 columns, 3]; `state` is updated in place."""
         x = self._in(latent, state)
         for block in self._blocks:
             x = block(x, state)
-        return self._out(x, state, self._norm)
+        _, rows, columns, _ = latent.shape
+        images = []
+        for part in few_frames(x, (self._scale * rows, self._scale * columns, len(self._norm.gamma))):
+            for block in self._frame_blocks:
+                part = block(part, state)
+            images.append(self._out(part, state, self._norm))
+        return torch.cat(images)
 
 
 def _streamed(block: nn.Module) -> Callable[[Tensor, State], Tensor]:
     match block:
         case ResidualBlock():
-            return _ResidualBlock(block)
+            return StreamedResidualBlock(block)
         case AttentionBlock():
-            return _AttentionBlock(block)
+            return StreamedAttentionBlock(block)
         case Upsample():
             return _Upsample(block)
     raise TypeError(f"a decoder has no {type(block).__name__}")
 
 
-class _Norm:
-    def __init__(self, norm: nn.Module, silu: bool = True) -> None:
-        norm = cast(RMSNorm, norm)
-        self.gamma, self.silu = norm.gamma.detach().float().flatten(), silu
-
-    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
-        return ops.channel_norm(x, self.gamma, out, silu=self.silu)
-
-
-def _surround(x: Tensor, out: Tensor) -> None:
-    """x to the middle of `out`, zeros around it."""
-    _, rows, columns, _ = x.shape
-    margin = (out.shape[1] - rows) // 2
-    if margin:
-        out.zero_()
-    out[:, margin : margin + rows, margin : margin + columns] = x
-
-
-class _Convolution:
-    """A `CausalConv3d`, with what is done to its input on the way in and the sum with a residual."""
-
-    def __init__(self, conv: nn.Module) -> None:
-        conv = cast(CausalConv3d, conv)
-        self.slot, self.margin, self.past_frames = conv.slot, conv.kernel_size[2] // 2, conv.kernel_size[0] - 1
-        self.out_channels = conv.out_channels
-        self.weight, self.bias = _weights(conv)
-        self.native = self.weight.dtype == torch.float32
-        if self.native:
-            self.weight, self.bias = ops.pack_convolution(self.weight, self.bias)
-        else:
-            self.weight = self.weight.contiguous(memory_format=torch.channels_last_3d)
-
-    def __call__(self, x: Tensor, state: State, norm: _Norm | None = None, residual: Tensor | None = None) -> Tensor:
-        """x: the new frames; residual: like the output, and taken for it when the kernels are ours."""
-        frames, rows, columns, channels = x.shape
-        joined = x.new_empty(self.past_frames + frames, rows + 2 * self.margin, columns + 2 * self.margin, channels)
-        new = joined[self.past_frames :]
-        (norm or _surround)(x, new)
-        past = None
-        if self.past_frames:
-            past = state.get(self.slot)
-            if past is None:
-                past = state[self.slot] = torch.zeros_like(joined[: self.past_frames])
-        if self.native:
-            out = x.new_empty(frames, rows, columns, self.out_channels) if residual is None else residual
-            ops.conv3d(new, self.weight, self.bias, out, past=past, residual=residual)
-        else:
-            if past is not None:
-                joined[: self.past_frames] = past
-            out = F.conv3d(joined.permute(3, 0, 1, 2)[None], self.weight, self.bias)[0].permute(1, 2, 3, 0)
-            out = out if residual is None else out.add_(residual)
-        if past is not None:
-            _keep_last(past, new)
-        return out
-
-
-def _weights(conv: nn.Conv2d | nn.Conv3d) -> tuple[Tensor, Tensor]:
-    assert conv.bias is not None
-    return conv.weight.detach(), conv.bias.detach()
-
-
-def _keep_last(past: Tensor, new: Tensor) -> None:
-    """The last frames of `past` and `new` joined, as many as `past` has, to `past`."""
-    coming = min(len(past), len(new))
-    if coming < len(past):
-        past[:-coming] = past[coming:].clone()
-    past[-coming:] = new[-coming:]
-
-
-class _ResidualBlock:
-    def __init__(self, block: ResidualBlock) -> None:
-        norm1, _, conv1, norm2, _, _, conv2 = block.residual
-        self.norm1, self.conv1, self.norm2, self.conv2 = _Norm(norm1), _Convolution(conv1), _Norm(norm2), _Convolution(conv2)
-        self.shortcut = None if isinstance(block.shortcut, nn.Identity) else _Convolution(block.shortcut)
-
-    def __call__(self, x: Tensor, state: State) -> Tensor:
-        y = self.conv1(x, state, self.norm1)
-        return self.conv2(y, state, self.norm2, residual=x if self.shortcut is None else self.shortcut(x, state))
-
-
-class _AttentionBlock:
-    def __init__(self, block: AttentionBlock) -> None:
-        self.norm = _Norm(block.norm, silu=False)
-        (qkv, qkv_bias), (proj, proj_bias) = _weights(block.to_qkv), _weights(block.proj)
-        self.to_qkv, self.proj = (qkv.flatten(1), qkv_bias), (proj.flatten(1), proj_bias)
-
-    def __call__(self, x: Tensor, state: State) -> Tensor:
-        normed = self.norm(x, torch.empty_like(x)).flatten(1, 2)
-        q, k, v = F.linear(normed, *self.to_qkv).chunk(3, dim=2)
-        return x + F.linear(F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0], *self.proj).view_as(x)
-
-
 class _Upsample:
     def __init__(self, block: Upsample) -> None:
-        self.time_conv = None if block.time_conv is None else _Convolution(block.time_conv)
+        self.time_conv = None if block.time_conv is None else Convolution(block.time_conv)
         conv = cast(nn.Conv2d, block.resample[1])
         self.out_channels = conv.out_channels
-        self.weight, self.bias = _weights(conv)
+        self.weight, self.bias = weights_of(conv)
         self.native = self.weight.dtype == torch.float32
         if self.native:
             self.phases = [ops.pack_convolution(weight, self.bias) for weight in _doubled_weights(self.weight)]
@@ -169,7 +79,7 @@ class _Upsample:
             return F.conv2d(images, self.weight, self.bias, padding=1).permute(0, 2, 3, 1)
         frames, rows, columns, channels = x.shape
         wide = x.new_empty(frames, rows + 2, columns + 2, channels)
-        _surround(x, wide)
+        surround(x, wide)
         out = x.new_empty(frames, 2 * rows, 2 * columns, self.out_channels)
         for phase, (weight, bias) in enumerate(self.phases):
             i, j = divmod(phase, 2)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lolrt import ops
-from lolrt.cache import KVCache
+from lolrt.cache import ChunkPages
 from lolrt.errors import Error
 
 
@@ -99,8 +99,12 @@ class Attention(nn.Module):
 
     def qkv(self, h: Tensor) -> Tensor:
         """q, k and v of h [..., dim] by one product: [..., 3 * dim]."""
+        return F.linear(h, *self.joined())
+
+    def joined(self) -> tuple[Tensor, Tensor]:
+        """Weights and biases of q, k and v, each as one tensor over the parameters' own memory."""
         layers = self.q, self.k, self.v
-        return F.linear(h, side_by_side(*(layer.weight for layer in layers)), side_by_side(*(layer.bias for layer in layers)))
+        return side_by_side(*(layer.weight for layer in layers)), side_by_side(*(layer.bias for layer in layers))
 
 
 class Block(nn.Module):
@@ -157,6 +161,11 @@ class CausalDiT(nn.Module):
     def _blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.blocks))
 
+    def join(self) -> None:
+        """Lays q, k and v of all layers side by side now rather than in the first pass."""
+        for block in self._blocks:
+            block.self_attn.joined()
+
     def tokens_per_frame(self, height: int, width: int) -> int:
         """Tokens of a latent frame of height x width latent pixels."""
         _, patch_height, patch_width = self.config.patch_size
@@ -164,12 +173,17 @@ class CausalDiT(nn.Module):
             raise Error(f"a latent frame of {height} x {width} does not divide into patches of {patch_height} x {patch_width}")
         return (height // patch_height) * (width // patch_width)
 
+    def check_text(self, prompt_embeds: Tensor) -> None:
+        """Raises `lolrt.Error` unless they are rows of text for this model, [1 .. text_len, text_dim]."""
+        text_len, text_dim = self.config.text_len, self.config.text_dim
+        if prompt_embeds.ndim != 2 or prompt_embeds.shape[1] != text_dim or not 1 <= prompt_embeds.shape[0] <= text_len:
+            raise Error(f"prompt_embeds are {list(prompt_embeds.shape)}; expected [1 to {text_len} text tokens, {text_dim}]")
+
     @torch.inference_mode()
     def encode_text(self, prompt_embeds: Tensor) -> TextContext:
         """Keys and values of a prompt [text_tokens, text_dim], filled up with zeros to text_len rows; no mask, as in the public code."""
         config = self.config
-        if prompt_embeds.ndim != 2 or prompt_embeds.shape[1] != config.text_dim or not 1 <= prompt_embeds.shape[0] <= config.text_len:
-            raise Error(f"prompt_embeds are {list(prompt_embeds.shape)}; expected [1 to {config.text_len} text tokens, {config.text_dim}]")
+        self.check_text(prompt_embeds)
         padding = config.text_len - prompt_embeds.shape[0]
         text = self.text_embedding(F.pad(prompt_embeds.to(self.dtype), (0, 0, 0, padding)))
         elements = ops.page_elements(self.dtype, config.text_len, config.num_heads, config.head_dim)
@@ -204,15 +218,17 @@ class CausalDiT(nn.Module):
         sample: Tensor,
         modulation: Modulation,
         text: TextContext,
-        cache: KVCache,
+        cache: ChunkPages,
         rotation: Tensor,
         spatial_rotation: Tensor,
         mass: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """The flow of one noisy chunk; writes the chunk's K and V into its pages of `cache`.
 
         sample: [frames, in_dim, height, width], any float dtype; rotation: float32 [1 or layers, pages, frames, heads, pairs, 2];
-        spatial_rotation: float32 [tokens, pairs, 2]; mass: float32 [layers, pages, frames, heads], filled with the attention mass.
+        spatial_rotation: float32 [tokens, pairs, 2]; mass: float32 [layers, pages, frames, heads], filled with the attention mass;
+        bias: float32 [1 or layers, pages, heads], added to the scores of self-attention.
         Returns float32 [frames, out_dim, height, width].
         """
         config = self.config
@@ -226,7 +242,7 @@ class CausalDiT(nn.Module):
             h = ops.modulated_norm(x, scale, shift, residual=residual, gate=gate, eps=config.eps)
             residual = self._self_attention(
                 block.self_attn, h, cache.layer_pages[i], cache, rotation[min(i, len(rotation) - 1)], spatial_rotation,
-                None if mass is None else mass[i],
+                None if mass is None else mass[i], None if bias is None else bias[min(i, len(bias) - 1)],
             )  # fmt: skip
             h = ops.modulated_norm(
                 x,
@@ -245,14 +261,15 @@ class CausalDiT(nn.Module):
         return self._unpatchify(self.head.head(h), height, width)
 
     def _self_attention(
-        self, attn: Attention, h: Tensor, pages: Tensor, cache: KVCache, rotation: Tensor, spatial: Tensor, mass: Tensor | None
-    ) -> Tensor:
+        self, attn: Attention, h: Tensor, pages: Tensor, cache: ChunkPages, rotation: Tensor, spatial: Tensor,
+        mass: Tensor | None, bias: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         q, k, v = map(self._split_heads, attn.qkv(h).chunk(3, dim=-1))
         first, eps = self.config.axes[0], self.config.eps
         q_weight, k_weight = self._head_weight(attn.norm_q), self._head_weight(attn.norm_k)
         q = ops.normalize_queries(q, weight=q_weight, rotation=spatial, rotation_first_channel=first, eps=eps)
         ops.kv_write(k, v, pages, cache.chunk_page_table, weight=k_weight, rotation=spatial, rotation_first_channel=first, eps=eps)
-        out = ops.frame_attention(q, pages, cache.page_table, q.shape[1], rotation=rotation, mass=mass)
+        out = ops.frame_attention(q, pages, cache.page_table, q.shape[1], rotation=rotation, bias=bias, mass=mass)
         return attn.o(out.flatten(2))
 
     def _cross_attention(self, attn: Attention, h: Tensor, pages: Tensor, page_table: Tensor) -> Tensor:

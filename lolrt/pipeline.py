@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Iterable, Set
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lolrt import _core
 from lolrt.cache import Window
-from lolrt.checkpoint import load_dit, load_vae, read_config, read_json
+from lolrt.checkpoint import Parts, find_parts, load_dit, load_taehv, load_vae
+from lolrt.checkpoint.folder import WAN_SETTINGS
+from lolrt.codec import Codec, State
 from lolrt.dit import CausalDiT
+from lolrt.embeddings import cache_folder
 from lolrt.errors import Error
 from lolrt.noise import Noise
 from lolrt.rope import Rope
 from lolrt.sampler import Sampler
 from lolrt.stream import LatentStream, Stream
-from lolrt.text import VocabularyEncoder
-from lolrt.vae import CausalVAE
-from lolrt.vae_layers import VAEConfig
+from lolrt.text import TextEncoder, VocabularyEncoder
+from lolrt.tiles import Tiled
+from lolrt.umt5 import CachedUMT5
+
+VAEChoice = Literal["full", "tiny"]
 
 MODELS = Path(__file__).parent / "models"
 
@@ -31,38 +37,82 @@ def embedded_models() -> list[str]:
     return sorted(path.parent.name for path in MODELS.glob("*/model.json"))
 
 
-def load(model: str | Path, dtype: torch.dtype | None = None) -> Pipeline:
-    """Loads a pipeline: the name of an embedded model, or a folder of the same layout (model.json says what is in it).
+def load(
+    model: str | Path,
+    dtype: torch.dtype | None = None,
+    *,
+    vae: VAEChoice = "full",
+    vae_tile: int | None = None,
+    text: TextEncoder | None = None,
+) -> Pipeline:
+    """Loads a pipeline: the name of an embedded model, or a folder, file or TOML file with a model's parts (docs/checkpoints.md).
 
     dtype: torch.bfloat16 or torch.float32, of all weights and activations; by default bfloat16 where the CPU multiplies it, and
-    float32 elsewhere, where that is several times as fast. Raises `lolrt.Error` when there is no such model and
+    float32 elsewhere, where that is several times as fast. vae: "full", or "tiny" for the model's TAEHV, many times as fast and less
+    exact. vae_tile: side in pixels of the tiles that the VAE works on one after another, by default the whole picture at once. text: the
+    text encoder, by default the model's own. Raises `lolrt.Error` when there is no such model or a part of it is missing, and
     `lolrt.CheckpointError` when its files are not what they should be.
     """
-    dtype = dtype or (torch.bfloat16 if _core.isa() in ("amx", "avx512bf16") else torch.float32)
-    folder = MODELS / model if model in embedded_models() else Path(model)
-    if not folder.exists():
-        raise Error(f"no model {str(model)!r}: it is neither an embedded model ({', '.join(embedded_models())}) nor a path that exists")
-    if not (folder / "model.json").is_file():
-        raise Error(
-            f"{folder} has no model.json, so it is not a whole pipeline; load its DiT with lolrt.load_dit(path) "
-            "and stream from prompt embeddings with lolrt.LatentStream"
-        )
-    description = read_json(folder / "model.json")
-    sampler: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in description["sampler"].items()}
-    unknown = sampler.keys() - {field.name for field in fields(Sampler)}
-    if unknown:
-        raise Error(f"{folder / 'model.json'} has unknown sampler settings: {', '.join(sorted(unknown))}; a newer lolrt may know them")
+    dtype = dtype or preferred_dtype()
+    parts = parts_of(model, {"dit", "taehv" if vae == "tiny" else "vae"})
+    text = text or load_text(model)
+    codec: Codec = load_vae(parts.source, dtype=dtype) if vae == "full" else load_taehv(parts.source, dtype)
+    settings = {**WAN_SETTINGS, **parts.settings}
     return Pipeline(
-        name=description["name"],
-        dit=load_dit(folder, dtype),
-        vae=load_vae(folder / "vae.safetensors", read_config(folder / "vae_config.json", VAEConfig), dtype),
-        encode_text=VocabularyEncoder(folder),
-        sampler=Sampler(**sampler),
-        fps=description["fps"],
-        height=description["height"],
-        width=description["width"],
-        example_prompts=tuple(description["example_prompts"]),
+        name=settings.get("name", parts.source.stem),
+        dit=load_dit(parts.source, dtype),
+        vae=codec if vae_tile is None else Tiled(codec, vae_tile),
+        encode_text=text,
+        sampler=sampler_of(settings, parts.source),
+        fps=settings["fps"],
+        height=settings["height"],
+        width=settings["width"],
+        example_prompts=tuple(settings["example_prompts"]),
     )
+
+
+def preferred_dtype() -> torch.dtype:
+    """What this CPU's kernels are fastest in."""
+    return torch.bfloat16 if _core.isa() in ("amx", "avx512bf16") else torch.float32
+
+
+def load_text(model: str | Path) -> TextEncoder:
+    """A model's text encoder; errors as of `load`.
+
+    UMT5 is read when a prompt has to be encoded that never was before, and is in memory only for so long: encode before the rest of the
+    model is loaded, and the two need not fit side by side.
+    """
+    parts = parts_of(model, {"text_encoder"})
+    if parts.vocabulary is not None:
+        return VocabularyEncoder(parts.vocabulary)
+    if parts.tokenizer is None:
+        raise Error(f"{parts.source} has a UMT5 text encoder and no tokenizer; add its folder, google/umt5-xxl in Wan's own")
+    return CachedUMT5(parts.source, parts.tokenizer, cache_folder())
+
+
+def parts_of(model: str | Path, needed: Set[str]) -> Parts:
+    """The files of a model, `needed` ones among them; `model` and errors as of `load`."""
+    path = MODELS / model if model in embedded_models() else Path(model)
+    if not path.exists():
+        raise Error(f"no model {str(model)!r}: it is neither an embedded model ({', '.join(embedded_models())}) nor a path that exists")
+    parts = find_parts(path)
+    there = {"dit": parts.dit, "vae": parts.vae, "taehv": parts.taehv, "text_encoder": parts.text_encoder or parts.vocabulary}
+    missing = [name for name, place in there.items() if name in needed and place is None]
+    if missing:
+        raise Error(
+            f"{path} is not a whole pipeline: it lacks {', '.join(missing)}; name the files in a .toml file, a line such as "
+            f'{missing[0]} = "PATH" for each, or load its DiT with lolrt.load_dit(path) and stream with lolrt.LatentStream'
+        )
+    return parts
+
+
+def sampler_of(settings: dict[str, Any], source: Path) -> Sampler:
+    """The sampler that a model's settings say."""
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings["sampler"].items()}
+    unknown = values.keys() - {field.name for field in fields(Sampler)}
+    if unknown:
+        raise Error(f"{source} has unknown sampler settings: {', '.join(sorted(unknown))}; a newer lolrt may know them")
+    return Sampler(**values)
 
 
 class Pipeline:
@@ -73,8 +123,8 @@ class Pipeline:
         *,
         name: str,
         dit: CausalDiT,
-        vae: CausalVAE,
-        encode_text: Callable[[str], Tensor],
+        vae: Codec,
+        encode_text: TextEncoder,
         sampler: Sampler,
         fps: int,
         height: int,
@@ -86,7 +136,7 @@ class Pipeline:
 
     def stream(self, prompt: str, **options: Any) -> Stream:
         """An endless iterator of `lolrt.Chunk`; options as of `latent_stream`."""
-        return Stream(self.latent_stream(prompt, **options), self.vae)
+        return Stream(self.latent_stream(prompt, **options), self.vae, self.encode_text)
 
     def latent_stream(
         self,
@@ -97,16 +147,38 @@ class Pipeline:
         window: Window = Window(),
         sampler: Sampler | None = None,
         probe: bool = False,
+        start: Tensor | None = None,
         start_frame: int = 0,
     ) -> LatentStream:
         """An endless iterator of `lolrt.LatentChunk`, not decoded.
 
-        seed: of the noise, 0 .. 2^64 - 1; sampler: by default the model's own; probe: measure the attention mass of each chunk.
+        seed: of the noise, 0 .. 2^64 - 1; sampler: by default the model's own; probe: measure the attention mass of each chunk; start:
+        latents that the stream begins with and goes on from, as `encode_video` gives them.
         Raises `lolrt.PromptError` for a prompt that the text encoder does not know.
         """
         height, width = self.height // self.vae.config.spatial_factor, self.width // self.vae.config.spatial_factor
         noise = Noise(seed, self.dit.config.in_dim, height, width)
         return LatentStream(
             self.dit, self.encode_text(prompt), height, width,
-            noise=noise, rope=rope, window=window, sampler=sampler or self.sampler, start_frame=start_frame, probe=probe,
+            noise=noise, rope=rope, window=window, sampler=sampler or self.sampler, start=start,
+            start_frame=start_frame, probe=probe,
         )  # fmt: skip
+
+    def encode_video(self, frames: Iterable[Tensor]) -> Tensor:
+        """Video frames, uint8 [height, width, 3] RGB each, to what a stream can start from: normalised latents [n, channels, h, w].
+
+        The first frame alone makes a latent frame (so an image makes one), then every `temporal_factor` frames do; what is left over at
+        the end is dropped. Frames are taken from the iterable as they are needed.
+        """
+        coming, size = iter(frames), 1
+        state: State = {}
+        latents = []
+        while len(batch := list(itertools.islice(coming, size))) == size:
+            video = torch.stack(batch).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+            if video.shape[2:] != (self.height, self.width):
+                raise Error(f"frames of {video.shape[2]} x {video.shape[3]} pixels; expected {self.height} x {self.width}")
+            latents.append(self.vae.encode(video, state))
+            size = self.vae.config.temporal_factor
+        if not latents:
+            raise Error("there is no frame to start from")
+        return torch.cat(latents)

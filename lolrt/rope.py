@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lolrt import _core
 from lolrt.errors import Error
+from lolrt.frequencies import POLICIES, yarn_amplitude
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,16 @@ class Rope:
 
     Multi-head RoPE jitter (LoL, arXiv 2601.16914, Alg. 1): head h turns with base theta_h = theta * (1 + sigma * eps_h), fixed for the
     rollout, so that the phases of all heads do not re-align with the sink frames at once. sigma = 0 is plain RoPE, bit for bit.
-    Frequencies of head h are theta_h^(-2 i / d), i = 0 .. d / 2 - 1, over the d temporal channels of a head.
+    Frequencies of head h are theta_h^(-2 i / d), i = 0 .. d / 2 - 1, over the d temporal channels of a head; `frequencies` changes
+    them, and `positions` says between which positions they turn.
     """
 
-    positions: Literal["absolute", "window"] = "absolute"
+    positions: Literal["absolute", "window", "anchored"] = "absolute"
     """"absolute": the latent frame's number (Self-Forcing, LongLive, LoL). "window": its place in the window, 0 .. pages - 1
-    (LongLive's "infinity" variant, Infinity-RoPE)."""
+    (LongLive's "infinity" variant; Infinity-RoPE, arXiv 2511.20649). "anchored": the frame's number, but the sinks follow the chunk, so
+    that the first one is never more than `anchor_frames` behind its last frame (the temporal RoPE adjustment of Deep Forcing,
+    arXiv 2512.05081, with the distance left to choose); anchored right behind the recent frames, they are at their place in the
+    window."""
     sigma: float = 0.8
     """Strength of the jitter, in [0, 1)."""
     jitter_seed: int = 0
@@ -38,24 +43,42 @@ class Rope:
     """"uniform": eps_h ~ U[-1, 1], the paper's rule. "stratified": the values linspace(-1, 1, heads) in random order, which no draw
     can make unlucky."""
     bases: Sequence[float] | Sequence[Sequence[float]] | None = None
-    """Explicit bases, [heads] or [layers][heads]; sigma, jitter_seed and spread then play no part."""
+    """Explicit bases, [heads] or [layers][heads], or one for all heads; sigma, jitter_seed and spread then play no part."""
     theta: float = 10000.0
     """The base that the model was trained with."""
+    share: float = 1.0
+    """Share of the heads that are jittered, chosen by jitter_seed; the others keep theta (LoL's ablation)."""
+    frequencies: Literal["plain", "pi", "ntk", "yarn", "riflex"] = "plain"
+    """How the frequencies come from the bases (`lolrt.frequencies`): plain, position interpolation, NTK-aware, YaRN, RIFLEx."""
+    length_frames: int = 132
+    """L, the latent frames that the model covers as it is; LoL takes the last ones before the first collapse."""
+    stretch: float = 1.0
+    """s = L' / L, how many times as many the frequencies shall cover; 1 changes nothing but in RIFLEx."""
+    anchor_frames: int = 20
+    """Of "anchored" positions: the farthest that a sink is behind; 20 is what a model saw that was trained on 21 latent frames."""
 
     def __post_init__(self) -> None:
-        if self.positions not in ("absolute", "window"):
-            raise Error(f'positions is {self.positions!r}; expected "absolute" or "window"')
+        if self.positions not in ("absolute", "window", "anchored"):
+            raise Error(f'positions is {self.positions!r}; expected "absolute", "window" or "anchored"')
         if self.spread not in ("uniform", "stratified"):
             raise Error(f'spread is {self.spread!r}; expected "uniform" or "stratified"')
         if not 0 <= self.sigma < 1:
             raise Error(f"sigma is {self.sigma}; expected 0 (plain RoPE) or more, and less than 1, so that every base stays positive")
         if not (np.isfinite(self.theta) and self.theta > 0):
             raise Error(f"theta is {self.theta}; expected a positive number")
+        if not 0 <= self.share <= 1:
+            raise Error(f"share is {self.share}; expected 0 (no head is jittered) to 1 (all are)")
+        if self.frequencies not in POLICIES:
+            raise Error(f"frequencies is {self.frequencies!r}; expected one of {', '.join(POLICIES)}")
+        if self.length_frames < 1 or not 1 <= self.stretch < np.inf:
+            raise Error(f"length_frames is {self.length_frames} and stretch {self.stretch}; expected both to be 1 or more")
 
     def head_bases(self, layers: int, heads: int) -> np.ndarray:
         """Bases as float64 [1, heads], or [layers, heads] where they were given so."""
         if self.bases is not None:
             bases = np.atleast_2d(np.asarray(self.bases, dtype=np.float64))
+            if bases.shape == (1, 1):
+                bases = np.full((1, heads), bases[0, 0])
             if bases.shape not in ((1, heads), (layers, heads)):
                 raise Error(f"bases have shape {list(np.shape(self.bases))}; expected [{heads}] or [{layers}, {heads}] for this model")
             if not (np.isfinite(bases) & (bases > 0)).all():
@@ -63,19 +86,35 @@ class Rope:
             return bases
         random = np.random.RandomState(self.jitter_seed)  # the legacy generator, because its streams are frozen
         eps = random.uniform(-1, 1, heads) if self.spread == "uniform" else random.permutation(np.linspace(-1, 1, heads))
+        if self.share < 1:
+            eps[random.permutation(heads)[round(self.share * heads) :]] = 0
         return self.theta * (1 + self.sigma * eps[None])
+
+    def radians(self, layers: int, heads: int, pairs: int) -> np.ndarray:
+        """Radians per frame, float64 [1 or layers, heads, pairs]."""
+        return POLICIES[self.frequencies](self.head_bases(layers, heads), pairs, self.length_frames, self.stretch)
+
+    @property
+    def amplitude(self) -> float:
+        """Factor of the rotation tables: 1, or YaRN's temperature on the rotated channels."""
+        return yarn_amplitude(self.stretch) if self.frequencies == "yarn" else 1.0
 
     def increments(self, layers: int, heads: int, pairs: int) -> np.ndarray:
         """Phase per frame in units of 2^-64 turns, uint64 [1 or layers, heads, pairs]."""
-        radians = self.head_bases(layers, heads)[..., None] ** (-np.arange(pairs) / pairs)
+        radians = self.radians(layers, heads, pairs)
         turns = np.empty(radians.shape, dtype=np.uint64)
         _core.phase_increments(radians.reshape(-1), turns.reshape(-1))
         return turns
 
-    def offsets(self, page_frames: Sequence[int], chunk_frames: int) -> np.ndarray:
-        """Query position minus page position, int64 [pages, chunk_frames]; the last `chunk_frames` pages are the chunk's own."""
-        frames = np.asarray(page_frames, dtype=np.int64)
-        positions = frames if self.positions == "absolute" else np.arange(len(frames), dtype=np.int64)
+    def offsets(self, page_frames: Sequence[int], chunk_frames: int, sink_frames: int = 0) -> np.ndarray:
+        """Query position minus page position, int64 [pages, chunk_frames]; the first `sink_frames` pages are the sinks, the last
+        `chunk_frames` the chunk's own."""
+        positions = np.array(page_frames, dtype=np.int64)
+        if self.positions == "window":
+            positions = np.arange(len(positions), dtype=np.int64)
+        elif self.positions == "anchored":
+            reach = max(self.anchor_frames, len(positions) - 1)  # sinks never stand among the recent frames
+            positions[:sink_frames] += max(0, positions[-1] - positions[0] - reach)
         return positions[None, -chunk_frames:] - positions[:, None]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -29,6 +29,9 @@ class Sampler:
 
     timesteps: tuple[int, ...] = (1000, 750, 500, 250)
     """Of the unshifted schedule, falling, each in 1 .. 1000."""
+    first_timesteps: tuple[int, ...] = ()
+    """The same for the first chunk of a stream, which has no frames before it to go by; by default as for the others. A model that
+    was not distilled decides where things are at high noise, and needs more passes there."""
     shift: float = 5.0
     """Moves the noise levels up: s -> shift * s / (1 + (shift - 1) * s)."""
     method: Literal["renoise", "euler"] = "renoise"
@@ -38,17 +41,22 @@ class Sampler:
     """Noise level of the clean chunk in the pass that writes its final K and V."""
 
     def __post_init__(self) -> None:
-        steps = self.timesteps
-        if not steps or any(not 1 <= t <= TRAIN_TIMESTEPS for t in steps) or any(a <= b for a, b in itertools.pairwise(steps)):
-            raise Error(
-                f"timesteps are {list(steps)}; expected whole numbers from {TRAIN_TIMESTEPS} down to 1, each less than the one before"
-            )
+        for name, steps in ("timesteps", self.timesteps), ("first_timesteps", self.first_timesteps or self.timesteps):
+            if not steps or any(not 1 <= t <= TRAIN_TIMESTEPS for t in steps) or any(a <= b for a, b in itertools.pairwise(steps)):
+                raise Error(
+                    f"{name} are {list(steps)}; expected whole numbers from {TRAIN_TIMESTEPS} down to 1, each less than the one before"
+                )
         if self.method not in ("renoise", "euler"):
             raise Error(f'method is {self.method!r}; expected "renoise" or "euler"')
         if not 0 <= self.context_noise < 1:
             raise Error(f"context_noise is {self.context_noise}; expected at least 0 and less than 1")
         if not self.shift > 0:
             raise Error(f"shift is {self.shift}; expected a positive number")
+
+    @property
+    def first(self) -> Sampler:
+        """The sampler of a stream's first chunk, where that has passes of its own."""
+        return replace(self, timesteps=self.first_timesteps, first_timesteps=())
 
     @property
     def noise_levels(self) -> Tensor:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lolrt.cache import KVCache, Window
-from lolrt.decoder import State
-from lolrt.dit import CausalDiT
+from lolrt.cache import ChunkPages, KVCache, Window
+from lolrt.codec import Codec, State
+from lolrt.dit import CausalDiT, Modulation
 from lolrt.errors import Error
 from lolrt.noise import Noise, NoiseSource
 from lolrt.rope import Rope, rotation_tables, spatial_rotation
 from lolrt.sampler import Sampler
-from lolrt.vae import CausalVAE
+from lolrt.switch import PromptSwitch, Recache, SwitchLatency
+from lolrt.text import TextEncoder
 
 
 @dataclass(frozen=True)
 class LatentChunk:
-    """A few latent frames that were denoised together."""
+    """A few latent frames that were denoised together, or given together as a stream's start."""
 
     first_frame: int
     """Number of the first latent frame, counted from the start of the stream (or from `start_frame`)."""
@@ -31,7 +33,9 @@ class LatentChunk:
     """How many of them are sinks."""
     mass: Tensor | None = None
     """With the probe on: float32 [layers, heads, chunk_frames, pages], the softmax weight that the last denoise pass spent on each
-    page, mean over a frame's queries; pages as in `page_frames`."""
+    page (of frames that were given, the cache pass), mean over a frame's queries; pages as in `page_frames`."""
+    switch: SwitchLatency | None = None
+    """Set on the first chunk that follows a new prompt alone."""
 
     @property
     def sink_mass(self) -> float | None:
@@ -44,15 +48,17 @@ class Chunk(LatentChunk):
     """A chunk and its video frames."""
 
     frames: Tensor
-    """uint8 [n, height, width, 3] RGB; n is 9 for the first chunk of a stream and 12 for the others (Wan's VAE, chunks of 3)."""
+    """uint8 [n, height, width, 3] RGB; n is 9 for the first chunk of a stream and 12 for the others (Wan's VAE, chunks of 3), unless
+    the stream starts from given frames."""
 
 
 class LatentStream:
     """An endless iterator of `LatentChunk`.
 
     dit: the model. prompt_embeds: [text_tokens, text_dim]. height, width: of a latent frame, in latent pixels. noise: see
-    `lolrt.noise.NoiseSource`; by default `Noise(seed=0, ...)`. start_frame: the number of the first latent frame.
-    Raises `lolrt.Error` when the sizes do not fit the model.
+    `lolrt.noise.NoiseSource`; by default `Noise(seed=0, ...)`. start: normalised latents [frames, channels, height, width] that the stream
+    goes on from: its first chunks are these, and only the first of them may be shorter than others. start_frame: the number of the first
+    latent frame. Raises `lolrt.Error` when the sizes do not fit the model.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class LatentStream:
         rope: Rope = Rope(),
         window: Window = Window(),
         sampler: Sampler = Sampler(),
+        start: Tensor | None = None,
         start_frame: int = 0,
         probe: bool = False,
     ) -> None:
@@ -73,7 +80,8 @@ class LatentStream:
         self.dit, self.rope, self.window, self.sampler, self.probe = dit, rope, window, sampler, probe
         self.next_frame = start_frame
         self.noise = noise or Noise(0, config.in_dim, height, width)
-        self._text = dit.encode_text(prompt_embeds)
+        self._use_text(prompt_embeds)
+        self._switch: PromptSwitch | None = None
         self._modulations = dit.modulations(sampler.model_timesteps)
         self._increments = rope.increments(config.num_layers, config.num_heads, config.temporal_pairs)
         _, patch_height, patch_width = config.patch_size
@@ -81,63 +89,162 @@ class LatentStream:
         row_pairs, column_pairs = (channels // 2 for channels in config.axes[1:])
         self._spatial_rotation = spatial_rotation(height // patch_height, width // patch_width, row_pairs, column_pairs, rope.theta)
         self._cache = KVCache(window, config.num_layers, tokens, config.num_heads, config.head_dim, dit.dtype)
+        # What the cache pass read, by page: with it the window's K and V can be made again.
+        self._inputs = torch.zeros(window.pages, config.in_dim, height, width)
+        self._start = self._inputs[:0] if start is None else start
+        self._start_frame = start_frame
+        if self._start.shape[1:] != self._inputs.shape[1:]:
+            raise Error(f"start is {list(self._start.shape)}; expected latents [frames, {config.in_dim}, {height}, {width}]")
 
     def __iter__(self) -> LatentStream:
         return self
 
+    def set_prompt(self, prompt_embeds: Tensor, *, recache: Recache = "window", over_chunks: int = 1) -> None:
+        """From the next chunk on, follows another text [text_tokens, text_dim].
+
+        recache: which cached frames are run again with the new text: "window" (all but the sinks, as LongLive does), "sinks" (these as
+        well: the cache is then that of a stream which had this text from the start) or "none". over_chunks: the new text takes over by
+        equal steps in so many chunks, each with its own re-caching. A switch that is still on its way is overtaken from where it is.
+        May be called from another thread. Raises `lolrt.Error` for a text that does not fit the model.
+        """
+        self.dit.check_text(prompt_embeds)
+        self._switch = PromptSwitch(self._prompt_embeds, prompt_embeds, over_chunks, recache)
+
     @torch.inference_mode()
     def __next__(self) -> LatentChunk:
-        config, cache, first_frame, n_frames = self.dit.config, self._cache, self.next_frame, self.window.chunk_frames
-        cache.advance(first_frame)
-        rotation = rotation_tables(self._increments, self.rope.offsets(cache.frames, n_frames))
-        passes = len(self.sampler.timesteps)
-        mass = torch.empty(config.num_layers, len(cache.frames), n_frames, config.num_heads) if self.probe else None
+        switch = self._follow_switch()
+        sampler, modulations = self.sampler, self._modulations
+        if sampler.first_timesteps and not self._cache.frames:
+            sampler = sampler.first
+            modulations = self.dit.modulations(sampler.model_timesteps)
+        first_frame, n_frames = self.next_frame, self._next_chunk_frames()
+        pages = self._cache.advance(first_frame, n_frames)
+        rotation, bias = self._positions(pages)
+        config, gate, passes = self.dit.config, self.window.gate, len(sampler.timesteps)
+        mass = torch.empty(config.num_layers, len(pages.frames), n_frames, config.num_heads)
+        given = self._start[first_frame - self._start_frame :][:n_frames].float()
+        probed_pass = passes if len(given) else passes - 1
 
         def flow(sample: Tensor, k: int) -> Tensor:
-            probed = mass if k == passes - 1 else None
-            return self.dit(sample, self._modulations[k], self._text, cache, rotation, self._spatial_rotation, probed)
+            nonlocal bias
+            if k == 0 and gate.probes:
+                velocity = self._run(sample, modulations[k], pages, rotation, bias, mass)
+                bias = gate.after(mass, self._sinks_behind(pages))
+                if bias is None:
+                    return velocity
+            return self._run(sample, modulations[k], pages, rotation, bias, mass if self.probe and k == probed_pass else None)
 
-        latents = self.sampler.denoise(flow, self.noise, first_frame, n_frames)
+        latents = given if len(given) else sampler.denoise(flow, self.noise, first_frame, n_frames)
         # The cache pass: what later chunks see of this one is its clean K and V.
-        flow(self.sampler.context(latents, self.noise, first_frame), passes)
+        clean = sampler.context(latents, self.noise, first_frame)
+        flow(clean, passes)
+        self._inputs[pages.chunk_page_table.long()] = clean
         self.next_frame += n_frames
         return LatentChunk(
             first_frame=first_frame,
             latents=latents,
-            page_frames=tuple(cache.frames),
-            sink_frames=min(self.window.sink_frames, len(cache.frames)),
-            mass=None if mass is None else mass.permute(0, 3, 2, 1),
+            page_frames=tuple(pages.frames),
+            sink_frames=min(self.window.sink_frames, len(pages.frames)),
+            mass=mass.permute(0, 3, 2, 1) if self.probe else None,
+            switch=switch.latency() if switch is not None and switch.done else None,
         )
+
+    def _next_chunk_frames(self) -> int:
+        """Given frames come in whole chunks after the first, so that those that are denoised can follow in whole chunks."""
+        given = len(self._start) - (self.next_frame - self._start_frame)
+        size = self.window.chunk_frames
+        return given % size or size if given > 0 else size
+
+    def _sinks_behind(self, pages: ChunkPages) -> int:
+        """How many of a chunk's pages are sinks, without its own."""
+        return min(self.window.sink_frames, len(pages.frames) - len(pages.chunk_page_table))
+
+    def _positions(self, pages: ChunkPages) -> tuple[Tensor, Tensor | None]:
+        """A chunk's rotation tables, and the bias that its positions decide."""
+        sinks = self._sinks_behind(pages)
+        offsets = self.rope.offsets(pages.frames, len(pages.chunk_page_table), sinks)
+        rotation = rotation_tables(self._increments, offsets).mul_(self.rope.amplitude)
+        return rotation, self.window.gate.before(rotation, offsets, sinks)
+
+    def _run(
+        self, sample: Tensor, modulation: Modulation, pages: ChunkPages, rotation: Tensor, bias: Tensor | None, mass: Tensor | None = None
+    ) -> Tensor:
+        return self.dit(sample, modulation, self._text, pages, rotation, self._spatial_rotation, mass, bias)
+
+    def _use_text(self, prompt_embeds: Tensor) -> None:
+        self._prompt_embeds, self._text = prompt_embeds, self.dit.encode_text(prompt_embeds)
+
+    def _follow_switch(self) -> PromptSwitch | None:
+        """Goes one chunk further in the switch that is on its way, if any, and returns it."""
+        switch = self._switch
+        if switch is None:
+            return None
+        begin = time.perf_counter()
+        self._use_text(switch.advance())
+        if switch.recache != "none":
+            self._recache(0 if switch.recache == "sinks" else self.window.sink_frames)
+        switch.recache_seconds += time.perf_counter() - begin
+        if switch.done and self._switch is switch:  # another thread may have asked for the next one
+            self._switch = None
+        return switch
+
+    def _recache(self, first: int) -> None:
+        """Writes the window's K and V again with the text of now, from its frame `first` on: the cache pass, chunk by chunk."""
+        for pages in self._cache.chunks(first):
+            self._run(self._inputs[pages.chunk_page_table.long()], self._modulations[-1], pages, *self._positions(pages))
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that a stream made with the same arguments needs to go on from here, bit for bit; copies, safe to keep."""
         state = {f"cache.{name}": tensor for name, tensor in self._cache.state_dict().items()}
-        return {"next_frame": torch.tensor(self.next_frame), **state}
+        state |= {f"switch.{name}": tensor for name, tensor in (self._switch.state_dict() if self._switch else {}).items()}
+        inputs = self._inputs[self._cache.page_table.long()]
+        return {"next_frame": torch.tensor(self.next_frame), "prompt_embeds": self._prompt_embeds.clone(), "inputs": inputs, **state}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Goes on from a saved state. Raises `lolrt.Error`, with the stream unchanged, when it belongs to another model or size."""
-        missing = {"next_frame", "cache.frames", "cache.pages"} - state.keys()
+        """Goes on from a saved state, also with the prompt that was followed then.
+
+        Raises `lolrt.Error`, with the stream unchanged, when the state belongs to another model or size.
+        """
+        missing = {"next_frame", "prompt_embeds", "inputs", "cache.frames", "cache.pages"} - state.keys()
         if missing:
             raise Error(f"this is no saved stream: it lacks {', '.join(sorted(missing))}")
+        self.dit.check_text(state["prompt_embeds"])
+        if state["inputs"].shape[1:] != self._inputs.shape[1:]:
+            raise Error(
+                f"saved latents are {list(state['inputs'].shape[1:])}, this stream's are {list(self._inputs.shape[1:])}: "
+                "the state belongs to another model, frame size or dtype"
+            )
+        switch = {name.removeprefix("switch."): tensor for name, tensor in state.items() if name.startswith("switch.")}
+        resumed = PromptSwitch.from_state_dict(switch) if switch else None
         self._cache.load_state_dict({"frames": state["cache.frames"], "pages": state["cache.pages"]})
+        self._inputs[self._cache.page_table.long()] = state["inputs"]
+        self._use_text(state["prompt_embeds"].clone())
+        self._switch = resumed
         self.next_frame = int(state["next_frame"])
 
 
 class Stream:
-    """An endless iterator of `Chunk`: a latent stream and the VAE that decodes it."""
+    """An endless iterator of `Chunk`: a latent stream, the VAE that decodes it, and the encoder of its prompts."""
 
-    def __init__(self, latent_stream: LatentStream, vae: CausalVAE) -> None:
-        self.latent_stream = latent_stream
-        self.vae = vae
+    def __init__(self, latent_stream: LatentStream, vae: Codec, encode_text: TextEncoder) -> None:
+        self.latent_stream, self.vae, self.encode_text = latent_stream, vae, encode_text
         self._vae_state: State = {}
 
     def __iter__(self) -> Stream:
         return self
 
+    def set_prompt(self, prompt: str, *, recache: Recache = "window", over_chunks: int = 1) -> None:
+        """From the next chunk on, follows another prompt; see `LatentStream.set_prompt`. Raises `lolrt.PromptError`."""
+        self.latent_stream.set_prompt(self.encode_text(prompt), recache=recache, over_chunks=over_chunks)
+
     def __next__(self) -> Chunk:
         chunk = next(self.latent_stream)
+        begin = time.perf_counter()
         video = self.vae.decode(chunk.latents, self._vae_state)
         frames = video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        if chunk.switch is not None:
+            decode_ms = 1e3 * (time.perf_counter() - begin)
+            chunk = replace(chunk, switch=replace(chunk.switch, total_ms=chunk.switch.total_ms + decode_ms))
         return Chunk(**vars(chunk), frames=frames)
 
     def state_dict(self) -> dict[str, Tensor]:

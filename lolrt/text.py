@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +13,18 @@ from lolrt.checkpoint import read_json, read_safetensors
 from lolrt.errors import CheckpointError, PromptError
 
 
-class VocabularyEncoder:
+class TextEncoder:
+    """From prompts to rows of text; what a model is told."""
+
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        """[text_tokens, text_dim] for each prompt; together they may cost less. Raises `lolrt.PromptError` for one that is not known."""
+        raise NotImplementedError
+
+    def __call__(self, prompt: str) -> Tensor:
+        return self.encode([prompt])[0]
+
+
+class VocabularyEncoder(TextEncoder):
     """One learned vector per word of a small vocabulary; the words come in groups, of each of which a prompt names at most one.
 
     Reads text.json ("words": in the order of the rows; "groups": name -> words, "filler" being words that say nothing) and
@@ -29,8 +41,11 @@ class VocabularyEncoder:
                 f"{folder} has {len(self.words)} words and {len(self.embedding)} rows of text; they belong to different models"
             )
 
-    def __call__(self, prompt: str) -> Tensor:
-        """[text_tokens, text_dim]; raises `lolrt.PromptError`, which lists the vocabulary, for a word that is not in it."""
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        """[text_tokens, text_dim] each; raises `lolrt.PromptError`, which lists the vocabulary, for a word that is not in it."""
+        return [self._rows(prompt) for prompt in prompts]
+
+    def _rows(self, prompt: str) -> Tensor:
         spoken = re.findall(r"\w+", prompt.lower())
         unknown = [word for word in spoken if not any(word in words for words in self.groups.values())]
         if unknown:

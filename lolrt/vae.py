@@ -1,28 +1,36 @@
-"""Wan2.1's causal 3D VAE as a whole: latents and their statistics, clips, and streams that are decoded latent by latent."""
+"""Wan2.1's causal 3D VAE as a whole: latents and their statistics, clips, and streams that go through it latent by latent."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from lolrt.decoder import State, StreamingDecoder
-from lolrt.vae_layers import CausalConv3d, Decoder, Encoder, VAEConfig
+from lolrt.codec import State, check_frames
+from lolrt.decoder import StreamingDecoder
+from lolrt.encoder import StreamingEncoder
+from lolrt.vae_layers import CausalConv3d, Coder, Decoder, Downsample, Encoder, VAEConfig
+
+CoderT = TypeVar("CoderT", bound=Coder)
+StreamingT = TypeVar("StreamingT")
 
 
 class CausalVAE(nn.Module):
-    """Encoder and decoder of `VAEConfig`. Source: Wan2.1 `wan/modules/vae.py`."""
+    """Encoder and decoder of `VAEConfig`; a `lolrt.codec.Codec`. Source: Wan2.1 `wan/modules/vae.py`."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
-        self._streaming: tuple[object, StreamingDecoder] | None = None
+        self._streaming: dict[object, tuple[object, Any]] = {}
         self.encoder = Encoder(config)
         self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
         self.decoder = Decoder(config)
         for name, module in self.named_modules():
-            if isinstance(module, CausalConv3d):
+            if isinstance(module, (CausalConv3d, Downsample)):
                 module.slot = name
 
     def normalize(self, latents: Tensor) -> Tensor:
@@ -49,21 +57,38 @@ class CausalVAE(nn.Module):
         return self.decoder(self.conv2(latents.contiguous(memory_format=torch.channels_last_3d)))
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor, state: State) -> Tensor:
-        """Next normalised latents of a stream to its next video frames.
+    def encode(self, video: Tensor, state: State) -> Tensor:
+        """See `lolrt.codec.Codec.encode`. The latents are the means of the encoder's distributions."""
+        check_frames(video, self.config, first=not state)
+        factor, first = self.config.temporal_factor, 0 if state else 1
+        encoder = self._current(self.encoder, StreamingEncoder)
+        images = video.permute(0, 2, 3, 1)
+        parts = [*images[:first].split(1), *images[first:].split(factor)]
+        dtype = self.conv1.weight.dtype
+        moments = [encoder(part.to(dtype, memory_format=torch.contiguous_format), state) for part in parts if len(part)]
+        raw = torch.cat([_pointwise(self.conv1, moment) for moment in moments])[..., : self.config.z_dim]
+        return self.normalize(raw.float().permute(3, 0, 1, 2)[None])[0].transpose(0, 1).contiguous()
 
-        latents: [frames, z, h, w], any float dtype. state: carried from call to call, `{}` at the start of a stream; updated in place.
-        Returns float32 [video frames, 3, height, width] in [-1, 1]; the stream's first latent gives 1 video frame, every other one 4.
-        Latents are decoded one at a time, so that the result does not depend on how a stream is split into calls, not by a bit.
-        """
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, state: State) -> Tensor:
+        """See `lolrt.codec.Codec.decode`. Latents are decoded one at a time."""
         raw = self.denormalize(latents.float().transpose(0, 1)[None]).to(self.conv2.weight.dtype)
-        decoder = self._streaming_decoder()
-        frames = [decoder(latent, state) for latent in self.conv2(raw)[0].permute(1, 2, 3, 0).split(1)]
+        decoder = self._current(self.decoder, StreamingDecoder)
+        latent_images = raw[0].permute(1, 2, 3, 0).contiguous().split(1)
+        frames = [decoder(_pointwise(self.conv2, latent), state) for latent in latent_images]
         return torch.cat(frames).permute(0, 3, 1, 2).float().clamp_(-1, 1)
 
-    def _streaming_decoder(self) -> StreamingDecoder:
-        """Of the weights as they are now: a new one when they have changed since the last call."""
-        version = [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in self.decoder.parameters()]
-        if self._streaming is None or self._streaming[0] != version:
-            self._streaming = version, StreamingDecoder(self.decoder)
-        return self._streaming[1]
+    def _current(self, coder: CoderT, kind: Callable[[CoderT], StreamingT]) -> StreamingT:
+        """The streaming form of the weights as they are now: a new one when they have changed since the last call."""
+        version = [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in coder.parameters()]
+        if kind not in self._streaming or self._streaming[kind][0] != version:
+            self._streaming[kind] = version, kind(coder)
+        return self._streaming[kind][1]
+
+
+def _pointwise(conv: CausalConv3d, latent: Tensor) -> Tensor:
+    """A 1 x 1 x 1 convolution of one latent frame [1, rows, columns, channels].
+
+    torch may add up the products in another order where there are more frames, and the bits of a stream would depend on its split.
+    """
+    return conv(latent.permute(3, 0, 1, 2)[None])[0].permute(1, 2, 3, 0)

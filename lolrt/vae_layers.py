@@ -2,7 +2,7 @@
 
 Parameter names are those of `wan/modules/vae.py`, so that published weights load as they are. The modules work on whole clips and are
 differentiable; every convolution over time looks only backwards, so that a stream can be decoded latent by latent with the last two
-frames of each one's input carried along (`lolrt.decoder`). Tensors are [batch, channels, frames, height, width],
+frames of each one's input carried along (`lolrt.vae_stream`). Tensors are [batch, channels, frames, height, width],
 in channels_last_3d memory order.
 """
 
@@ -113,6 +113,8 @@ class AttentionBlock(nn.Module):
 
 class Downsample(nn.Module):
     """Halves space; with `temporal`, halves time too: the first frame stays alone, then every two frames become one."""
+
+    slot = ""  # set by CausalVAE, as CausalConv3d's
 
     def __init__(self, channels: int, temporal: bool) -> None:
         super().__init__()

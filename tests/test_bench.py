@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from commands import output_of
 
-from bench import stages
+from bench import full_size
+from bench import stages as bench_stages
 from bench.models import MODEL_CASES, decoder_work, diffusers_decode
 from bench.report import report
 from bench.results import Results
@@ -165,9 +166,9 @@ def test_diffusers_decodes_the_same_stream():
 def test_stages_count_each_call_once_and_put_everything_back(monkeypatch):
     ones, before = torch.ones(64, 64), F.linear
     monkeypatch.setattr(CausalVAE, "decode", lambda self: F.linear(ones, ones))
-    seconds = stages.of(lambda: CausalVAE.decode(None))
+    seconds = bench_stages.of(lambda: CausalVAE.decode(None))
     assert set(seconds) == {"VAE", "rest"} and all(value > 0 for value in seconds.values())
-    assert set(stages.of(lambda: F.linear(ones, ones))) == {"linear", "rest"}
+    assert set(bench_stages.of(lambda: F.linear(ones, ones))) == {"linear", "rest"}
     assert F.linear is before
 
 
@@ -234,3 +235,12 @@ def test_the_command_names_the_cases_there_are(capsys):
     assert main(["bench", "--quick", "--only", "nothing"]) == 2
     error = capsys.readouterr().err
     assert "'nothing'" in error and "frame_attention/tiny" in error
+
+
+def test_a_full_size_model_is_timed_in_whole_chunks(tmp_path):
+    rows = [line.strip("|").split("|") for line in full_size.measure("tiny", tmp_path / "video.mp4") if line.startswith("|")]
+    stages = {name.strip(): cells for name, *cells in rows[2:]}
+    assert {"attention", "linear", "VAE", "writer"} < stages.keys()
+    for column in (1, 3):
+        shares = [float(cells[column].strip().rstrip("%")) for name, cells in stages.items() if name != "all"]
+        assert sum(shares) == pytest.approx(100, abs=len(shares))

@@ -70,6 +70,35 @@ def test_probe_writes_the_attention_mass(tmp_path, prompt, tiny):
     assert sum(second) == pytest.approx(1, abs=1e-3)
 
 
+def test_a_script_switches_prompts_and_says_how_fast(tmp_path):
+    script, path = tmp_path / "script.txt", tmp_path / "video.mp4"
+    script.write_text("0 a red car by the sea at noon\n0.5 a blue car by the sea at night\n")
+    done = run("generate", "--script", script, "-o", path, "--frames", 30, "--recache", "sinks", "--switch-chunks", 2)
+    assert done.returncode == 0, done.stderr
+    assert decode(path)[0] == 30
+    assert "1.31 s: the prompt has changed in 2 chunks, " in done.stderr
+    script.write_text("0 a red car by the sea at noon\n0.5 a unicorn\n")
+    assert "unicorn" in error_of("generate", "--script", script, "-o", path)
+
+
+def test_embeddings_that_were_encoded_before_give_the_same_video(tmp_path, prompt):
+    done = run("encode", prompt, "a blue boat", "-o", tmp_path / "text.safetensors")
+    assert done.returncode == 0 and "2 prompts" in done.stdout, done.stderr
+    for name, arguments in (("a.mp4", ()), ("b.mp4", ("--text", tmp_path / "text.safetensors"))):
+        assert run("generate", prompt, "-o", tmp_path / name, "--frames", 9, "--threads", 1, *arguments).returncode == 0
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert "nothing to encode" in error_of("encode", "-o", tmp_path / "none.safetensors")
+
+
+def test_a_video_goes_on_from_another(tmp_path, prompt):
+    for name, arguments in (("a.mp4", ()), ("b.mp4", ("--start", tmp_path / "a.mp4"))):
+        done = run("generate", prompt, "-o", tmp_path / name, "--frames", 20, *arguments)
+        assert done.returncode == 0, done.stderr
+    assert decode(tmp_path / "b.mp4")[0] == 20
+    line = error_of("generate", prompt, "-o", tmp_path / "c.mp4", "--start", tmp_path / "nothing.png")
+    assert "cannot read" in line and "nothing.png" in line
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_endless_run_leaves_a_playable_file(number, tmp_path, prompt):
     path = tmp_path / "endless.mp4"
@@ -143,8 +172,11 @@ def test_wrong_input_is_one_clear_line(tmp_path, prompt, data):
     assert "cannot write" in error_of("generate", prompt, "-o", tmp_path / "blocked" / "v.mp4")
     assert "sigma" in error_of("generate", prompt, "-o", out, "--sigma", 1.5)
     assert "window" in error_of("generate", prompt, "-o", out, "--recent", 1)
+    assert "stretch" in error_of("generate", prompt, "-o", out, "--frequencies", "yarn", "--stretch", 0.5)
+    assert "nats" in error_of("generate", prompt, "-o", out, "--sink-bias", "nan")
+    assert "head_share" in error_of("generate", prompt, "-o", out, "--head-share", 2)
     assert "--seed" in error_of("generate", prompt, "-o", out, "--seed", -1)
-    assert "model.json" in error_of("generate", prompt, "-o", out, "--model", data / "self_forcing_dmd_small.pt")
+    assert "it lacks text_encoder" in error_of("generate", prompt, "-o", out, "--model", data / "self_forcing_dmd_small.pt")
     assert not any(path.suffix == ".mp4" for path in tmp_path.iterdir())
 
 

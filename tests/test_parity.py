@@ -72,6 +72,28 @@ def test_vae_whole_clip_equals_the_public_code(vae, vae_io):
     assert (video[:21] - vae_io["video"]).abs().max() <= FP32_MAX
 
 
-def test_vae_encodes_as_the_public_code(vae, vae_io):
+def test_vae_encodes_whole_clips_as_the_public_code(vae, vae_io):
     latents = vae.normalize(vae.encode_clip(vae_io["pixels"][None]))[0].transpose(0, 1)
     assert (latents - vae_io["encoded"]).abs().max() <= FP32_MAX
+
+
+@pytest.mark.parametrize("split", [[9], [1, 8], [1, 4, 4], [5, 4]])
+def test_vae_encodes_streams_as_the_public_code_and_as_whole(split, vae, vae_io):
+    frames = vae_io["pixels"].transpose(0, 1)
+    whole = vae.encode(frames, {})
+    state: dict[str, torch.Tensor] = {}
+    streamed = torch.cat([vae.encode(part, state) for part in frames.split(split)])
+    assert torch.equal(streamed, whole)
+    assert (streamed - vae_io["encoded"]).abs().max() <= FP32_MAX
+
+
+def test_frames_that_make_no_whole_latents_are_told(vae):
+    state: dict[str, torch.Tensor] = {}
+    with pytest.raises(lolrt.Error, match="4 frames to encode; expected a multiple of 4 and one more"):
+        vae.encode(torch.zeros(4, 3, 16, 16), state)
+    with pytest.raises(lolrt.Error, match="16 x 20 pixels; expected multiples of 8"):
+        vae.encode(torch.zeros(1, 3, 16, 20), state)
+    assert not state
+    vae.encode(torch.zeros(1, 3, 16, 16), state)
+    with pytest.raises(lolrt.Error, match=r"5 frames to encode; expected a multiple of 4$"):
+        vae.encode(torch.zeros(5, 3, 16, 16), state)

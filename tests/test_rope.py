@@ -77,6 +77,35 @@ def test_window_offsets_count_places_in_the_window():
 
 
 @settings(deadline=None)
+@given(start=st.integers(0, 10**6), anchor=st.integers(0, 40), sinks=st.integers(0, 4), recent=st.integers(3, 12))
+def test_anchored_sinks_stay_in_reach_and_nothing_else_moves(start, anchor, sinks, recent):
+    frames = [*range(sinks), *range(sinks + start, sinks + start + recent)]
+    anchored = lolrt.Rope(positions="anchored", anchor_frames=anchor).offsets(frames, 3, sinks)
+    absolute = lolrt.Rope().offsets(frames, 3)
+    np.testing.assert_array_equal(anchored[sinks:], absolute[sinks:])
+    if sinks:
+        reach = max(anchor, sinks + recent - 1)
+        assert anchored[0, -1] == min(absolute[0, -1], reach)
+        np.testing.assert_array_equal(anchored[:sinks] - absolute[:sinks], anchored[0, 0] - absolute[0, 0])
+        assert anchored[:sinks, 0].min() > anchored[sinks:, 0].max()  # they stay older than all others
+
+
+def test_sinks_anchored_behind_the_recent_frames_are_at_their_place_in_the_window():
+    for frames in ([0, 1, 2], [0, 1, 2, 3, 4, 5], [0, 1, 2, 30, 31, 32, 33, 34, 35]):
+        sinks = min(3, len(frames) - 3)
+        anchored = lolrt.Rope(positions="anchored", anchor_frames=0).offsets(frames, 3, sinks)
+        np.testing.assert_array_equal(anchored, lolrt.Rope(positions="window").offsets(frames, 3))
+
+
+def test_a_share_of_the_heads_keeps_the_models_base():
+    whole, none = lolrt.Rope(jitter_seed=4).head_bases(1, 12), lolrt.Rope(jitter_seed=4, share=0.0).head_bases(1, 12)
+    half = lolrt.Rope(jitter_seed=4, share=0.5).head_bases(1, 12)
+    assert (none == 10000).all() and (half == whole).sum() == 6 and ((half == 10000) | (half == whole)).all()
+    chosen = [tuple(lolrt.Rope(jitter_seed=seed, share=0.25).head_bases(1, 4)[0] == 10000) for seed in range(20)]
+    assert len(set(chosen)) == 4
+
+
+@settings(deadline=None)
 @given(shift=st.integers(0, 10**9), page=st.integers(0, 500))
 def test_tables_depend_on_differences_only_bit_for_bit(shift, page):
     rope = lolrt.Rope()
@@ -108,7 +137,8 @@ def test_spatial_rotation_is_wans():
         ({"sigma": 1.0}, "less than 1"),
         ({"sigma": -0.1}, "0 (plain RoPE)"),
         ({"sigma": math.nan}, "sigma"),
-        ({"positions": "relative"}, '"absolute" or "window"'),
+        ({"positions": "relative"}, '"absolute", "window" or "anchored"'),
+        ({"share": 1.5}, "share"),
         ({"spread": "normal"}, '"uniform" or "stratified"'),
         ({"theta": 0.0}, "positive"),
     ],

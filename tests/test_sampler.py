@@ -68,6 +68,7 @@ def test_noise_depends_on_its_key_alone():
         {"timesteps": (500, 750)},
         {"timesteps": (1001,)},
         {"timesteps": (500, 0)},
+        {"first_timesteps": (500, 750)},
         {"method": "ddim"},
         {"context_noise": 1.0},
         {"shift": 0.0},

@@ -40,6 +40,16 @@ def test_jitter_changes_the_rollout(dit, rollout_inputs):
     )
 
 
+def test_the_first_chunk_takes_its_own_passes_and_no_other_does(dit, rollout_inputs):
+    many, few = (1000, 800, 600, 400, 200), (1000, 500)
+    both = stream(dit, rollout_inputs, sampler=lolrt.Sampler(timesteps=few, first_timesteps=many))
+    twin = stream(dit, rollout_inputs, sampler=lolrt.Sampler(timesteps=many))
+    assert torch.equal(next(both).latents, next(twin).latents)
+    rest = stream(dit, rollout_inputs, sampler=lolrt.Sampler(timesteps=few))
+    rest.load_state_dict(twin.state_dict())
+    assert torch.equal(latents(both, 2), latents(rest, 2))
+
+
 def test_resuming_gives_the_bits_of_not_stopping(dit, rollout_inputs):
     whole = stream(dit, rollout_inputs)
     first = latents(whole, 5)

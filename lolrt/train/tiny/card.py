@@ -3,6 +3,7 @@
 import shutil
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -11,6 +12,7 @@ from lolrt.train.tiny.codec_pca import PCACodec
 from lolrt.train.tiny.data import CLIP_FRAMES, MAX_GAP
 from lolrt.train.tiny.evaluate import Effort, evaluate
 from lolrt.train.tiny.scenes import VOCABULARY, values
+from lolrt.vae import CausalVAE
 
 CARD = """# tiny: endless little landscapes
 
@@ -85,7 +87,7 @@ def write_card(out: Path, work: Path, codec: PCACodec, seed: int, effort: Effort
         max_offset=MAX_GAP + CLIP_FRAMES // 4,
         z_dim=pipe.dit.config.in_dim,
         vocabulary="\n".join(f"- {group}: {', '.join(words)}" for group, words in VOCABULARY.items()),
-        vae_parameters=sum(p.numel() for p in pipe.vae.parameters()) / 1e6,
+        vae_parameters=sum(p.numel() for p in cast(CausalVAE, pipe.vae).parameters()) / 1e6,
         dit_parameters=sum(p.numel() for p in pipe.dit.parameters()) / 1e6,
         cost=_cost(work),
         measured="\n".join(["| what | values |", "|---|---|", *rows]),

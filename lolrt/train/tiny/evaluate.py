@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lolrt.lab import measures
 from lolrt.pipeline import Pipeline
 from lolrt.rope import Rope
 from lolrt.stream import LatentChunk
@@ -86,7 +89,7 @@ def latents_of(chunks: Iterator[LatentChunk], frames: int) -> Tensor:
 
 def prompt_following(pipe: Pipeline, probe: SceneProbe, seed: int, prompts: int, frames: int = 63, judged: int = 21) -> dict[str, float]:
     """Share of generated videos in which the probe reads what the prompt said, per attribute, in their last frames."""
-    hits, std = dict.fromkeys(VOCABULARY, 0), pipe.vae.config.latents_std[0]
+    hits, std = dict.fromkeys(VOCABULARY, 0), cast(CausalVAE, pipe.vae).config.latents_std[0]
     for number in range(prompts):
         words = scene_of(seed + 3, number).words()
         latents = latents_of(pipe.latent_stream(" ".join(words), seed=number), frames)[-judged:]
@@ -95,31 +98,20 @@ def prompt_following(pipe: Pipeline, probe: SceneProbe, seed: int, prompts: int,
     return {group: count / prompts for group, count in hits.items()}
 
 
-def sink_distance(latents: Tensor) -> Tensor:
-    """RMS distance of each latent frame [frames, z, h, w] from the nearest of the three sinks, [frames]."""
-    return torch.stack([(latents - latents[i]).square().mean((1, 2, 3)).sqrt() for i in range(3)]).amin(0)
-
-
-def dip(series: Tensor, frame: int) -> float:
-    """The least of a series in 9 frames around one, relative to the median on both sides; about 0.95 where nothing happens."""
-    flanks = torch.cat([series[frame - 33 : frame - 8], series[frame + 10 : frame + 35]])
-    return float(series[frame - 3 : frame + 6].min() / flanks.median())
-
-
 def collapse(pipe: Pipeline, rope: Rope, prompts: int, frames: int = 240) -> dict[str, float]:
-    """Rolls out long videos: dips of the distance from the sinks, and mass on the sinks relative to its median, at and off the
-    realigned frames.
+    """Rolls out long videos: dips of the distance to the sinks, and rises of the mass on them, at and off the realigned frames, as
+    `lolrt.lab.measures` defines them.
     """
     totals: dict[str, float] = {}
     for number in range(prompts):
         prompt = pipe.example_prompts[number % len(pipe.example_prompts)]
         chunks = list(islice(pipe.latent_stream(prompt, seed=number, rope=rope, probe=True), frames // 3))
-        distance = sink_distance(torch.cat([chunk.latents for chunk in chunks]))
-        mass = torch.tensor([chunk.sink_mass for chunk in chunks])
-        typical = mass[5:].median()
-        row = {f"dip {frame}": dip(distance, frame) for frame in REALIGNED_FRAMES}
-        row["dip elsewhere"] = sum(dip(distance, frame) for frame in CONTROL_FRAMES) / len(CONTROL_FRAMES)
-        row |= {f"mass {frame}": float(mass[frame // 3 - 1 : frame // 3 + 2].max() / typical) for frame in REALIGNED_FRAMES}
+        latents = torch.cat([chunk.latents for chunk in chunks]).numpy()
+        distance = measures.nearest(measures.sink_distance(latents, latents[:3]))
+        mass = np.array([chunk.sink_mass for chunk in chunks])
+        row = {f"dip {frame}": measures.dip(distance, frame) for frame in REALIGNED_FRAMES}
+        row["dip elsewhere"] = sum(measures.dip(distance, frame) for frame in CONTROL_FRAMES) / len(CONTROL_FRAMES)
+        row |= {f"mass {frame}": measures.rise(mass, frame // 3) for frame in REALIGNED_FRAMES}
         for key, value in row.items():
             totals[key] = totals.get(key, 0.0) + value / prompts
     return totals
@@ -142,7 +134,7 @@ def evaluate(pipe: Pipeline, codec: PCACodec, work: Path, seed: int, effort: Eff
     read, said = probe(held_out["latents"]), [words_of(row) for row in held_out["words"].tolist()]
     real = {group: sum(r[i] == s[i] for r, s in zip(read, said, strict=True)) / len(said) for i, group in enumerate(VOCABULARY)}
     return {
-        "codec": codec_quality(pipe.vae, codec, seed, effort.codec_clips, effort.codec_frames),
+        "codec": codec_quality(cast(CausalVAE, pipe.vae), codec, seed, effort.codec_clips, effort.codec_frames),
         "probe on real clips": real,
         "prompt followed": prompt_following(pipe, probe, seed, effort.prompts),
         "plain RoPE": collapse(pipe, Rope(sigma=0.0), effort.rollouts),

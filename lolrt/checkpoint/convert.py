@@ -1,0 +1,74 @@
+"""Any known checkpoint to one folder that loads fast (`lolrt.checkpoint.folder`)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lolrt.checkpoint.folder import WAN_SETTINGS, new_folder, write_dit, write_json, write_vae, write_weights
+from lolrt.checkpoint.formats import Component
+from lolrt.checkpoint.load import read_dit, weight
+from lolrt.checkpoint.lora import LoRA
+from lolrt.checkpoint.mapped import give_back
+from lolrt.checkpoint.parts import find_parts, read_component
+from lolrt.checkpoint.shapes import WEIGHT_DTYPES, Shapes, dit_config, expected_shapes, faults, vae_config
+from lolrt.errors import CheckpointError
+
+
+def convert(source: str | Path, destination: str | Path, dtype: torch.dtype | None = None) -> Path:
+    """Writes all parts of a model that are found in `source` to the new folder `destination`, adapters merged; returns it.
+
+    dtype: of the weights, by default each part's own (the widest in its file; a merged DiT's is the DiT's). Memory: one tensor at a time.
+    Raises `lolrt.CheckpointError` for what `lolrt.load_dit` would refuse, and `lolrt.OutputError` when the folder is there already or
+    cannot be written; nothing is left behind then.
+    """
+    parts = find_parts(source)
+    with new_folder(Path(destination)) as folder:
+        if parts.dit:
+            dit, adapters = read_dit(source)
+            config = dit_config(dit)
+            write_dit(folder, config, dtype or own_dtype(dit), _checked(dit, expected_shapes(dit), dtype or own_dtype(dit), adapters))
+        if parts.vae:
+            vae = read_component(source, "vae")
+            write_vae(folder, vae_config(vae), dtype or own_dtype(vae), _checked(vae, expected_shapes(vae), dtype or own_dtype(vae)))
+        for kind in ("text_encoder", "taehv"):
+            if getattr(parts, kind):
+                part = read_component(source, kind)
+                shapes = expected_shapes(part)
+                write_weights(folder, kind, shapes, dtype or own_dtype(part), _checked(part, shapes, dtype or own_dtype(part)))
+        if parts.tokenizer:
+            shutil.copytree(parts.tokenizer, folder / "tokenizer")
+        if parts.vocabulary:
+            for name in ("text.json", "text.safetensors"):
+                shutil.copyfile(parts.vocabulary / name, folder / name)
+        if parts.dit and parts.vae:
+            write_json(folder / "model.json", {"name": Path(destination).name, **WAN_SETTINGS, **parts.settings})
+    return Path(destination)
+
+
+def own_dtype(component: Component) -> torch.dtype:
+    """The narrowest that holds all of a part's tensors, of those that weights have."""
+    dtypes = {tensor.dtype for tensor in component.tensors.values()} & set(WEIGHT_DTYPES)
+    return reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+
+
+def _checked(component: Component, shapes: Shapes, dtype: torch.dtype, lora: LoRA | None = None) -> Callable[[str], Tensor]:
+    """Tensors of a part, checked as a model's are when it is loaded."""
+    if wrong := faults(shapes, component.tensors):
+        raise CheckpointError(f"{component.source} does not hold this model's tensors; {'; '.join(wrong)}")
+    if lora:
+        lora.check(shapes)
+
+    def tensor(name: str) -> Tensor:
+        converted = weight(component.tensors[name], dtype, name, lora)
+        if converted is None:
+            raise CheckpointError(f"{component.source} has values that are not finite, in {name}; fetch the file again")
+        give_back(component.tensors[name])
+        return converted
+
+    return tensor

@@ -1,0 +1,79 @@
+"""What a checkpoint is, in words: its parts, what they lack or have too many of, their sizes, and the memory that they take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lolrt.checkpoint.formats import KINDS, TITLES, Component
+from lolrt.checkpoint.lora import LoRA
+from lolrt.checkpoint.parts import components_of, find_parts
+from lolrt.checkpoint.shapes import dit_config, expected_shapes, faults, text_encoder_config, vae_config
+from lolrt.errors import CheckpointError
+
+MIB, GIB = 1 << 20, 1 << 30
+
+
+def inspect(path: str | Path) -> Iterator[str]:
+    """Lines about each part of a model that is found at `path` (as of `lolrt.checkpoint.find_parts`); values are not looked at.
+
+    Raises `lolrt.CheckpointError` where there is nothing, or a file is damaged.
+    """
+    parts = find_parts(path)
+    files = dict.fromkeys(place for kind in KINDS if (place := getattr(parts, kind)) is not None)
+    for file in files:
+        for component in components_of(file):
+            yield f"{file}: {component}"
+            yield from (f"    {line}" for line in _about(component))
+    for title, folder in (("tokenizer", parts.tokenizer), ("vocabulary", parts.vocabulary)):
+        if folder:
+            yield f"{folder}: {title}"
+    missing = [TITLES[kind] for kind in ("dit", "vae") if getattr(parts, kind) is None]
+    missing += [] if parts.text_encoder or parts.vocabulary else [TITLES["text_encoder"]]
+    yield "nothing is missing for a pipeline" if not missing else f"not there, and needed for a pipeline: {', '.join(missing)}"
+
+
+def _about(component: Component) -> Iterator[str]:
+    tensors = component.tensors.values()
+    elements = sum(tensor.numel() for tensor in tensors)
+    yield f"tensors    {len(component.tensors)}, {elements:,} parameters; {_dtypes(list(tensors))}"
+    try:
+        if component.kind == "lora":
+            adapters = LoRA(component)
+            yield f"adapters   of {len(adapters.layers)} layers, {adapters.describe()}"
+            return
+        yield f"config     {_config(component)}; {'from the JSON file beside it' if component.config else 'read off the tensors'}"
+        yield from (f"wrong      {clause}" for clause in faults(expected_shapes(component), component.tensors))
+        if not faults(expected_shapes(component), component.tensors):
+            yield "complete   every tensor is there, in its shape, and no other"
+    except CheckpointError as error:
+        yield f"wrong      {error}"
+    yield f"memory     {size(2 * elements)} in bfloat16, {size(4 * elements)} in float32"
+
+
+def _dtypes(tensors: list[Tensor]) -> str:
+    """Of how many bytes each dtype is."""
+    counts: Counter[torch.dtype] = Counter()
+    for tensor in tensors:
+        counts[tensor.dtype] += tensor.nbytes
+    return ", ".join(f"{size(count)} of {str(dtype).removeprefix('torch.')}" for dtype, count in counts.most_common())
+
+
+def _config(component: Component) -> str:
+    of_kind: dict[str, Callable[[Component], Any]] = {"dit": dit_config, "vae": vae_config, "text_encoder": text_encoder_config}
+    if component.kind not in of_kind:
+        return "TAEHV's, for 16 latent channels"
+    config = asdict(of_kind[component.kind](component))
+    shown = {name: value for name, value in config.items() if value is not None and not name.startswith("latents_")}
+    return ", ".join(f"{name} {list(value) if isinstance(value, tuple) else value}" for name, value in shown.items())
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / MIB:.1f} MiB"

@@ -1,0 +1,100 @@
+"""Models from checkpoints. Strict: every missing, unexpected and mis-shaped tensor is named, and half a model is never returned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from lolrt.checkpoint.formats import Component
+from lolrt.checkpoint.lora import LoRA
+from lolrt.checkpoint.mapped import give_back
+from lolrt.checkpoint.parts import find_parts, read_component
+from lolrt.checkpoint.shapes import Shapes, dit_config, faults, taehv_config, unfilled, vae_config
+from lolrt.dit import CausalDiT
+from lolrt.errors import CheckpointError
+from lolrt.taehv import TAEHV
+from lolrt.vae import CausalVAE
+from lolrt.vae_layers import VAEConfig
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def load_dit(path: str | Path, dtype: torch.dtype = torch.bfloat16, lora: str | Path | None = None, group: str | None = None) -> CausalDiT:
+    """Loads a DiT from a checkpoint of any known layout (docs/checkpoints.md), with a LoRA merged into it where there is one.
+
+    path: a folder, a file, or a TOML file; lora: a file with adapters, by default the one that lies with the DiT. dtype: torch.bfloat16
+    or torch.float32, of the weights and of all activations. group: which weights of a training checkpoint; by default the averaged ones,
+    but not under a LoRA, which is trained on the others.
+    Raises `lolrt.CheckpointError` when files are missing or damaged, when tensors are missing, unexpected or mis-shaped (all are named),
+    or when a value is not finite.
+    """
+    component, adapters = read_dit(path, lora, group)
+    with unfilled():
+        model = CausalDiT(dit_config(component))
+    assign(model, component.tensors, dtype, component.source, adapters)
+    model.join()
+    for name, parameter in model.named_parameters():
+        if parameter.data_ptr() != component.tensors[name].data_ptr():
+            give_back(component.tensors[name])
+    return model
+
+
+def read_dit(path: str | Path, lora: str | Path | None = None, group: str | None = None) -> tuple[Component, LoRA | None]:
+    """A DiT and the adapters that belong to it; arguments and errors as of `load_dit`."""
+    place = lora or find_parts(path).lora
+    adapters = LoRA(read_component(place, "lora")) if place else None
+    component = read_component(path, "dit", group)
+    if adapters and not group and component.group == "generator_ema":
+        component = read_component(path, "dit", "generator")
+    return component, adapters
+
+
+def load_vae(path: str | Path, config: VAEConfig | None = None, dtype: torch.dtype = torch.bfloat16) -> CausalVAE:
+    """Loads a Wan VAE; its sizes show in the tensors where no config is given or lies beside them. Raises as `load_dit` does."""
+    component = read_component(path, "vae")
+    with unfilled():
+        model = CausalVAE(config or vae_config(component))
+    return assign(model, component.tensors, dtype, component.source)
+
+
+def load_taehv(path: str | Path, dtype: torch.dtype = torch.bfloat16) -> TAEHV:
+    """Loads a TAEHV; its sizes show in the tensors. Raises as `load_dit` does."""
+    component = read_component(path, "taehv")
+    with unfilled():
+        model = TAEHV(taehv_config(component))
+    return assign(model, component.tensors, dtype, component.source)
+
+
+def assign(model: Model, tensors: Mapping[str, Tensor], dtype: torch.dtype, source: Path, lora: LoRA | None = None) -> Model:
+    """Gives a model that was built `unfilled` its weights, after checking all of them; returns it for inference.
+
+    Tensors of this dtype are taken as they are, mapped; others are converted one at a time, and their pages of the file given back.
+    """
+    if dtype not in (torch.bfloat16, torch.float32):
+        raise CheckpointError(f"dtype is {dtype}; expected torch.bfloat16 or torch.float32")
+    expected: Shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if wrong := faults(expected, tensors):
+        raise CheckpointError(f"{source} does not hold this model's tensors; {'; '.join(wrong)}")
+    if lora:
+        lora.check(expected)
+    weights = {name: weight(tensors[name], dtype, name, lora) for name in expected}
+    broken = [name for name, tensor in weights.items() if tensor is None]
+    if broken:
+        raise CheckpointError(f"{source} has values that are not finite, in {', '.join(sorted(broken))}; fetch the file again")
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def weight(tensor: Tensor, dtype: torch.dtype, name: str = "", lora: LoRA | None = None) -> Tensor | None:
+    """A mapped tensor, merged with its adapter, in this dtype; None if it has values that are not finite."""
+    merged = lora.merge(name, tensor) if lora else tensor
+    converted = merged.to(dtype).contiguous()
+    if converted.data_ptr() != tensor.data_ptr():
+        give_back(tensor)
+    finite = converted.numel() == 0 or all(map(torch.isfinite, torch.aminmax(converted)))  # NaN is passed on by both
+    return converted if finite else None

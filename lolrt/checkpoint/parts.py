@@ -1,0 +1,226 @@
+"""Where the parts of a model are: in a folder of any known layout, in one file, or where a small TOML file says."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lolrt.checkpoint import formats
+from lolrt.checkpoint.formats import Component, recognise
+from lolrt.checkpoint.names import Kind
+from lolrt.checkpoint.pickle_file import read_pickle
+from lolrt.checkpoint.safetensors_file import read_safetensors
+from lolrt.checkpoint.shapes import read_json
+from lolrt.errors import CheckpointError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+INDEX = ".safetensors.index.json"
+SUFFIXES = (".safetensors", ".pt", ".pth", INDEX)
+TOKENIZERS = ("tokenizer.json", "spiece.model")
+
+# What may be said of a model as a whole, its type, and what else it has to be.
+SETTINGS: dict[str, tuple[type, Callable[[Any], bool]]] = {
+    "name": (str, bool),
+    "fps": (int, lambda fps: 0 < fps <= 1000),
+    "height": (int, lambda pixels: 0 < pixels <= 1 << 14),
+    "width": (int, lambda pixels: 0 < pixels <= 1 << 14),
+    "sampler": (dict, lambda sampler: True),
+    "example_prompts": (list, lambda prompts: all(isinstance(prompt, str) for prompt in prompts)),
+}
+
+# Beside a part's weights, the JSON files that may describe it, and a field that only configs of its kind have.
+CONFIGS: dict[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "dit": (("config.json",), ("d_model", "z_dim")),  # these, on the contrary, say that it is another's
+    "vae": (("vae_config.json", "config.json"), ("z_dim",)),
+    "text_encoder": (("config.json",), ("d_model",)),
+    "lora": (("adapter_config.json",), ()),
+    "taehv": ((), ()),
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The files of a model; None where there is none. A path is of a file: weights, or the index of weights in several files."""
+
+    source: Path
+    dit: Path | None = None
+    lora: Path | None = None
+    vae: Path | None = None
+    text_encoder: Path | None = None
+    taehv: Path | None = None
+    tokenizer: Path | None = None
+    """The folder of UMT5's tokenizer."""
+    vocabulary: Path | None = None
+    """A folder with text.json and text.safetensors, the text side of small models."""
+    group: str | None = None
+    """Which of a training checkpoint's weights to use, such as "generator"; None is the usual choice."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the whole model: name, fps, height, width, sampler, example_prompts (model.json, or the same in TOML)."""
+
+
+def find_parts(model: str | Path) -> Parts:
+    """The parts of a model: a folder (Wan's, diffusers', ours), a file of weights, or a TOML file (docs/checkpoints.md).
+
+    Raises `lolrt.CheckpointError` where there is nothing, where a file is damaged, and where two files are of the same kind.
+    """
+    path = Path(model)
+    if path.suffix == ".toml":
+        return _from_toml(path)
+    if path.is_dir():
+        return _in_folder(path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist; expected a folder, a .safetensors, .pt or .pth file, or a .toml that names the parts"
+        )
+    components = components_of(path)
+    if not components:
+        raise CheckpointError(f"{path} holds no part of a model that is known here, under names such as {_some_names(path)}")
+    found: dict[str, Any] = {component.kind: path for component in components}
+    return Parts(path, **found)
+
+
+def _from_toml(path: Path) -> Parts:
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable TOML: {error}") from error
+    names = ("dit", "lora", "vae", "text_encoder", "taehv", "tokenizer", "vocabulary")
+    unknown = values.keys() - {*names, *SETTINGS, "weights"}
+    if unknown:
+        raise CheckpointError(f"{path} names {', '.join(sorted(unknown))}; expected some of {', '.join((*names, 'weights', *SETTINGS))}")
+    if not all(isinstance(values[name], str) for name in (*names, "weights") if name in values):
+        raise CheckpointError(f"{path}: {', '.join(names)} and weights are texts in quotes")
+    found: dict[str, Any] = {name: path.parent / values[name] for name in names if name in values}
+    missing = [str(place) for place in found.values() if not place.exists()]
+    if missing:
+        raise CheckpointError(f"{path} names {', '.join(missing)}, which is not there")
+    for kind in formats.KINDS:
+        if kind in found and found[kind].is_dir():
+            found[kind] = _only(kind, found[kind])
+    group = values.get("weights")
+    return Parts(path, **found, group=group, settings=_settings({name: values[name] for name in SETTINGS if name in values}, path))
+
+
+def _settings(values: dict[str, Any], source: Path) -> dict[str, Any]:
+    """Checked as far as their types go."""
+    for name, value in values.items():
+        kind, fits = SETTINGS.get(name, (object, lambda _: True))
+        if not isinstance(value, kind) or isinstance(value, bool) or not fits(value):
+            raise CheckpointError(f"{source}: {name} is {str(value)[:60]!r}, which makes no sense there")
+    return values
+
+
+def _only(kind: Kind, folder: Path) -> Path:
+    found: Path | None = getattr(_in_folder(folder), kind)
+    if found is None:
+        raise CheckpointError(f"{folder} holds no {formats.TITLES[kind]}")
+    return found
+
+
+def _in_folder(folder: Path) -> Parts:
+    found: dict[str, Any] = {}
+    for path in _weights(folder):
+        for kind in dict.fromkeys(component.kind for component in components_of(path)):
+            if kind in found:
+                raise CheckpointError(
+                    f"{folder} holds more than one {formats.TITLES[kind]}: {found[kind]} and {path}; name the one to use, "
+                    f'or write a .toml file with a line {kind} = "..." for each part'
+                )
+            found[kind] = path
+    tokenizers = sorted({path.parent for name in TOKENIZERS for path in folder.glob(f"**/{name}")})
+    return Parts(
+        folder,
+        **found,
+        tokenizer=tokenizers[0] if tokenizers else None,
+        vocabulary=folder if (folder / "text.json").is_file() else None,
+        settings=_settings(read_json(folder / "model.json"), folder / "model.json") if (folder / "model.json").is_file() else {},
+    )
+
+
+def _weights(folder: Path) -> Iterator[Path]:
+    """Files of weights in a folder and those right below it; an index stands for the files that it lists."""
+    files = sorted(path for place in ("*", "*/*") for path in folder.glob(place) if path.is_file() and path.name.endswith(SUFFIXES))
+    listed = {path.parent / name for path in files if path.name.endswith(INDEX) for name in _weight_map(path).values()}
+    return (path for path in files if path not in listed)
+
+
+def components_of(path: Path) -> list[Component]:
+    """All parts of models that a file holds, with the configs beside it; the file's other contents are left out."""
+    return [replace(component, config=_config(component.kind, path.parent)) for component in recognise(_read(path), path)]
+
+
+def _read(path: Path) -> Mapping[Any, Any]:
+    if path.name.endswith(INDEX):
+        return _read_index(path)
+    return read_safetensors(path) if _is_safetensors(path) else read_pickle(path)
+
+
+def _some_names(path: Path) -> str:
+    content = _read(path)
+    inner = [f"{group}: {name}" for group, values in content.items() if isinstance(values, dict) for name in list(values)[:3]]
+    return ", ".join([*inner, *map(str, content)][:5])[:300] or "none"
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its content: a pickle is a zip archive or begins with an opcode; the header of safetensors is JSON."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(name, str) and Path(name).name == name for name in table.values()):
+        raise CheckpointError(f"{index} has no weight_map of tensors to files beside it; fetch it again")
+    return table
+
+
+def _read_index(index: Path) -> dict[str, Tensor]:
+    table = _weight_map(index)
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(table.values())):
+        shard = read_safetensors(index.parent / name)
+        listed = {tensor for tensor, place in table.items() if place == name}
+        if listed != shard.keys():
+            differ = ", ".join(sorted(listed ^ shard.keys()))
+            raise CheckpointError(f"{index.parent / name} and {index.name} differ in {differ}; they belong to different models")
+        tensors |= shard
+    return tensors
+
+
+def _config(kind: Kind, folder: Path) -> dict[str, Any]:
+    places, marks = CONFIGS[kind]
+    for path in (folder / name for name in places):
+        if path.is_file():
+            values = read_json(path)
+            theirs = any(mark in values for mark in marks)
+            if kind == "lora" or path.name == "vae_config.json" or (theirs is not (kind == "dit")):
+                return values
+    return {}
+
+
+def read_component(path: str | Path, kind: Kind, group: str | None = None) -> Component:
+    """One part of a model, its tensors under Wan's names, mapped and not yet read.
+
+    path: as of `find_parts`. group: which weights of a training checkpoint, such as "generator"; by default the averaged ones.
+    Raises `lolrt.CheckpointError` when there is no such part, or more than one.
+    """
+    parts = find_parts(path)
+    place: Path | None = getattr(parts, kind)
+    if place is None:
+        there = ", ".join(formats.TITLES[other] for other in formats.KINDS if getattr(parts, other) is not None)
+        raise CheckpointError(f"{path} holds no {formats.TITLES[kind]}; it holds {there or 'nothing that is known here'}")
+    return formats.choose(components_of(place), kind, place, group or (parts.group if kind == "dit" else None))

@@ -1,0 +1,154 @@
+"""safetensors files: mapped, with every claim of the header checked first; and written tensor by tensor, so that size costs no memory.
+
+A file is the header's length (uint64, little-endian), the header (JSON: name -> dtype, shape, [begin, end] in the data), the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lolrt.checkpoint.mapped import mark
+from lolrt.errors import CheckpointError, OutputError
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+MOST_HEADER_BYTES = 100_000_000  # as in the reference implementation
+
+
+class Entry(NamedTuple):
+    """One tensor of a file; the bytes [begin, end) of its data."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, mapped rather than read: pages come in when they are touched, and writing to a tensor leaves the file alone.
+
+    Raises `lolrt.CheckpointError` for a file that is not there, is cut off, or whose header contradicts itself or the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size < 8:
+                raise damaged(path, "it ends before its header does")
+            data = torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist, and the model cannot be read without it") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    start, entries = _header(path, data)
+    return {name: _view(data[start + entry.begin : start + entry.end], entry) for name, entry in entries.items()}
+
+
+def damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged or no safetensors file ({reason}); fetch it again")
+
+
+def _view(data: Tensor, entry: Entry) -> Tensor:
+    if data.data_ptr() % entry.dtype.itemsize:  # headers of old writers are not filled up to a multiple of 8
+        return data.clone().view(entry.dtype).view(entry.shape)
+    return mark(data.view(entry.dtype).view(entry.shape))
+
+
+def _header(path: Path, data: Tensor) -> tuple[int, dict[str, Entry]]:
+    """Where the file's data begin, and its tensors."""
+    length = int.from_bytes(data[:8].numpy().tobytes(), "little")
+    if length > min(MOST_HEADER_BYTES, len(data) - 8):
+        raise damaged(path, f"its header claims {length} bytes of a file of {len(data)}")
+    try:
+        header = json.loads(data[8 : 8 + length].numpy().tobytes(), object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f"its header is no JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise damaged(path, "its header is no JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise damaged(path, "its metadata are not text")
+    entries = {name: _entry(path, name, value) for name, value in header.items()}
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if entry.begin != end:
+            raise damaged(path, f"{name!r} {'overlaps the tensor before it' if entry.begin < end else 'leaves a gap before it'}")
+        end = entry.end
+    if 8 + length + end != len(data):
+        raise damaged(path, f"its tensors end at byte {8 + length + end} of a file of {len(data)}")
+    return 8 + length, entries
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a name comes twice")
+    return values
+
+
+def _entry(path: Path, name: str, value: Any) -> Entry:
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise damaged(path, f"{name!r} is described by other fields than dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise damaged(path, f"{name!r} has dtype {dtype!r}, not one of {', '.join(DTYPES)}")
+    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
+        raise damaged(path, f"{name!r} has shape {shape} and offsets {offsets}; expected whole numbers, and two offsets")
+    if offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise damaged(path, f"{name!r} has {offsets[1] - offsets[0]} bytes; {dtype} {shape} takes another number")
+    return Entry(DTYPES[dtype], tuple(shape), *offsets)
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= 64 and all(type(size) is int and 0 <= size < 2**63 for size in value)
+
+
+def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, tensors: Callable[[str], Tensor]) -> None:
+    """Writes a file of the tensors of `shapes`, all of one dtype, each asked for when its turn comes; complete or not there at all.
+
+    Raises `lolrt.OutputError` where the file cannot be written.
+    """
+    end = 0
+    header: dict[str, Any] = {}
+    for name in file_order(shapes):
+        begin, end = end, end + math.prod(shapes[name]) * dtype.itemsize
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shapes[name]), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 64)  # the data begin at a multiple of 64
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in file_order(shapes):
+                file.write(tensors(name).to(dtype).contiguous().view(-1).view(torch.uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def file_order(names: Iterable[str]) -> list[str]:
+    """Names in their order, but for q, k and v of a layer, which lie side by side: so they are one matrix product with nothing copied."""
+    order: dict[str, int] = {}
+    return sorted(names, key=lambda name: order.setdefault(_group(name), len(order)))
+
+
+def _group(name: str) -> str:
+    head, _, leaf = name.rpartition(".")
+    layer, _, module = head.rpartition(".")
+    return f"{layer}.qkv.{leaf}" if module in ("q", "k", "v") else name

@@ -1,0 +1,289 @@
+"""Sizes of a model, from its tensors and the config beside them, and the tensors that a model of these sizes has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lolrt.checkpoint import names
+from lolrt.checkpoint.formats import Component
+from lolrt.dit import CausalDiT, DiTConfig
+from lolrt.errors import CheckpointError, Error
+from lolrt.taehv import TAEHV, TAEHVConfig
+from lolrt.vae import CausalVAE
+from lolrt.vae_layers import VAEConfig
+
+# Published weights come without a config as often as with one; everything but the head size shows in the tensors' shapes.
+WAN_HEAD_DIM = 128
+
+# A config beyond these is no model's: building it would only use up memory and time.
+MOST_CHANNELS = 1 << 20
+MOST = {"num_layers": names.MOST_LAYERS, "num_res_blocks": names.MOST_STAGES, "dim_mult": 1024}
+
+DIFFUSERS_DIT = {"in_channels": "in_dim", "out_channels": "out_dim", "num_attention_heads": "num_heads"}
+DIFFUSERS_VAE = {"base_dim": "dim", "temperal_downsample": "temporal_downsample"}
+
+Shapes = dict[str, tuple[int, ...]]
+Config = TypeVar("Config", DiTConfig, VAEConfig)
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """Sizes of a UMT5 encoder; the defaults are UMT5-XXL's."""
+
+    vocab_size: int = 256384
+    dim: int = 4096
+    attention_dim: int = 4096
+    ffn_dim: int = 10240
+    num_heads: int = 64
+    num_layers: int = 24
+    num_buckets: int = 32
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist, and the model cannot be read without it") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}); fetch the file again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}; expected a JSON object")
+    return values
+
+
+def read_config(path: Path, kind: type[Config]) -> Config:
+    """The fields of a JSON config, in Wan's or diffusers' terms, that `kind` has; others are facts about training or other runtimes."""
+    return with_values(kind(), read_json(path), path)
+
+
+def with_values(config: Config, values: Mapping[str, Any], source: Path) -> Config:
+    """`config` with the fields that `values` names, in Wan's or diffusers' terms."""
+    terms = DIFFUSERS_DIT if isinstance(config, DiTConfig) else DIFFUSERS_VAE
+    values = {terms.get(name, name): value for name, value in values.items()}
+    if isinstance(config, DiTConfig) and "attention_head_dim" in values and "num_heads" in values:
+        values["dim"] = _product(values["attention_head_dim"], values["num_heads"], source)
+    known: dict[str, Any] = {}
+    for field in fields(config):
+        if (value := values.get(field.name)) is not None:
+            known[field.name] = _checked(field.name, value, getattr(config, field.name), source)
+    try:
+        config = replace(config, **known)
+    except Error as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    if isinstance(config, VAEConfig) and len(config.temporal_downsample) != len(config.dim_mult) - 1:
+        raise CheckpointError(
+            f"{source}: {len(config.dim_mult)} resolutions have {len(config.dim_mult) - 1} halvings between them; temporal_downsample says "
+            f"{list(config.temporal_downsample)}"
+        )
+    return config
+
+
+def _product(a: Any, b: Any, source: Path) -> int:
+    if type(a) is not int or type(b) is not int:
+        raise CheckpointError(f"{source} is no config of this kind of model: {b!r} heads of {a!r} channels")
+    return a * b
+
+
+def _checked(name: str, value: Any, like: Any, source: Path) -> Any:
+    """A config's value, which is to be of the type of `like` and of a size that a model can have."""
+    if isinstance(value, list | tuple) and (like is None or isinstance(like, tuple)):
+        if not 0 < len(value) <= 64 or (name in ("patch_size", "rope_dims") and len(value) != 3):
+            raise CheckpointError(f"{source} is no config of this kind of model: {name} has {len(value)} entries")
+        return tuple(_checked(name, item, like[0] if like else 1, source) for item in value)
+    if like is None or isinstance(like, tuple):
+        fits = False
+    elif isinstance(like, bool):
+        fits = isinstance(value, bool)
+    elif isinstance(like, int):
+        fits = type(value) is int and (0 if name == "rope_dims" else 1) <= value <= MOST.get(name, MOST_CHANNELS)
+    else:
+        fits = type(value) in (int, float) and abs(value) < 1e6
+    if not fits:
+        raise CheckpointError(f"{source} is no config of this kind of model: {name} is {str(value)[:60]!r}")
+    return value
+
+
+def dit_config(component: Component) -> DiTConfig:
+    """Of a DiT's tensors, where they show it, and of the config beside them, which is right where they differ."""
+    shape = _shapes_of(component)
+    config = DiTConfig()
+    dim, in_dim, *patch = shape.get("patch_embedding.weight", (config.dim, config.in_dim, *config.patch_size))
+    found = {
+        "ffn_dim": shape.get("blocks.0.ffn.0.weight", ())[:1],
+        "freq_dim": shape.get("time_embedding.0.weight", ())[1:],
+        "text_dim": shape.get("text_embedding.0.weight", ())[1:],
+    }
+    sizes = {name: value[0] for name, value in found.items() if value}
+    outputs = shape.get("head.head.weight", (0,))[0]
+    values = {
+        **sizes, "dim": dim, "in_dim": in_dim, "patch_size": patch, "num_layers": _layers(shape), "num_heads": max(1, dim // WAN_HEAD_DIM),
+        "out_dim": outputs // max(1, _volume(patch)) or config.out_dim,
+    }  # fmt: skip
+    if "dim" in component.config or "num_attention_heads" in component.config or dim % WAN_HEAD_DIM == 0:
+        return with_values(config, {**values, **component.config}, component.source)
+    raise CheckpointError(
+        f"{component.source} has no config.json beside it, and {dim} channels are not whole heads of {WAN_HEAD_DIM}, as all of Wan's are; "
+        "add one that says num_heads"
+    )
+
+
+def vae_config(component: Component) -> VAEConfig:
+    """Of a VAE's tensors and the config beside them, as `dit_config`."""
+    shape = _shapes_of(component)
+    config = VAEConfig()
+    stages = 1 + max((int(name.split(".")[2]) for name in shape if name.startswith("encoder.downsamples.")), default=-1)
+    residuals, level, mult = 0, 0, [1]
+    temporal: list[bool] = []
+    dim = shape.get("encoder.conv1.weight", (config.dim,))[0] or config.dim
+    counts: list[int] = []
+    for i in range(min(stages, MOST_CHANNELS)):
+        if f"encoder.downsamples.{i}.resample.1.weight" in shape:
+            temporal.append(f"encoder.downsamples.{i}.time_conv.weight" in shape)
+            counts.append(residuals)
+            residuals, level = 0, level + 1
+            mult.append(mult[-1])
+        else:
+            residuals += 1
+            mult[level] = shape.get(f"encoder.downsamples.{i}.residual.6.weight", (dim * mult[level],))[0] // dim
+    counts.append(residuals)
+    values: dict[str, Any] = {"dim": dim, "z_dim": shape.get("conv2.weight", (config.z_dim,))[0]}
+    if stages:
+        values |= {"dim_mult": mult, "num_res_blocks": max(counts), **({"temporal_downsample": temporal} if temporal else {})}
+    result = with_values(config, {**values, **component.config}, component.source)
+    if not len(result.latents_mean) == len(result.latents_std) == result.z_dim:
+        raise CheckpointError(
+            f"{component.source} has {result.z_dim} latent channels; their mean and standard deviation, which only a config says, "
+            f"are of {len(result.latents_mean)}"
+        )
+    return result
+
+
+def text_encoder_config(component: Component) -> TextEncoderConfig:
+    """Of a UMT5 encoder's tensors."""
+    shape = _shapes_of(component)
+    default = TextEncoderConfig()
+    vocab_size, dim = _pair(shape, "token_embedding.weight", default.vocab_size, default.dim)
+    num_buckets, num_heads = _pair(shape, "blocks.0.pos_embedding.embedding.weight", default.num_buckets, default.num_heads)
+    ffn_dim, _ = _pair(shape, "blocks.0.ffn.fc1.weight", default.ffn_dim, dim)
+    attention_dim, _ = _pair(shape, "blocks.0.attn.q.weight", default.attention_dim, dim)
+    return TextEncoderConfig(vocab_size, dim, attention_dim, ffn_dim, num_heads, _layers(shape), num_buckets)
+
+
+def taehv_config(component: Component) -> TAEHVConfig:
+    """Of a TAEHV's tensors."""
+    shape = _shapes_of(component)
+    default = TAEHVConfig()
+    first, z_dim = _pair(shape, "decoder.1.weight", default.decoder_widths[0], default.z_dim)
+    width, _ = _pair(shape, "encoder.0.weight", default.encoder_width, 3)
+    widths, growth = [first], []
+    for level, (usual, stride) in enumerate(zip(default.decoder_widths[1:], default.decoder_growth, strict=True)):
+        outputs, channels = _pair(shape, f"decoder.{7 + 6 * level}.conv.weight", stride, 1)
+        growth.append(2 if outputs == 2 * channels else stride)
+        widths.append(_pair(shape, f"decoder.{8 + 6 * level}.weight", usual, 1)[0])
+    return TAEHVConfig(z_dim, width, (widths[0], widths[1], widths[2], widths[3]), (growth[0], growth[1], growth[2]))
+
+
+def _shapes_of(component: Component) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in component.tensors.items()}
+
+
+def _pair(shape: Shapes, name: str, *default: int) -> tuple[int, int]:
+    found = shape.get(name, ())
+    return (found[0], found[1]) if len(found) >= 2 else (default[0], default[1])
+
+
+def _layers(shape: Shapes) -> int:
+    numbers = {name.split(".")[1] for name in shape if name.startswith("blocks.")}
+    return min(1 + max((int(number) for number in numbers if number.isdecimal() and len(number) < 5), default=0), names.MOST_LAYERS)
+
+
+def _volume(sizes: list[int]) -> int:
+    volume = 1
+    for size in sizes:
+        volume *= size
+    return volume
+
+
+def expected_shapes(component: Component) -> Shapes:
+    """Every tensor that a part of this kind and these sizes has, under Wan's names."""
+    if component.kind == "dit":
+        return dit_shapes(dit_config(component))
+    if component.kind == "vae":
+        return vae_shapes(vae_config(component))
+    if component.kind == "text_encoder":
+        return text_encoder_shapes(text_encoder_config(component))
+    if component.kind == "taehv":
+        return taehv_shapes(taehv_config(component))
+    raise CheckpointError(f"{component.source} holds a {component}: which tensors there should be depends on the DiT")
+
+
+def dit_shapes(config: DiTConfig) -> Shapes:
+    with unfilled():
+        return {name: tuple(tensor.shape) for name, tensor in CausalDiT(config).state_dict().items()}
+
+
+def vae_shapes(config: VAEConfig) -> Shapes:
+    with unfilled():
+        return {name: tuple(tensor.shape) for name, tensor in CausalVAE(config).state_dict().items()}
+
+
+def text_encoder_shapes(config: TextEncoderConfig) -> Shapes:
+    dim, inner, ffn = config.dim, config.attention_dim, config.ffn_dim
+    block = {
+        "norm1": (dim,), **{f"attn.{name}": (inner, dim) for name in "qkv"}, "attn.o": (dim, inner), "norm2": (dim,),
+        "ffn.gate.0": (ffn, dim), "ffn.fc1": (ffn, dim), "ffn.fc2": (dim, ffn),
+        "pos_embedding.embedding": (config.num_buckets, config.num_heads),
+    }  # fmt: skip
+    blocks = {f"blocks.{i}.{name}.weight": shape for i in range(config.num_layers) for name, shape in block.items()}
+    return {"token_embedding.weight": (config.vocab_size, dim), **blocks, "norm.weight": (dim,)}
+
+
+def taehv_shapes(config: TAEHVConfig) -> Shapes:
+    with unfilled():
+        return {name: tuple(tensor.shape) for name, tensor in TAEHV(config).state_dict().items()}
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves new parameters as they are: filling tensors on the meta device does nothing but import a second's worth of modules."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.uniform_, torch.Tensor.normal_, nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Modules that are made inside have parameters with a shape and nothing else."""
+    with _NoInitialisation(), torch.device("meta"):
+        yield
+
+
+def faults(expected: Shapes, tensors: Mapping[str, Tensor]) -> list[str]:
+    """What keeps `tensors` from being those expected, a clause for each way: every tensor that is missing, too many, of another shape
+    or of a dtype that weights do not have."""
+    clauses = []
+    for fault, wrong in (("missing", expected.keys() - tensors.keys()), ("unexpected", tensors.keys() - expected.keys())):
+        if wrong:
+            clauses.append(f"{fault}: {', '.join(sorted(wrong))}")
+    shared = [(name, shape, tensors[name]) for name, shape in expected.items() if name in tensors]
+    shapes = [f"{name} {list(tensor.shape)} instead of {list(shape)}" for name, shape, tensor in shared if tuple(tensor.shape) != shape]
+    if shapes:
+        clauses.append(f"of another shape: {', '.join(shapes)}")
+    dtypes = [f"{name} {str(tensor.dtype).removeprefix('torch.')}" for name, _, tensor in shared if tensor.dtype not in WEIGHT_DTYPES]
+    if dtypes:
+        clauses.append(f"of a dtype that weights do not have: {', '.join(dtypes)}")
+    return clauses
+
+
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -1,0 +1,93 @@
+"""Models of any size with random weights: to try a machine, and everything around a model, before its download."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lolrt.checkpoint.folder import WAN_SETTINGS, new_folder, write_dit, write_json, write_vae
+from lolrt.checkpoint.safetensors_file import write_safetensors
+from lolrt.checkpoint.shapes import Shapes, dit_shapes, read_json, vae_shapes, with_values
+from lolrt.dit import DiTConfig
+from lolrt.errors import Error
+from lolrt.vae_layers import VAEConfig
+
+# The text side is the embedded model's vocabulary: UMT5's tokenizer cannot be drawn at random.
+VOCABULARY = Path(__file__).parent.parent / "models" / "tiny"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a whole model; the defaults are those of Wan2.1-T2V-1.3B."""
+
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    height: int = 480
+    width: int = 832
+
+
+PRESETS = {
+    "1.3b": Sizes(),
+    "small": Sizes(DiTConfig(dim=256, ffn_dim=512, text_dim=64, num_heads=2, num_layers=4), VAEConfig(dim=16), height=128, width=192),
+}
+
+
+def sizes(config: str) -> Sizes:
+    """Of a preset, or of a JSON file: a Wan DiT's config.json, to which "vae", "height" and "width" may be added."""
+    if config in PRESETS:
+        return PRESETS[config]
+    path = Path(config)
+    if not path.is_file():
+        raise Error(f"no config {config!r}: it is neither one of {', '.join(PRESETS)} nor a file")
+    values = read_json(path)
+    vae, height, width = values.get("vae", {}), values.get("height", 480), values.get("width", 832)
+    if not isinstance(vae, dict) or not all(type(size) is int and 0 < size <= 1 << 14 for size in (height, width)):
+        raise Error(f"{path}: vae is to be an object, height and width numbers of pixels")
+    return Sizes(with_values(DiTConfig(), values, path), with_values(VAEConfig(), vae, path), height, width)
+
+
+def synth(destination: str | Path, config: str = "1.3b", seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """Writes a model folder with random weights, tensor by tensor; the same seed gives the same files. Returns the folder.
+
+    Norms are near 1, biases near 0, other weights normal with the variance that keeps activations of the order of 1.
+    Raises `lolrt.Error` for a config that is none, and `lolrt.OutputError` when the folder is there already or cannot be written.
+    """
+    model = sizes(config)
+    with new_folder(Path(destination)) as folder:
+        write_dit(folder, model.dit, dtype, _random(dit_shapes(model.dit), f"{seed} dit"))
+        write_vae(folder, model.vae, dtype, _random(vae_shapes(model.vae), f"{seed} vae"))
+        shutil.copyfile(VOCABULARY / "text.json", folder / "text.json")
+        words = json.loads((VOCABULARY / "text.json").read_text())["words"]
+        table: Shapes = {"embedding.weight": (len(words), model.dit.text_dim)}
+        write_safetensors(folder / "text.safetensors", table, dtype, _random(table, f"{seed} text"))
+        prompts = read_json(VOCABULARY / "model.json")["example_prompts"]
+        name = Path(destination).name
+        write_json(
+            folder / "model.json", {**WAN_SETTINGS, "name": name, "height": model.height, "width": model.width, "example_prompts": prompts}
+        )
+    return Path(destination)
+
+
+def _random(shapes: Shapes, seed: str) -> Callable[[str], Tensor]:
+    """Each tensor of a stream of numbers of its own, so that the order in which they are asked for plays no part."""
+
+    def tensor(name: str) -> Tensor:
+        key = hashlib.sha256(f"{seed} {name}".encode()).digest()
+        shape = shapes[name]
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(key[:8], "little")))
+        if name.endswith("modulation"):
+            return noise.mul_(shape[-1] ** -0.5)
+        if name.endswith(("gamma", "norm_q.weight", "norm_k.weight", "norm3.weight")):
+            return noise.mul_(0.02).add_(1)
+        if len(shape) < 2:
+            return noise.mul_(0.02)
+        return noise.mul_((noise.numel() / len(noise)) ** -0.5)
+
+    return tensor

@@ -1,0 +1,78 @@
+"""Embeddings of prompts on disk: files that stand in for a text encoder, and the cache that spares one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lolrt.errors import CheckpointError, OutputError, PromptError
+from lolrt.text import TextEncoder
+
+# The entry of a file's metadata that lists its prompts; the embedding of prompt i is the tensor of that name.
+PROMPTS = "lolrt.prompts"
+
+
+class EmbeddingFile(TextEncoder):
+    """A file of embeddings, as `write_embeddings` makes it, in place of the encoder that made them."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises `lolrt.CheckpointError` when the file is not one."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                prompts = json.loads((file.metadata() or {})[PROMPTS])
+                self._rows = {prompt: file.get_tensor(str(i)) for i, prompt in enumerate(prompts)}
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} is no file of embeddings that lolrt encode wrote ({error})") from error
+
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Raises `lolrt.PromptError` for a prompt that is not in the file."""
+        unknown = [prompt for prompt in prompts if prompt not in self._rows]
+        if unknown:
+            known = ", ".join(map(repr, self._rows))
+            raise PromptError(f"there is no embedding of {unknown[0]!r}, only of {known}; add it with lolrt encode")
+        return [self._rows[prompt] for prompt in prompts]
+
+
+def write_embeddings(path: str | Path, rows: Mapping[str, Tensor]) -> None:
+    """Writes embeddings [text_tokens, text_dim] by prompt to one file. Raises `lolrt.OutputError`."""
+    _write(Path(path), {str(i): tensor for i, tensor in enumerate(rows.values())}, {PROMPTS: json.dumps(list(rows))})
+
+
+def cache_folder() -> Path:
+    """Where embeddings are kept: $LOLRT_CACHE, or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("LOLRT_CACHE") or Path(base, "lolrt")) / "text"
+
+
+def read_embedding(path: Path) -> Tensor | None:
+    """The one embedding in a file of the cache; None where there is no such file, or a damaged one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("rows")
+    except (SafetensorError, OSError):
+        return None
+
+
+def write_embedding(path: Path, rows: Tensor) -> None:
+    """Raises `lolrt.OutputError`."""
+    _write(path, {"rows": rows}, {})
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """The file appears whole or not at all: others may be reading the same cache."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, partial, metadata)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OutputError(f"cannot write {path} ({error}); choose another place, for the cache with LOLRT_CACHE") from error

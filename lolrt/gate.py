@@ -1,0 +1,75 @@
+"""The sink gate: a bias on the scores of the sink pages, always or only when the model would fall back to them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lolrt.errors import Error
+
+
+@dataclass(frozen=True)
+class SinkGate:
+    """When attention to the sink pages is held back, and by how much. A chunk's own pages are never held back."""
+
+    bias: float = 0.0
+    """Added to the scores of the sink pages, in nats, where the gate is shut: their weight falls by a factor exp(bias) against the other
+    pages'. -inf leaves them out; 0 is no gate."""
+    when: Literal["always", "realigned", "synchronised"] = "always"
+    """"always": in every chunk. "realigned": in chunks whose phases have come back to the sinks', that is, `after_frames` or more
+    behind the chunk, where the phase kernel, mean of cos(offset * frequency) over pairs, heads, layers, sinks and the chunk's frames,
+    is `kernel_level` or more (LoL, arXiv 2601.16914, eq. 5 and its outlook: block the sinks at the kernel's maxima). "synchronised": in
+    layers where more than `head_share` of the heads spend more on a sink page than on another, by a probe of the chunk's first denoise
+    pass, which is run again with the gate shut (after DySink's anomaly gate, arXiv 2605.21028, which compares scores of mean
+    queries)."""
+    kernel_level: float = 0.5
+    after_frames: int = 100
+    head_share: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.when not in ("always", "realigned", "synchronised"):
+            raise Error(f'when is {self.when!r}; expected "always", "realigned" or "synchronised"')
+        if math.isnan(self.bias) or self.bias == math.inf:
+            raise Error(f"bias is {self.bias}; expected a number of nats, or -inf to leave the sinks out")
+        if not 0 <= self.head_share < 1:
+            raise Error(f"head_share is {self.head_share}; expected at least 0 and less than 1")
+
+    @property
+    def probes(self) -> bool:
+        """Whether the gate is decided by a probe of the chunk's first pass rather than ahead of it."""
+        return self.when == "synchronised" and self.bias != 0
+
+    def before(self, rotation: Tensor, offsets: np.ndarray, sinks: int) -> Tensor | None:
+        """Bias of a chunk as its positions decide it, float32 [1, pages, heads], or None: no bias.
+
+        rotation: float32 [layers, pages, frames, heads, pairs, 2]; offsets: int64 [pages, frames]; the first `sinks` pages are sinks.
+        """
+        if self.bias == 0 or self.when == "synchronised" or sinks == 0:
+            return None
+        if self.when == "realigned" and (
+            offsets[:sinks].min() < self.after_frames or rotation[:, :sinks, ..., 0].mean() < self.kernel_level
+        ):
+            return None
+        return self._bias(torch.ones(1, dtype=torch.bool), sinks, rotation.shape[1], rotation.shape[3])
+
+    def after(self, mass: Tensor, sinks: int) -> Tensor | None:
+        """Bias of a chunk as its first pass decides it, float32 [layers, pages, heads], or None.
+
+        mass: float32 [layers, pages, frames, heads]; the first `sinks` pages are sinks.
+        """
+        if sinks == 0:
+            return None
+        per_page = mass.mean(2)
+        drawn = per_page[:, :sinks].mean(1) > per_page[:, sinks:].mean(1)  # [layers, heads]
+        shut = drawn.float().mean(1) > self.head_share
+        return self._bias(shut, sinks, mass.shape[1], mass.shape[3]) if shut.any() else None
+
+    def _bias(self, shut: Tensor, sinks: int, pages: int, heads: int) -> Tensor:
+        bias = torch.zeros(len(shut), pages, heads)
+        bias[shut, :sinks] = self.bias
+        return bias

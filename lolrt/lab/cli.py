@@ -1,0 +1,98 @@
+"""The command line of the laboratory: `lolrt lab phase`, `lolrt lab rollout`, `lolrt lab experiment`."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import product
+from pathlib import Path
+
+from lolrt.errors import Error
+
+POLICIES = ("sigma=0", "sigma=0.8", "sigma=0.8,spread=stratified")
+
+
+def add_commands(lab: argparse.ArgumentParser) -> None:
+    commands = lab.add_subparsers(required=True, metavar="COMMAND")
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+
+    phase = commands.add_parser("phase", help="where the phases of rotary positions come back to the sinks", formatter_class=formatter)
+    phase.set_defaults(run=run_phase)
+    phase.add_argument("--split", type=int, nargs=3, default=[44, 42, 42], metavar=("TIME", "ROW", "COLUMN"), help="channels of a head")
+    phase.add_argument("--heads", type=int, default=12)
+    phase.add_argument("--layers", type=int, default=1, help="matters where bases differ by layer")
+    phase.add_argument("--policy", default="sigma=0", help="fields of Rope and Window: sigma=0.8,theta=6000,sink_frames=1,...")
+    phase.add_argument("--frames", type=int, default=400, help="latent frames to look at")
+    phase.add_argument("--after", type=int, default=100, help="latent frames that are left out of the prediction")
+    phase.add_argument("--count", type=int, default=2, help="how many frames to predict")
+    phase.add_argument("-o", "--output", type=Path, default=Path("out/phase"), help="writes OUTPUT.csv and OUTPUT.png")
+
+    rollout = commands.add_parser("rollout", help="measure long rollouts of policies, and report them", formatter_class=formatter)
+    rollout.set_defaults(run=run_rollout)
+    _add_run_options(rollout, Path("out/rollout"))
+    rollout.add_argument("--policies", nargs="+", default=list(POLICIES), metavar="POLICY", help="name=value pairs; see `lolrt lab phase`")
+    rollout.add_argument("--prompts", nargs="+", metavar="PROMPT", help="by default the model's examples")
+    rollout.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the noise; every prompt is run with each")
+    rollout.add_argument("--latents", action="store_true", help="decode no video: several times as fast, no flow, drift or pictures")
+
+    from lolrt.lab.plans import EXPERIMENTS
+
+    experiment = commands.add_parser("experiment", help="a question asked of a model", formatter_class=formatter)
+    experiment.set_defaults(run=run_experiment)
+    experiment.add_argument("name", choices=list(EXPERIMENTS), help="; ".join(f"{name}: {e.question}" for name, e in EXPERIMENTS.items()))
+    _add_run_options(experiment, Path("out/experiments"))
+    experiment.add_argument("--videos", type=int, default=12, help="a prompt of the model's examples and a noise seed each")
+    experiment.add_argument("--draws", type=int, default=5, help="jitter draws a cell, where there is anything to draw")
+
+
+def _add_run_options(parser: argparse.ArgumentParser, folder: Path) -> None:
+    parser.add_argument("--model", default="tiny", help="the name of an embedded model, or the path of a model folder")
+    parser.add_argument("--frames", type=int, default=240, help="latent frames of a video")
+    parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("-o", "--output", type=Path, default=folder, help="the folder that keeps the measurements; the same goes on")
+
+
+def run_phase(arguments: argparse.Namespace) -> None:
+    from lolrt.frequencies import identify_k
+    from lolrt.lab.phase import phase_table
+    from lolrt.lab.policy import Policy
+
+    policy, channels = Policy.parse(arguments.policy), arguments.split[0]
+    if any(part < 0 or part % 2 for part in arguments.split) or channels < 2:
+        raise Error(f"--split is {arguments.split}; expected three even numbers, the first 2 or more")
+    if min(arguments.heads, arguments.layers, arguments.count) < 1 or arguments.frames < 2 * policy.window.pages:
+        raise Error(f"--heads, --layers and --count must be 1 or more, and --frames at least two windows, {2 * policy.window.pages}")
+    radians = policy.rope.radians(arguments.layers, arguments.heads, channels // 2).reshape(-1, channels // 2)
+    window = policy.window
+    table = phase_table(radians, arguments.frames, window.sink_frames, window.chunk_frames)
+    title = f"{arguments.policy or '(default)'}: {channels} temporal channels of {sum(arguments.split)}, {arguments.heads} heads"
+    csv, picture = arguments.output.with_suffix(".csv"), arguments.output.with_suffix(".png")
+    table.write(csv)
+    table.plot(picture, title)
+    frames, chunks = (predict(arguments.count, arguments.after) for predict in (table.predicted, table.predicted_chunks))
+    start = {int(frame): value for frame, value in zip(table.starts, table.chunk_real, strict=True)}
+    k, period = identify_k(policy.rope.theta, channels, policy.rope.length_frames)
+    print(title)
+    print(f"highest past frame {arguments.after}: {', '.join(f'{frame} ({table.real[frame]:.3f})' for frame in frames)}")
+    averaged = f"mean over {max(window.sink_frames, 1)} sinks and {window.chunk_frames} frames, at chunk starts"
+    print(f"{averaged}: {', '.join(f'{frame} ({start[frame]:.3f})' for frame in chunks)}")
+    print(f"RIFLEx's intrinsic pair for a first repetition at {policy.rope.length_frames}: k = {k}, period {period}")
+    print(f"{csv}, {picture}")
+
+
+def run_rollout(arguments: argparse.Namespace) -> None:
+    from lolrt.lab.report import write_report
+    from lolrt.lab.rollout import Folder, Plan, Video, loaded, run
+
+    prompts = arguments.prompts or loaded(arguments.model).example_prompts
+    if not prompts:
+        raise Error(f"{arguments.model} names no example prompts; give some with --prompts")
+    videos = list(product(prompts, arguments.seeds))
+    folder = Folder(arguments.output, Plan(arguments.model, arguments.frames, decode=not arguments.latents))
+    run(folder, [Video(policy, *video) for policy in arguments.policies for video in videos], arguments.jobs)
+    print(write_report(folder, arguments.policies, videos))
+
+
+def run_experiment(arguments: argparse.Namespace) -> None:
+    from lolrt.lab.experiments import run
+
+    print(run(arguments.name, arguments.model, arguments.frames, arguments.videos, arguments.draws, arguments.output, arguments.jobs))

@@ -1,0 +1,247 @@
+"""Long rollouts of policies over prompts and seeds, measured as they come and kept in a folder that can be gone on with.
+
+    plan.json           the model, the length, what is decoded
+    videos.jsonl        a line a finished video: policy, prompt, seed, and its measurements as numbers
+    videos/<key>.npz    its measurements as series
+
+A rollout keeps no latents and no video, only its measurements. What was interrupted is begun again, with the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+import lolrt
+from lolrt.errors import Error
+from lolrt.lab import measures, pictures
+from lolrt.lab.phase import phase_table
+from lolrt.lab.policy import Policy
+from lolrt.pipeline import Pipeline
+from lolrt.rope import Rope
+from lolrt.stream import Chunk, LatentChunk
+
+SIGNATURE_SIZE = (4, 6)
+SHEET_COLUMNS = 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one folder holds: all its videos come from one model, have one length, and are decoded or not."""
+
+    model: str
+    frames: int
+    """Latent frames of a video."""
+    decode: bool = True
+    """Whether video is decoded, for what `pictures` measures and for contact sheets; without it a rollout is several times as fast."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 2 * measures.REFERENCE_FRAMES:
+            raise Error(f"videos of {self.frames} latent frames are too short to measure; expected {2 * measures.REFERENCE_FRAMES} or more")
+
+
+@dataclass(frozen=True)
+class Video:
+    """One rollout to be measured."""
+
+    policy: str
+    prompt: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha1(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@cache
+def loaded(model: str) -> Pipeline:
+    return lolrt.load(model)
+
+
+def plain_radians(pipe: Pipeline) -> np.ndarray:
+    """Frequencies of the model's plain RoPE, [1, pairs]: those of its one head that stands for all."""
+    return Rope(sigma=0.0).radians(1, 1, pipe.dit.config.temporal_pairs)[0]
+
+
+def predicted_frames(pipe: Pipeline, frames: int) -> list[int]:
+    """Where plain RoPE is to collapse in a rollout of so many frames, as far as there are frames enough around it to tell."""
+    predicted = phase_table(plain_radians(pipe), max(frames, 400)).predicted()
+    return [frame for frame in predicted if frame + measures.FLANKS[1][1] <= frames]
+
+
+class Recorder:
+    """The series of one rollout, chunk by chunk."""
+
+    def __init__(self, plan: Plan, fps: int, predicted: Sequence[int], chunk_frames: int) -> None:
+        self.stride = max(1, round(fps / pictures.FLOW_FPS))
+        self.series: dict[str, list[Any]] = {name: [] for name in ("distance", "step", "signature", "mass")}
+        if plan.decode:
+            self.series |= {name: [] for name in ("luminance", "saturation", "sharpness", "flow", "thumbnail_frames", "thumbnails")}
+        sheet = {*np.linspace(0, plan.frames - 1, SHEET_COLUMNS).astype(int).tolist(), *predicted}
+        self.shown = {frame // chunk_frames * chunk_frames for frame in sheet}
+        self.references: Tensor | None = None
+        self.last_latent: Tensor | None = None
+        self.last_frame: np.ndarray | None = None
+        self.video_frames = 0
+
+    def add(self, chunk: LatentChunk) -> None:
+        latents, series = chunk.latents, self.series
+        if self.references is None or chunk.sink_frames > len(self.references):
+            # Still among the sinks: the frames so far are measured again, now that there is one more to measure them by.
+            opening = latents if self.references is None else torch.cat([self.references, latents])
+            self.references = opening[: max(chunk.sink_frames, len(latents))]
+            series["distance"] = list(measures.sink_distance(opening.numpy(), self.references.numpy()))
+        else:
+            series["distance"].extend(measures.sink_distance(latents.numpy(), self.references.numpy()))
+        before = latents[:1] if self.last_latent is None else self.last_latent
+        series["step"].extend((latents - torch.cat([before, latents[:-1]])).square().mean((1, 2, 3)).sqrt().tolist())
+        self.last_latent = latents[-1:]
+        height, width = (min(size, most) for size, most in zip(latents.shape[2:], SIGNATURE_SIZE, strict=True))
+        pooled = F.adaptive_avg_pool2d(latents, (height, width))
+        series["signature"].extend(pooled.flatten(1).half().numpy())
+        assert chunk.mass is not None
+        series["mass"].append(chunk.mass[..., : chunk.sink_frames].sum(-1).mean(-1).numpy())
+        if isinstance(chunk, Chunk):
+            self._add_pictures(chunk.first_frame, chunk.frames.numpy())
+
+    def _add_pictures(self, first_frame: int, frames: np.ndarray) -> None:
+        for measure in (pictures.luminance, pictures.saturation, pictures.sharpness):
+            self.series[measure.__name__].append(measure(frames).mean())
+        for frame in frames[-self.video_frames % self.stride :: self.stride]:
+            if self.last_frame is not None:
+                self.series["flow"].append(pictures.flow(self.last_frame, frame))
+            self.last_frame = frame
+        self.video_frames += len(frames)
+        if first_frame in self.shown:
+            self.series["thumbnail_frames"].append(first_frame)
+            self.series["thumbnails"].append(frames[-1])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: np.array(values) for name, values in self.series.items()}
+
+
+def record(plan: Plan, video: Video) -> dict[str, np.ndarray]:
+    """Runs one rollout and returns its series.
+
+    distance: [frames, sinks]; step: [frames], RMS difference to the frame before; signature: float16 [frames, features], latents
+    averaged to at most 4 x 6 places; mass: [chunks, layers, heads] on all sinks. Decoded: luminance, saturation, sharpness [chunks];
+    flow: [n]; thumbnails: uint8 [k, height, width, 3] of the chunks that start at thumbnail_frames [k].
+    """
+    pipe, policy = loaded(plan.model), Policy.parse(video.policy)
+    make: Callable[..., Iterator[LatentChunk]] = pipe.stream if plan.decode else pipe.latent_stream
+    stream = make(video.prompt, seed=video.seed, rope=policy.rope, window=policy.window, probe=True)
+    chunk_frames = policy.window.chunk_frames
+    recorder = Recorder(plan, pipe.fps, predicted_frames(pipe, plan.frames), chunk_frames)
+    for chunk in islice(stream, -(-plan.frames // chunk_frames)):
+        recorder.add(chunk)
+    return recorder.arrays()
+
+
+def summary(series: dict[str, np.ndarray], predicted: Sequence[int], height: int, width: int) -> dict[str, float]:
+    """The numbers of one video: what `measures` and `pictures` define, at each predicted frame where they are of one."""
+    near, mass = measures.nearest(series["distance"]), series["mass"]
+    per_chunk = len(near) // len(mass)
+    total, together = measures.sink_mass(mass), measures.synchrony(mass)
+    row = {"sink_collapse": measures.sink_collapse(near)}
+    for frame in predicted:
+        chunk = frame // per_chunk
+        row[f"dip_{frame}"] = measures.dip(near, frame)
+        row[f"rise_{frame}"] = measures.rise(total, chunk)
+        row[f"synchrony_{frame}"] = float(together[chunk - 1 : chunk + 2].max())
+    row["sink_mass"] = float(np.median(total))
+    row["synchrony"] = float(np.median(together))
+    row["motion"] = measures.motion(series["step"])
+    row["loop_lag"], row["loop"] = measures.loop(series["signature"])
+    if "flow" in series:
+        row |= {f"{name}_drift": pictures.drift(series[name]) for name in ("luminance", "saturation", "sharpness")}
+        row["flow"] = float(series["flow"].mean())
+        row["dynamic_degree"] = pictures.dynamic_degree(series["flow"], height, width)
+    return {name: float(value) for name, value in row.items()}
+
+
+class Folder:
+    """The kept rollouts of one plan. Raises `lolrt.Error` when the folder holds another plan's."""
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self.path, self.plan = path, plan
+        self.index = path / "videos.jsonl"
+        description = path / "plan.json"
+        if description.exists() and (kept := json.loads(description.read_text())) != asdict(plan):
+            raise Error(f"{path} holds rollouts of another plan, {kept}; this one is {asdict(plan)}: choose another folder with -o")
+        (path / "videos").mkdir(parents=True, exist_ok=True)
+        description.write_text(json.dumps(asdict(plan)) + "\n")
+        self.rows: dict[str, dict[str, Any]] = {}
+        if self.index.exists():
+            lines = self.index.read_text().split("\n")
+            if lines.pop():  # a line without an end was being written when a run was stopped
+                self.index.write_text("".join(line + "\n" for line in lines))
+            self.rows = {row["key"]: row for row in map(json.loads, lines)}
+
+    def series(self, video: Video) -> dict[str, np.ndarray]:
+        with np.load(self._series_path(video)) as file:
+            return dict(file)
+
+    def add(self, video: Video, series: dict[str, np.ndarray], numbers: dict[str, float]) -> None:
+        with open(self.path / "videos" / "unfinished", "wb") as file:
+            np.savez(file, **series)  # type: ignore[arg-type]
+        (self.path / "videos" / "unfinished").replace(self._series_path(video))
+        row = {"key": video.key, **asdict(video), **numbers}
+        with open(self.index, "a") as index:
+            index.write(json.dumps(row) + "\n")
+        self.rows[video.key] = row
+
+    def table(self, policies: Sequence[str], videos: Sequence[tuple[str, int]], name: str) -> np.ndarray:
+        """One number of every video, [policies, videos]."""
+        return np.array([[self.rows[Video(policy, *video).key][name] for video in videos] for policy in policies])
+
+    def _series_path(self, video: Video) -> Path:
+        return self.path / "videos" / f"{video.key}.npz"
+
+
+def run(folder: Folder, videos: Sequence[Video], jobs: int = 1) -> None:
+    """Measures the videos that the folder does not hold yet; jobs: processes, each of one thread, or 1: this one, with its threads.
+
+    Raises `lolrt.Error`, at once for a policy or prompt that the model does not take, and after Ctrl-C.
+    """
+    pipe = loaded(folder.plan.model)
+    for policy in {video.policy: None for video in videos}:
+        config = pipe.dit.config
+        Policy.parse(policy).rope.increments(config.num_layers, config.num_heads, config.temporal_pairs)
+    for prompt in {video.prompt: None for video in videos}:
+        pipe.encode_text(prompt)
+    predicted = predicted_frames(pipe, folder.plan.frames)
+    missing = [video for video in videos if video.key not in folder.rows]
+    bar = tqdm(_recorded(folder.plan, missing, jobs), total=len(missing), unit=" videos", disable=not missing)
+    try:
+        for video, series in bar:
+            folder.add(video, series, summary(series, predicted, pipe.height, pipe.width))
+    except KeyboardInterrupt:
+        raise Error(f"interrupted; {folder.path} keeps the {bar.n} videos that are finished, and the same command goes on") from None
+
+
+def _recorded(plan: Plan, videos: Sequence[Video], jobs: int) -> Iterator[tuple[Video, dict[str, np.ndarray]]]:
+    if jobs == 1 or len(videos) < 2:
+        for video in videos:
+            yield video, record(plan, video)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=lolrt.set_threads, initargs=(1,)) as pool:
+        waiting = {pool.submit(record, plan, video): video for video in videos}
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,61 @@
+"""Scripts: which prompt a video follows from when on.
+
+# time, then prompt; times are seconds, m:ss or h:mm:ss
+0      a red balloon over the hills at dusk
+0:08.5 a white sailboat on the sea at night
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lolrt.errors import Error
+from lolrt.stream import Chunk, Stream
+from lolrt.switch import Recache
+
+LINE = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)\s+(\S.*)")
+
+
+@dataclass(frozen=True)
+class Cue:
+    """From `seconds` on, the video follows `prompt`."""
+
+    seconds: float
+    prompt: str
+
+
+def read_script(path: str | Path) -> list[Cue]:
+    """The cues of a script, in their order; the first is at 0. Raises `lolrt.Error`, which names the line that is wrong."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Error(f"cannot read the script {path}: {error}") from error
+    cues = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = LINE.fullmatch(line.strip())
+        if match is None:
+            raise Error(f'{path}, line {number}: expected a time and a prompt, such as "8.5 a boat at sea" or "1:08 a boat at sea"')
+        hours, minutes, seconds, prompt = match.groups()
+        cues.append(Cue(3600 * int(hours or 0) + 60 * int(minutes or 0) + float(seconds), prompt))
+        if len(cues) > 1 and cues[-1].seconds <= cues[-2].seconds:
+            raise Error(f"{path}, line {number}: its time is not later than that of the prompt before")
+    if not cues or cues[0].seconds:
+        raise Error(f"{path}: expected its first prompt at time 0")
+    return cues
+
+
+def follow(stream: Stream, cues: Sequence[Cue], fps: float, *, recache: Recache = "window", over_chunks: int = 1) -> Iterator[Chunk]:
+    """The chunks of a stream, with each cue's prompt from the first chunk on that begins at its time or later."""
+    frames, coming = 0, deque(cues)
+    while True:
+        while coming and coming[0].seconds * fps <= frames:
+            stream.set_prompt(coming.popleft().prompt, recache=recache, over_chunks=over_chunks)
+        chunk = next(stream)
+        frames += len(chunk.frames)
+        yield chunk

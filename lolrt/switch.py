@@ -1,0 +1,79 @@
+"""Prompt switches: from one text to another, at once or over mixtures of the two, while a stream goes on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lolrt.errors import Error
+
+# What is run again with a new text, so that it is no longer answered by keys and values of the old one: the recent frames in the window
+# (LongLive's KV re-cache), its sinks as well, or nothing.
+Recache = Literal["window", "sinks", "none"]
+RECACHES: tuple[Recache, ...] = get_args(Recache)
+
+
+@dataclass(frozen=True)
+class SwitchLatency:
+    """How long a new prompt took to show."""
+
+    chunks: int
+    """From the first chunk that was asked for after the switch to the first that follows the new prompt alone; 1 without mixtures."""
+    recache_ms: float
+    """Spent on encoding the new text for the layers and on running cached frames again, in those chunks together."""
+    total_ms: float
+    """From the call of `set_prompt` (or of `load_state_dict`, in the middle of a switch) until that chunk was there."""
+
+    def __str__(self) -> str:
+        chunks = "1 chunk" if self.chunks == 1 else f"{self.chunks} chunks"
+        return f"the prompt has changed in {chunks}, {self.total_ms:.0f} ms, {self.recache_ms:.0f} ms of it to re-cache"
+
+
+@dataclass
+class PromptSwitch:
+    """A switch on its way: chunk k of `chunks` is made from (1 - k / chunks) * start + (k / chunks) * target, k = 1 .. chunks."""
+
+    start: Tensor
+    """[text_tokens, text_dim]"""
+    target: Tensor
+    """[text_tokens, text_dim]"""
+    chunks: int = 1
+    recache: Recache = "window"
+    chunks_done: int = 0
+    recache_seconds: float = 0.0
+    asked_at: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        if self.recache not in RECACHES:
+            raise Error(f"recache is {self.recache!r}; expected one of {', '.join(RECACHES)}")
+        if self.chunks < 1:
+            raise Error(f"a switch over {self.chunks} chunks; expected 1 or more")
+
+    def advance(self) -> Tensor:
+        """The text of the next chunk, [text_tokens, text_dim]."""
+        self.chunks_done += 1
+        rows = max(len(self.start), len(self.target))
+        start, target = (F.pad(text.float(), (0, 0, 0, rows - len(text))) for text in (self.start, self.target))
+        return torch.lerp(start, target, self.chunks_done / self.chunks)  # at its end, the target to the bit
+
+    @property
+    def done(self) -> bool:
+        return self.chunks_done >= self.chunks
+
+    def latency(self) -> SwitchLatency:
+        """Up to now."""
+        return SwitchLatency(self.chunks, 1e3 * self.recache_seconds, 1e3 * (time.perf_counter() - self.asked_at))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        counts = torch.tensor([self.chunks, self.chunks_done, RECACHES.index(self.recache)])
+        return {"start": self.start.clone(), "target": self.target.clone(), "counts": counts}
+
+    @staticmethod
+    def from_state_dict(state: dict[str, Tensor]) -> PromptSwitch:
+        chunks, chunks_done, recache = state["counts"].tolist()
+        return PromptSwitch(state["start"].clone(), state["target"].clone(), chunks, RECACHES[recache], chunks_done)

@@ -1,0 +1,144 @@
+"""TAEHV, the tiny autoencoder for video latents: a few 2D convolutions, each of which also sees the frame before.
+
+It makes the same latents as the VAE that it was trained beside, and decodes them many times as fast, less exactly. Parameter names are
+those of `taehv.py` (madebyollin/taehv), so that published weights (taew2_1) load as they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from lolrt.codec import State, check_frames
+
+
+@dataclass(frozen=True)
+class TAEHVConfig:
+    """Sizes of a TAEHV; the defaults are those for Wan2.1's latents."""
+
+    z_dim: int = 16
+    encoder_width: int = 64
+    decoder_widths: tuple[int, int, int, int] = (256, 128, 64, 64)
+    """Channels at each resolution, coarsest first."""
+    decoder_growth: tuple[int, int, int] = (1, 2, 2)
+    """Frames that the weights can make of one at each resolution, coarsest first; of those that are not needed, the last counts."""
+
+    @property
+    def spatial_factor(self) -> int:
+        return 8
+
+    @property
+    def temporal_factor(self) -> int:
+        return 4
+
+
+# Frames that become one in the encoder, finest resolution first, and that one becomes in the decoder, coarsest first.
+SHRINK, GROW = (2, 2, 1), (1, 2, 2)
+
+
+class MemBlock(nn.Module):
+    """A residual block whose convolutions see each frame beside the one before."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(2 * channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor, past: Tensor) -> Tensor:
+        """x: [frames, channels, h, w]; past: the frame before the first of them, [1, channels, h, w]."""
+        before = torch.cat([past, x[:-1]])
+        return F.relu(self.conv(torch.cat([x, before], 1)) + x)
+
+
+class TPool(nn.Module):
+    """Makes one frame of every `stride` frames."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(stride * channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.reshape(-1, self.stride * x.shape[1], *x.shape[2:]))
+
+
+class TGrow(nn.Module):
+    """Makes `stride` frames of every frame; weights that could make more give their last ones."""
+
+    def __init__(self, channels: int, stride: int, saved_stride: int) -> None:
+        super().__init__()
+        self.outputs = stride * channels
+        self.conv = nn.Conv2d(channels, saved_stride * channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.conv.weight[-self.outputs :]).reshape(-1, *x.shape[1:])
+
+
+class Limit(nn.Module):
+    """Keeps latents within -3 .. 3, softly."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x / 3) * 3
+
+
+class TAEHV(nn.Module):
+    """Encoder and decoder of `TAEHVConfig`; a `lolrt.codec.Codec`. Source: madebyollin/taehv, `taehv.py`."""
+
+    def __init__(self, config: TAEHVConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, widths = config.encoder_width, config.decoder_widths
+        encoder: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.ReLU()]
+        for stride in SHRINK:
+            encoder += [TPool(width, stride), nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)]
+            encoder += [MemBlock(width) for _ in range(3)]
+        self.encoder = nn.Sequential(*encoder, nn.Conv2d(width, config.z_dim, 3, padding=1))
+        decoder: list[nn.Module] = [Limit(), nn.Conv2d(config.z_dim, widths[0], 3, padding=1), nn.ReLU()]
+        for (channels, out), stride, saved_stride in zip(itertools.pairwise(widths), GROW, config.decoder_growth, strict=True):
+            decoder += [MemBlock(channels) for _ in range(3)]
+            decoder += [
+                nn.Upsample(scale_factor=2),
+                TGrow(channels, stride, saved_stride),
+                nn.Conv2d(channels, out, 3, padding=1, bias=False),
+            ]
+        self.decoder = nn.Sequential(*decoder, nn.ReLU(), nn.Conv2d(widths[-1], 3, 3, padding=1))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder[1].weight.dtype  # type: ignore[return-value, union-attr]
+
+    @torch.inference_mode()
+    def encode(self, video: Tensor, state: State) -> Tensor:
+        """See `lolrt.codec.Codec.encode`. The first frame is taken for four, of which `decode` gives the last."""
+        check_frames(video, self.config, first=not state)
+        frames = video.add(1).div(2)
+        if not state:
+            frames = torch.cat([frames[:1].expand(self.config.temporal_factor - 1, -1, -1, -1), frames])
+        return torch.cat([_run(self.encoder, part.to(self.dtype), state) for part in frames.split(self.config.temporal_factor)]).float()
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, state: State) -> Tensor:
+        """See `lolrt.codec.Codec.decode`."""
+        first = not state
+        video = torch.cat([_run(self.decoder, latent.to(self.dtype), state) for latent in latents.split(1)])
+        return video[self.config.temporal_factor - 1 if first else 0 :].float().clamp(0, 1).mul_(2).sub_(1)
+
+
+def _run(layers: nn.Sequential, x: Tensor, state: State) -> Tensor:
+    """The frames of one latent frame through the layers; `state` has each `MemBlock`'s last input, by its place."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    for name, layer in layers.named_children():
+        if isinstance(layer, MemBlock):
+            past = state.get(name)
+            state[name] = x[-1:].clone()
+            x = layer(x, torch.zeros_like(x[:1]) if past is None else past)
+        else:
+            x = layer(x)
+    return x

@@ -1,0 +1,73 @@
+"""A codec that works on overlapping tiles of the picture, one after another, so that its working memory is that of a tile."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lolrt.codec import Codec, CodecConfig, State
+from lolrt.errors import Error
+
+
+class Tiled:
+    """A `lolrt.codec.Codec` of another one on tiles; where they overlap, one fades into the next.
+
+    codec: the other; pixels: side of a tile, a multiple of the codec's spatial factor; a quarter of it overlaps, or more where the tiles
+    do not come out even. A tile sees nothing beyond its edges, so the result is not that of the whole picture. What is carried from call
+    to call is carried for each tile, overlaps included.
+    """
+
+    def __init__(self, codec: Codec, pixels: int = 256) -> None:
+        factor = codec.config.spatial_factor
+        if pixels % factor or pixels < 4 * factor:
+            raise Error(f"tiles of {pixels} pixels; expected a multiple of {factor}, at least {4 * factor}")
+        self.codec, self._size = codec, pixels // factor  # in latent pixels, as all places here
+
+    @property
+    def config(self) -> CodecConfig:
+        return self.codec.config
+
+    @torch.inference_mode()
+    def encode(self, video: Tensor, state: State) -> Tensor:
+        """See `lolrt.codec.Codec.encode`."""
+        return self._in_tiles(self.codec.encode, video, state, self.config.spatial_factor, 1)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, state: State) -> Tensor:
+        """See `lolrt.codec.Codec.decode`."""
+        return self._in_tiles(self.codec.decode, latents, state, 1, self.config.spatial_factor)
+
+    def _in_tiles(self, run: Callable[[Tensor, State], Tensor], x: Tensor, state: State, scale_in: int, scale_out: int) -> Tensor:
+        """scale_in, scale_out: pixels of a latent pixel in what goes in and comes out."""
+        height, width = x.shape[2] // scale_in, x.shape[3] // scale_in
+        out: Tensor | None = None
+        tiles = itertools.product(_tiles(height, self._size, scale_out), _tiles(width, self._size, scale_out))
+        for number, ((top, bottom, row_weights), (left, right, column_weights)) in enumerate(tiles):
+            prefix = f"{number}."
+            own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+            part = run(x[:, :, top * scale_in : bottom * scale_in, left * scale_in : right * scale_in], own)
+            state.update({prefix + name: tensor for name, tensor in own.items()})
+            if out is None:
+                out = part.new_zeros(*part.shape[:2], height * scale_out, width * scale_out)
+            place = out[:, :, top * scale_out : bottom * scale_out, left * scale_out : right * scale_out]
+            place += part * (row_weights[:, None] * column_weights)
+        assert out is not None
+        return out
+
+
+def _tiles(length: int, size: int, scale: int) -> list[tuple[int, int, Tensor]]:
+    """Start, end and weights [(end - start) * scale] of the tiles that cover `length` along one side; at each place weights add up to 1."""
+    size = min(size, length)
+    overlap = size // 4
+    count = 1 + -(-(length - size) // (size - overlap))
+    starts = [round(i * (length - size) / max(1, count - 1)) for i in range(count)]
+    ramp = (torch.arange(overlap * scale) + 0.5) / max(1, overlap * scale)
+    weights, total = torch.ones(count, size * scale), torch.zeros(length * scale)
+    weights[1:, : len(ramp)] *= ramp
+    weights[:-1, size * scale - len(ramp) :] *= ramp.flip(0)
+    for start, own in zip(starts, weights, strict=True):
+        total[start * scale : (start + size) * scale] += own
+    return [(start, start + size, own / total[start * scale : (start + size) * scale]) for start, own in zip(starts, weights, strict=True)]

@@ -1,0 +1,123 @@
+"""What the VAE's encoder and decoder on a stream are made of: their layers with the kernels and without autograd.
+
+Images are [frames, rows, columns, channels], contiguous. Each convolution over time gets its input written, with its margin of zeros,
+by the norm before it, and keeps the last two frames of that input in the stream's state.
+
+float32 weights run on the convolution of `lolrt.ops`, bfloat16 ones on torch's: oneDNN has the matrix units to itself (AMX), while its
+float32 convolutions of few channels are several times slower than ours.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from lolrt import ops
+from lolrt.codec import State
+from lolrt.vae_layers import AttentionBlock, CausalConv3d, ResidualBlock, RMSNorm
+
+# Where a layer has images of full size, a few frames go through it at a time, so many that they take this much memory or else one:
+# a frame of 480 x 832 pixels and 96 channels takes 73 MiB in bfloat16.
+FULL_SIZE_BYTES = 32 << 20
+
+
+class Norm:
+    def __init__(self, norm: nn.Module, silu: bool = True) -> None:
+        norm = cast(RMSNorm, norm)
+        self.gamma, self.silu = norm.gamma.detach().float().flatten(), silu
+
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        return ops.channel_norm(x, self.gamma, out, silu=self.silu)
+
+
+def surround(x: Tensor, out: Tensor) -> None:
+    """x to the middle of `out`, zeros around it."""
+    _, rows, columns, _ = x.shape
+    margin = (out.shape[1] - rows) // 2
+    if margin:
+        out.zero_()
+    out[:, margin : margin + rows, margin : margin + columns] = x
+
+
+class Convolution:
+    """A `CausalConv3d`, with what is done to its input on the way in and the sum with a residual."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        conv = cast(CausalConv3d, conv)
+        self.slot, self.margin, self.past_frames = conv.slot, conv.kernel_size[2] // 2, conv.kernel_size[0] - 1
+        self.out_channels = conv.out_channels
+        self.weight, self.bias = weights_of(conv)
+        self.native = self.weight.dtype == torch.float32
+        if self.native:
+            self.weight, self.bias = ops.pack_convolution(self.weight, self.bias)
+        else:
+            self.weight = self.weight.contiguous(memory_format=torch.channels_last_3d)
+
+    def __call__(self, x: Tensor, state: State, norm: Norm | None = None, residual: Tensor | None = None) -> Tensor:
+        """x: the new frames; residual: like the output, and taken for it when the kernels are ours."""
+        frames, rows, columns, channels = x.shape
+        joined = x.new_empty(self.past_frames + frames, rows + 2 * self.margin, columns + 2 * self.margin, channels)
+        new = joined[self.past_frames :]
+        (norm or surround)(x, new)
+        past = None
+        if self.past_frames:
+            past = state.get(self.slot)
+            if past is None:
+                past = state[self.slot] = torch.zeros_like(joined[: self.past_frames])
+        if self.native:
+            out = x.new_empty(frames, rows, columns, self.out_channels) if residual is None else residual
+            ops.conv3d(new, self.weight, self.bias, out, past=past, residual=residual)
+        else:
+            if past is not None:
+                joined[: self.past_frames] = past
+            out = F.conv3d(joined.permute(3, 0, 1, 2)[None], self.weight, self.bias)[0].permute(1, 2, 3, 0)
+            out = out if residual is None else out.add_(residual)
+        if past is not None:
+            keep_last(past, new)
+        return out
+
+
+def weights_of(conv: nn.Conv2d | nn.Conv3d) -> tuple[Tensor, Tensor]:
+    assert conv.bias is not None
+    return conv.weight.detach(), conv.bias.detach()
+
+
+def keep_last(past: Tensor, new: Tensor) -> None:
+    """The last frames of `past` and `new` joined, as many as `past` has, to `past`."""
+    coming = min(len(past), len(new))
+    if coming < len(past):
+        past[:-coming] = past[coming:].clone()
+    past[-coming:] = new[-coming:]
+
+
+class StreamedResidualBlock:
+    def __init__(self, block: ResidualBlock) -> None:
+        norm1, _, conv1, norm2, _, _, conv2 = block.residual
+        self.norm1, self.conv1, self.norm2, self.conv2 = Norm(norm1), Convolution(conv1), Norm(norm2), Convolution(conv2)
+        self.shortcut = None if isinstance(block.shortcut, nn.Identity) else Convolution(block.shortcut)
+
+    def __call__(self, x: Tensor, state: State) -> Tensor:
+        y = self.conv1(x, state, self.norm1)
+        return self.conv2(y, state, self.norm2, residual=x if self.shortcut is None else self.shortcut(x, state))
+
+
+class StreamedAttentionBlock:
+    def __init__(self, block: AttentionBlock) -> None:
+        self.norm = Norm(block.norm, silu=False)
+        (qkv, qkv_bias), (proj, proj_bias) = weights_of(block.to_qkv), weights_of(block.proj)
+        self.to_qkv, self.proj = (qkv.flatten(1), qkv_bias), (proj.flatten(1), proj_bias)
+
+    def __call__(self, x: Tensor, state: State) -> Tensor:
+        normed = self.norm(x, torch.empty_like(x)).flatten(1, 2)
+        q, k, v = F.linear(normed, *self.to_qkv).chunk(3, dim=2)
+        return x + F.linear(F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0], *self.proj).view_as(x)
+
+
+def few_frames(x: Tensor, full_size_frame: tuple[int, int, int]) -> tuple[Tensor, ...]:
+    """x [frames, ...] in parts to be taken through layers that have images of `full_size_frame` = (rows, columns, channels)."""
+    return x.split(max(1, FULL_SIZE_BYTES // (math.prod(full_size_frame) * x.element_size())))

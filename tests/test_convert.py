@@ -1,0 +1,171 @@
+"""lolrt inspect, convert, synth and info --model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import layouts
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import lolrt
+from lolrt.checkpoint import find_parts, read_component, read_safetensors
+from lolrt.checkpoint.convert import convert
+from lolrt.checkpoint.synth import PRESETS, synth
+from lolrt.cli import main
+from lolrt.pipeline import MODELS
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main([str(argument) for argument in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.fixture
+def self_forcing(tmp_path) -> Path:
+    """A folder with a Self-Forcing checkpoint in float32, a VAE and a text encoder in bf16, and a tokenizer."""
+    folder = tmp_path / "downloads"
+    layouts.DIT_LAYOUTS["Self-Forcing, FSDP"](folder, layouts.dit_tensors())
+    torch.save({name: tensor.bfloat16() for name, tensor in layouts.vae_tensors().items()}, folder / "Wan2.1_VAE.pth")
+    torch.save({name: tensor.bfloat16() for name, tensor in layouts.text_encoder_tensors().items()}, folder / "t5.pth")
+    torch.save(layouts.taehv_tensors(), folder / "taew2_1.pth")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def test_a_converted_model_is_the_model(self_forcing, tmp_path, capsys):
+    folder = tmp_path / "converted"
+    assert said(capsys, "convert", self_forcing, folder) == f"{folder}\n"
+    assert not list(tmp_path.glob("*.partial"))
+    dit, vae = lolrt.load_dit(folder, torch.float32), lolrt.load_vae(folder)
+    assert (dit.config, vae.config) == (layouts.DIT, layouts.VAE)
+    for name, tensor in layouts.dit_tensors().items():
+        assert torch.equal(dit.state_dict()[name], tensor), name
+    for name, tensor in layouts.vae_tensors().items():
+        assert torch.equal(vae.state_dict()[name], tensor.bfloat16()), name
+    text = read_component(folder, "text_encoder").tensors
+    assert all(torch.equal(text[name], tensor.bfloat16()) for name, tensor in layouts.text_encoder_tensors().items())
+    parts = find_parts(folder)
+    assert parts.tokenizer == folder / "tokenizer" and parts.taehv and parts.settings["height"] == 480
+    assert {tensor.dtype for tensor in read_safetensors(folder / "diffusion_pytorch_model.safetensors").values()} == {torch.float32}
+
+
+def test_the_reference_reader_reads_what_is_written(self_forcing, tmp_path):
+    convert(self_forcing, tmp_path / "converted", torch.bfloat16)
+    with safe_open(tmp_path / "converted" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        theirs = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+    assert theirs.keys() == layouts.dit_tensors().keys()
+    assert all(torch.equal(theirs[name], tensor.bfloat16()) for name, tensor in layouts.dit_tensors().items())
+
+
+def test_a_converted_model_is_loaded_with_nothing_copied(self_forcing, tmp_path):
+    dit = lolrt.load_dit(convert(self_forcing, tmp_path / "converted"), torch.float32)
+    whole = {parameter.untyped_storage().data_ptr() for parameter in dit.parameters()}
+    assert len(whole) == 1, "all parameters lie in the mapped file, q, k and v side by side in it"
+
+
+def test_a_merged_lora_is_written_merged(tmp_path):
+    layouts.save_wan(tmp_path / "model", layouts.dit_tensors())
+    torch.save({"generator_lora": layouts.lora_tensors(rank=4)}, tmp_path / "model" / "lora.pt")
+    convert(tmp_path / "model", tmp_path / "converted")
+    assert find_parts(tmp_path / "converted").lora is None
+    merged, written = lolrt.load_dit(tmp_path / "model", torch.float32), lolrt.load_dit(tmp_path / "converted", torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(merged.state_dict().values(), written.state_dict().values(), strict=True))
+    assert not torch.equal(merged.blocks[0].ffn[0].weight, layouts.dit_tensors()["blocks.0.ffn.0.weight"])
+
+
+def test_a_conversion_that_fails_leaves_nothing(self_forcing, tmp_path, capsys):
+    tensors = layouts.text_encoder_tensors()
+    tensors["norm.weight"][0] = float("nan")
+    torch.save(tensors, self_forcing / "t5.pth")
+    assert "not finite, in norm.weight" in refused(capsys, "convert", self_forcing, tmp_path / "converted")
+    assert [path.name for path in tmp_path.iterdir()] == ["downloads"]
+    (tmp_path / "converted").mkdir()
+    assert "is there already" in refused(capsys, "convert", self_forcing, tmp_path / "converted")
+    assert list((tmp_path / "converted").iterdir()) == []
+
+
+def test_inspect_says_what_is_there(self_forcing, capsys):
+    told = said(capsys, "inspect", self_forcing)
+    assert "DiT with Wan's names, from 'generator_ema', wrappers removed" in told
+    assert "DiT with Wan's names, from 'generator', wrappers removed" in told
+    assert "num_layers 2" in told and "read off the tensors" in told
+    assert "VAE with Wan's names" in told and "UMT5 text encoder with Wan's names" in told and "TAEHV with TAEHV's names" in told
+    assert "of bfloat16" in told and "of float32" in told
+    assert "nothing is missing for a pipeline" in told
+
+
+def test_inspect_says_what_is_wrong(tmp_path, capsys):
+    tensors = {name.replace("norm3", "norm4"): tensor for name, tensor in layouts.dit_tensors().items()}
+    tensors["head.head.bias"] = torch.zeros(3)
+    layouts.save_wan(tmp_path, tensors)
+    told = said(capsys, "inspect", tmp_path)
+    assert "missing: blocks.0.norm3.bias, blocks.0.norm3.weight, blocks.1.norm3.bias, blocks.1.norm3.weight" in told
+    assert "unexpected: blocks.0.norm4.bias" in told and "head.head.bias [3] instead of [64]" in told
+    assert "needed for a pipeline: VAE, UMT5 text encoder" in told
+    assert "expected a folder" in refused(capsys, "inspect", tmp_path / "nowhere")
+
+
+def test_inspect_reads_adapters(tmp_path, capsys):
+    torch.save(layouts.lora_tensors(rank=4), tmp_path / "lora.pt")
+    assert "adapters   of 20 layers, rank 4, scale 1" in said(capsys, "inspect", tmp_path / "lora.pt")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    return synth(tmp_path_factory.mktemp("synth") / "small", "small")
+
+
+def test_a_synthetic_model_makes_video(small, tmp_path, capsys):
+    told = said(capsys, "generate", "a red car by the sea", "-o", tmp_path / "v.mp4", "--frames", 3, "--model", small)
+    assert "3 frames" in told
+    dit = lolrt.load_dit(small)
+    assert dit.config == PRESETS["small"].dit
+    spread = torch.cat([parameter.flatten() for parameter in dit.parameters()]).float().std()
+    assert 0.01 < spread < 1
+
+
+def test_the_seed_makes_the_model(small, tmp_path):
+    again, other = synth(tmp_path / "again", "small"), synth(tmp_path / "other", "small", seed=1)
+    for name in ("diffusion_pytorch_model.safetensors", "vae.safetensors", "text.safetensors"):
+        assert (again / name).read_bytes() == (small / name).read_bytes() != (other / name).read_bytes()
+
+
+def test_a_config_of_ones_own(tmp_path, capsys):
+    values = {"dim": 64, "num_heads": 2, "ffn_dim": 96, "num_layers": 1, "text_dim": 16, "vae": {"dim": 8}, "height": 64, "width": 128}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    folder = Path(said(capsys, "synth", tmp_path / "model", "--config", tmp_path / "config.json", "--dtype", "float32").strip())
+    pipe = lolrt.load(folder, torch.float32)
+    expected = replace(lolrt.DiTConfig(), dim=64, num_heads=2, ffn_dim=96, num_layers=1, text_dim=16)
+    assert (pipe.dit.config, pipe.vae.config.dim, pipe.height, pipe.width) == (expected, 8, 64, 128)
+    assert "neither one of 1.3b, small nor a file" in refused(capsys, "synth", tmp_path / "x", "--config", "13b")
+    (tmp_path / "config.json").write_text('{"dim": "wide"}')
+    assert "dim is 'wide'" in refused(capsys, "synth", tmp_path / "x", "--config", tmp_path / "config.json")
+
+
+def test_info_plans_the_memory_of_a_model(capsys):
+    told = said(capsys, "info", "--model", "tiny", "--size", "128x192", "--sinks", 1, "--recent", 5)
+    assert "128 x 192 pixels" in told and "6 pages of 6 layers" in told and "in all" in told
+    assert "do not divide" in refused(capsys, "info", "--model", "tiny", "--size", "64x97")
+
+
+def test_the_embedded_model_survives_conversion(tmp_path):
+    """Its config has what tensors do not show, and its text side is a vocabulary."""
+    shutil.copytree(MODELS / "tiny", tmp_path / "tiny")
+    converted, original = lolrt.load(convert(tmp_path / "tiny", tmp_path / "x")), lolrt.load("tiny")
+    assert converted.dit.config == original.dit.config and converted.vae.config == original.vae.config
+    assert (converted.sampler, converted.fps, converted.height) == (original.sampler, original.fps, original.height)
+    assert torch.equal(converted.encode_text("a red car"), original.encode_text("a red car"))
+    assert load_file(tmp_path / "x" / "vae.safetensors").keys() == load_file(MODELS / "tiny" / "vae.safetensors").keys()

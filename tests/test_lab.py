@@ -1,0 +1,304 @@
+"""The laboratory: its measures on series that are known, and a folder of rollouts from the first video to the report."""
+
+from __future__ import annotations
+
+import cmath
+import csv
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import lolrt
+from lolrt.cli import main
+from lolrt.lab import experiments, measures, pictures, plans, statistics
+from lolrt.lab.phase import phase_table
+from lolrt.lab.policy import Policy
+from lolrt.lab.report import write_report
+from lolrt.lab.rollout import Folder, Plan, Recorder, Video, run, summary
+from lolrt.stream import LatentChunk
+
+FRAMES = 66
+
+
+# ---- phase ----------------------------------------------------------------------------------------------------------------
+
+
+def test_wan_realigns_at_the_papers_frames(tmp_path, capsys):
+    assert main(["lab", "phase", "-o", str(tmp_path / "wan")]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"past frame 100: 132 \(0\.541\), 201 \(0\.544\)", out)
+    assert re.search(r"3 sinks and 3 frames, at chunk starts: 132 \(0\.505\), 201 \(0\.503\)", out)
+    assert "at 132: k = 8, period 118" in out
+    assert (tmp_path / "wan.png").stat().st_size > 10_000
+    with open(tmp_path / "wan.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 400 and rows[131]["chunk_real"] is None and float(rows[132]["chunk_real"]) == pytest.approx(0.505, abs=1e-3)
+
+
+@pytest.mark.parametrize("sinks, chunk", [(3, 3), (1, 4), (5, 2)])
+def test_the_kernel_is_equation_5(sinks, chunk):
+    bases = [[3000.0, 17000.0], [9000.0, 12000.0]]
+    radians = lolrt.Rope(bases=bases).radians(2, 2, 5).reshape(4, 5)
+    table = phase_table(radians, 40, sinks, chunk)
+
+    def c(base: float, offset: int) -> complex:
+        return sum(cmath.exp(1j * base ** (-2 * i / 10) * offset) for i in range(5)) / 5
+
+    for frame in (0, 7, 39):
+        heads = [c(base, frame) for layer in bases for base in layer]
+        assert table.real[frame] == pytest.approx(sum(z.real for z in heads) / 4)
+        assert table.modulus[frame] == pytest.approx(sum(abs(z) for z in heads) / 4)
+    for i, start in enumerate(table.starts):
+        heads = [c(b, start + f - s) for layer in bases for b in layer for f in range(chunk) for s in range(sinks)]
+        assert start >= sinks and start % chunk == 0
+        assert table.chunk_real[i] == pytest.approx(sum(z.real for z in heads) / len(heads))
+        assert table.chunk_modulus[i] == pytest.approx(sum(abs(z) for z in heads) / len(heads))
+
+
+def test_wrong_splits_are_told(tmp_path, capsys):
+    for wrong in (["--split", "43", "42", "42"], ["--split", "0", "64", "64"], ["--frames", "10"], ["--policy", "theta"], ["--heads", "0"]):
+        assert main(["lab", "phase", "-o", str(tmp_path / "x"), *wrong]) == 2
+    assert capsys.readouterr().err.count("lolrt: ") == 5 and not list(tmp_path.iterdir())
+
+
+# ---- policies -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_is_its_text():
+    policy = Policy.parse("sigma=0.5,spread=stratified,sink_frames=1,bias=-inf,when=realigned,bases=2000:18000")
+    assert policy.rope == lolrt.Rope(sigma=0.5, spread="stratified", bases=[2000.0, 18000.0])
+    assert policy.window == lolrt.Window(sink_frames=1, gate=lolrt.SinkGate(-math.inf, "realigned"))
+    assert Policy.parse("").rope == lolrt.Rope()
+
+
+@pytest.mark.parametrize("wrong, hint", [("sigm=0", "sigma, "), ("sigma=much", "like 0.8"), ("sigma=2", "less than 1"), ("seed", "'seed'")])
+def test_wrong_policies_are_told(wrong, hint):
+    with pytest.raises(lolrt.Error, match=re.escape(hint)):
+        Policy.parse(wrong)
+
+
+@pytest.mark.parametrize("frames", [100, 240, 1000])
+def test_every_experiment_is_made_of_policies(frames):
+    for name, experiment in plans.EXPERIMENTS.items():
+        cells = experiment.cells(3, frames)
+        assert cells["plain"] == ["sigma=0"], name
+        texts = [text for policies in cells.values() for text in policies]
+        assert len(texts) == len(set(texts)) and {len(policies) for policies in cells.values()} <= {1, 3}
+        for text in texts:
+            Policy.parse(text).rope.increments(2, 12, 22)
+
+
+# ---- measures -------------------------------------------------------------------------------------------------------------
+
+
+def test_distance_is_the_root_mean_square_difference():
+    latents = np.array([[[1.0, 2.0]], [[4.0, 6.0]]])
+    np.testing.assert_allclose(measures.sink_distance(latents, latents[:1]), [[0], [math.sqrt((9 + 16) / 2)]])
+
+
+def collapsing(frames: int = 240, at: int = 132, depth: float = 0.6) -> np.ndarray:
+    """Distances of about 1 that leave the sinks at the start and fall to 1 - depth for three frames."""
+    series = 1 + 0.01 * np.random.default_rng(at).standard_normal(frames)
+    series[:12] *= np.linspace(0, 1, 12)
+    series[at : at + 3] = 1 - depth
+    return series
+
+
+def test_collapse_is_the_depth_of_the_fall():
+    series = collapsing()
+    assert measures.drop(series).argmax() in (132, 133, 134)
+    assert measures.sink_collapse(series) == pytest.approx(60, abs=2)
+    assert measures.sink_collapse(collapsing(depth=0.0)) < 5
+    assert measures.dip(series, 132) == pytest.approx(0.4, abs=0.02) and measures.dip(series, 201) == pytest.approx(0.97, abs=0.03)
+    drifting = collapsing(depth=0) * np.linspace(1, 2, 240)
+    assert measures.sink_collapse(drifting) < 15, "a slow drift is no collapse"
+
+
+def test_heads_are_raised_against_their_own_median():
+    mass = np.tile(np.linspace(0.01, 0.5, 6).reshape(1, 2, 3), (80, 1, 1))
+    mass[44, 0] *= 1.6
+    mass[44, 1, 0] *= 1.4
+    together = measures.synchrony(mass)
+    assert together[44] == 0.5 and together.sum() == 0.5
+    series = measures.sink_mass(mass)
+    assert measures.rise(series, 43) == series[44] / series[0] and measures.rise(series, 60) == 1
+    assert measures.rise(np.zeros(80), 44) == 0
+
+
+def test_snap_back_needs_a_common_frame():
+    together = np.stack([measures.drop(collapsing(at=132, depth=0.3)) for _ in range(8)])
+    frame, height, p = measures.snap_back(together)
+    assert frame in (132, 133, 134) and height == pytest.approx(0.3, abs=0.05) and p <= 0.002
+    scattered = np.stack([measures.drop(collapsing(at=40 + 23 * i, depth=0.3)) for i in range(8)])
+    assert measures.snap_back(scattered)[2] > 0.2
+
+
+def test_loops_are_found_at_their_period():
+    random = np.random.default_rng(0)
+    period = random.standard_normal((37, 20))
+    assert measures.loop(np.tile(period, (7, 1))) == (37, 1.0)
+    assert measures.loop(random.standard_normal((240, 20)))[1] < 0.1
+    assert measures.loop(period[:20]) == (0, 0.0)
+
+
+def test_pictures_of_known_colours():
+    frames = np.zeros((2, 8, 10, 3), np.uint8)
+    frames[0] = (200, 100, 50)
+    frames[1] += np.arange(10, dtype=np.uint8)[:, None] * 20
+    np.testing.assert_allclose(pictures.luminance(frames)[0], 0.2126 * 200 + 0.7152 * 100 + 0.0722 * 50, rtol=1e-5)
+    np.testing.assert_allclose(pictures.saturation(frames), [0.75, 0])
+    np.testing.assert_allclose(pictures.sharpness(frames), 0, atol=1e-6)  # flat, and a straight slope
+    frames[1, 4, 4] = 255
+    assert pictures.sharpness(frames)[1] > 100
+    assert pictures.drift(np.array([2.0, *[5.0] * 19, 3.0, 3.0])) == pytest.approx(50)
+
+
+def test_flow_is_the_shift_in_pixels():
+    cv2 = pytest.importorskip("cv2")
+    texture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8), (0, 0), 2)
+    texture = cv2.normalize(texture, None, 0, 255, cv2.NORM_MINMAX)
+    assert pictures.flow(texture, np.roll(texture, 3, axis=1)) == pytest.approx(3, abs=1)
+    assert pictures.flow(texture, texture) < 0.1
+
+
+def test_dynamic_degree_counts_clips_by_vbenchs_rule():
+    above, below = 6 / 256 * 64 + 0.01, 6 / 256 * 64 - 0.01
+    dynamic, still = [above] * 4 + [below] * 12, [above] * 3 + [below] * 13
+    assert pictures.dynamic_degree(np.array(dynamic + still + still + [above] * 15), 64, 96) == pytest.approx(1 / 3)
+    assert pictures.dynamic_degree(np.array(dynamic[:15]), 64, 96) == 0
+
+
+def test_intervals_cover_the_mean():
+    random = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        values = random.normal(0, 1, (4, 1)) + random.normal(0, 0.5, (1, 12)) + 0.1 * random.standard_normal((4, 12))
+        found = statistics.interval(values, resamples=400)
+        hits += found.low <= 0 <= found.high
+        assert found.low <= found.value <= found.high
+    # Both sources of spread count; percentile intervals of four draws are known to be narrow (0.95 nominal).
+    assert hits / 200 > 0.75
+    assert str(statistics.interval(np.full((1, 3), 2.0))) == "2.00 [2.00, 2.00]"
+
+
+# ---- rollouts -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory, tiny) -> tuple[Folder, list[str], list[tuple[str, int]]]:
+    """A folder of one video, decoded, of one policy, and of another one whose numbers are made up from it."""
+    folder = Folder(tmp_path_factory.mktemp("lab"), Plan("tiny", FRAMES))
+    policies, videos = ["sigma=0", "sigma=0.8,spread=stratified"], [(tiny.example_prompts[0], 5)]
+    first, second = (Video(policy, *videos[0]) for policy in policies)
+    run(folder, [first])
+    series = {name: values[::-1] for name, values in folder.series(first).items()}
+    folder.add(second, series, summary(series, [], tiny.height, tiny.width))
+    return folder, policies, videos
+
+
+def test_series_are_those_of_the_stream(kept, tiny):
+    folder, policies, [(prompt, seed)] = kept
+    series = folder.series(Video(policies[0], prompt, seed))
+    stream = tiny.stream(prompt, seed=seed, rope=lolrt.Rope(sigma=0), probe=True)
+    chunks = [next(stream) for _ in range(8)]
+    latents = torch.cat([chunk.latents for chunk in chunks])
+    distance = [(latents - latents[sink]).square().mean((1, 2, 3)).sqrt() for sink in range(3)]
+    np.testing.assert_allclose(series["distance"][:24], torch.stack(distance, 1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(series["step"][1:24], (latents[1:] - latents[:-1]).square().mean((1, 2, 3)).sqrt(), rtol=1e-5)
+    np.testing.assert_allclose(series["mass"][:8].mean((1, 2)), [chunk.sink_mass for chunk in chunks], rtol=1e-5)
+    frames = torch.cat([chunk.frames for chunk in chunks]).numpy()[::2]  # 8 of 16 frames a second
+    assert series["flow"][40] == pytest.approx(pictures.flow(frames[40], frames[41]))
+    assert len(series["distance"]) == FRAMES and len(series["flow"]) == (4 * FRAMES - 3 + 1) // 2 - 1
+    np.testing.assert_array_equal(series["thumbnails"][1], chunks[int(series["thumbnail_frames"][1]) // 3].frames[-1])
+
+
+def test_a_folder_goes_on_where_it_was_stopped(kept, tmp_path, monkeypatch):
+    folder, policies, [video] = kept
+    copy = Folder(tmp_path, folder.plan)
+    first, second = (Video(policy, *video) for policy in policies)
+    copy.add(first, folder.series(first), {"motion": 1.0})
+    with open(copy.index, "a") as index:
+        index.write('{"key": "half a li')
+    asked = []
+    monkeypatch.setattr("lolrt.lab.rollout.record", lambda plan, video: asked.append(video) or folder.series(video))
+    again = Folder(tmp_path, folder.plan)
+    run(again, [first, second])
+    assert asked == [second]
+    rows = [json.loads(line) for line in again.index.read_text().splitlines()]
+    assert [row["policy"] for row in rows] == policies and rows[1] == folder.rows[second.key]
+    with pytest.raises(lolrt.Error, match="another plan"):
+        Folder(tmp_path, Plan("tiny", FRAMES + 3))
+
+
+def test_the_report_is_one_page_with_every_definition(kept):
+    folder, policies, videos = kept
+    page = write_report(folder, policies, videos).read_text()
+    assert page.count("<img") == 6 and not re.search(r'(src|href)="(?!data:)', page)
+    for measure in (*measures.DEFINITIONS, *pictures.DEFINITIONS):
+        assert f"<dt>{measure.__doc__.partition(':')[0]}</dt>" in page
+    for policy in policies:
+        value = statistics.interval(folder.table([policy], videos, "motion"))
+        assert f"<td>{value}</td>" in page and policy in page
+
+
+def test_an_experiment_is_a_table_with_intervals(kept, tmp_path):
+    folder, policies, videos = kept
+    table = experiments.table(folder, {"plain": policies[:1], "both": policies}, videos)
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("|")]
+    assert len({len(row) for row in rows if "---" not in row[0]}) == 1
+    plain, other = (folder.rows[Video(policy, *videos[0]).key] for policy in policies)
+    assert rows[2][3] == "1.00 [1.00, 1.00]" and f"{(1 + other['motion'] / plain['motion']) / 2:.2f} [" in rows[3][3]
+    assert rows[3][2] == f"{max(plain['sink_collapse'], other['sink_collapse']):.2f}"
+    experiments.tradeoff(folder, {"plain": policies[:1], "both": policies}, videos, tmp_path / "t.png")
+    assert (tmp_path / "t.png").stat().st_size > 5000
+
+
+def test_more_sinks_than_a_chunk_has_frames():
+    latents = torch.randn(12, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    recorder = Recorder(Plan("", FRAMES, decode=False), 16, [], 3)
+    for first in range(0, 12, 3):
+        pages = first + 3
+        chunk = LatentChunk(
+            first_frame=first,
+            latents=latents[first : first + 3],
+            page_frames=tuple(range(pages)),
+            sink_frames=min(5, pages),
+            mass=torch.full((2, 2, 3, pages), 1 / pages),
+        )
+        recorder.add(chunk)
+    series = recorder.arrays()
+    expected = (latents[:, None] - latents[None, :5]).square().mean((2, 3, 4)).sqrt()
+    np.testing.assert_allclose(series["distance"], expected, rtol=1e-5)
+    np.testing.assert_allclose(series["mass"][:, 0, 0], [1, 5 / 6, 5 / 9, 5 / 12], rtol=1e-6)
+
+
+def test_the_frame_number_alone_turns_the_heads_to_the_sinks(tiny):
+    """The cause, apart from its effect: one chunk, with one content, numbered otherwise."""
+    starts = [60, 90, 111, 132, 156, 180, 201, 222]
+    plain, cured = (
+        experiments.sweep(tiny, policy, tiny.example_prompts[0], 0, starts).mean((1, 2))
+        for policy in ("sigma=0", "sigma=0.8,spread=stratified")
+    )
+    realigned = np.isin(starts, [132, 201])
+    assert plain[realigned].min() > 1.3 * plain[~realigned].max()
+    assert cured[realigned].max() < 1.3 * cured[~realigned].max()
+
+
+def test_a_sweep_changes_nothing_but_positions(tiny):
+    masses = experiments.sweep(tiny, "sigma=0,positions=window", tiny.example_prompts[0], 0, [24, 132, 1000])
+    assert (masses[0] == masses[1]).all() and (masses[0] == masses[2]).all() and (masses > 0).any()
+
+
+def test_wrong_rollouts_are_told(tmp_path, capsys):
+    def error(*arguments: str) -> str:
+        assert main(["lab", *arguments, "-o", str(tmp_path / "out")]) == 2
+        return capsys.readouterr().err
+
+    assert "too short" in error("rollout", "--frames", "30")
+    assert "vocabulary" in error("rollout", "--prompts", "a unicorn")
+    assert "'sigm'" in error("rollout", "--policies", "sigm=1")
+    assert "--draws" in error("experiment", "sigma", "--draws", "0")

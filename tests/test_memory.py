@@ -1,0 +1,120 @@
+"""The memory plan against what torch's allocator hands out while streams run, and the readers' peak against the file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import layouts
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import lolrt
+from lolrt.checkpoint.shapes import dit_shapes
+from lolrt.memory import plan
+
+# Large enough that the few tensors which are outside the plan (noise, the sampler's) stay far below the tolerance, and with little text,
+# as at real sizes: there the passes take more than the encoding of a prompt.
+DIT = lolrt.DiTConfig(dim=384, ffn_dim=1024, text_dim=64, text_len=24, num_heads=3, num_layers=8)
+VAE = lolrt.VAEConfig(dim=16)
+WITHIN = 0.05
+
+
+def allocated(run) -> tuple[int, int]:
+    """Bytes of torch's CPU allocator: the most that `run` held at any time, and what it holds at its end."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        kept = run()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    del kept
+    return peak, now
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "float32"])
+@pytest.mark.parametrize("height, width, window", [(64, 96, lolrt.Window(1, 6, 2)), (32, 160, lolrt.Window(3, 9, 3))])
+def test_a_stream_keeps_to_the_plan(dtype, height, width, window):
+    dit = lolrt.CausalDiT(DIT).requires_grad_(False).to(dtype)
+    vae = lolrt.CausalVAE(VAE).requires_grad_(False).to(dtype)
+    dit.join()
+    prompt = torch.randn(12, DIT.text_dim)
+    sampler = lolrt.Sampler(timesteps=(1000,))
+    memory = plan(DIT, VAE, height, width, dtype=dtype, window=window, passes=len(sampler.timesteps))
+
+    def chunks(make: Callable[[], Iterator[lolrt.LatentChunk]]) -> Callable[[], object]:
+        def run() -> object:
+            stream = make()
+            for _ in islice(stream, -(-window.pages // window.chunk_frames)):
+                pass
+            return stream
+
+        return run
+
+    latent_stream = partial(lolrt.LatentStream, dit, prompt, height // 8, width // 8, window=window, sampler=sampler)
+    stream = chunks(lambda: lolrt.Stream(latent_stream(), vae, lambda _: prompt))
+    stream()  # makes what is made once for all streams: the decoder's packed weights, and the workspace
+    held = sum(memory.stream.values()) - memory.stream["workspace of attention"]
+    assert allocated(stream) == pytest.approx((held + memory.passing["decoding of a chunk"], held), rel=WITHIN)
+    held -= memory.stream["VAE's past frames"]
+    assert allocated(chunks(latent_stream)) == pytest.approx((held + memory.passing["a pass of the DiT"], held), rel=WITHIN)
+
+
+def test_pages_grow_with_the_window():
+    short, long = (plan(DIT, VAE, 128, 192, window=window).stream for window in (lolrt.Window(), lolrt.Window(3, 15)))
+    assert long["18 pages of 8 layers"] == pytest.approx(1.5 * short["12 pages of 8 layers"], rel=1e-5)
+    assert all(long[name] == short[name] for name in ("VAE's past frames", "keys and values of the text"))
+
+
+def test_a_size_that_does_not_fit_is_told():
+    with pytest.raises(lolrt.Error, match="do not divide into latent pixels of 8 x 8"):
+        plan(DIT, VAE, 100, 192)
+    with pytest.raises(lolrt.Error, match="does not divide into patches"):
+        plan(DIT, VAE, 104, 192)
+
+
+# Run in a process of its own: its peak is that of the loading alone, once libraries have been loaded by a small model.
+LOADING = """
+import sys, torch, lolrt
+
+def resident(field):
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(field))
+
+small, path, dtype = sys.argv[1:]
+lolrt.load_dit(small, torch.bfloat16)
+open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
+before = resident("VmRSS")
+dit = lolrt.load_dit(path, getattr(torch, dtype))
+print(resident("VmHWM") - before, sum(parameter.nbytes for parameter in dit.parameters()))
+"""
+
+
+LARGEST = 4 * 768 * 6 * 768  # bytes of time_projection.1.weight
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    """A folder with a DiT of 59 MB in float32, as Self-Forcing's .pt and as safetensors."""
+    folder = tmp_path_factory.mktemp("large")
+    config = lolrt.DiTConfig(dim=768, ffn_dim=3072, text_dim=256, num_heads=6, num_layers=1)
+    tensors = {name: torch.full(shape, 0.01) for name, shape in dit_shapes(config).items()}
+    torch.save({"generator_ema": {f"model.{name}": tensor for name, tensor in tensors.items()}}, folder / "x.pt")
+    save_file(tensors, folder / "x.safetensors")
+    layouts.save_wan(folder / "small", layouts.dit_tensors())
+    return folder
+
+
+@pytest.mark.parametrize("name, dtype", [("x.pt", "bfloat16"), ("x.safetensors", "float32")])
+def test_loading_peaks_below_1_2_times_the_file(name, dtype, large):
+    command = [sys.executable, "-c", LOADING, large / "small", large / name, dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    peak, weights = map(int, done.stdout.split())
+    file = (large / name).stat().st_size
+    assert weights == pytest.approx(file if dtype == "float32" else file / 2, rel=0.01)
+    assert peak < 1.2 * weights + (0 if dtype == "float32" else LARGEST), "the weights, and the one tensor that is being converted"

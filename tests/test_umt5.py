@@ -1,0 +1,216 @@
+"""UMT5 from Wan's and transformers' files, against transformers' own; embeddings that are encoded once and kept."""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import lolrt
+from lolrt import embeddings, umt5
+from lolrt.checkpoint import read_component
+from lolrt.checkpoint.names import to_wan
+from lolrt.umt5 import CachedUMT5, UMT5Encoder, clean
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("ftfy")
+
+TEXT = "a red blue car boat by the sea & 'quoted' at night noon over hills"
+WORDS = ["<pad>", "</s>", "<unk>", *dict.fromkeys(TEXT.split())]
+PROMPTS = ["a red car by the sea", "a blue boat", "over the hills at night " * 6, "unheard of"]
+
+# Of the outputs' standard deviation.
+FP32_MAX = 5e-5
+
+CONFIGS = {
+    "plain": dict(d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2),
+    "attention wider than the model": dict(d_model=48, d_kv=24, d_ff=80, num_layers=3, num_heads=3),
+    "few buckets": dict(d_model=24, d_kv=8, d_ff=40, num_layers=1, num_heads=5, relative_attention_num_buckets=8),
+}
+
+
+def reference(sizes: dict[str, int], seed: int = 0):
+    config = transformers.UMT5Config(vocab_size=len(WORDS), feed_forward_proj="gated-gelu", tie_word_embeddings=True, **sizes)
+    model = transformers.UMT5EncoderModel(config)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = 1 + 0.2 * noise if "layer_norm" in name else noise * parameter.shape[-1] ** -0.5
+    model.encoder.embed_tokens.weight = model.shared.weight
+    return model.eval()
+
+
+def wan_names(model) -> dict[str, torch.Tensor]:
+    tensors = model.state_dict()
+    return {ours: tensors[theirs].clone() for theirs, ours in to_wan("text_encoder", tensors).items()}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Path:
+    """A folder with a tokenizer of whole words, which ends a prompt as UMT5's does."""
+    folder = tmp_path_factory.mktemp("umt5")
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    inner.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+    ).save_pretrained(folder)
+    return folder
+
+
+def save(model, folder: Path, layout: str, dtype: torch.dtype = torch.float32) -> Path:
+    folder.mkdir(exist_ok=True)
+    if layout == "transformers":
+        model.to(dtype).save_pretrained(folder / "text_encoder")
+        return folder / "text_encoder"
+    torch.save({name: tensor.to(dtype) for name, tensor in wan_names(model).items()}, folder / "models_t5_umt5-xxl-enc-bf16.pth")
+    return folder / "models_t5_umt5-xxl-enc-bf16.pth"
+
+
+@torch.inference_mode()
+def expected_rows(model, tokenizer: Path, prompt: str) -> torch.Tensor:
+    """As Wan's pipelines do it: padded to 512 tokens, with a mask, and the padding's rows cut off."""
+    tokens = transformers.AutoTokenizer.from_pretrained(tokenizer)(
+        [prompt], padding="max_length", max_length=512, truncation=True, return_tensors="pt"
+    )
+    rows = model(tokens.input_ids, tokens.attention_mask).last_hidden_state[0]
+    return rows[: int(tokens.attention_mask.sum())]
+
+
+@pytest.mark.parametrize("layout", ["Wan", "transformers"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_embeddings_are_those_of_transformers(name, layout, tokenizer, tmp_path):
+    model = reference(CONFIGS[name])
+    encoder = UMT5Encoder(read_component(save(model, tmp_path, layout), "text_encoder"), tokenizer)
+    for prompt, rows in zip(PROMPTS, encoder.encode(PROMPTS), strict=True):
+        expected = expected_rows(model, tokenizer, prompt)
+        assert rows.shape == expected.shape and rows.shape[0] == len(prompt.split()) + 1
+        assert (rows - expected).abs().max() <= FP32_MAX * expected.std()
+
+
+def test_long_prompts_end_at_512_tokens(tokenizer, tmp_path):
+    encoder = UMT5Encoder(read_component(save(reference(CONFIGS["plain"]), tmp_path, "Wan"), "text_encoder"), tokenizer)
+    (rows,) = encoder.encode(["sea " * 600])
+    assert rows.shape == (512, 32)
+
+
+def test_bfloat16_files_are_used_as_they_are(tokenizer, tmp_path):
+    model = reference(CONFIGS["plain"])
+    encoder = UMT5Encoder(read_component(save(model, tmp_path, "Wan", torch.bfloat16), "text_encoder"), tokenizer)
+    (rows,) = encoder.encode(PROMPTS[:1])
+    assert rows.dtype == torch.bfloat16
+    expected = expected_rows(model, tokenizer, PROMPTS[0])
+    assert (rows.float() - expected).square().mean().sqrt() < 0.03 * expected.std()
+
+
+def test_text_is_cleaned_as_wans_is():
+    assert clean("  a\tred &amp;amp; \n car ") == "a red & car"
+    assert clean("the sea\u2019s \ufb01sh") == "the sea's fish"
+
+
+@pytest.fixture
+def source(tokenizer, tmp_path) -> Path:
+    return save(reference(CONFIGS["plain"]), tmp_path / "model", "Wan")
+
+
+@pytest.fixture
+def loads(monkeypatch) -> list[weakref.ref]:
+    """A weak reference to each encoder that was loaded."""
+    made: list[weakref.ref] = []
+    initialise = UMT5Encoder.__init__
+
+    def record(self, *arguments) -> None:
+        initialise(self, *arguments)
+        made.append(weakref.ref(self._model))
+
+    monkeypatch.setattr(umt5.UMT5Encoder, "__init__", record)
+    return made
+
+
+def test_a_prompt_is_encoded_once_and_the_encoder_is_let_go(source, tokenizer, loads, tmp_path):
+    cached = CachedUMT5(source, tokenizer, tmp_path / "cache")
+    first = cached.encode(PROMPTS[:2])
+    gc.collect()
+    assert len(loads) == 1 and loads[0]() is None
+    assert torch.equal(cached(" a  blue boat\n"), first[1]), "the same text once it is cleaned"
+    again = CachedUMT5(source, tokenizer, tmp_path / "cache").encode([PROMPTS[1], PROMPTS[0]])
+    assert len(loads) == 1
+    assert torch.equal(again[0], first[1]) and torch.equal(again[1], first[0])
+    mixed = cached.encode([PROMPTS[2], PROMPTS[0]])
+    assert len(loads) == 2 and torch.equal(mixed[1], first[0]) and len(mixed[0]) == 31
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_another_encoder_or_tokenizer_does_not_share_embeddings(source, tokenizer, loads, tmp_path):
+    mine = CachedUMT5(source, tokenizer, tmp_path / "cache").encode(PROMPTS[:1])
+    other = save(reference(CONFIGS["plain"], seed=1), tmp_path / "other", "Wan")
+    theirs = CachedUMT5(other, tokenizer, tmp_path / "cache").encode(PROMPTS[:1])
+    assert len(loads) == 2 and not torch.equal(mine[0], theirs[0])
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    for path in tokenizer.iterdir():
+        (folder / path.name).write_text(path.read_text().replace('"car": 6', '"car": 7').replace('"boat": 7', '"boat": 6'))
+    assert json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]["boat"] == 6
+    CachedUMT5(source, folder, tmp_path / "cache").encode(PROMPTS[:1])
+    assert len(loads) == 3
+    moved = source.rename(tmp_path / "elsewhere.pth")
+    CachedUMT5(moved, tokenizer, tmp_path / "cache").encode(PROMPTS[:1])
+    assert len(loads) == 3, "where a file lies does not matter"
+
+
+def test_a_damaged_entry_of_the_cache_is_made_again(source, tokenizer, loads, tmp_path):
+    cached = CachedUMT5(source, tokenizer, tmp_path / "cache")
+    first = cached.encode(PROMPTS[:1])
+    (entry,) = (tmp_path / "cache").iterdir()
+    entry.write_bytes(entry.read_bytes()[:-10])
+    assert torch.equal(cached.encode(PROMPTS[:1])[0], first[0]) and len(loads) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_told(source, tokenizer, tmp_path):
+    (tmp_path / "blocked").write_text("a file, where a folder should be")
+    with pytest.raises(lolrt.OutputError, match="choose another place, for the cache with LOLRT_CACHE"):
+        CachedUMT5(source, tokenizer, tmp_path / "blocked").encode(PROMPTS[:1])
+
+
+def test_what_is_wrong_with_a_model_is_told(source, tokenizer, tmp_path):
+    tensors = torch.load(source, weights_only=True)
+    del tensors["blocks.1.ffn.fc2.weight"]
+    torch.save(tensors, tmp_path / "broken.pth")
+    with pytest.raises(lolrt.CheckpointError, match=r"missing: encoder\.block\.1\.layer\.1\.DenseReluDense\.wo\.weight"):
+        UMT5Encoder(read_component(tmp_path / "broken.pth", "text_encoder"), tokenizer)
+    with pytest.raises(lolrt.CheckpointError, match="no tokenizer that transformers can read"):
+        UMT5Encoder(read_component(source, "text_encoder"), tmp_path)
+    with pytest.raises(lolrt.Error, match="has a UMT5 text encoder and no tokenizer"):
+        lolrt.load_text(source)
+
+
+def test_a_model_finds_its_encoder_and_the_users_cache(source, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOLRT_CACHE", str(tmp_path / "own"))
+    (tmp_path / "model.toml").write_text(f'text_encoder = "{source}"\ntokenizer = "{tokenizer}"\n')
+    rows = lolrt.load_text(tmp_path / "model.toml")("a red car")
+    assert rows.shape == (4, 32)
+    (entry,) = (tmp_path / "own" / "text").iterdir()
+    assert torch.equal(load_file(entry)["rows"], rows)
+
+
+def test_a_file_of_embeddings_stands_in_for_the_encoder(tmp_path, tiny):
+    prompts = list(tiny.example_prompts[:2])
+    embeddings.write_embeddings(tmp_path / "e.safetensors", dict(zip(prompts, tiny.encode_text.encode(prompts), strict=True)))
+    pipe = lolrt.load("tiny", text=lolrt.EmbeddingFile(tmp_path / "e.safetensors"))
+    stream, expected = pipe.stream(prompts[0]), tiny.stream(prompts[0])
+    for source in (stream, expected):
+        next(source)
+        source.set_prompt(prompts[1])
+    assert torch.equal(next(stream).frames, next(expected).frames)
+    with pytest.raises(lolrt.PromptError, match="no embedding of 'a unicorn', only of 'a red balloon"):
+        stream.set_prompt("a unicorn")
+    save_file({"0": torch.zeros(1)}, tmp_path / "other.safetensors")
+    for name in ("other.safetensors", "nothing.safetensors"):
+        with pytest.raises(lolrt.CheckpointError, match="no file of embeddings"):
+            lolrt.EmbeddingFile(tmp_path / name)
