@@ -86,6 +86,12 @@ def modulated_norm(
 def gelu(x: _Tensor) -> None:
     """GELU by its tanh form, in place. x: T [frames, tokens, channels], strided."""
 
+def sampler_step(sample: _Tensor, level: float, velocity: _Tensor, after: float, noise: _Tensor | None, out: _Tensor) -> None:
+    """clean = sample - level * velocity, in float64, then rounded; out = (1 - after) * clean + after * noise, or clean without noise.
+
+    All float32 [elements]; out may be sample.
+    """
+
 def channel_norm(x: _Tensor, gamma: _Tensor, silu: bool, out: _Tensor) -> None:
     """RMSNorm over the channels of each pixel, then SiLU if `silu`, into the middle of `out`, whose margin is filled with zeros.
 

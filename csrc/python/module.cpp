@@ -124,6 +124,13 @@ void gelu(py::handle x) {
   call<const lolrt_gelu_desc *>(lolrt_gelu, &desc);
 }
 
+void sampler_step(py::handle sample, double level, py::handle velocity, double after, py::handle noise, py::handle out) {
+  const Borrowed sample_(sample), velocity_(velocity), noise_(noise), out_(out);
+  const lolrt_sampler_step_desc desc{sizeof desc,     level,        after,      sample_.get(),
+                                     velocity_.get(), noise_.get(), out_.get(), nullptr};
+  call<const lolrt_sampler_step_desc *>(lolrt_sampler_step, &desc);
+}
+
 void channel_norm(py::handle x, py::handle gamma, bool silu, py::handle out) {
   const Borrowed x_(x), gamma_(gamma), out_(out);
   const lolrt_channel_norm_desc desc{sizeof desc, silu, x_.get(), gamma_.get(), out_.get()};
@@ -238,6 +245,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("modulated_norm", &modulated_norm, arg("x"), arg("residual"), arg("gate"), arg("scale"), arg("shift"), arg("eps"),
         arg("out"));
   m.def("gelu", &gelu, arg("x"));
+  m.def("sampler_step", &sampler_step, arg("sample"), arg("level"), arg("velocity"), arg("after"), arg("noise"), arg("out"));
   m.def("channel_norm", &channel_norm, arg("x"), arg("gamma"), arg("silu"), arg("out"));
   m.def("conv3d", &conv3d, arg("past"), arg("x"), arg("weight"), arg("bias"), arg("residual"), arg("out"));
   m.def("phase_increments", &phase_increments, arg("radians"), arg("out"));
