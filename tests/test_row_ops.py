@@ -91,6 +91,24 @@ def test_kv_write_at_any_geometry(dtype: torch.dtype, data: st.DataObject) -> No
     assert pool.isnan().sum() == pool.numel() - 2 * tokens * heads * dim, "padding is not written"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("dim", [128, 120])
+def test_kv_write_of_many_megabytes_is_that_of_its_frames(dtype: torch.dtype, dim: int) -> None:
+    """Large calls write past the caches; a frame of them alone does not."""
+    frames, tokens, heads = 3, 1571, 8
+    k, v = torch.randn(2, frames, tokens, heads, dim).to(dtype)
+    weight, rotation = torch.randn(heads, dim).to(dtype), cos_sin(6 * torch.rand(tokens, 20).double()).float()
+    together, alone = (empty_pages(dtype, frames, tokens, heads, dim) for _ in range(2))
+    assert together.nbytes > 16 << 20 and alone[0].nbytes < 16 << 20
+    table = torch.arange(frames, dtype=torch.int32)
+    _core.kv_write(None, k, v, None, weight, 1e-6, rotation, 44, None, together, table)
+    for frame in range(frames):
+        one = slice(frame, frame + 1)
+        _core.kv_write(None, k[one], v[one], None, weight, 1e-6, rotation, 44, None, alone, table[one])
+    assert torch.equal(together.view(torch.uint8), alone.view(torch.uint8))
+    assert torch.equal(unpack(together[2], tokens, heads, dim)[1], v[2])
+
+
 def test_kv_write_rounds_where_public_code_does() -> None:
     """After the norm, after the weight and after the rotation: all but the rarest results are the same bfloat16."""
     tokens, heads, dim = 100, 4, 128
