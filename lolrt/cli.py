@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from lolrt.errors import Error, OutputError
 from lolrt.lab.cli import add_commands as add_lab_commands
+from lolrt.openmp import spin_briefly
 
 if TYPE_CHECKING:
     from lolrt.stream import Chunk
@@ -26,8 +27,7 @@ CPU_FEATURES = ("fma", "f16c", "avx2", "avx512f", "avx512bw", "avx512_vnni", "av
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0, or 2 after one line on standard error when the user can mend what went wrong."""
     arguments = parser().parse_args(argv)
-    # Threads that wait in OpenMP sleep rather than spin: on a busy machine spinning ones keep those that have work from running.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    spin_briefly()
     try:
         check_kernels()
         arguments.run(arguments)

@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# As the command line does: on a busy machine, OpenMP threads that spin keep those that have work from running. Read by torch on import.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from lolrt.openmp import WAIT
+
+os.environ.update(WAIT)  # before torch comes, as on the command line
 
 import pytest
 import torch

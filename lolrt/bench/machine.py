@@ -7,6 +7,8 @@ import platform
 import shutil
 from pathlib import Path
 
+from lolrt.openmp import WAIT
+
 # Kernels without an entry run against libraries that may use all that the CPU has. oneDNN's limit does not bind MKL, which computes the
 # bfloat16 products inside scaled dot product attention; of MKL's names, AVX512_E2 is the one with bfloat16 and without AMX.
 _LIBRARY_LIMITS = {
@@ -17,7 +19,7 @@ _LIBRARY_LIMITS = {
 
 def environment(isa: str) -> dict[str, str]:
     """Variables that hold our kernels, and torch with its libraries, to one instruction set; all are read on import."""
-    return {"LOLRT_ISA": isa, "OMP_WAIT_POLICY": "PASSIVE", **_LIBRARY_LIMITS.get(isa, {})}
+    return {"LOLRT_ISA": isa, **WAIT, **_LIBRARY_LIMITS.get(isa, {})}
 
 
 def isas() -> list[str]:
