@@ -1,9 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import emulated
 import pytest
+
+from bench import sass
+
+
+@pytest.fixture(scope="session")
+def cuda_half() -> Path:
+    """liblolrt_cuda.so as nvcc has built it."""
+    if not sass.LIBRARY.exists():
+        pytest.skip("this build has no CUDA half: there was no nvcc")
+    return sass.LIBRARY
 
 
 @pytest.fixture(scope="session")
