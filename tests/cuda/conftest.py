@@ -18,6 +18,19 @@ def cuda_half() -> Path:
 
 
 @pytest.fixture(scope="session")
+def disassembler() -> None:
+    for name in ("cuobjdump", "nvdisasm"):
+        if sass.tool(name) is None:
+            pytest.skip(f"there is no {name}: pip install nvidia-cuda-{name}")
+
+
+@pytest.fixture(scope="session")
+def machine_code(cuda_half: Path, disassembler: None) -> list[sass.Function]:
+    """Of all kernels for all architectures."""
+    return list(sass.functions(sass.disassemble(cuda_half)))
+
+
+@pytest.fixture(scope="session")
 def emulated_library() -> emulated.Emulated:
     return emulated.Emulated(emulated.build())
 

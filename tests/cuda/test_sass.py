@@ -139,31 +139,19 @@ def test_ways_round_a_loop() -> None:
     assert sass.counts(sass.shortest_way(outer, {"LDS": 1})) == {"LDSM": 1, "BRA": 3, "HMMA": 1, "NOP": 1}
 
 
-def needs_tools() -> None:
-    for name in ("cuobjdump", "nvdisasm"):
-        if sass.tool(name) is None:
-            pytest.skip(f"there is no {name}: pip install nvidia-cuda-{name}")
-
-
-@pytest.fixture(scope="module")
-def functions(cuda_half: Path) -> list[sass.Function]:
-    needs_tools()
-    return list(sass.functions(sass.disassemble(cuda_half)))
-
-
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_a_tile_takes_the_instructions_that_it_must(functions: list[sass.Function], architecture: str) -> None:
-    kernels = {f: tile for f in functions if f.architecture == architecture and (tile := tile_of(f))}
+def test_a_tile_takes_the_instructions_that_it_must(machine_code: list[sass.Function], architecture: str) -> None:
+    kernels = {f: tile for f in machine_code if f.architecture == architecture and (tile := tile_of(f))}
     # bfloat16 of both dims and float16 of one, without the probe and with it.
     assert len(kernels) == 6
     assert {f.name: wrong for f, tile in kernels.items() if (wrong := violations(f, tile))} == {}
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_the_probe_is_free_inside_a_page(functions: list[sass.Function], architecture: str) -> None:
+def test_the_probe_is_free_inside_a_page(machine_code: list[sass.Function], architecture: str) -> None:
     """It writes at a page's end; before, no instruction is its own but what registers move differently."""
     lengths: dict[tuple[str, int, int], dict[bool, int]] = {}
-    for function in functions:
+    for function in machine_code:
         if function.architecture == architecture and (tile := tile_of(function)):
             key = (re.sub(r"ELb[01]E", "", function.name), tile.dim, tile.keys)
             lengths.setdefault(key, {})[tile.probe] = sum(i.name not in IDLE for i in turn(function, tile))
@@ -172,17 +160,17 @@ def test_the_probe_is_free_inside_a_page(functions: list[sass.Function], archite
         assert length[True] <= length[False] * 1.03, key
 
 
-def test_no_kernel_touches_local_memory(functions: list[sass.Function]) -> None:
-    assert {(f.architecture, f.name) for f in functions if any(i.name in LOCAL_MEMORY for i in f.body)} == set()
+def test_no_kernel_touches_local_memory(machine_code: list[sass.Function]) -> None:
+    assert {(f.architecture, f.name) for f in machine_code if any(i.name in LOCAL_MEMORY for i in f.body)} == set()
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 @pytest.mark.parametrize("kernel", ["kv_write", "modulated_norm", "gelu"])
 def test_rows_are_stored_by_16_bytes(
-    functions: list[sass.Function], kernel: str, architecture: str, request: pytest.FixtureRequest
+    machine_code: list[sass.Function], kernel: str, architecture: str, request: pytest.FixtureRequest
 ) -> None:
     """What is not a multiple of 8 channels goes by elements; nothing goes by parts of 16 bytes."""
-    (body,) = (f.body for f in functions if f.architecture == architecture and f"{kernel}_kernel" in f.name)
+    (body,) = (f.body for f in machine_code if f.architecture == architecture and f"{kernel}_kernel" in f.name)
     if kernel != "kv_write" and architecture not in ("sm_100", "sm_120"):
         request.applymarker(pytest.mark.xfail(reason="before sm_100 nvcc 13.0 makes four stores of 4 bytes of one of 16", strict=False))
     assert {i.opcode.removeprefix("STG.E").removeprefix(".") for i in body if i.name == "STG"} <= {"128", "U16"}
@@ -215,11 +203,16 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
-def compile_one(into: Path, mutation: Mutation | None = None) -> sass.Function:
-    """The kernel of sm_80 for bfloat16, dim 128, as the build compiles it."""
-    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
-    if nvcc is None:
+@pytest.fixture(scope="module")
+def nvcc(disassembler: None) -> str:
+    found = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    if found is None:
         pytest.skip("there is no nvcc")
+    return found
+
+
+def compile_one(nvcc: str, into: Path, mutation: Mutation | None = None) -> sass.Function:
+    """The kernel of sm_80 for bfloat16, dim 128, as the build compiles it."""
     sources = Path(shutil.copytree(ROOT / "csrc" / "cuda", into / "cuda"))
     kernel = sources / "frame_attention.cuh"
     if mutation is not None:
@@ -238,14 +231,12 @@ template __global__ void lolrt::cuda::frame_attention_kernel<lolrt::cuda::Bf16, 
     return function
 
 
-def test_nothing_is_found_in_the_kernel_as_it_is(tmp_path: Path) -> None:
-    needs_tools()
-    function = compile_one(tmp_path)
+def test_nothing_is_found_in_the_kernel_as_it_is(nvcc: str, tmp_path: Path) -> None:
+    function = compile_one(nvcc, tmp_path)
     assert violations(function, Tile(128, 64, False)) == []
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_waste_is_found(mutation: Mutation, tmp_path: Path) -> None:
-    needs_tools()
-    wrong = violations(compile_one(tmp_path, mutation), Tile(128, 64, False))
+def test_waste_is_found(mutation: Mutation, nvcc: str, tmp_path: Path) -> None:
+    wrong = violations(compile_one(nvcc, tmp_path, mutation), Tile(128, 64, False))
     assert any(re.match(mutation.finds, line) for line in wrong), wrong
