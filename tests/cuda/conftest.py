@@ -1,9 +1,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import emulated
 import pytest
+
+from bench import sass
+
+
+@pytest.fixture(scope="session")
+def cuda_half() -> Path:
+    """liblolrt_cuda.so as nvcc has built it."""
+    if not sass.LIBRARY.exists():
+        pytest.skip("this build has no CUDA half: there was no nvcc")
+    return sass.LIBRARY
+
+
+@pytest.fixture(scope="session")
+def disassembler() -> None:
+    for name in ("cuobjdump", "nvdisasm"):
+        if sass.tool(name) is None:
+            pytest.skip(f"there is no {name}: pip install nvidia-cuda-{name}")
+
+
+@pytest.fixture(scope="session")
+def machine_code(cuda_half: Path, disassembler: None) -> list[sass.Function]:
+    """Of all kernels for all architectures."""
+    return list(sass.functions(sass.disassemble(cuda_half)))
 
 
 @pytest.fixture(scope="session")

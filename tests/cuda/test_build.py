@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ from commands import output_of, run
 from emulated import BUILD, LIBRARY, Abi, AbiError, Emulated
 from test_emulated_attention import CudaAttention
 
-CUDA_HALF = LIBRARY.with_name("liblolrt_cuda.so")
+from bench import sass
+
 ARCHITECTURES = {"sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"}
 REGISTERS = 65536  # of a multiprocessor, on all of them
 # Bytes of shared memory of a multiprocessor; a block takes 1 KB more than it asks for. NVIDIA, CUDA C++ programming guide, table of
@@ -23,23 +23,15 @@ BLOCKS = 2  # of frame_attention on a multiprocessor
 THREADS = 128
 
 
-def cuobjdump() -> str | None:
-    """From the path, or from the package nvidia-cuda-cuobjdump, which leaves it beside its library."""
-    packaged = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/cuobjdump"))
-    return shutil.which("cuobjdump") or (str(packaged[-1]) if packaged else None)
-
-
 @pytest.fixture(scope="module")
-def resources() -> dict[tuple[str, str], dict[str, int]]:
+def resources(cuda_half: Path) -> dict[tuple[str, str], dict[str, int]]:
     """What each kernel takes: (architecture, kernel) -> REG, STACK, LOCAL, ..."""
-    if not CUDA_HALF.exists():
-        pytest.skip("this build has no CUDA half: there was no nvcc")
-    tool = cuobjdump()
+    tool = sass.tool("cuobjdump")
     if tool is None:
         pytest.skip("there is no cuobjdump: pip install nvidia-cuda-cuobjdump")
     found: dict[tuple[str, str], dict[str, int]] = {}
     architecture = kernel = ""
-    for line in output_of(tool, "--dump-resource-usage", CUDA_HALF).splitlines():
+    for line in output_of(tool, "--dump-resource-usage", cuda_half).splitlines():
         if match := re.search(r"arch = (\w+)", line):
             architecture = match[1]
         elif match := re.search(r"Function (\w+):", line):
@@ -87,16 +79,13 @@ def test_shared_memory_lets_two_blocks_of_attention_run_side_by_side(emulated_li
     assert BLOCKS * (emulated_library.counts()["shared_bytes"] + 1024) <= SHARED_BYTES[architecture]
 
 
-def test_cuda_half_exports_one_function() -> None:
-    if not CUDA_HALF.exists():
-        pytest.skip("this build has no CUDA half: there was no nvcc")
-    symbols = output_of("nm", "-D", "--defined-only", CUDA_HALF)
+def test_cuda_half_exports_one_function(cuda_half: Path) -> None:
+    symbols = output_of("nm", "-D", "--defined-only", cuda_half)
     assert re.findall(r" [A-Z] (\S+)", symbols) == ["lolrt_cuda_kernels"]
 
 
+@pytest.mark.usefixtures("cuda_half")
 def test_without_a_driver_the_call_says_so() -> None:
-    if not CUDA_HALF.exists():
-        pytest.skip("this build has no CUDA half: there was no nvcc")
     if shutil.which("nvidia-smi") and run("nvidia-smi").returncode == 0:
         pytest.skip("this machine has a driver")
     with pytest.raises(AbiError, match=r"^gelu: CUDA: CUDA driver version is insufficient|^gelu: CUDA: no CUDA-capable device"):

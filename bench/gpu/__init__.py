@@ -1,0 +1,1 @@
+"""The CUDA half: what it should reach by calculation."""

@@ -1,0 +1,178 @@
+"""The machine code (SASS) of the CUDA kernels, as nvcc left it in the built library: instructions, loops, and the way through a loop.
+
+cuobjdump and nvdisasm read it; NVIDIA publishes both on PyPI (nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm), and no GPU is needed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import lolrt
+
+LIBRARY = Path(lolrt.__file__).parent / "lib" / "liblolrt_cuda.so"
+
+_ARCHITECTURE = re.compile(r"^arch = (\w+)")
+_FUNCTION = re.compile(r"^\s*Function : (\S+)")
+_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
+_TARGET = re.compile(r"\b0x([0-9a-f]+)\s*$")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    address: int
+    guard: str
+    """The predicate that it is executed under, "" where it always is; it takes its turn either way."""
+    opcode: str
+    operands: str
+
+    @property
+    def name(self) -> str:
+        """The opcode less its modifiers: HMMA of HMMA.16816.F32.BF16."""
+        return self.opcode.split(".")[0]
+
+    @cached_property
+    def target(self) -> int | None:
+        """Where a branch goes to."""
+        match = _TARGET.search(self.operands) if self.name == "BRA" else None
+        return int(match[1], 16) if match else None
+
+    @property
+    def ends_path(self) -> bool:
+        """Whether what follows is reached from elsewhere only; BRA.U and `UP0, 0x..` also branch on what their operands say."""
+        if self.guard or self.name not in ("BRA", "EXIT", "RET"):
+            return False
+        return self.name != "BRA" or re.fullmatch(r"`?\(?[\w.]*\)?", self.operands.strip()) is not None
+
+
+@dataclass(frozen=True)
+class Function:
+    architecture: str
+    name: str
+    """Mangled."""
+    body: tuple[Instruction, ...]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What the backward branches to one instruction span."""
+
+    function: Function
+    start: int
+    ends: tuple[int, ...]
+    """Addresses of those branches."""
+
+    @cached_property
+    def body(self) -> tuple[Instruction, ...]:
+        return tuple(i for i in self.function.body if self.start <= i.address <= self.ends[-1])
+
+    def contains(self, other: Loop) -> bool:
+        return self.start <= other.start and other.ends[-1] <= self.ends[-1] and self != other
+
+
+def tool(name: str) -> Path | None:
+    """cuobjdump or nvdisasm: from the path, or from its package, which leaves it among its own files."""
+    if found := shutil.which(name):
+        return Path(found)
+    try:
+        distribution = importlib.metadata.distribution(f"nvidia-cuda-{name}")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((Path(str(file.locate())) for file in distribution.files or () if file.name == name), None)
+
+
+def disassemble(library: Path = LIBRARY, architecture: str | None = None) -> str:
+    """What cuobjdump prints of the library, of one architecture where it is given. RuntimeError where there is no tool for it."""
+    cuobjdump, nvdisasm = tool("cuobjdump"), tool("nvdisasm")
+    if cuobjdump is None or nvdisasm is None:
+        raise RuntimeError("cuobjdump and nvdisasm are needed: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+    chosen = ["--gpu-architecture", architecture] if architecture else []
+    command = [str(cuobjdump), *chosen, "--dump-sass", str(library)]
+    environment = os.environ | {"NVDISASM_PATH": str(nvdisasm.parent)}
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+
+
+def functions(disassembly: str) -> Iterator[Function]:
+    architecture = name = ""
+    body: list[Instruction] = []
+    for line in disassembly.splitlines():
+        if match := _INSTRUCTION.match(line):
+            body.append(Instruction(int(match[1], 16), match[2] or "", match[3], match[4].strip()))
+        elif (found := _ARCHITECTURE.match(line)) or (found := _FUNCTION.match(line)):
+            if body:
+                yield Function(architecture, name, tuple(body))
+            body = []
+            if found.re is _ARCHITECTURE:
+                architecture = found[1]
+            else:
+                name = found[1]
+    if body:
+        yield Function(architecture, name, tuple(body))
+
+
+def loops(function: Function) -> list[Loop]:
+    """In the order of their first instructions."""
+    ends: dict[int, list[int]] = {}
+    for i in function.body:
+        # A branch to itself is what fills the end of a function.
+        if i.target is not None and i.target < i.address:
+            ends.setdefault(i.target, []).append(i.address)
+    return [Loop(function, start, tuple(sorted(addresses))) for start, addresses in sorted(ends.items())]
+
+
+def innermost_loop(function: Function, name: str) -> Loop:
+    """The one that has most instructions of that name and no other loop with them inside; ValueError where there is none."""
+    having = {loop: sum(i.name == name for i in loop.body) for loop in loops(function)}
+    having = {loop: count for loop, count in having.items() if count}
+    innermost = [loop for loop in having if not any(loop.contains(other) for other in having)]
+    if not innermost:
+        raise ValueError(f"{function.name} for {function.architecture}: no loop has {name}")
+    return max(innermost, key=lambda loop: having[loop])
+
+
+def shortest_way(loop: Loop, at_least: Mapping[str, int]) -> list[Instruction]:
+    """The shortest way once round the loop that has at least so many instructions of each name: what a turn that does that work costs.
+
+    Loops inside are gone through once or not at all. ValueError where there is no such way.
+    """
+    names = tuple(at_least)
+    goal = tuple(at_least.values())
+    by_address = {i.address: i for i in loop.body}
+    following = {a.address: b.address for a, b in zip(loop.body, loop.body[1:], strict=False)}
+    # To each instruction, by the work done before it: how many instructions at least, and after which other one.
+    reached: dict[int, dict[tuple[int, ...], tuple[int, int, tuple[int, ...]]]] = {loop.start: {(0,) * len(goal): (0, -1, ())}}
+    finished: list[tuple[int, int, tuple[int, ...]]] = []
+    for address in sorted(by_address):
+        i = by_address[address]
+        after = [] if i.ends_path else [following.get(address, -1)]
+        if i.target is not None and i.target > address:
+            after.append(i.target)
+        for done, (length, _, _) in reached.get(address, {}).items():
+            now = tuple(min(count + (i.name == name), most) for count, name, most in zip(done, names, goal, strict=True))
+            if address in loop.ends and now == goal:
+                finished.append((length + 1, address, done))
+            for other in after:
+                ways = reached.setdefault(other, {})
+                if other in by_address and (now not in ways or ways[now][0] > length + 1):
+                    ways[now] = (length + 1, address, done)
+    if not finished:
+        raise ValueError(f"{loop.function.name} for {loop.function.architecture}: no way round the loop at {loop.start:#x} does {at_least}")
+    _, address, done = min(finished)
+    way = []
+    while address >= 0:
+        way.append(by_address[address])
+        _, address, done = reached[address][done]
+    return way[::-1]
+
+
+def counts(instructions: Iterable[Instruction]) -> Counter[str]:
+    """Of each name. What never executes (@!PT) is there to fill time and counts as that: NOP."""
+    return Counter("NOP" if i.guard == "!PT" else i.name for i in instructions)

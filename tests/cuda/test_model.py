@@ -1,0 +1,93 @@
+"""The arithmetic of bench.gpu.model, on cases worked out by hand, and the work that it reads from the built kernels."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import sass
+from bench.gpu import model
+
+# Two multiprocessors; a warp's instruction takes a scheduler 1 cycle in float32, 2 in the others, 8 for 2^x, 8 for a product.
+SMALL = model.Machine("small", "sm_80", 2, 1.0, tensor_flop=2048, float32=128, l2_bytes=128, dram_gb=64)
+
+
+def work(cycles: int, resident: int = 2) -> model.Work:
+    """Of two pipes, each busy for so many cycles."""
+    return model.Work(((1, {"HMMA": cycles // 8, "MUFU": cycles // 8}),), flop=1000.0, resident=resident)
+
+
+def test_peaks_are_those_of_the_data_sheets() -> None:
+    assert model.A100.peak_tflops == pytest.approx(312, rel=1e-3)
+    assert model.H100.peak_tflops == pytest.approx(989, rel=1e-3)
+
+
+def test_pipes() -> None:
+    counts = {"HMMA": 10, "MUFU": 3, "FFMA": 5, "FADD": 1, "IADD3": 4, "UIADD3": 7, "NOP": 2, "LDSM": 6, "LDGSTS": 1, "SHFL": 2}
+    assert model.pipes(counts, SMALL) == {
+        "tensor": 80, "special": 24, "float32": 6, "other": 8, "issue": 41,
+        "shared": (7 * 512 + 2 * 128) * 4 / 128, "L2": 512 * 4 * 2 / 128,
+    }  # fmt: skip
+    assert model.pipes({"HMMA": 10}, SMALL, warps=8)["tensor"] == 160
+    slow = model.Machine("slow", "sm_90a", 2, 1.0, tensor_flop=2048, float32=128, mma_share=0.5)
+    assert model.pipes({"HMMA": 10}, slow)["tensor"] == 160 and model.pipes({"HMMA": 10}, slow, mma=False)["tensor"] == 80
+
+
+@pytest.mark.parametrize(("overlap", "expected"), [(0.0, 100.0), (0.5, 130.0), (1.0, 160.0)])
+def test_cycles_lie_between_the_busiest_pipe_and_the_sum(overlap: float, expected: float) -> None:
+    busy = {"tensor": 100.0, "special": 40.0, "float32": 15.0, "other": 5.0, "issue": 90.0, "shared": 70.0, "L2": 0.0}
+    assert model.cycles(busy, overlap) == expected
+    # Memory is no part of the sum, but may be the busiest.
+    assert model.cycles(busy | {"shared": 300.0}, overlap) == 300.0
+
+
+@pytest.mark.parametrize(("blocks", "expected"), [(1, 160), (2, 160), (3, 240), (4, 240), (5, 400), (6, 400), (7, 480), (8, 480)])
+def test_rounds(blocks: int, expected: float) -> None:
+    """Two blocks together take 2 x 120 cycles at an overlap of a half, one alone 160."""
+    assert model.rounds(work(80), blocks, SMALL, 0.5) == expected
+
+
+def test_rounds_of_blocks_that_have_a_multiprocessor_to_themselves() -> None:
+    assert [model.rounds(work(80, resident=1), blocks, SMALL, 0.5) for blocks in (1, 2, 3)] == [120, 120, 240]
+
+
+def test_split() -> None:
+    """5 blocks of 3 pages are 15 units, 4 for each of 4 slots: 4 x 2 x 120 / 3 cycles. 8 partial results of 100 bytes are written and read,
+    at 64 bytes a cycle."""
+    assert model.split(work(80), 5, 3, SMALL, 0.5, 100) == pytest.approx(320 + 2 * 8 * 100 / 64)
+
+
+def test_fraction_of_the_peak() -> None:
+    assert model.fraction(work(80), 4, SMALL, 100.0) == 4 * 1000 / (2 * 2048 * 100)
+
+
+def test_tile_of_flash_attention() -> None:
+    (part,) = model.FA2_A100.work.parts
+    times, counts = part
+    assert times == 256 and sum(counts.values()) == 910
+    assert [counts[name] for name in ("HMMA", "LDSM", "LDGSTS", "MUFU")] == [256, 80, 16, 68]
+    # One tile is 128 x 64 keys x 128 channels, twice multiplied and added.
+    assert model.FA2_A100.work.flop == 256 * 4 * 128 * 64 * 128 == 256 * 4 * counts["HMMA"] * model.PRODUCT_FLOP
+
+
+@pytest.mark.parametrize("published", [model.FA2_A100, model.FA2_H100], ids=lambda published: published.machine.name)
+def test_calibration_gives_what_was_published(published: model.Published) -> None:
+    overlap = published.overlap()
+    assert 0 < overlap < 1
+    assert published.predicted(overlap) == pytest.approx(published.reached)
+
+
+@pytest.mark.parametrize("machine", [model.A100, model.H100], ids=lambda machine: machine.name)
+@pytest.mark.parametrize("tokens", [1560, 1536, 1600])
+def test_work_of_the_kernel_is_read_from_its_code(machine_code: list[sass.Function], machine: model.Machine, tokens: int) -> None:
+    shape = model.Shape(tokens=tokens)
+    ours = model.frame_attention(model.kernel(machine_code, machine, 128, 64), shape, 64)
+    products = sum(times * counts["HMMA"] for times, counts in ours.parts)
+    # Per page: whole tiles of 256 products, and half of one or another whole one for the tail.
+    whole, tail = divmod(tokens, 64)
+    assert products == shape.pages * (whole * 256 + (0 if tail == 0 else 128 if tail <= 32 else 256))
+    assert sum(times for times, counts in ours.parts if counts["HMMA"]) == shape.pages * -(-tokens // 64)
+    # Blocks of 128 rows multiply the rows that are there and, in the last of a head, some that are not.
+    asked = 128 * shape.pages * tokens * 4 * 128 * (3 * tokens / 128) / -(-3 * tokens // 128)
+    assert ours.flop == pytest.approx(asked)
+    # The rotation: 6 chunks stored by each thread.
+    assert sum(times * counts["STS"] for times, counts in ours.parts) == shape.pages * 6

@@ -1,0 +1,242 @@
+"""What nvcc made of the kernels, gated without running them: the machine code of every architecture in the built library.
+
+The turn of frame_attention's inner loop that does a whole tile is compared, instruction by instruction, with what the algorithm takes
+at least. A clock would not show on which instruction a change costs; and there is no clock here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from commands import output_of
+from emulated import ROOT
+from test_build import ARCHITECTURES
+
+from bench import sass
+
+# Over the floor; and instructions of a turn that have no floor: addresses, swizzles, loop and branches. Copies' 64-bit addresses and
+# their steps are 60 to 70 of them, exclusive-ors of swizzled addresses 14 at dim 128, branches and what they test 15.
+TOLERANCE = 0.05
+OTHERS = 130
+WARP_ROWS, LANES, BLOCK_THREADS = 32, 32, 128
+# Of NOP nvcc 13.0 puts one after almost every second HMMA of sm_120; they take turns but do nothing.
+IDLE = {"NOP"}
+LOCAL_MEMORY = {"LDL", "STL"}
+OTHER_MEMORY = {"LD", "ST", "LDG", "STG", "LDS", "STS", "ATOM", "ATOMG", "ATOMS", "RED"}
+
+# Made up. A loop of two ways: one product and an idle slot, or two products, the first of them in a loop of its own.
+LISTING = """
+arch = sm_80
+		Function : _Z4made
+        /*0000*/                   MOV R1, c[0x0][0x28] ;                        /* 0x00000a0000017a02 */
+                                                                                 /* 0x000fe40000000f00 */
+        /*0010*/                   LDSM.16.M88.4 R4, [R2] ;                      /* 0x000000000204783b */
+        /*0020*/              @!P0 BRA 0x60 ;                                    /* 0x0000004000008947 */
+        /*0030*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;          /* 0x000000060408723c */
+        /*0040*/              @!PT LDS RZ, [RZ] ;                                /* 0x00000000fffff984 */
+        /*0050*/                   BRA 0xa0 ;                                    /* 0x0000005000007947 */
+        /*0060*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;          /* 0x000000060408723c */
+        /*0070*/               @P1 BRA 0x60 ;                                    /* 0xffffffe000001947 */
+        /*0080*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;          /* 0x000000060408723c */
+        /*0090*/                   FADD R8, R8, R9 ;                             /* 0x0000000908087221 */
+        /*00a0*/               @P2 BRA 0x10 ;                                    /* 0xffffff6000002947 */
+        /*00b0*/                   EXIT ;                                        /* 0x000000000000794d */
+        /*00c0*/                   BRA 0xc0;                                     /* 0xfffffff000007947 */
+"""
+
+
+@dataclass(frozen=True)
+class Tile:
+    dim: int
+    keys: int
+    probe: bool
+
+    def floor(self) -> dict[str, int]:
+        """Instructions that a warp needs for a tile of keys, a lane having the scores of a part of 4 rows."""
+        scores, rows = WARP_ROWS * self.keys // LANES, 4
+        matrices = self.keys * self.dim  # elements of K, and of V
+        return {
+            # Two products; one instruction multiplies 16 x 16 by 16 x 8.
+            "HMMA": 2 * WARP_ROWS * self.keys * self.dim // (16 * 16 * 8),
+            # Each loads 512 bytes. The rows of Q are read again for each tile: with the output, scores and weights in them, the
+            # registers have no place for Q.
+            "LDSM": 2 * (WARP_ROWS * self.dim + 2 * matrices) // 512,
+            # 16 bytes a thread, of the next tile's K and this one's V.
+            "LDGSTS": 2 * 2 * matrices // (16 * BLOCK_THREADS),
+            # Of a score: 2^x; scaled and less the row's maximum; into the row's sum. Of a row besides: its highest score scaled,
+            # compared with the running maximum plus 8; and bias less maximum. (The last two could be kept, 8 registers that are
+            # not there: the kernel has all 255.)
+            "MUFU": scores,
+            "FFMA": scores + rows,
+            "FADD": scores + 2 * rows,
+            "FSETP": rows,
+            # The lane's own scores, then those of the three lanes that share the row, in two exchanges.
+            "FMNMX": scores - rows + 2 * rows,
+            "SHFL": 2 * rows,
+            "VOTE": 1,
+            # Two weights into a word.
+            "F2FP": scores // 2,
+            # Nothing is rescaled.
+            "FMUL": 0,
+            # The two barriers of a tile; the groups of its copies and the waits for them.
+            "BAR": 2,
+            "LDGDEPBAR": 2,
+            "DEPBAR": 2,
+        }
+
+
+def tile_of(function: sass.Function) -> Tile | None:
+    """None for other kernels, and where the kernel is empty: each architecture has one tiling."""
+    match = re.search(r"frame_attention_kernelI\w+?ELi(\d+)ELi(\d+)ELb([01])E", function.name)
+    if match is None or not any(i.name == "HMMA" for i in function.body):
+        return None
+    return Tile(int(match[1]), int(match[2]), match[3] == "1")
+
+
+def turn(function: sass.Function, tile: Tile) -> list[sass.Instruction]:
+    """Of the inner loop, with a whole tile that is not a page's last."""
+    floor = tile.floor()
+    return sass.shortest_way(sass.innermost_loop(function, "HMMA"), {name: floor[name] for name in ("HMMA", "LDGSTS")})
+
+
+def violations(function: sass.Function, tile: Tile) -> list[str]:
+    """What is wrong with a kernel of attention, in words."""
+    floor = tile.floor()
+    found = sass.counts(turn(function, tile))
+    # One of three operands does the work of two.
+    found["FMNMX"] += 2 * found.pop("FMNMX3", 0)
+    wrong = [
+        f"{name}: {found[name]} where {least} do" for name, least in floor.items() if not least <= found[name] <= least * (1 + TOLERANCE)
+    ]
+    others = sum(count for name, count in found.items() if name not in floor and name not in IDLE)
+    if others > OTHERS:
+        wrong.append(f"others: {others}, at most {OTHERS} are expected")
+    wrong += [f"memory: {name} in the turn" for name in sorted(OTHER_MEMORY & set(found))]
+    local = sum(i.name in LOCAL_MEMORY for i in function.body)
+    return wrong + ([f"local memory: {local} accesses"] if local else [])
+
+
+def test_ways_round_a_loop() -> None:
+    (function,) = sass.functions(LISTING)
+    assert (function.architecture, function.name, len(function.body)) == ("sm_80", "_Z4made", 13)
+    outer, inner = sass.loops(function)
+    assert (outer.start, outer.ends, inner.start, inner.ends) == (0x10, (0xA0,), 0x60, (0x70,))
+    assert outer.contains(inner) and not inner.contains(outer)
+    assert sass.innermost_loop(function, "HMMA") == inner and sass.innermost_loop(function, "LDSM") == outer
+
+    def way(**at_least: int) -> list[int]:
+        return [i.address for i in sass.shortest_way(outer, at_least)]
+
+    assert way(HMMA=1) == [0x10, 0x20, 0x30, 0x40, 0x50, 0xA0]
+    assert way(HMMA=2) == way(FADD=1) == [0x10, 0x20, 0x60, 0x70, 0x80, 0x90, 0xA0]
+    with pytest.raises(ValueError, match=r"no way round the loop at 0x10 does \{'HMMA': 3\}"):
+        way(HMMA=3)
+    assert sass.counts(sass.shortest_way(outer, {"LDS": 1})) == {"LDSM": 1, "BRA": 3, "HMMA": 1, "NOP": 1}
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_a_tile_takes_the_instructions_that_it_must(machine_code: list[sass.Function], architecture: str) -> None:
+    kernels = {f: tile for f in machine_code if f.architecture == architecture and (tile := tile_of(f))}
+    # bfloat16 of both dims and float16 of one, without the probe and with it.
+    assert len(kernels) == 6
+    assert {f.name: wrong for f, tile in kernels.items() if (wrong := violations(f, tile))} == {}
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_the_probe_is_free_inside_a_page(machine_code: list[sass.Function], architecture: str) -> None:
+    """It writes at a page's end; before, no instruction is its own but what registers move differently."""
+    lengths: dict[tuple[str, int, int], dict[bool, int]] = {}
+    for function in machine_code:
+        if function.architecture == architecture and (tile := tile_of(function)):
+            key = (re.sub(r"ELb[01]E", "", function.name), tile.dim, tile.keys)
+            lengths.setdefault(key, {})[tile.probe] = sum(i.name not in IDLE for i in turn(function, tile))
+    assert len(lengths) == 3
+    for key, length in lengths.items():
+        assert length[True] <= length[False] * 1.03, key
+
+
+def test_no_kernel_touches_local_memory(machine_code: list[sass.Function]) -> None:
+    assert {(f.architecture, f.name) for f in machine_code if any(i.name in LOCAL_MEMORY for i in f.body)} == set()
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("kernel", ["kv_write", "modulated_norm", "gelu"])
+def test_rows_are_stored_by_16_bytes(
+    machine_code: list[sass.Function], kernel: str, architecture: str, request: pytest.FixtureRequest
+) -> None:
+    """What is not a multiple of 8 channels goes by elements; nothing goes by parts of 16 bytes."""
+    (body,) = (f.body for f in machine_code if f.architecture == architecture and f"{kernel}_kernel" in f.name)
+    if kernel != "kv_write" and architecture not in ("sm_100", "sm_120"):
+        request.applymarker(pytest.mark.xfail(reason="before sm_100 nvcc 13.0 makes four stores of 4 bytes of one of 16", strict=False))
+    assert {i.opcode.removeprefix("STG.E").removeprefix(".") for i in body if i.name == "STG"} <= {"128", "U16"}
+
+
+# ---- planted ----
+
+
+@dataclass(frozen=True)
+class Mutation:
+    name: str
+    old: str
+    new: str
+    finds: str
+
+
+SECOND = "    wait_for_copies<0>();\n    sync_block();\n    begin_next_tile();"
+MUTATIONS = [
+    Mutation("an array that the compiler has to keep in memory", SECOND,
+             "    volatile float kept[2];\n    kept[left & 1] = bias;\n" + SECOND, "local memory"),
+    Mutation("matrices of keys loaded by twos, not fours", "multiply_add<Element>(scores[half][n + 1], a[half], b[2], b[3]);",
+             "load_matrices(b, shared_ + kKeysAt + (at(key_row, key_chunk) ^ (k << 4)) + (n + 1) * 8 * kRowBytes);\n"
+             "          multiply_add<Element>(scores[half][n + 1], a[half], b[0], b[1]);", "LDSM: .* where 80 do"),
+    Mutation("rescaled at every tile", "if (any_lane(raise)) raise_max(high);", "raise_max(high);", "FMUL: .* where 0 do"),
+    Mutation("one barrier more", SECOND, SECOND.replace("sync_block();", "sync_block();\n    sync_block();"), "BAR: 3 where 2 do"),
+    Mutation("a weight computed twice", "          sum_[half][r] += first;",
+             "          sum_[half][r] += exp2_approx(scores[half][n][2 * r] * c + shift);", "MUFU: .* where 64 do"),
+    Mutation("three blocks where two fit", "__launch_bounds__(kAttentionThreads, 2)", "__launch_bounds__(kAttentionThreads, 3)",
+             "local memory"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def nvcc(disassembler: None) -> str:
+    found = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    if found is None:
+        pytest.skip("there is no nvcc")
+    return found
+
+
+def compile_one(nvcc: str, into: Path, mutation: Mutation | None = None) -> sass.Function:
+    """The kernel of sm_80 for bfloat16, dim 128, as the build compiles it."""
+    sources = Path(shutil.copytree(ROOT / "csrc" / "cuda", into / "cuda"))
+    kernel = sources / "frame_attention.cuh"
+    if mutation is not None:
+        text = kernel.read_text()
+        assert text.count(mutation.old) == 1, f"what is to be changed is there {text.count(mutation.old)} times"
+        kernel.write_text(text.replace(mutation.old, mutation.new))
+    unit = into / "one.cu"
+    unit.write_text("""#include "frame_attention.cuh"
+template __global__ void lolrt::cuda::frame_attention_kernel<lolrt::cuda::Bf16, 128, 64, false>(
+    const __grid_constant__ lolrt::cuda::AttentionArgument);
+""")
+    csrc = ROOT / "csrc"
+    includes = [f"-I{folder}" for folder in (sources, csrc, csrc / "include")]
+    output_of(nvcc, "-cubin", "-arch=sm_80", "-std=c++17", "-O3", "-fmad=false", *includes, unit, "-o", into / "one.cubin")
+    (function,) = (f for f in sass.functions(sass.disassemble(into / "one.cubin")) if tile_of(f))
+    return function
+
+
+def test_nothing_is_found_in_the_kernel_as_it_is(nvcc: str, tmp_path: Path) -> None:
+    function = compile_one(nvcc, tmp_path)
+    assert violations(function, Tile(128, 64, False)) == []
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_waste_is_found(mutation: Mutation, nvcc: str, tmp_path: Path) -> None:
+    wrong = violations(compile_one(nvcc, tmp_path, mutation), Tile(128, 64, False))
+    assert any(re.match(mutation.finds, line) for line in wrong), wrong
