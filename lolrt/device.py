@@ -1,0 +1,60 @@
+"""Where a model runs: the CPU, or a CUDA device that is really there; and the way to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lolrt import ops
+from lolrt.errors import Error
+
+# Tensor cores with bfloat16 and cp.async, which all CUDA kernels are built on.
+LEAST_CAPABILITY = (8, 0)
+
+
+def usable(device: str | torch.device) -> torch.device:
+    """The device by its name ("cpu", "cuda", "cuda:1"), with its number, after a first call of a kernel there.
+
+    Raises `lolrt.Error` when the name is none of these, and when torch, the driver, the GPU or this build's CUDA half is missing.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")
+    if found.type == "cpu":
+        return torch.device("cpu")
+    if found.type != "cuda":
+        raise Error(f'device is {str(device)!r}; expected "cpu" or "cuda", or a GPU by its number, such as "cuda:1"')
+    if torch.version.cuda is None:
+        raise Error(
+            f"device is {str(device)!r}, but torch {torch.__version__} is built without CUDA; install a CUDA build of it (pytorch.org), "
+            "or use the CPU"
+        )
+    if not torch.cuda.is_available():
+        raise Error(f"device is {str(device)!r}, but torch finds no GPU and driver; nvidia-smi says what there is, or use the CPU")
+    index = torch.cuda.current_device() if found.index is None else found.index
+    if index >= torch.cuda.device_count():
+        raise Error(f"device is {str(device)!r}, but there are {torch.cuda.device_count()} GPUs, the first of which is cuda:0")
+    found = torch.device("cuda", index)
+    capability = torch.cuda.get_device_capability(found)
+    if capability < LEAST_CAPABILITY:
+        name, architecture = torch.cuda.get_device_name(found), "".join(map(str, capability))
+        raise Error(f"{found} is a {name}, sm_{architecture}; the kernels need sm_80 (Ampere) or later: use another GPU, or the CPU")
+    try:
+        ops.gelu(torch.zeros(1, 1, 8, dtype=torch.bfloat16, device=found))
+    except RuntimeError as error:
+        raise Error(f"the kernels do not run on {found}: {error}") from error
+    return found
+
+
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device. From the CPU to CUDA through pinned memory, on the current stream: nobody waits for it."""
+    if device.type != "cuda":
+        return x.to(device)
+    return (x if x.is_cuda else x.pin_memory()).to(device, non_blocking=True)
+
+
+def finish(device: torch.device) -> None:
+    """Waits until all that was queued on the device is done, so that a clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
