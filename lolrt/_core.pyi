@@ -4,8 +4,8 @@ Tensors of a call are all on the CPU, or, for the ops that take a `stream`, all 
 stream (a cudaStream_t as a number: `torch.cuda.current_stream().cuda_stream`, `cupy.cuda.get_current_stream().ptr`; 0 is the default
 stream) and the call returns; it waits for nothing, and whoever made the tensors has to have queued that on the same stream.
 
-Tensors marked T are float32 or bfloat16 on the CPU, bfloat16 or float16 on CUDA, the same for all of one call; their innermost dimension is contiguous, and outer ones may
-be strided where it says so. Nothing is allocated or converted: results are written to the tensors given for them. Each call releases
+Tensors marked T are float32 or bfloat16 on the CPU, bfloat16 or float16 on CUDA, the same for all of one call; their innermost
+dimension is contiguous, and outer ones may be strided where it says so. Nothing is allocated or converted: results are written to the tensors given for them. Each call releases
 the GIL. Errors carry one line that names the tensor, what was expected and what was given, and leave the outputs as they were:
 ValueError for arguments that do not fit, UnsupportedError (a RuntimeError) for what this build cannot do, MemoryError, and
 RuntimeError for a defect of the library.

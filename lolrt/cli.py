@@ -236,6 +236,7 @@ def one_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     for following in chunks:
         yield chunk
         chunk = following
+    yield chunk
 
 
 def run_encode(arguments: argparse.Namespace) -> None:
@@ -340,8 +341,20 @@ def run_info(arguments: argparse.Namespace) -> None:
     print(f"python     {platform.python_version()}, torch {torch.__version__}, PyAV {av.__version__}")
     print(f"cpu        {platform.machine()}, {os.cpu_count()} cores; {' '.join(cpu_features()) or 'features unknown'}")
     print(f"kernels    {_core.isa()} (this CPU can run: {', '.join(_core.isas())}; LOLRT_ISA chooses), {_core.threads()} threads")
-    print("cuda       not built: this version's kernels are for CPUs")
+    print(f"cuda       {cuda_device()}")
     print(f"models     {', '.join(embedded_models()) or 'none'}")
+
+
+def cuda_device() -> str:
+    """The GPU that models would run on, or why there is none."""
+    import torch
+
+    from lolrt.device import usable
+
+    try:
+        return f"{(found := usable('cuda'))}, {torch.cuda.get_device_name(found)}"
+    except Error as error:
+        return str(error)
 
 
 def print_memory(arguments: argparse.Namespace) -> None:

@@ -53,7 +53,8 @@ def load(
     and float32 elsewhere, where that is several times as fast. vae: "full", or "tiny" for the model's TAEHV, many times as fast and less
     exact. vae_tile: side in pixels of the tiles that the VAE works on one after another, by default the whole picture at once. text: the
     text encoder, by default the model's own; it runs on the CPU. device: of the DiT and the VAE, "cpu" or "cuda" ("cuda:1").
-    Raises `lolrt.Error` when there is no such model, a part of it is missing, or the device cannot be used, and `lolrt.CheckpointError` when its files are not what they should be.
+    Raises `lolrt.Error` when there is no such model, a part of it is missing, or the device cannot be used, and `lolrt.CheckpointError`
+    when its files are not what they should be.
     """
     dtype = dtype or preferred_dtype(device)
     place = usable(device, dtype)

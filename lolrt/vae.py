@@ -10,8 +10,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from lolrt.codec import State, check_frames
-from lolrt.device import upload
 from lolrt.decoder import StreamingDecoder
+from lolrt.device import upload
 from lolrt.encoder import StreamingEncoder
 from lolrt.vae_layers import CausalConv3d, Coder, Decoder, Downsample, Encoder, VAEConfig
 

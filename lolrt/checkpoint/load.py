@@ -38,8 +38,8 @@ def load_dit(
     path: a folder, a file, or a TOML file; lora: a file with adapters, by default the one that lies with the DiT. dtype: torch.bfloat16
     or torch.float32, of the weights and of all activations. group: which weights of a training checkpoint; by default the averaged ones,
     but not under a LoRA, which is trained on the others. device: as of `lolrt.load`; on CUDA dtype is torch.bfloat16.
-    Raises `lolrt.Error` when the device cannot be used, `lolrt.CheckpointError` when files are missing or damaged, when tensors are missing, unexpected or mis-shaped (all are named),
-    or when a value is not finite.
+    Raises `lolrt.Error` when the device cannot be used, and `lolrt.CheckpointError` when files are missing or damaged, when tensors are
+    missing, unexpected or mis-shaped (all are named), or when a value is not finite.
     """
     place = usable(device, dtype)
     component, adapters = read_dit(path, lora, group)
