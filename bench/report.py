@@ -96,6 +96,7 @@ CONTAINS = {
     "normalize_queries": "One call on one layer and chunk: RMSNorm, weight, rotation, the output's allocation. q is read and written once.",
     "modulated_norm": "One call on one layer and chunk, gated residual included: four tensors moved once.",
     "gelu": "One call on one layer and chunk, in place, on the feed-forward's hidden channels: read and written once.",
+    "sampler_step": "One step of one chunk's latents, from a noise level to the next one; the output's allocation. Float64 inside.",
     "channel_norm": "RMSNorm over channels and SiLU, with the margin of zeros around the result. Images are read and written once.",
     "conv3d": "A 3 x 3 x 3 convolution in float32, its past frames given apart. FLOP of the products.",
     "dit_pass": "One forward pass of the model over a full window: patch embedding, blocks (attention, cross-attention, feed-forward, "

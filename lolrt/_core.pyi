@@ -5,8 +5,9 @@ stream (a cudaStream_t as a number: `torch.cuda.current_stream().cuda_stream`, `
 stream) and the call returns; it waits for nothing, and whoever made the tensors has to have queued that on the same stream.
 
 Tensors marked T are float32 or bfloat16 on the CPU, bfloat16 or float16 on CUDA, the same for all of one call; their innermost
-dimension is contiguous, and outer ones may be strided where it says so. Nothing is allocated or converted: results are written to the tensors given for them. Each call releases
-the GIL. Errors carry one line that names the tensor, what was expected and what was given, and leave the outputs as they were:
+dimension is contiguous, and outer ones may be strided where it says so. Nothing is allocated or converted: results are written to the
+tensors given for them. Each call releases the GIL. Errors carry one line that names the tensor, what was expected and what was given, and
+leave the outputs as they were:
 ValueError for arguments that do not fit, UnsupportedError (a RuntimeError) for what this build cannot do, MemoryError, and
 RuntimeError for a defect of the library.
 
@@ -91,6 +92,14 @@ def modulated_norm(
 
 def gelu(x: _Tensor, stream: int = 0) -> None:
     """GELU by its tanh form, in place. x: T [frames, tokens, channels], strided."""
+
+def sampler_step(
+    sample: _Tensor, level: float, velocity: _Tensor, after: float, noise: _Tensor | None, out: _Tensor, stream: int = 0
+) -> None:
+    """clean = sample - level * velocity, in float64, then rounded; out = (1 - after) * clean + after * noise, or clean without noise.
+
+    All float32 [elements]; out may be sample.
+    """
 
 def channel_norm(x: _Tensor, gamma: _Tensor, silu: bool, out: _Tensor) -> None:
     """RMSNorm over the channels of each pixel, then SiLU if `silu`, into the middle of `out`, whose margin is filled with zeros.

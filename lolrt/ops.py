@@ -119,6 +119,16 @@ def gelu(x: Tensor) -> None:
         _gelu(x)
 
 
+def sampler_step(sample: Tensor, level: float, velocity: Tensor, *, after: float = 0.0, noise: Tensor | None = None) -> Tensor:
+    """(1 - after) * clean + after * noise, clean being sample - level * velocity; without noise, clean. All float32, of one shape.
+
+    The clean sample is computed in float64 and rounded once, as published.
+    """
+    if _traced(sample):
+        return torch.ops.lolrt.sampler_step(sample, level, velocity, after, noise)
+    return _sampler_step(sample, level, velocity, after, noise)
+
+
 def channel_norm(x: Tensor, gamma: Tensor, out: Tensor, *, silu: bool) -> Tensor:
     """RMSNorm over the channels of each pixel, then SiLU if `silu`, written to the middle of `out`; returns `out`.
 
@@ -245,6 +255,13 @@ def _gelu(x: Tensor) -> None:
     _run(_core.gelu, x, x)
 
 
+def _sampler_step(sample: Tensor, level: float, velocity: Tensor, after: float, noise: Tensor | None) -> Tensor:
+    out = torch.empty(sample.shape, device=sample.device)
+    flat = [None if x is None else x.reshape(-1) for x in (sample, velocity, noise)]
+    _run(_core.sampler_step, sample, flat[0], level, flat[1], after, flat[2], out.view(-1))
+    return out
+
+
 def _channel_norm(x: Tensor, gamma: Tensor, out: Tensor, silu: bool) -> None:
     _core.channel_norm(x, gamma, silu, out)
 
@@ -292,6 +309,12 @@ for _schema, _implementation, _fake, _keys in (
         _BOTH,
     ),
     ("gelu(Tensor(a!) x) -> ()", _gelu, _nothing, _BOTH),
+    (
+        "sampler_step(Tensor sample, float level, Tensor velocity, float after, Tensor? noise) -> Tensor",
+        _sampler_step,
+        _like_first,
+        _BOTH,
+    ),
     ("channel_norm(Tensor x, Tensor gamma, Tensor(a!) out, bool silu) -> ()", _channel_norm, _nothing, ("CPU",)),
     (
         "conv3d(Tensor x, Tensor weight, Tensor bias, Tensor(a!) out, Tensor? past, Tensor? residual) -> ()",

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lolrt import ops
 from lolrt.errors import Error
 from lolrt.noise import NoiseSource
 
@@ -78,11 +79,10 @@ class Sampler:
             velocity = flow(sample, k)
             after = levels[k + 1] if k + 1 < len(levels) else 0.0
             if self.method == "euler":
-                sample = sample + (after - level) * velocity
-                continue
-            sample = (sample.double() - level * velocity.double()).float()
-            if after:
-                sample = (1 - after) * sample + after * noise(first_frame, n_frames, k + 1).float()
+                sample = ops.sampler_step(sample, level - after, velocity)
+            else:
+                fresh = noise(first_frame, n_frames, k + 1).float() if after else None
+                sample = ops.sampler_step(sample, level, velocity, after=after, noise=fresh)
         return sample
 
     def context(self, clean: Tensor, noise: NoiseSource, first_frame: int) -> Tensor:

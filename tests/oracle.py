@@ -60,6 +60,12 @@ def frame_attention(
     return out, mass
 
 
+def sampler_step(sample: F64, level: float, velocity: F64, after: float, noise: F64 | None) -> F64:
+    """Of one shape; noise None: the clean sample itself."""
+    clean = sample - level * velocity
+    return clean if noise is None else (1 - after) * clean + after * noise
+
+
 def gelu(x: F64) -> F64:
     return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 

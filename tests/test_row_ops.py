@@ -1,4 +1,4 @@
-"""kv_write, modulated_norm and gelu of every instruction set against the float64 oracle, by the rule of rule.py."""
+"""kv_write, modulated_norm, gelu and sampler_step of every instruction set against the float64 oracle, by the rule of rule.py."""
 
 from __future__ import annotations
 
@@ -89,6 +89,24 @@ def test_kv_write_at_any_geometry(dtype: torch.dtype, data: st.DataObject) -> No
         ref = oracle.project(fp64(x), fp64(weight), 1e-6, fp64(cos_sin(angles)), first)
         check(out, public_projection(x, weight, 1e-6, angles, first), ref, heads * dim)
     assert pool.isnan().sum() == pool.numel() - 2 * tokens * heads * dim, "padding is not written"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("dim", [128, 120])
+def test_kv_write_of_many_megabytes_is_that_of_its_frames(dtype: torch.dtype, dim: int) -> None:
+    """Large calls write past the caches; a frame of them alone does not."""
+    frames, tokens, heads = 3, 1571, 8
+    k, v = torch.randn(2, frames, tokens, heads, dim).to(dtype)
+    weight, rotation = torch.randn(heads, dim).to(dtype), cos_sin(6 * torch.rand(tokens, 20).double()).float()
+    together, alone = (empty_pages(dtype, frames, tokens, heads, dim) for _ in range(2))
+    assert together.nbytes > 16 << 20 and alone[0].nbytes < 16 << 20
+    table = torch.arange(frames, dtype=torch.int32)
+    _core.kv_write(None, k, v, None, weight, 1e-6, rotation, 44, None, together, table)
+    for frame in range(frames):
+        one = slice(frame, frame + 1)
+        _core.kv_write(None, k[one], v[one], None, weight, 1e-6, rotation, 44, None, alone, table[one])
+    assert torch.equal(together.view(torch.uint8), alone.view(torch.uint8))
+    assert torch.equal(unpack(together[2], tokens, heads, dim)[1], v[2])
 
 
 def test_kv_write_rounds_where_public_code_does() -> None:
@@ -217,3 +235,43 @@ def test_gelu_gives_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) 
         results.append(x.clone())
         _core.gelu(results[-1])
     assert all(torch.equal(out, results[0]) for out in results)
+
+
+# ---- sampler_step ----------------------------------------------------------------------------------------------------------
+
+
+def public_step(sample: Tensor, level: float, velocity: Tensor, after: float, noise: Tensor | None) -> Tensor:
+    """As Self-Forcing computes it: the clean sample in float64, the noise added in float32."""
+    clean = (sample.double() - level * velocity.double()).float()
+    return clean if noise is None else (1 - after) * clean + after * noise
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(elements=st.integers(1, 50_000), level=st.floats(0.01, 1.0), after=st.floats(0.0, 1.0), noisy=st.booleans(), shift=st.integers(0, 3))
+def test_sampler_step_is_the_published_one(elements: int, level: float, after: float, noisy: bool, shift: int) -> None:
+    """Its bits, at any length and alignment, in place or not; and the oracle's value, whatever torch does."""
+    generator = torch.Generator().manual_seed(elements)
+    sample, velocity, fresh = torch.randn(3, elements + shift, generator=generator)[:, shift:]
+    noise = fresh if noisy else None
+    expected, ref = (
+        public_step(sample, level, velocity, after, noise),
+        oracle.sampler_step(fp64(sample), level, fp64(velocity), after, None if noise is None else fp64(noise)),
+    )
+    out = torch.full((elements + 2,), torch.nan)
+    _core.sampler_step(sample, level, velocity, after, noise, out[1:-1])
+    assert torch.equal(out[1:-1], expected) and out[0].isnan() and out[-1].isnan()
+    assert np.abs(fp64(out[1:-1]) - ref).max() <= 2**-23 * (1 + np.abs(ref).max() + float(fresh.abs().max()))
+    _core.sampler_step(sample, level, velocity, after, noise, sample)
+    assert torch.equal(sample, expected)
+
+
+def test_sampler_step_tells_what_does_not_fit() -> None:
+    x = torch.zeros(6)
+    for change, hint in (
+        ({"velocity": torch.zeros(5)}, r"velocity: expected float32 \[elements=6\], got float32 \[5\]"),
+        ({"noise": torch.zeros(6, dtype=torch.bfloat16)}, "noise: expected float32"),
+        ({"sample": torch.zeros(12)[::2]}, "sample: expected a contiguous tensor"),
+        ({"out": torch.zeros(1).expand(6)}, "out"),
+    ):
+        with pytest.raises(ValueError, match=hint):
+            _core.sampler_step(**{"sample": x, "level": 0.5, "velocity": x, "after": 0.5, "noise": x, "out": torch.zeros(6)} | change)

@@ -67,7 +67,7 @@ def model_step(tensors: dict[str, torch.Tensor], pages: torch.Tensor, weight: to
     row = torch.ones(1, 192)
     out = ops.modulated_norm(tensors["q"].flatten(2).clone(), row, 0 * row, residual=out, gate=row) + mass.sum()
     ops.gelu(out)
-    return out
+    return ops.sampler_step(out, 0.9, out.flip(0).contiguous(), after=0.5, noise=out.clone())
 
 
 def test_compiled_without_a_graph_break_the_ops_give_the_same_bits():
@@ -103,6 +103,7 @@ def test_registrations_pass_torchs_own_checks():
         (torch.ops.lolrt.frame_attention, (tensors["q"], pages, page_table, 13, tensors["rotation"], None, torch.empty(5, 2, 3))),
         (torch.ops.lolrt.modulated_norm, (x, row, row, x.clone(), row, 1e-6)),
         (torch.ops.lolrt.gelu, (x,)),
+        (torch.ops.lolrt.sampler_step, (x, 0.9, x.clone(), 0.5, x.clone())),
         (torch.ops.lolrt.channel_norm, (image, torch.ones(5), torch.empty(1, 6, 8, 5), True)),
         (torch.ops.lolrt.conv3d, (image, *kernel, torch.empty(1, 2, 4, 7), None, torch.zeros(1, 2, 4, 7))),
     ):

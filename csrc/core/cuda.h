@@ -20,6 +20,7 @@ struct CudaKernels {
   CudaOutcome (*frame_attention)(const FrameAttention &);
   CudaOutcome (*modulated_norm)(const ModulatedNorm &);
   CudaOutcome (*gelu)(const Gelu &);
+  CudaOutcome (*sampler_step)(const SamplerStep &);
 };
 
 // Fails when there is no CUDA half.

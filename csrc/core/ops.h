@@ -87,6 +87,15 @@ struct Gelu {
   ChannelRows x;
 };
 
+// All tensors are float32 and contiguous.
+struct SamplerStep {
+  Place place;
+  double level, after;
+  int64_t elements;
+  const float *sample, *velocity, *noise;  // noise may be NULL
+  float *out;                              // may be sample
+};
+
 // [frames, rows, columns, channels] with contiguous channels; strides in elements.
 struct Pixels {
   void *data = nullptr;
@@ -137,6 +146,7 @@ struct Kernels {
   void (*frame_attention)(const FrameAttention &);
   void (*modulated_norm)(const ModulatedNorm &);
   void (*gelu)(const Gelu &);
+  void (*sampler_step)(const SamplerStep &);
   void (*channel_norm)(const ChannelNorm &);
   void (*conv3d)(const Conv3d &);
 };

@@ -125,7 +125,7 @@ View Checker::output(const char *name, const lolrt_tensor *tensor, DType dtype, 
   return view;
 }
 
-DType Checker::type(const char *name, const lolrt_tensor *tensor) {
+void Checker::on_device_of(const char *name, const lolrt_tensor *tensor) {
   if (tensor == nullptr) fail(LOLRT_INVALID_ARGUMENT, "%s: %s is missing", operation_, name);
   const int32_t device_type = tensor->device.type;
   if (device_type != LOLRT_DEVICE_CPU && (devices_ == Devices::cpu || device_type != LOLRT_DEVICE_CUDA)) {
@@ -133,9 +133,13 @@ DType Checker::type(const char *name, const lolrt_tensor *tensor) {
          devices_ == Devices::cpu ? "the CPU (1)" : "the CPU (1) and CUDA (2)");
   }
   device_ = tensor->device;
+}
+
+DType Checker::type(const char *name, const lolrt_tensor *tensor) {
+  on_device_of(name, tensor);
   char what[128];
   std::snprintf(what, sizeof what, "%s: %s", operation_, name);
-  return floating_type(what, device_type, tensor->dtype);
+  return floating_type(what, device_.type, tensor->dtype);
 }
 
 void Checker::descriptor(const void *descriptor, uint32_t given_bytes, uint32_t known_bytes) const {

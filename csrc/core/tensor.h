@@ -73,7 +73,9 @@ class Checker {
   // The same for a tensor that is written: its elements must not share memory.
   View output(const char *name, const lolrt_tensor *tensor, DType dtype, std::initializer_list<Dim> dims,
               Layout layout = Layout::contiguous) const;
-  // The tensor's element type, one that its device has kernels for; its device becomes that of the operation.
+  // The tensor's device becomes that of the operation; fails where that has no kernels for it.
+  void on_device_of(const char *name, const lolrt_tensor *tensor);
+  // The same, and the tensor's element type, one that its device has kernels for.
   DType type(const char *name, const lolrt_tensor *tensor);
   lolrt_device device() const { return device_; }
   // Fails unless the caller's descriptor is the one this build knows.

@@ -4,8 +4,8 @@
 //
 //   weights = 2^(c * score + b - max)   c and b being scale and bias times log2(e)
 //
-// The keys of all pages are taken in panels of 64 columns. A page has a panel to itself as long as it can fill it; its last keys
-// share one with the next page's first, so that short pages do not leave the registers empty.
+// The keys of all pages are taken in panels of PanelKeys columns. A page has a panel to itself as long as it can fill it; its
+// last keys share one with the next page's first, so that short pages do not leave the registers empty.
 //
 // `max` is a running maximum, a whole number. Weights are made with the one that is there; only if they come out too large it is
 // raised and they are made anew. The output and the sums are then rescaled, by a power of two and so exactly. Where the weights
@@ -48,8 +48,9 @@ constexpr int64_t row_elements(int64_t count) {
 //   struct Scratch : Rows with take(arena, op)   what one worker needs for one task
 //   attend(tile, scratch)                        walks over the panels: scores, weights and products
 // Op: the operand format of the products. A task has at most MaxRows queries of one frame and head, in whole blocks of BlockRows;
-// there are `Copies` of them, which may be rotated for different pages. In a panel a page's keys take whole PartKeys columns.
-template <class Kernel, class Isa, class T, class Op, int MaxRows, int BlockRows, int PartKeys, int Copies>
+// there are `Copies` of them, which may be rotated for different pages. In a panel of PanelKeys columns a page's keys take whole
+// PartKeys.
+template <class Kernel, class Isa, class T, class Op, int MaxRows, int BlockRows, int PanelKeys, int PartKeys, int Copies>
 class AttentionRows {
  protected:
   using Vec = typename Isa::Vec;
@@ -57,9 +58,9 @@ class AttentionRows {
   using Channel = typename Op::Channel;
   static constexpr int W = Isa::width;
   static_assert(MaxRows % BlockRows == 0 && MaxRows % W == 0, "a task is whole blocks, and whole vectors of row state");
-  static constexpr int kGroup = W * Op::depth;         // columns that are narrowed together, of one page
-  static constexpr int kGroups = kPanelKeys / kGroup;  // of a panel
-  static_assert(kPanelKeys % PartKeys == 0 && PartKeys % kGroup == 0 && PartKeys % PageLayout::block_tokens == 0, "");
+  static constexpr int kGroup = W * Op::depth;        // columns that are narrowed together, of one page
+  static constexpr int kGroups = PanelKeys / kGroup;  // of a panel
+  static_assert(PanelKeys % PartKeys == 0 && PartKeys % kGroup == 0 && PartKeys % PageLayout::block_tokens == 0, "");
 
   struct Rows {
     Channel *queries;  // [Copies][MaxRows][query_row], rotated
@@ -92,12 +93,12 @@ class AttentionRows {
   };
 
   struct Panel {
-    Part parts[kPanelKeys / PageLayout::block_tokens];
+    Part parts[PanelKeys / PageLayout::block_tokens];
     int count;                    // of parts
-    int lanes[kPanelKeys / W];    // with keys, of each vector
+    int lanes[PanelKeys / W];     // with keys, of each vector
     float bias[kGroups];          // of each group's page
     int64_t ended_page[kGroups];  // the page whose last keys are in the group, or -1
-    bool is_whole;                // 64 keys of one page that has more
+    bool is_whole;                // as many keys as it can hold, of one page that has more
 
     const Part *begin() const { return parts; }
     const Part *end() const { return parts + count; }
@@ -132,11 +133,11 @@ class AttentionRows {
   bool next_panel(const Tile &tile, Position &at, Panel &panel) const {
     panel.count = 0;
     for (int &lanes : panel.lanes) lanes = 0;
-    for (int column = 0; column < kPanelKeys && at.page < op_.pages;) {
+    for (int column = 0; column < PanelKeys && at.page < op_.pages;) {
       const float bias = op_.bias ? op_.bias[at.page * op_.heads + tile.head] * kLog2E : 0.0f;
       const int64_t left = bias == -INFINITY ? 0 : op_.page_tokens - at.token;
-      const bool last = left <= kPanelKeys - column;
-      const Part part{at.page, at.token, last ? static_cast<int>(left) : kPanelKeys - column, column, at.token == 0};
+      const bool last = left <= PanelKeys - column;
+      const Part part{at.page, at.token, last ? static_cast<int>(left) : PanelKeys - column, column, at.token == 0};
       at = last ? Position{at.page + 1, 0} : Position{at.page, at.token + part.count};
       if (part.count == 0) continue;
       panel.parts[panel.count++] = part;
@@ -147,7 +148,7 @@ class AttentionRows {
       }
       column = (column + PartKeys - 1) / PartKeys * PartKeys;
     }
-    panel.is_whole = panel.lanes[kPanelKeys / W - 1] == W && panel.count == 1 && panel.ended_page[kGroups - 1] < 0;
+    panel.is_whole = panel.lanes[PanelKeys / W - 1] == W && panel.count == 1 && panel.ended_page[kGroups - 1] < 0;
     return panel.count > 0;
   }
 
@@ -167,7 +168,7 @@ class AttentionRows {
         op_.dim);
   }
 
-  // Scores of one row [kPanelKeys] to weights [kPanelKeys], which may be the same memory; weights of columns without a key are 0.
+  // Scores of one row [PanelKeys] to weights [PanelKeys], which may be the same memory; weights of columns without a key are 0.
   // raised(factor) is called when the row's maximum moves, to rescale weights of earlier panels.
   template <class Raised>
   void weigh_row(int r, const float *scores, Element *weights, const Panel &panel, const Rows &s, const Raised &raised) const {
@@ -187,7 +188,7 @@ class AttentionRows {
  private:
   const T *page(const Part &part) const { return static_cast<const T *>(op_.pool) + op_.page_table[part.page] * op_.page_stride; }
 
-  // A panel of 64 keys of one page.
+  // A panel full of one page's keys.
   template <class Raised>
   void weigh_whole(int r, const float *scores, Element *weights, const Panel &panel, const Rows &s, const Raised &raised) const {
     const Vec c = Isa::set(score_scale_);
@@ -271,7 +272,7 @@ class AttentionRows {
   [[gnu::noinline]] float raise_max(int r, const float *scores, const Panel &panel, const Rows &s) const {
     const Vec c = Isa::set(score_scale_);
     Vec high = Isa::set(-INFINITY);
-    for (int j = 0; j < kPanelKeys / W; ++j) {
+    for (int j = 0; j < PanelKeys / W; ++j) {
       if (panel.lanes[j] == 0) continue;
       const Vec score = Isa::multiply_add(Isa::load(scores + j * W), c, Isa::set(panel.bias[j / Op::depth]));
       high = Isa::max(high, Isa::first_n(score, panel.lanes[j], -INFINITY));

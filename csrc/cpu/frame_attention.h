@@ -7,7 +7,7 @@
 // frames, heads, pairs, 2]. T is float or Bf16.
 //
 // A task is a tile of up to 96 queries of one frame and head. It walks over the pages; on each it rotates the queries' first
-// 2 * pairs channels anew (K carries no temporal phase). It takes the keys in panels of 64, which may belong to several pages:
+// 2 * pairs channels anew (K carries no temporal phase). It takes the keys in panels, which may belong to several pages:
 //   scores = Q K^T      float32, in the scratch of the worker
 //   weights             written over the scores; see attention_rows.h
 //   output += weights V
@@ -41,9 +41,10 @@ constexpr int part_keys() {
 
 template <class Isa, class T>
 class FrameAttentionKernel : public AttentionRows<FrameAttentionKernel<Isa, T>, Isa, T, typename Isa::template Operand<T>,
-                                                  kTileRows, Isa::rows, part_keys<Isa, T>(), 1> {
+                                                  kTileRows, Isa::rows, kPanelVectors * Isa::width, part_keys<Isa, T>(), 1> {
   using Op = typename Isa::template Operand<T>;
-  using Base = AttentionRows<FrameAttentionKernel, Isa, T, Op, kTileRows, Isa::rows, part_keys<Isa, T>(), 1>;
+  static constexpr int kPanelKeys = kPanelVectors * Isa::width;
+  using Base = AttentionRows<FrameAttentionKernel, Isa, T, Op, kTileRows, Isa::rows, kPanelKeys, part_keys<Isa, T>(), 1>;
   friend Base;
   using Base::layout_;
   using Base::op_;

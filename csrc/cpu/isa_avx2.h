@@ -127,6 +127,13 @@ struct Avx2Isa {
     }
   }
 
+  static void stream_line(const void *from, void *to) {
+    const auto *half = static_cast<const __m256i *>(from);
+    _mm256_stream_si256(static_cast<__m256i *>(to), _mm256_load_si256(half));
+    _mm256_stream_si256(static_cast<__m256i *>(to) + 1, _mm256_load_si256(half + 1));
+  }
+  static void fence() { _mm_sfence(); }
+
   static void interleave(const uint16_t *first, const uint16_t *second, uint16_t *to, int64_t count) {
     int64_t i = 0;
     for (; i + 16 <= count; i += 16) {

@@ -128,6 +128,11 @@ struct Avx512Bf16Isa {
   }
   static Vec scale(Vec value, Vec whole) { return _mm512_scalef_ps(value, whole); }
 
+  static void stream_line(const void *from, void *to) {
+    _mm512_stream_si512(static_cast<__m512i *>(to), _mm512_load_si512(from));
+  }
+  static void fence() { _mm_sfence(); }
+
   static void interleave(const uint16_t *first, const uint16_t *second, uint16_t *to, int64_t count) {
     for (int64_t i = 0; i < count; i += width) {
       const __mmask16 lanes = first_lanes(count - i < width ? static_cast<int>(count - i) : width);

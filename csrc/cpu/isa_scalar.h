@@ -154,6 +154,10 @@ struct ScalarIsa {
     }
   }
 
+  // Copies a cache line to where nobody reads it soon, past the caches if that is possible. Other threads see it after fence().
+  static void stream_line(const void *from, void *to) { std::memcpy(to, from, 64); }
+  static void fence() {}
+
   // to[i] = (first[i], second[i]) for `count` pairs of bfloat16, as bits.
   static void interleave(const uint16_t *first, const uint16_t *second, uint16_t *to, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {

@@ -7,6 +7,7 @@
 #include "cpu/gelu.h"
 #include "cpu/kv_write.h"
 #include "cpu/modulated_norm.h"
+#include "cpu/sampler_step.h"
 #include "cpu/tile_attention.h"
 
 namespace lolrt {
@@ -51,6 +52,7 @@ constexpr Kernels make_kernels() {
           attention<Isa>,
           run<Isa, ModulatedNormKernel, ModulatedNorm>,
           run<Isa, GeluKernel, Gelu>,
+          SamplerStepKernel<Isa>::run,
           run<Isa, ChannelNormKernel, ChannelNorm>,
           Conv3dKernel<Isa>::run};
 }

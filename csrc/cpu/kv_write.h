@@ -7,12 +7,13 @@
 // in core/page_layout.h. A task is a block of 16 tokens of one frame, which is what a block of K in a page holds. K of a head is
 // projected into a stage of 16 rows and transposed into the page in registers, words of 32 bits at a time: a float, or the pair
 // of bfloat16 that lie side by side in a page. Queries and V go row by row, as they lie in memory. Padding of a page is not
-// written.
+// written. Large calls assemble a block of a head's K and V in L1 and write it past the caches, line by line.
 #pragma once
 
 #include "core/ops.h"
 #include "core/threads.h"
 #include "cpu/bf16.h"
+#include "cpu/tuning.h"
 
 #include <cmath>
 #include <cstdint>
@@ -39,6 +40,7 @@ class KvWriteKernel {
       const int64_t first = task % blocks * kBlock;
       const int64_t left = op.tokens - first;
       kernel.write({task / blocks, first, static_cast<int>(left < kBlock ? left : kBlock)});
+      if (kernel.streams_) Isa::fence();
     });
   }
 
@@ -49,7 +51,14 @@ class KvWriteKernel {
   };
   using Stage = float[kBlock][PageLayout::max_dim / depth];  // 16 rows of K, as words
 
-  explicit KvWriteKernel(const KvWrite &op) : op_(op), layout_(LOLRT_DEVICE_CPU, op.dtype, op.tokens, op.heads, op.dim) {}
+  static constexpr int64_t kLine = PageLayout::part_bytes;
+  static constexpr int64_t kBlockBytes = kBlock * PageLayout::max_dim * sizeof(T);
+
+  explicit KvWriteKernel(const KvWrite &op)
+      : op_(op),
+        layout_(LOLRT_DEVICE_CPU, op.dtype, op.tokens, op.heads, op.dim),
+        streams_(op.frames * layout_.elements * static_cast<int64_t>(sizeof(T)) > kStreamedBytes &&
+                 reinterpret_cast<uintptr_t>(op.pages) % kLine == 0 && op.page_stride * sizeof(T) % kLine == 0) {}
 
   void write(const Block &block) const {
     if (op_.q.data) write_queries(block);
@@ -73,19 +82,39 @@ class KvWriteKernel {
   void write_heads(const Block &block, T *keys, T *values) const {
     float scale[kBlock];
     for (int t = 0; t < block.tokens; ++t) scale[t] = inverse_rms(op_.k, op_.k_weight, block, t);
+    const bool streams = streams_ && block.tokens == kBlock && op_.dim % kChannels == 0;  // whole lines
     alignas(64) Stage stage;
+    alignas(64) char assembled[kBlockBytes];
     for (int64_t head = 0; head < op_.heads; ++head) {
       T *key = keys + head * layout_.key_head + block.first * op_.dim;
       T *value = values + head * layout_.value_head + block.first * kChannels;
-      for (int64_t c = 0; c < op_.dim; c += kChannels)
-        prefetch(value + c / kChannels * layout_.value_block, block.tokens * kChannels);
+      if (!streams) prefetch_block(key, value, block);
       for (int t = 0; t < block.tokens; ++t) {
-        prefetch(key + t * op_.dim, op_.dim);
         project(op_.k, op_.k_weight, block, t, head, scale[t], reinterpret_cast<T *>(stage[t]));
       }
-      store_keys(stage, block, key);
-      write_values(block, head, value);
+      if (streams) {
+        auto *lines = reinterpret_cast<T *>(assembled);
+        store_keys(stage, block, lines);
+        stream(lines, key, kBlock * op_.dim);
+        write_values(block, head, lines, kBlock * kChannels);
+        for (int64_t c = 0; c < op_.dim; c += kChannels, value += layout_.value_block) {
+          stream(lines + c * kBlock, value, kBlock * kChannels);
+        }
+      } else {
+        store_keys(stage, block, key);
+        write_values(block, head, value, layout_.value_block);
+      }
     }
+  }
+
+  static void stream(const T *from, T *to, int64_t count) {
+    constexpr int64_t line = kLine / sizeof(T);
+    for (int64_t i = 0; i < count; i += line) Isa::stream_line(from + i, to + i);
+  }
+
+  void prefetch_block(const T *key, const T *value, const Block &block) const {
+    prefetch(key, block.tokens * op_.dim);
+    for (int64_t c = 0; c < op_.dim; c += kChannels, value += layout_.value_block) prefetch(value, block.tokens * kChannels);
   }
 
   // Fetches lines to be written, while there is something else to do.
@@ -179,9 +208,10 @@ class KvWriteKernel {
     }
   }
 
-  // [tokens][dim] of a head to [dim / 16][tokens / depth][16][depth], what is adjacent there one after the other.
-  void write_values(const Block &block, int64_t head, T *to) const {
-    for (int64_t c = 0; c < op_.dim; c += kChannels, to += layout_.value_block) {
+  // [tokens][dim] of a head to [dim / 16][tokens / depth][16][depth], what is adjacent there one after the other; blocks of 16
+  // channels are value_block elements apart.
+  void write_values(const Block &block, int64_t head, T *to, int64_t value_block) const {
+    for (int64_t c = 0; c < op_.dim; c += kChannels, to += value_block) {
       if (c + kChannels <= op_.dim) {
         write_channels(block, head, c, kChannels, to);
       } else {
@@ -207,6 +237,7 @@ class KvWriteKernel {
 
   const KvWrite &op_;
   const PageLayout layout_;
+  const bool streams_;
 };
 
 }  // namespace

@@ -17,8 +17,9 @@ namespace lolrt {
 namespace {
 
 template <class Isa, class Op, class Tiles>
-class TileAttentionKernel : public AttentionRows<TileAttentionKernel<Isa, Op, Tiles>, Isa, Bf16, Op, kTileTaskRows, 32, 32, 2> {
-  using Base = AttentionRows<TileAttentionKernel, Isa, Bf16, Op, kTileTaskRows, 32, 32, 2>;
+class TileAttentionKernel
+    : public AttentionRows<TileAttentionKernel<Isa, Op, Tiles>, Isa, Bf16, Op, kTileTaskRows, 32, kTilePanelKeys, 32, 2> {
+  using Base = AttentionRows<TileAttentionKernel, Isa, Bf16, Op, kTileTaskRows, 32, kTilePanelKeys, 32, 2>;
   friend Base;
   using Base::layout_;
   using Base::op_;
@@ -34,21 +35,21 @@ class TileAttentionKernel : public AttentionRows<TileAttentionKernel<Isa, Op, Ti
   static constexpr int64_t kTile = kSide * kDepth;  // elements
   static constexpr int kStrip = 2 * kSide;          // rows: queries that are multiplied together
   static constexpr int kHalves = 2;                 // of a panel
-  static constexpr int kPanels = kTileSpanKeys / kPanelKeys;
+  static constexpr int kPanels = kTileSpanKeys / kTilePanelKeys;
   static constexpr int64_t kWeightRow = row_elements<Bf16>(kTileSpanKeys);
-  static_assert(Op::depth == 2 && kPanelKeys == kHalves * kDepth && kTileSpanKeys % kPanelKeys == 0, "");
+  static_assert(Op::depth == 2 && kTilePanelKeys == kHalves * kDepth && kTileSpanKeys % kTilePanelKeys == 0, "");
 
   struct Scratch : Base::Rows {
-    float *scores;      // [kStrip][kPanelKeys]
+    float *scores;      // [kStrip][kTilePanelKeys]
     Bf16 *weights;      // [kTileTaskRows][kWeightRow]
-    Bf16 *last_keys;    // [kPanelKeys / 16][kTile]: the last dim % 32 channels of a panel's keys, zero beyond them
+    Bf16 *last_keys;    // [kTilePanelKeys / 16][kTile]: the last dim % 32 channels of a panel's keys, zero beyond them
     Bf16 *last_values;  // [kPanels * kHalves][dim / 16][kTile]: V of the last tokens of pages, zero beyond them
 
     void take(Arena &arena, const FrameAttention &op) {
       Base::Rows::take(arena, op);
-      scores = arena.take<float>(kStrip * kPanelKeys);
+      scores = arena.take<float>(kStrip * kTilePanelKeys);
       weights = arena.take<Bf16>(kTileTaskRows * kWeightRow);
-      last_keys = arena.take<Bf16>(op.dim % kDepth ? kPanelKeys / kSide * kTile : 0);
+      last_keys = arena.take<Bf16>(op.dim % kDepth ? kTilePanelKeys / kSide * kTile : 0);
       last_values = arena.take<Bf16>(kPanels * kHalves * blocks(op) * kTile);
     }
   };
@@ -77,7 +78,7 @@ class TileAttentionKernel : public AttentionRows<TileAttentionKernel<Isa, Op, Ti
   static int64_t blocks(const FrameAttention &op) { return (op.dim + kSide - 1) / kSide; }  // of channels of V
 
   void attend(const Tile &tile, const Scratch &s) const {
-    if (op_.dim % kDepth) std::memset(s.last_keys, 0, kPanelKeys / kSide * kTile * sizeof(Bf16));
+    if (op_.dim % kDepth) std::memset(s.last_keys, 0, kTilePanelKeys / kSide * kTile * sizeof(Bf16));
     Tiles tiles;
     Position at;
     int copy = 0;
@@ -99,7 +100,7 @@ class TileAttentionKernel : public AttentionRows<TileAttentionKernel<Isa, Op, Ti
         for (int half = 0; half < kHalves; ++half) {
           if (span.halves[half].keys_left > 0) score(tiles, span.halves[half], half, strip, s);
         }
-        weigh_strip(tile, span.panels[i], i * kPanelKeys, strip, s);
+        weigh_strip(tile, span.panels[i], i * kTilePanelKeys, strip, s);
       }
     }
   }
@@ -154,18 +155,18 @@ class TileAttentionKernel : public AttentionRows<TileAttentionKernel<Isa, Op, Ti
     for (int64_t k = 0; k < op_.dim / kDepth; ++k) step(operands.keys + k * kTile, kSide * op_.dim);
     if (op_.dim % kDepth) step(s.last_keys + half * 2 * kTile, kTile);
     float *scores = s.scores + half * kDepth;
-    tiles.template store<0>(scores, kPanelKeys);
-    tiles.template store<2>(scores + kSide * kPanelKeys, kPanelKeys);
+    tiles.template store<0>(scores, kTilePanelKeys);
+    tiles.template store<2>(scores + kSide * kTilePanelKeys, kTilePanelKeys);
     if (both) {
-      tiles.template store<1>(scores + kSide, kPanelKeys);
-      tiles.template store<3>(scores + kSide * kPanelKeys + kSide, kPanelKeys);
+      tiles.template store<1>(scores + kSide, kTilePanelKeys);
+      tiles.template store<3>(scores + kSide * kTilePanelKeys + kSide, kTilePanelKeys);
     }
   }
 
   // first_key: the panel's first column in the span.
   void weigh_strip(const Tile &tile, const Panel &panel, int first_key, int strip, const Scratch &s) const {
     const float *scores = s.scores;
-    for (int r = strip; r < std::min(strip + kStrip, tile.rows); ++r, scores += kPanelKeys) {
+    for (int r = strip; r < std::min(strip + kStrip, tile.rows); ++r, scores += kTilePanelKeys) {
       Bf16 *row = s.weights + r * kWeightRow;
       const auto rescale = [&](float factor) {
         for (int j = 0; j < first_key; j += W) Isa::store(row + j, Isa::mul(Isa::load(row + j), Isa::set(factor)));

@@ -25,6 +25,7 @@ extern "C" LOLRT_API const lolrt::CudaKernels *lolrt_cuda_kernels() {
                                               lolrt::cuda::frame_attention_workspace,
                                               lolrt::cuda::frame_attention,
                                               lolrt::cuda::modulated_norm,
-                                              lolrt::cuda::gelu};
+                                              lolrt::cuda::gelu,
+                                              lolrt::cuda::sampler_step};
   return &kernels;
 }

@@ -10,5 +10,6 @@ uint64_t frame_attention_workspace(const FrameAttention &op);
 CudaOutcome frame_attention(const FrameAttention &op);
 CudaOutcome modulated_norm(const ModulatedNorm &op);
 CudaOutcome gelu(const Gelu &op);
+CudaOutcome sampler_step(const SamplerStep &op);
 
 }  // namespace lolrt::cuda

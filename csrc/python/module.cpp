@@ -127,6 +127,14 @@ void gelu(py::handle x, uintptr_t stream) {
   call<const lolrt_gelu_desc *>(lolrt_gelu, &desc);
 }
 
+void sampler_step(py::handle sample, double level, py::handle velocity, double after, py::handle noise, py::handle out,
+                  uintptr_t stream) {
+  const Borrowed sample_(sample), velocity_(velocity), noise_(noise), out_(out);
+  const lolrt_sampler_step_desc desc{sizeof desc,     level,        after,      sample_.get(),
+                                     velocity_.get(), noise_.get(), out_.get(), stream_of(stream)};
+  call<const lolrt_sampler_step_desc *>(lolrt_sampler_step, &desc);
+}
+
 void channel_norm(py::handle x, py::handle gamma, bool silu, py::handle out) {
   const Borrowed x_(x), gamma_(gamma), out_(out);
   const lolrt_channel_norm_desc desc{sizeof desc, silu, x_.get(), gamma_.get(), out_.get()};
@@ -244,6 +252,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("modulated_norm", &modulated_norm, arg("x"), arg("residual"), arg("gate"), arg("scale"), arg("shift"), arg("eps"),
         arg("out"), arg("stream") = 0);
   m.def("gelu", &gelu, arg("x"), arg("stream") = 0);
+  m.def("sampler_step", &sampler_step, arg("sample"), arg("level"), arg("velocity"), arg("after"), arg("noise"), arg("out"),
+        arg("stream") = 0);
   m.def("channel_norm", &channel_norm, arg("x"), arg("gamma"), arg("silu"), arg("out"));
   m.def("conv3d", &conv3d, arg("past"), arg("x"), arg("weight"), arg("bias"), arg("residual"), arg("out"));
   m.def("phase_increments", &phase_increments, arg("radians"), arg("out"));

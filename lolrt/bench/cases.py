@@ -280,6 +280,20 @@ def gelu(shape: Shape, dtype: torch.dtype, **flags: Any) -> Case:
     return Case("gelu", shape.name, dtype, 15.0 * elements, 2.0 * elements * dtype.itemsize, "bytes", make, **flags)
 
 
+def sampler_step(name: str, elements: int, **flags: Any) -> Case:
+    """To the next noise level. Peer: as published."""
+
+    def make(compiled: bool) -> Trial:
+        sample, velocity, noise = random(3, elements)
+
+        def ours() -> Tensor:
+            return ops.sampler_step(sample, 0.9, velocity, after=0.5, noise=noise)
+
+        return Trial(ours, {"torch": lambda: 0.5 * (sample.double() - 0.9 * velocity.double()).float() + 0.5 * noise})
+
+    return Case("sampler_step", name, FP32, 5.0 * elements, 16.0 * elements, "bytes", make, **flags)
+
+
 def channel_norm(images: Images, dtype: torch.dtype, **flags: Any) -> Case:
     """With SiLU, and the margin that the convolution after it reads. Peer: as published, channels first, no margin."""
 
@@ -373,6 +387,9 @@ CASES: tuple[Case, ...] = (
     gelu(ODD, BF16),
     gelu(WAN, BF16, quick=True),
     gelu(WAN, FP32),
+    sampler_step("tiny", 3 * 24 * 8 * 12),
+    sampler_step("odd", 12345),
+    sampler_step("1.3B", 3 * 16 * 60 * 104, quick=True),
     channel_norm(TINY_IMAGES, BF16),
     channel_norm(ODD_IMAGES, BF16),
     channel_norm(WAN_IMAGES, BF16, quick=True),

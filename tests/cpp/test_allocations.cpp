@@ -63,6 +63,9 @@ void test_ops() {
 }
 
 void test_tables_and_noise() {
+  Tensor<float> sample({100000}), velocity({100000}), fresh({100000});
+  const lolrt_sampler_step_desc step{sizeof step, 0.9, 0.5, &sample, &velocity, &fresh, &sample, nullptr};
+  CHECK(of_later_calls([&] { return lolrt_sampler_step(&step); }) == 0);
   Tensor<uint64_t> turns({3, 22});
   Tensor<int64_t> offsets({12, 3});
   Tensor<float> table({12, 3, 3, 22, 2}), noise({16, 60, 104});

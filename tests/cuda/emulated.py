@@ -58,6 +58,9 @@ _FrameAttention = _descriptor(
 )  # fmt: skip
 _ModulatedNorm = _descriptor("ModulatedNorm", eps=_F32, x=_P, residual=_P, gate=_P, scale=_P, shift=_P, out=_P, stream=ctypes.c_void_p)
 _Gelu = _descriptor("Gelu", x=_P, stream=ctypes.c_void_p)
+_SamplerStep = _descriptor(
+    "SamplerStep", level=ctypes.c_double, after=ctypes.c_double, sample=_P, velocity=_P, noise=_P, out=_P, stream=ctypes.c_void_p
+)
 
 
 class AbiError(Exception):
@@ -149,6 +152,9 @@ class Emulated:
 
     def gelu(self, x: Tensor) -> None:
         self._call("gelu", _Gelu, {"x": x})
+
+    def sampler_step(self, **arguments: Any) -> None:
+        self._call("sampler_step", _SamplerStep, arguments)
 
     def buffers(self, tensors: list[Tensor]) -> None:
         """The memory that the next calls may touch: that of these tensors."""

@@ -45,7 +45,7 @@ class OnCuda:
 
 
 class EmulatedCore:
-    """Stands in for `lolrt._core` where `lolrt.ops` calls it: the four ops of CUDA, each under the emulator's checks."""
+    """Stands in for `lolrt._core` where `lolrt.ops` calls it: the ops of CUDA, each under the emulator's checks."""
 
     def __init__(self, emulated: Emulated, core: ModuleType) -> None:
         self._emulated, self._core = emulated, core

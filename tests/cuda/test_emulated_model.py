@@ -78,6 +78,7 @@ def test_the_embedded_model_makes_the_latents_of_the_cpus_kernels(device: str, c
             "frame_attention_workspace": 2 * layers * passes,
             "modulated_norm": (3 * layers + 1) * passes,
             "gelu": layers * passes,
+            "sampler_step": passes - 2,
         }
     with computing_with(_core):  # the CPU's kernels
         on_cpu, exact = (

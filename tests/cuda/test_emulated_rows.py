@@ -1,4 +1,4 @@
-"""kv_write, modulated_norm and gelu of csrc/cuda, emulated, not run on a GPU: against the float64 oracle by the rule of rule.py."""
+"""The row ops of csrc/cuda, emulated, not run on a GPU: against the float64 oracle by the rule of rule.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from emulated import AbiError, Emulated
 from rule import check, cos_sin, fp64, name_of
-from test_row_ops import public_projection
+from test_row_ops import public_projection, public_step
 from torch import Tensor
 
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
@@ -120,6 +120,16 @@ def test_gelu_of_small_and_of_large_numbers(cuda: Emulated, dtype: torch.dtype) 
     out = large[None, None].clone()
     cuda.gelu(out)
     assert torch.equal(out[0, 0, :4], large[:4]) and (out[0, 0, 4:7].float().abs() < 1e-30).all() and out[0, 0, 7].isnan()
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+@pytest.mark.parametrize("elements", [1, 255, 1000])
+def test_sampler_step_is_the_published_one(cuda: Emulated, elements: int, noisy: bool) -> None:
+    sample, velocity, noise = torch.randn(3, elements, generator=torch.Generator().manual_seed(elements))
+    expected = public_step(sample, 0.9, velocity, 0.3, noise if noisy else None)
+    out = torch.full((elements + 2,), torch.nan)
+    cuda.sampler_step(level=0.9, after=0.3, sample=sample, velocity=velocity, noise=noise if noisy else None, out=out[1:-1])
+    assert torch.equal(out[1:-1], expected) and out[0].isnan() and out[-1].isnan()
 
 
 def test_rows_that_do_not_fit(cuda: Emulated) -> None:

@@ -206,6 +206,23 @@ typedef struct lolrt_gelu_desc {
 
 LOLRT_API lolrt_status lolrt_gelu(const lolrt_gelu_desc *desc);
 
+/* One step of a flow-matching sampler: to the clean sample that the model predicts and, with noise, on to the next noise level.
+ *   clean = round_float32(sample - level * velocity), in float64
+ *   out = noise ? (1 - after) * clean + after * noise : clean, in float32, 1 - after and after rounded to it
+ * All tensors are float32, also on CUDA. Source: Self-Forcing, pipeline/causal_inference.py. */
+typedef struct lolrt_sampler_step_desc {
+  uint32_t struct_size;         /* sizeof(lolrt_sampler_step_desc) */
+  double level;                 /* how far to follow the flow back; the noise level of `sample`, to arrive at the clean one */
+  double after;                 /* the noise level of `out`; unused without noise */
+  const lolrt_tensor *sample;   /* float32 [elements] */
+  const lolrt_tensor *velocity; /* float32 [elements] */
+  const lolrt_tensor *noise;    /* float32 [elements], or NULL */
+  const lolrt_tensor *out;      /* float32 [elements]; may be sample */
+  void *stream;                 /* as in lolrt_kv_write_desc */
+} lolrt_sampler_step_desc;
+
+LOLRT_API lolrt_status lolrt_sampler_step(const lolrt_sampler_step_desc *desc);
+
 /* ---- video decoder -------------------------------------------------------------------------------------------------------
  * The two ops that a causal VAE consists of, on images with their channels last. On the CPU only. */
 
