@@ -117,7 +117,7 @@ def test_without_a_driver_the_binding_says_so() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_a_pass_is_replayed_as_a_cuda_graph(data: Path, rollout_inputs: dict[str, Tensor]) -> None:
+def test_a_gpu_replays_a_pass_as_a_cuda_graph(data: Path, rollout_inputs: dict[str, Tensor]) -> None:
     """Captured over one chunk, replayed over the next: what differs between the two is in buffers that the stream has written."""
     dit = lolrt.load_dit(data / "self_forcing_dmd_small.pt", BF16, device="cuda")
     stream = lolrt.LatentStream(dit, rollout_inputs["prompt_embeds"], 8, 8)
