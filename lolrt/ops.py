@@ -270,12 +270,20 @@ def _conv3d(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, past: Tensor |
     _core.conv3d(past, x, weight, bias, residual, out)
 
 
-def _like_first(first: Tensor, *_: object) -> Tensor:
+def _check_places(*arguments: object) -> None:
+    """What the kernels ask for: all tensors on one device."""
+    places = {x.device for x in arguments if isinstance(x, Tensor)}
+    if len(places) > 1:
+        raise ValueError(f"tensors are on {', '.join(sorted(map(str, places)))}; expected all on one device: move them there")
+
+
+def _like_first(first: Tensor, *others: object) -> Tensor:
+    _check_places(first, *others)
     return torch.empty_like(first, memory_format=torch.contiguous_format)
 
 
-def _nothing(*_: object) -> None:
-    return None
+def _nothing(*arguments: object) -> None:
+    _check_places(*arguments)
 
 
 _BOTH = ("CPU", "CUDA")
