@@ -1,8 +1,13 @@
-"""The C++ core (liblolrt) on DLPack tensors: torch CPU tensors, NumPy arrays, or DLPack capsules.
+"""The C++ core (liblolrt) on DLPack tensors: torch tensors, NumPy and CuPy arrays, or DLPack capsules.
 
-Tensors marked T are float32 or bfloat16, the same for all of one call; their innermost dimension is contiguous, and outer ones may
-be strided where it says so. Nothing is allocated or converted: results are written to the tensors given for them. Each call releases
-the GIL. Errors carry one line that names the tensor, what was expected and what was given, and leave the outputs as they were:
+Tensors of a call are all on the CPU, or, for the ops that take a `stream`, all on the current CUDA device: work is then queued on that
+stream (a cudaStream_t as a number: `torch.cuda.current_stream().cuda_stream`, `cupy.cuda.get_current_stream().ptr`; 0 is the default
+stream) and the call returns; it waits for nothing, and whoever made the tensors has to have queued that on the same stream.
+
+Tensors marked T are float32 or bfloat16 on the CPU, bfloat16 or float16 on CUDA, the same for all of one call; their innermost
+dimension is contiguous, and outer ones may be strided where it says so. Nothing is allocated or converted: results are written to the
+tensors given for them. Each call releases the GIL. Errors carry one line that names the tensor, what was expected and what was given, and
+leave the outputs as they were:
 ValueError for arguments that do not fit, UnsupportedError (a RuntimeError) for what this build cannot do, MemoryError, and
 RuntimeError for a defect of the library.
 
@@ -29,6 +34,7 @@ def kv_write(
     q_out: _Tensor | None,
     pages: _Tensor | None,
     page_table: _Tensor | None,
+    stream: int = 0,
 ) -> None:
     """Projections to queries and pages: RMSNorm over all heads of a token, weight, rotation by the token's place in its frame.
 
@@ -62,6 +68,7 @@ def frame_attention(
     out: _Tensor,
     mass: _Tensor | None,
     workspace: _Tensor,
+    stream: int = 0,
 ) -> None:
     """Softmax attention of every query to every token of the listed pages.
 
@@ -72,21 +79,23 @@ def frame_attention(
     bias: float32 [pages, heads], added to the scores, -inf leaves a page out for a head; or None.
     scale: of the scores before the bias; 0 means 1 / sqrt(dim).
     mass: float32 [pages, frames, heads], softmax weight spent on a page, mean over the frame's queries; or None.
-    workspace: uint8, as many as `frame_attention_workspace` says; of any alignment.
+    workspace: uint8, as many as `frame_attention_workspace` says; of any alignment, where q is.
     """
 
 def modulated_norm(
-    x: _Tensor, residual: _Tensor | None, gate: _Tensor | None, scale: _Tensor, shift: _Tensor, eps: float, out: _Tensor
+    x: _Tensor, residual: _Tensor | None, gate: _Tensor | None, scale: _Tensor, shift: _Tensor, eps: float, out: _Tensor, stream: int = 0
 ) -> None:
     """x += gate * residual, in place, if a residual is given; out = LayerNorm(x) * scale + shift.
 
     x, residual, out: T [frames, tokens, channels], strided. gate (or None: 1), scale, shift: float32 [1 or frames, channels].
     """
 
-def gelu(x: _Tensor) -> None:
+def gelu(x: _Tensor, stream: int = 0) -> None:
     """GELU by its tanh form, in place. x: T [frames, tokens, channels], strided."""
 
-def sampler_step(sample: _Tensor, level: float, velocity: _Tensor, after: float, noise: _Tensor | None, out: _Tensor) -> None:
+def sampler_step(
+    sample: _Tensor, level: float, velocity: _Tensor, after: float, noise: _Tensor | None, out: _Tensor, stream: int = 0
+) -> None:
     """clean = sample - level * velocity, in float64, then rounded; out = (1 - after) * clean + after * noise, or clean without noise.
 
     All float32 [elements]; out may be sample.
@@ -131,8 +140,10 @@ def normal(seed: int, frame: int, step: int, out: _Tensor) -> None:
     seed: 0 to 2^64 - 1. frame: int64. step: int32.
     """
 
-def page_elements(dtype: Literal["float32", "bfloat16"] | str, tokens: int, heads: int, dim: int) -> int:
-    """Elements of one page: K and V of `tokens` tokens and all heads, padding included."""
+def page_elements(
+    dtype: Literal["float32", "bfloat16", "float16"] | str, tokens: int, heads: int, dim: int, device: Literal["cpu", "cuda"] | str = "cpu"
+) -> int:
+    """Elements of one page on such a device: K and V of `tokens` tokens and all heads, padding included."""
 
 class Pool:
     """Which of a number of pages are free."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lolrt import _core, ops
+from lolrt.device import upload
 from lolrt.errors import Error
 from lolrt.gate import SinkGate
 
@@ -40,7 +41,7 @@ class Window:
 
 @dataclass(frozen=True)
 class ChunkPages:
-    """What the frames of a chunk attend to: pages of earlier frames, oldest first, then their own."""
+    """What the frames of a chunk attend to: pages of earlier frames, oldest first, then their own. Valid until the next chunk comes."""
 
     frames: Sequence[int]
     page_table: Tensor
@@ -52,12 +53,19 @@ class ChunkPages:
 
 
 class KVCache:
-    """Pages of all layers, [layers, pages, page_elements]; allocated once, written in place, never moved."""
+    """Pages of all layers, [layers, pages, page_elements], and the table of those in use; allocated once, written in place, never moved.
 
-    def __init__(self, window: Window, layers: int, tokens: int, heads: int, head_dim: int, dtype: torch.dtype) -> None:
+    So a chunk over a full window finds all that it reads and writes where the chunk before did.
+    """
+
+    def __init__(
+        self, window: Window, layers: int, tokens: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device = ops.CPU
+    ) -> None:
         self.config = window
-        self.pages = torch.empty(layers, window.pages, ops.page_elements(dtype, tokens, heads, head_dim), dtype=dtype)
+        elements = ops.page_elements(dtype, tokens, heads, head_dim, device)
+        self.pages = torch.empty(layers, window.pages, elements, dtype=dtype, device=device)
         self.layer_pages = self.pages.unbind(0)
+        self._table = torch.zeros(window.pages, dtype=torch.int32, device=device)
         self._pool = _core.Pool(window.pages)
         self._window = _core.Window(self._pool, window.sink_frames, window.recent_frames)
         self._read()
@@ -83,15 +91,20 @@ class KVCache:
         return self.frames[-1] - self.frames[index]
 
     def _chunk(self, start: int, stop: int) -> ChunkPages:
-        return ChunkPages(self.frames[:stop], self.page_table[:stop].clone(), self.page_table[start:stop].clone(), self.layer_pages)
+        return ChunkPages(self.frames[:stop], self.page_table[:stop], self.page_table[start:stop], self.layer_pages)
 
     def _read(self) -> None:
         pages, self.frames = self._window.read()
-        self.page_table = torch.tensor(pages, dtype=torch.int32)
+        self.page_table = self._table[: len(pages)]
+        self.page_table.copy_(upload(torch.tensor(pages, dtype=torch.int32), self._table.device))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The frames in the window, int64 [n], and their pages in that order, [layers, n, page_elements]."""
-        return {"frames": torch.tensor(self.frames, dtype=torch.int64), "pages": self.pages[:, self.page_table.long()]}
+        """The frames in the window, int64 [n], their pages in that order, [layers, n, page_elements], and whether these are CUDA's."""
+        return {
+            "frames": torch.tensor(self.frames, dtype=torch.int64),
+            "pages": self.pages[:, self.page_table.long()],
+            "on_cuda": torch.tensor(self.pages.is_cuda),
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Puts a saved window into a fresh cache; pages may land elsewhere in the pool, which changes no bit of any result."""
@@ -101,6 +114,8 @@ class KVCache:
                 f"saved pages are {saved.dtype} {list(saved.shape)}, this stream's are {self.pages.dtype} {list(self.pages.shape)}: "
                 "the state belongs to another model, frame size or dtype"
             )
+        if bool(state.get("on_cuda", False)) is not self.pages.is_cuda:
+            raise Error(f"saved pages are not those of {self.pages.device.type}, where this stream is: go on where the state was saved")
         pool = _core.Pool(self.config.pages)
         window = _core.Window(pool, self.config.sink_frames, self.config.recent_frames)
         try:
@@ -109,4 +124,4 @@ class KVCache:
             raise Error(f"the saved window does not fit into this stream's: {error}") from error
         self._pool, self._window = pool, window
         self._read()
-        self.pages[:, self.page_table.long()] = saved
+        self.pages[:, self.page_table.long()] = saved.to(self.pages.device)

@@ -86,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--vae-tile", metavar="PIXELS", type=positive(int), help="decode in tiles of this size: less memory, not quite the same"
     )
+    generate.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, or a GPU by its number, such as cuda:1")
     generate.add_argument("--threads", type=positive(int), help="CPU threads; by default all cores")
 
     inspect = commands.add_parser("inspect", help="what a checkpoint is, and what it lacks")
@@ -176,11 +177,13 @@ def run_generate(arguments: argparse.Namespace) -> None:
         from tqdm import tqdm
 
         import lolrt
+        from lolrt.device import usable
         from lolrt.script import Cue, follow, read_script
         from lolrt.video_reader import read_frames
 
         if arguments.threads:
             lolrt.set_threads(arguments.threads)
+        device = usable(arguments.device)
         if not 0 <= arguments.seed < 2**64 or not 0 <= arguments.jitter_seed < 2**32:
             raise Error("--seed must be in 0 .. 2^64 - 1 and --jitter-seed in 0 .. 2^32 - 1")
         rope = lolrt.Rope(
@@ -198,10 +201,12 @@ def run_generate(arguments: argparse.Namespace) -> None:
         cues = read_script(arguments.script) if arguments.script else [Cue(0, arguments.prompt)]
         text = lolrt.EmbeddingFile(arguments.text) if arguments.text else lolrt.load_text(arguments.model)
         text.encode([cue.prompt for cue in cues])  # all, before the rest of the model needs the memory, and an error can end a long run
-        pipe = lolrt.load(arguments.model, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text)
+        pipe = lolrt.load(arguments.model, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, device=device)
         start = pipe.encode_video(read_frames(arguments.start, pipe.height, pipe.width, pipe.fps)) if arguments.start else None
         stream = pipe.stream(cues[0].prompt, seed=arguments.seed, rope=rope, window=window, probe=True, start=start)
         chunks = follow(stream, cues[1:], pipe.fps, recache=arguments.recache, over_chunks=arguments.switch_chunks)
+        if device.type == "cuda":
+            chunks = one_ahead(chunks)
         total = None if arguments.endless else arguments.frames or round((arguments.seconds or DEFAULT_SECONDS) * pipe.fps) or 1
 
         with (
@@ -223,6 +228,15 @@ def run_generate(arguments: argparse.Namespace) -> None:
         print(f"{arguments.output}: {bar.n} frames, {bar.n / pipe.fps:.1f} s at {pipe.fps} frames/s")
         if arguments.probe:
             print(f"{mass_log.path}: attention mass per chunk, layer, head and page")
+
+
+def one_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """The same chunks, each given when the next is queued: a GPU works on that one while this one is decoded and written."""
+    chunk = next(chunks)
+    for following in chunks:
+        yield chunk
+        chunk = following
+    yield chunk
 
 
 def run_encode(arguments: argparse.Namespace) -> None:
@@ -327,8 +341,20 @@ def run_info(arguments: argparse.Namespace) -> None:
     print(f"python     {platform.python_version()}, torch {torch.__version__}, PyAV {av.__version__}")
     print(f"cpu        {platform.machine()}, {os.cpu_count()} cores; {' '.join(cpu_features()) or 'features unknown'}")
     print(f"kernels    {_core.isa()} (this CPU can run: {', '.join(_core.isas())}; LOLRT_ISA chooses), {_core.threads()} threads")
-    print("cuda       not built: this version's kernels are for CPUs")
+    print(f"cuda       {cuda_device()}")
     print(f"models     {', '.join(embedded_models()) or 'none'}")
+
+
+def cuda_device() -> str:
+    """The GPU that models would run on, or why there is none."""
+    import torch
+
+    from lolrt.device import usable
+
+    try:
+        return f"{(found := usable('cuda'))}, {torch.cuda.get_device_name(found)}"
+    except Error as error:
+        return str(error)
 
 
 def print_memory(arguments: argparse.Namespace) -> None:

@@ -13,7 +13,16 @@ from torch import Tensor
 from lolrt import ops
 from lolrt.codec import State
 from lolrt.vae_layers import AttentionBlock, Decoder, ResidualBlock, Upsample
-from lolrt.vae_stream import Convolution, Norm, StreamedAttentionBlock, StreamedResidualBlock, few_frames, surround, weights_of
+from lolrt.vae_stream import (
+    Convolution,
+    Norm,
+    StreamedAttentionBlock,
+    StreamedResidualBlock,
+    few_frames,
+    runs_on_our_kernels,
+    surround,
+    weights_of,
+)
 
 
 class StreamingDecoder:
@@ -60,7 +69,7 @@ class _Upsample:
         conv = cast(nn.Conv2d, block.resample[1])
         self.out_channels = conv.out_channels
         self.weight, self.bias = weights_of(conv)
-        self.native = self.weight.dtype == torch.float32
+        self.native = runs_on_our_kernels(self.weight)
         if self.native:
             self.phases = [ops.pack_convolution(weight, self.bias) for weight in _doubled_weights(self.weight)]
         else:

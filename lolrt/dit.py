@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lolrt import ops
 from lolrt.cache import ChunkPages
+from lolrt.device import upload
 from lolrt.errors import Error
 
 
@@ -158,6 +159,10 @@ class CausalDiT(nn.Module):
         return self.patch_embedding.weight.dtype
 
     @property
+    def device(self) -> torch.device:
+        return self.patch_embedding.weight.device
+
+    @property
     def _blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.blocks))
 
@@ -185,10 +190,10 @@ class CausalDiT(nn.Module):
         config = self.config
         self.check_text(prompt_embeds)
         padding = config.text_len - prompt_embeds.shape[0]
-        text = self.text_embedding(F.pad(prompt_embeds.to(self.dtype), (0, 0, 0, padding)))
-        elements = ops.page_elements(self.dtype, config.text_len, config.num_heads, config.head_dim)
-        pages = torch.empty(config.num_layers, 1, elements, dtype=self.dtype)
-        page_table = torch.zeros(1, dtype=torch.int32)
+        text = self.text_embedding(F.pad(upload(prompt_embeds.to(self.dtype), self.device), (0, 0, 0, padding)))
+        elements = ops.page_elements(self.dtype, config.text_len, config.num_heads, config.head_dim, self.device)
+        pages = torch.empty(config.num_layers, 1, elements, dtype=self.dtype, device=self.device)
+        page_table = torch.zeros(1, dtype=torch.int32, device=self.device)
         for block, layer_pages in zip(self._blocks, pages, strict=True):
             attn = block.cross_attn
             k, v = self._split_heads(attn.k(text)[None]), self._split_heads(attn.v(text)[None])
@@ -200,7 +205,7 @@ class CausalDiT(nn.Module):
         """What the model is told of each timestep, 0 .. 1000: float [n] -> n modulations."""
         half = self.config.freq_dim // 2
         angle = timesteps.double()[:, None] * 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-        e = self.time_embedding(torch.cat([angle.cos(), angle.sin()], dim=1).to(self.dtype))
+        e = self.time_embedding(upload(torch.cat([angle.cos(), angle.sin()], dim=1).to(self.dtype), self.device))
         projected = self.time_projection(e).unflatten(1, (6, self.config.dim))
         return [self._modulation(e[i], projected[i]) for i in range(len(timesteps))]
 

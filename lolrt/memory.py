@@ -124,7 +124,7 @@ def plan(
         kept("modulations", before)
 
         before = live.restart()
-        cache = KVCache(window, dit.num_layers, tokens, dit.num_heads, dit.head_dim, dtype)
+        cache = KVCache(window, dit.num_layers, tokens, dit.num_heads, dit.head_dim, dtype, model.device)
         for first_frame in range(0, window.pages, window.chunk_frames):  # until the window is full
             pages = cache.advance(first_frame, window.chunk_frames)
         kept(f"{window.pages} pages of {dit.num_layers} layers", before)

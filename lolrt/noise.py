@@ -17,7 +17,7 @@ NoiseSource = Callable[[int, int, int], Tensor]
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard normal noise keyed by (seed, latent frame, step): Philox4x32-10 and Box-Muller."""
+    """Standard normal noise keyed by (seed, latent frame, step): Philox4x32-10 and Box-Muller, drawn on the CPU."""
 
     seed: int
     channels: int
@@ -25,7 +25,7 @@ class Noise:
     width: int
 
     def __call__(self, first_frame: int, n_frames: int, step: int) -> Tensor:
-        out = torch.empty(n_frames, self.channels, self.height, self.width)
+        out = torch.empty(n_frames, self.channels, self.height, self.width, device="cpu")
         for i in range(n_frames):
             _core.normal(self.seed, first_frame + i, step, out[i])
         return out

@@ -1,13 +1,16 @@
 """The custom ops of the model on torch tensors: thin calls into `lolrt._core`, and their registration with `torch.library`.
 
-Called directly they go straight to the kernels; under `torch.compile`, and on the meta device, they appear as `torch.ops.lolrt.*` with fake
-implementations.
-All run on CPU, take float32 or bfloat16 (the same for all of one call), compute in float32 and round once.
+Called directly they go straight to the kernels; under `torch.compile`, on the meta device and for subclasses of tensors they appear as
+`torch.ops.lolrt.*` with fake implementations.
+All compute in float32 and round once. On the CPU they take float32 or bfloat16, the same for all of one call. On CUDA, where there are
+no `channel_norm` and `conv3d`, they take bfloat16 or float16 and queue their work on torch's current stream of the tensors' device.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +18,20 @@ from torch import Tensor
 
 from lolrt import _core
 
+CPU = torch.device("cpu")
+
 _local = threading.local()
 
 
 def _traced(x: Tensor) -> bool:
     """Whether ops are to appear as torch's: under torch.compile, and on tensors that have a shape and nothing else."""
-    return torch.compiler.is_compiling() or x.is_meta
+    return torch.compiler.is_compiling() or type(x) is not Tensor or x.is_meta
 
 
-def page_elements(dtype: torch.dtype, tokens: int, heads: int, dim: int) -> int:
-    """Elements of one page of the KV cache: K and V of `tokens` tokens, all heads, packed (layout: csrc/include/lolrt/lolrt.h)."""
-    return _core.page_elements(str(dtype).removeprefix("torch."), tokens, heads, dim)
+def page_elements(dtype: torch.dtype, tokens: int, heads: int, dim: int, device: torch.device = CPU) -> int:
+    """Elements of one page of the KV cache: K and V of `tokens` tokens, all heads, as the kernels of the device want them (layout:
+    csrc/include/lolrt/lolrt.h)."""
+    return _core.page_elements(str(dtype).removeprefix("torch."), tokens, heads, dim, "cuda" if device.type == "cuda" else "cpu")
 
 
 def kv_write(
@@ -110,7 +116,7 @@ def gelu(x: Tensor) -> None:
     if _traced(x):
         torch.ops.lolrt.gelu(x)
     else:
-        _core.gelu(x)
+        _gelu(x)
 
 
 def sampler_step(sample: Tensor, level: float, velocity: Tensor, *, after: float = 0.0, noise: Tensor | None = None) -> Tensor:
@@ -186,24 +192,33 @@ def attention(
             "and k, v [pages, tokens, heads, dim] of the same heads and dim"
         )
     count, tokens, heads, dim = k.shape
-    pages = torch.empty(count, page_elements(k.dtype, tokens, heads, dim), dtype=k.dtype)
-    page_table = torch.arange(count, dtype=torch.int32)
+    pages = torch.empty(count, page_elements(k.dtype, tokens, heads, dim, k.device), dtype=k.dtype, device=k.device)
+    page_table = torch.arange(count, dtype=torch.int32, device=k.device)
     kv_write(k, v, pages, page_table)
-    mass = torch.empty(count, q.shape[0], heads) if probe else None
+    mass = torch.empty(count, q.shape[0], heads, device=q.device) if probe else None
     out = frame_attention(q, pages, page_table, tokens, rotation=rotation, bias=bias, mass=mass)
     return out if mass is None else (out, mass)
+
+
+def _run(kernel: Callable[..., None], x: Tensor, *arguments: Any) -> None:
+    """Calls a kernel where its tensor x is."""
+    if not x.is_cuda:
+        kernel(*arguments)
+        return
+    with torch.cuda.device(x.device):
+        kernel(*arguments, stream=torch.cuda.current_stream().cuda_stream)
 
 
 def _kv_write(
     k: Tensor, v: Tensor, pages: Tensor, page_table: Tensor,
     weight: Tensor | None, rotation: Tensor | None, rotation_first_channel: int, eps: float,
 ) -> None:  # fmt: skip
-    _core.kv_write(None, k, v, None, weight, eps, rotation, rotation_first_channel, None, pages, page_table)
+    _run(_core.kv_write, k, None, k, v, None, weight, eps, rotation, rotation_first_channel, None, pages, page_table)
 
 
 def _normalize_queries(q: Tensor, weight: Tensor, rotation: Tensor | None, rotation_first_channel: int, eps: float) -> Tensor:
-    out = torch.empty(q.shape, dtype=q.dtype)
-    _core.kv_write(q, None, None, weight, None, eps, rotation, rotation_first_channel, out, None, None)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    _run(_core.kv_write, q, q, None, None, weight, None, eps, rotation, rotation_first_channel, out, None, None)
     return out
 
 
@@ -211,27 +226,39 @@ def _frame_attention(
     q: Tensor, pages: Tensor, page_table: Tensor, page_tokens: int,
     rotation: Tensor | None, bias: Tensor | None, mass: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    out = torch.empty(q.shape, dtype=q.dtype)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     needed = _core.frame_attention_workspace(q, pages, page_table, page_tokens, rotation, bias, out, mass)
-    workspace = getattr(_local, "workspace", None)
-    if workspace is None or workspace.numel() < needed:
-        workspace = _local.workspace = torch.empty(needed, dtype=torch.uint8)
-    _core.frame_attention(q, pages, page_table, page_tokens, rotation, bias, 0.0, out, mass, workspace)
+    workspace = _workspace(needed, q.device)
+    _run(_core.frame_attention, q, q, pages, page_table, page_tokens, rotation, bias, 0.0, out, mass, workspace)
     return out
+
+
+def _workspace(needed: int, device: torch.device) -> Tensor:
+    """On the CPU the thread's own, kept for its next call; on CUDA a new one, which torch keeps for the stream's next call."""
+    if device.type == "cuda":
+        return torch.empty(needed, dtype=torch.uint8, device=device)
+    workspace: Tensor | None = getattr(_local, "workspace", None)
+    if workspace is None or workspace.numel() < needed:
+        workspace = _local.workspace = torch.empty(needed, dtype=torch.uint8, device=device)
+    return workspace
 
 
 def _modulated_norm(
     x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, gate: Tensor | None, eps: float
 ) -> Tensor:  # fmt: skip
-    out = torch.empty(x.shape, dtype=x.dtype)
-    _core.modulated_norm(x, residual, gate, scale, shift, eps, out)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _run(_core.modulated_norm, x, x, residual, gate, scale, shift, eps, out)
     return out
+
+
+def _gelu(x: Tensor) -> None:
+    _run(_core.gelu, x, x)
 
 
 def _sampler_step(sample: Tensor, level: float, velocity: Tensor, after: float, noise: Tensor | None) -> Tensor:
     out = torch.empty(sample.shape, device=sample.device)
     flat = [None if x is None else x.reshape(-1) for x in (sample, velocity, noise)]
-    _core.sampler_step(flat[0], level, flat[1], after, flat[2], out.view(-1))
+    _run(_core.sampler_step, sample, flat[0], level, flat[1], after, flat[2], out.view(-1))
     return out
 
 
@@ -243,52 +270,69 @@ def _conv3d(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, past: Tensor |
     _core.conv3d(past, x, weight, bias, residual, out)
 
 
-def _like_first(first: Tensor, *_: object) -> Tensor:
+def _check_places(*arguments: object) -> None:
+    """What the kernels ask for: all tensors on one device."""
+    places = {x.device for x in arguments if isinstance(x, Tensor)}
+    if len(places) > 1:
+        raise ValueError(f"tensors are on {', '.join(sorted(map(str, places)))}; expected all on one device: move them there")
+
+
+def _like_first(first: Tensor, *others: object) -> Tensor:
+    _check_places(first, *others)
     return torch.empty_like(first, memory_format=torch.contiguous_format)
 
 
-def _nothing(*_: object) -> None:
-    return None
+def _nothing(*arguments: object) -> None:
+    _check_places(*arguments)
 
+
+_BOTH = ("CPU", "CUDA")
 
 _library = torch.library.Library("lolrt", "DEF")
-for _schema, _implementation, _fake in (
+for _schema, _implementation, _fake, _keys in (
     (
         "kv_write(Tensor k, Tensor v, Tensor(a!) pages, Tensor page_table, Tensor? weight, Tensor? rotation, "
         "int rotation_first_channel, float eps) -> ()",
         _kv_write,
         _nothing,
+        _BOTH,
     ),
     (
         "normalize_queries(Tensor q, Tensor weight, Tensor? rotation, int rotation_first_channel, float eps) -> Tensor",
         _normalize_queries,
         _like_first,
+        _BOTH,
     ),
     (
         "frame_attention(Tensor q, Tensor pages, Tensor page_table, int page_tokens, Tensor? rotation, Tensor? bias, "
         "Tensor(a!)? mass) -> Tensor",
         _frame_attention,
         _like_first,
+        _BOTH,
     ),
     (
         "modulated_norm(Tensor(a!) x, Tensor scale, Tensor shift, Tensor? residual, Tensor? gate, float eps) -> Tensor",
         _modulated_norm,
         _like_first,
+        _BOTH,
     ),
+    ("gelu(Tensor(a!) x) -> ()", _gelu, _nothing, _BOTH),
     (
-        "gelu(Tensor(a!) x) -> ()",
-        _core.gelu,
-        _nothing,
+        "sampler_step(Tensor sample, float level, Tensor velocity, float after, Tensor? noise) -> Tensor",
+        _sampler_step,
+        _like_first,
+        _BOTH,
     ),
-    ("sampler_step(Tensor sample, float level, Tensor velocity, float after, Tensor? noise) -> Tensor", _sampler_step, _like_first),
-    ("channel_norm(Tensor x, Tensor gamma, Tensor(a!) out, bool silu) -> ()", _channel_norm, _nothing),
+    ("channel_norm(Tensor x, Tensor gamma, Tensor(a!) out, bool silu) -> ()", _channel_norm, _nothing, ("CPU",)),
     (
         "conv3d(Tensor x, Tensor weight, Tensor bias, Tensor(a!) out, Tensor? past, Tensor? residual) -> ()",
         _conv3d,
         _nothing,
+        ("CPU",),
     ),
 ):
     _name = _schema.partition("(")[0]
     _library.define(_schema)
-    _library.impl(_name, _implementation, "CPU")
+    for _key in _keys:
+        _library.impl(_name, _implementation, _key)
     torch.library.register_fake(f"lolrt::{_name}", _fake, lib=_library)

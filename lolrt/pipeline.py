@@ -16,6 +16,7 @@ from lolrt.cache import Window
 from lolrt.checkpoint import Parts, find_parts, load_dit, load_taehv, load_vae
 from lolrt.checkpoint.folder import WAN_SETTINGS
 from lolrt.codec import Codec, State
+from lolrt.device import upload, usable
 from lolrt.dit import CausalDiT
 from lolrt.embeddings import cache_folder
 from lolrt.errors import Error
@@ -44,23 +45,26 @@ def load(
     vae: VAEChoice = "full",
     vae_tile: int | None = None,
     text: TextEncoder | None = None,
+    device: str | torch.device = "cpu",
 ) -> Pipeline:
     """Loads a pipeline: the name of an embedded model, or a folder, file or TOML file with a model's parts (docs/checkpoints.md).
 
-    dtype: torch.bfloat16 or torch.float32, of all weights and activations; by default bfloat16 where the CPU multiplies it, and
-    float32 elsewhere, where that is several times as fast. vae: "full", or "tiny" for the model's TAEHV, many times as fast and less
+    dtype: torch.bfloat16 or torch.float32, of all weights and activations; by default bfloat16 on CUDA and where the CPU multiplies it,
+    and float32 elsewhere, where that is several times as fast. vae: "full", or "tiny" for the model's TAEHV, many times as fast and less
     exact. vae_tile: side in pixels of the tiles that the VAE works on one after another, by default the whole picture at once. text: the
-    text encoder, by default the model's own. Raises `lolrt.Error` when there is no such model or a part of it is missing, and
-    `lolrt.CheckpointError` when its files are not what they should be.
+    text encoder, by default the model's own; it runs on the CPU. device: of the DiT and the VAE, "cpu" or "cuda" ("cuda:1").
+    Raises `lolrt.Error` when there is no such model, a part of it is missing, or the device cannot be used, and `lolrt.CheckpointError`
+    when its files are not what they should be.
     """
-    dtype = dtype or preferred_dtype()
+    dtype = dtype or preferred_dtype(device)
+    place = usable(device, dtype)
     parts = parts_of(model, {"dit", "taehv" if vae == "tiny" else "vae"})
     text = text or load_text(model)
-    codec: Codec = load_vae(parts.source, dtype=dtype) if vae == "full" else load_taehv(parts.source, dtype)
+    codec: Codec = load_vae(parts.source, dtype=dtype, device=place) if vae == "full" else load_taehv(parts.source, dtype, place)
     settings = {**WAN_SETTINGS, **parts.settings}
     return Pipeline(
         name=settings.get("name", parts.source.stem),
-        dit=load_dit(parts.source, dtype),
+        dit=load_dit(parts.source, dtype, device=place),
         vae=codec if vae_tile is None else Tiled(codec, vae_tile),
         encode_text=text,
         sampler=sampler_of(settings, parts.source),
@@ -71,9 +75,9 @@ def load(
     )
 
 
-def preferred_dtype() -> torch.dtype:
-    """What this CPU's kernels are fastest in."""
-    return torch.bfloat16 if _core.isa() in ("amx", "avx512bf16") else torch.float32
+def preferred_dtype(device: str | torch.device = "cpu") -> torch.dtype:
+    """What the device's kernels are fastest in."""
+    return torch.bfloat16 if str(device) != "cpu" or _core.isa() in ("amx", "avx512bf16") else torch.float32
 
 
 def load_text(model: str | Path) -> TextEncoder:
@@ -174,7 +178,7 @@ class Pipeline:
         state: State = {}
         latents = []
         while len(batch := list(itertools.islice(coming, size))) == size:
-            video = torch.stack(batch).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+            video = upload(torch.stack(batch), self.dit.device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
             if video.shape[2:] != (self.height, self.width):
                 raise Error(f"frames of {video.shape[2]} x {video.shape[3]} pixels; expected {self.height} x {self.width}")
             latents.append(self.vae.encode(video, state))

@@ -57,5 +57,5 @@ def follow(stream: Stream, cues: Sequence[Cue], fps: float, *, recache: Recache 
         while coming and coming[0].seconds * fps <= frames:
             stream.set_prompt(coming.popleft().prompt, recache=recache, over_chunks=over_chunks)
         chunk = next(stream)
-        frames += len(chunk.frames)
+        frames += len(chunk.decoded.tensor)
         yield chunk

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lolrt.cache import ChunkPages, KVCache, Window
 from lolrt.codec import Codec, State
+from lolrt.device import Coming, beside, finish, lane, upload
 from lolrt.dit import CausalDiT, Modulation
 from lolrt.errors import Error
 from lolrt.noise import Noise, NoiseSource
@@ -47,9 +48,14 @@ class LatentChunk:
 class Chunk(LatentChunk):
     """A chunk and its video frames."""
 
-    frames: Tensor
-    """uint8 [n, height, width, 3] RGB; n is 9 for the first chunk of a stream and 12 for the others (Wan's VAE, chunks of 3), unless
-    the stream starts from given frames."""
+    decoded: Coming
+    """The frames, which may still be on their way from a GPU."""
+
+    @property
+    def frames(self) -> Tensor:
+        """uint8 [n, height, width, 3] RGB, on the CPU; n is 9 for the first chunk of a stream and 12 for the others (Wan's VAE, chunks
+        of 3), unless the stream starts from given frames. Waits until they are decoded."""
+        return self.decoded.result()
 
 
 class LatentStream:
@@ -80,18 +86,22 @@ class LatentStream:
         self.dit, self.rope, self.window, self.sampler, self.probe = dit, rope, window, sampler, probe
         self.next_frame = start_frame
         self.noise = noise or Noise(0, config.in_dim, height, width)
-        self._use_text(prompt_embeds)
+        self._use_text(prompt_embeds.cpu())
         self._switch: PromptSwitch | None = None
         self._modulations = dit.modulations(sampler.model_timesteps)
         self._increments = rope.increments(config.num_layers, config.num_heads, config.temporal_pairs)
         _, patch_height, patch_width = config.patch_size
         tokens = dit.tokens_per_frame(height, width)
         row_pairs, column_pairs = (channels // 2 for channels in config.axes[1:])
-        self._spatial_rotation = spatial_rotation(height // patch_height, width // patch_width, row_pairs, column_pairs, rope.theta)
-        self._cache = KVCache(window, config.num_layers, tokens, config.num_heads, config.head_dim, dit.dtype)
+        spatial = spatial_rotation(height // patch_height, width // patch_width, row_pairs, column_pairs, rope.theta)
+        self._spatial_rotation = upload(spatial, dit.device)
+        self._cache = KVCache(window, config.num_layers, tokens, config.num_heads, config.head_dim, dit.dtype, dit.device)
+        # Each chunk's rotation tables: in one place, which is all that a pass knows of where the chunk is.
+        frames = window.pages * window.chunk_frames
+        self._rotation = torch.empty(len(self._increments) * frames * config.num_heads * config.temporal_pairs * 2, device=dit.device)
         # What the cache pass read, by page: with it the window's K and V can be made again.
-        self._inputs = torch.zeros(window.pages, config.in_dim, height, width)
-        self._start = self._inputs[:0] if start is None else start
+        self._inputs = torch.zeros(window.pages, config.in_dim, height, width, device=dit.device)
+        self._start = self._inputs[:0] if start is None else start.to(dit.device)
         self._start_frame = start_frame
         if self._start.shape[1:] != self._inputs.shape[1:]:
             raise Error(f"start is {list(self._start.shape)}; expected latents [frames, {config.in_dim}, {height}, {width}]")
@@ -108,7 +118,7 @@ class LatentStream:
         May be called from another thread. Raises `lolrt.Error` for a text that does not fit the model.
         """
         self.dit.check_text(prompt_embeds)
-        self._switch = PromptSwitch(self._prompt_embeds, prompt_embeds, over_chunks, recache)
+        self._switch = PromptSwitch(self._prompt_embeds, prompt_embeds.cpu(), over_chunks, recache)
 
     @torch.inference_mode()
     def __next__(self) -> LatentChunk:
@@ -121,7 +131,7 @@ class LatentStream:
         pages = self._cache.advance(first_frame, n_frames)
         rotation, bias = self._positions(pages)
         config, gate, passes = self.dit.config, self.window.gate, len(sampler.timesteps)
-        mass = torch.empty(config.num_layers, len(pages.frames), n_frames, config.num_heads)
+        mass = torch.empty(config.num_layers, len(pages.frames), n_frames, config.num_heads, device=self.dit.device)
         given = self._start[first_frame - self._start_frame :][:n_frames].float()
         probed_pass = passes if len(given) else passes - 1
 
@@ -134,9 +144,9 @@ class LatentStream:
                     return velocity
             return self._run(sample, modulations[k], pages, rotation, bias, mass if self.probe and k == probed_pass else None)
 
-        latents = given if len(given) else sampler.denoise(flow, self.noise, first_frame, n_frames)
+        latents = given if len(given) else sampler.denoise(flow, self._noise, first_frame, n_frames)
         # The cache pass: what later chunks see of this one is its clean K and V.
-        clean = sampler.context(latents, self.noise, first_frame)
+        clean = sampler.context(latents, self._noise, first_frame)
         flow(clean, passes)
         self._inputs[pages.chunk_page_table.long()] = clean
         self.next_frame += n_frames
@@ -146,8 +156,18 @@ class LatentStream:
             page_frames=tuple(pages.frames),
             sink_frames=min(self.window.sink_frames, len(pages.frames)),
             mass=mass.permute(0, 3, 2, 1) if self.probe else None,
-            switch=switch.latency() if switch is not None and switch.done else None,
+            switch=self._latency(switch),
         )
+
+    def _latency(self, switch: PromptSwitch | None) -> SwitchLatency | None:
+        """Of a switch that this chunk has completed."""
+        if switch is None or not switch.done:
+            return None
+        finish(self.dit.device)
+        return switch.latency()
+
+    def _noise(self, first_frame: int, n_frames: int, step: int) -> Tensor:
+        return upload(self.noise(first_frame, n_frames, step), self.dit.device)
 
     def _next_chunk_frames(self) -> int:
         """Given frames come in whole chunks after the first, so that those that are denoised can follow in whole chunks."""
@@ -163,8 +183,10 @@ class LatentStream:
         """A chunk's rotation tables, and the bias that its positions decide."""
         sinks = self._sinks_behind(pages)
         offsets = self.rope.offsets(pages.frames, len(pages.chunk_page_table), sinks)
-        rotation = rotation_tables(self._increments, offsets).mul_(self.rope.amplitude)
-        return rotation, self.window.gate.before(rotation, offsets, sinks)
+        table = rotation_tables(self._increments, offsets).mul_(self.rope.amplitude)
+        bias = self.window.gate.before(table, offsets, sinks)
+        rotation = self._rotation[: table.numel()].view_as(table).copy_(upload(table, self.dit.device))
+        return rotation, None if bias is None else upload(bias, self.dit.device)
 
     def _run(
         self, sample: Tensor, modulation: Modulation, pages: ChunkPages, rotation: Tensor, bias: Tensor | None, mass: Tensor | None = None
@@ -183,6 +205,7 @@ class LatentStream:
         self._use_text(switch.advance())
         if switch.recache != "none":
             self._recache(0 if switch.recache == "sinks" else self.window.sink_frames)
+        finish(self.dit.device)
         switch.recache_seconds += time.perf_counter() - begin
         if switch.done and self._switch is switch:  # another thread may have asked for the next one
             self._switch = None
@@ -216,15 +239,19 @@ class LatentStream:
             )
         switch = {name.removeprefix("switch."): tensor for name, tensor in state.items() if name.startswith("switch.")}
         resumed = PromptSwitch.from_state_dict(switch) if switch else None
-        self._cache.load_state_dict({"frames": state["cache.frames"], "pages": state["cache.pages"]})
-        self._inputs[self._cache.page_table.long()] = state["inputs"]
-        self._use_text(state["prompt_embeds"].clone())
+        self._cache.load_state_dict({name.removeprefix("cache."): x for name, x in state.items() if name.startswith("cache.")})
+        self._inputs[self._cache.page_table.long()] = state["inputs"].to(self.dit.device)
+        self._use_text(state["prompt_embeds"].cpu().clone())
         self._switch = resumed
         self.next_frame = int(state["next_frame"])
 
 
 class Stream:
-    """An endless iterator of `Chunk`: a latent stream, the VAE that decodes it, and the encoder of its prompts."""
+    """An endless iterator of `Chunk`: a latent stream, the VAE that decodes it, and the encoder of its prompts.
+
+    On CUDA a chunk comes when its work is queued, and is decoded on a CUDA stream of its own: whoever asks for the next chunk before this
+    one's frames has both in work at a time.
+    """
 
     def __init__(self, latent_stream: LatentStream, vae: Codec, encode_text: TextEncoder) -> None:
         self.latent_stream, self.vae, self.encode_text = latent_stream, vae, encode_text
@@ -240,18 +267,27 @@ class Stream:
     def __next__(self) -> Chunk:
         chunk = next(self.latent_stream)
         begin = time.perf_counter()
-        video = self.vae.decode(chunk.latents, self._vae_state)
-        frames = video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        decoded = beside(self._decode, chunk.latents)
         if chunk.switch is not None:
+            decoded.result()
             decode_ms = 1e3 * (time.perf_counter() - begin)
             chunk = replace(chunk, switch=replace(chunk.switch, total_ms=chunk.switch.total_ms + decode_ms))
-        return Chunk(**vars(chunk), frames=frames)
+        return Chunk(**vars(chunk), decoded=decoded)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        video = self.vae.decode(latents, self._vae_state)
+        return video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def state_dict(self) -> dict[str, Tensor]:
         """See `LatentStream.state_dict`; with the frames that the VAE carries."""
+        finish(self.latent_stream.dit.device)
         return {**self.latent_stream.state_dict(), **{f"vae.{slot}": frames.clone() for slot, frames in self._vae_state.items()}}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """See `LatentStream.load_state_dict`."""
         self.latent_stream.load_state_dict(state)
-        self._vae_state = {name.removeprefix("vae."): frames.clone() for name, frames in state.items() if name.startswith("vae.")}
+        device = self.latent_stream.dit.device
+        finish(device)
+        with lane(device):
+            carried = {name.removeprefix("vae."): frames for name, frames in state.items() if name.startswith("vae.")}
+            self._vae_state = {slot: frames.to(device, copy=True) for slot, frames in carried.items()}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lolrt.codec import Codec, CodecConfig, State
+from lolrt.device import upload
 from lolrt.errors import Error
 
 
@@ -53,7 +54,7 @@ class Tiled:
             if out is None:
                 out = part.new_zeros(*part.shape[:2], height * scale_out, width * scale_out)
             place = out[:, :, top * scale_out : bottom * scale_out, left * scale_out : right * scale_out]
-            place += part * (row_weights[:, None] * column_weights)
+            place += part * upload(row_weights[:, None] * column_weights, part.device)
         assert out is not None
         return out
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lolrt.codec import State, check_frames
 from lolrt.decoder import StreamingDecoder
+from lolrt.device import upload
 from lolrt.encoder import StreamingEncoder
 from lolrt.vae_layers import CausalConv3d, Coder, Decoder, Downsample, Encoder, VAEConfig
 
@@ -44,8 +45,8 @@ class CausalVAE(nn.Module):
         return latents * std + mean
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (1, -1, 1, 1, 1)
-        return like.new_tensor(self.config.latents_mean).view(shape), like.new_tensor(self.config.latents_std).view(shape)
+        mean, std = (torch.tensor(values, dtype=like.dtype) for values in (self.config.latents_mean, self.config.latents_std))
+        return upload(mean.view(1, -1, 1, 1, 1), like.device), upload(std.view(1, -1, 1, 1, 1), like.device)
 
     def encode_clip(self, video: Tensor) -> Tensor:
         """A whole clip [batch, 3, 1 + 4 k, height, width] in [-1, 1] to the means of its raw latents [batch, z, 1 + k, h, w]."""

@@ -3,8 +3,8 @@
 Images are [frames, rows, columns, channels], contiguous. Each convolution over time gets its input written, with its margin of zeros,
 by the norm before it, and keeps the last two frames of that input in the stream's state.
 
-float32 weights run on the convolution of `lolrt.ops`, bfloat16 ones on torch's: oneDNN has the matrix units to itself (AMX), while its
-float32 convolutions of few channels are several times slower than ours.
+On the CPU, float32 weights run on the convolution of `lolrt.ops`, bfloat16 ones on torch's: oneDNN has the matrix units to itself (AMX),
+while its float32 convolutions of few channels are several times slower than ours. On CUDA everything here is torch's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ class Norm:
         self.gamma, self.silu = norm.gamma.detach().float().flatten(), silu
 
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        if x.is_cuda:
+            surround(self.in_torch(x), out)
+            return out
         return ops.channel_norm(x, self.gamma, out, silu=self.silu)
+
+    def in_torch(self, x: Tensor) -> Tensor:
+        """What `ops.channel_norm` computes, not rounded: float32."""
+        y = F.normalize(x.float(), dim=-1) * (self.gamma * len(self.gamma) ** 0.5)
+        return F.silu(y) if self.silu else y
 
 
 def surround(x: Tensor, out: Tensor) -> None:
@@ -52,7 +60,7 @@ class Convolution:
         self.slot, self.margin, self.past_frames = conv.slot, conv.kernel_size[2] // 2, conv.kernel_size[0] - 1
         self.out_channels = conv.out_channels
         self.weight, self.bias = weights_of(conv)
-        self.native = self.weight.dtype == torch.float32
+        self.native = runs_on_our_kernels(self.weight)
         if self.native:
             self.weight, self.bias = ops.pack_convolution(self.weight, self.bias)
         else:
@@ -80,6 +88,10 @@ class Convolution:
         if past is not None:
             keep_last(past, new)
         return out
+
+
+def runs_on_our_kernels(weight: Tensor) -> bool:
+    return weight.dtype == torch.float32 and not weight.is_cuda
 
 
 def weights_of(conv: nn.Conv2d | nn.Conv3d) -> tuple[Tensor, Tensor]:

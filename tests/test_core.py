@@ -364,7 +364,9 @@ def test_modulated_norm_says_what_is_wrong(changes: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: _core.page_elements("float16", 1, 1, 2), ValueError, '"float16"'),
+        (lambda: _core.page_elements("float64", 1, 1, 2), ValueError, '"float64"'),
+        (lambda: _core.page_elements("float16", 1, 1, 2), ValueError, "expected float32 or bfloat16, got float16"),
+        (lambda: _core.page_elements("bfloat16", 1, 1, 2, "tpu"), ValueError, '"cpu" or "cuda", got "tpu"'),
         (lambda: _core.page_elements("float32", 1, 1, 3), _core.UnsupportedError, "dim is 3"),
         (lambda: _core.set_isa("z80"), ValueError, r'"z80"; this build and CPU have: .*scalar'),
         (lambda: _core.set_threads(0), ValueError, "0 threads"),

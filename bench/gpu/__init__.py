@@ -1,1 +1,1 @@
-"""The CUDA half: what it should reach by calculation."""
+"""The CUDA half: what it reaches on a GPU, measured, and what it should reach by calculation."""

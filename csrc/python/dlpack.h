@@ -50,6 +50,14 @@ inline const DLPackExchangeAPI *exchange_api(PyTypeObject *type) {
   return (*known)[type] = api;
 }
 
+// The capsule of an object with __dlpack__. What is on CUDA is taken as it is (stream -1), nothing waits for anything: the call
+// is given the stream that the object's own work is queued on.
+inline pybind11::object exported(pybind11::handle object) {
+  const auto device = object.attr("__dlpack_device__")().cast<pybind11::tuple>();  // (type, id)
+  if (device[0].cast<int>() != LOLRT_DEVICE_CUDA) return object.attr("__dlpack__")();
+  return object.attr("__dlpack__")(pybind11::arg("stream") = -1);
+}
+
 // A view of a Python object's tensor for the time of a call; None is no tensor.
 class Borrowed {
  public:
@@ -58,13 +66,12 @@ class Borrowed {
     if (const DLPackExchangeAPI *api = exchange_api(Py_TYPE(object.ptr()))) {
       if (api->tensor_from_py_object(object.ptr(), &tensor_) != 0) throw pybind11::error_already_set();
       view_ = &tensor_;
-      on_cpu();
       return;
     }
     if (PyCapsule_CheckExact(object.ptr())) {
       capsule_ = pybind11::reinterpret_borrow<pybind11::object>(object);
     } else if (pybind11::hasattr(object, "__dlpack__")) {
-      capsule_ = object.attr("__dlpack__")();  // frees itself: nobody takes the tensor out of it
+      capsule_ = exported(object);  // frees itself: nobody takes the tensor out of it
     } else {
       throw pybind11::type_error("expected a tensor (an object with __dlpack__), got " +
                                  std::string(Py_TYPE(object.ptr())->tp_name));
@@ -77,7 +84,6 @@ class Borrowed {
       if (managed == nullptr) throw pybind11::error_already_set();
       view_ = &static_cast<DLManagedTensorVersioned *>(managed)->tensor;
     }
-    on_cpu();
   }
   Borrowed(const Borrowed &) = delete;
   Borrowed &operator=(const Borrowed &) = delete;
@@ -85,14 +91,6 @@ class Borrowed {
   const lolrt_tensor *get() const { return view_; }
 
  private:
-  // The stream of a call on CUDA would have to be asked for.
-  void on_cpu() const {
-    if (view_->device.type == LOLRT_DEVICE_CUDA) {
-      throw pybind11::value_error(
-          "a tensor is on CUDA; the Python layer computes on the CPU so far (the C ABI takes it): move it there");
-    }
-  }
-
   lolrt_tensor tensor_{};
   const lolrt_tensor *view_ = nullptr;
   pybind11::object capsule_;

@@ -44,8 +44,10 @@ void call(lolrt_status (*function)(Args...), Args... args) {
   check(status);
 }
 
+void *stream_of(uintptr_t handle) { return reinterpret_cast<void *>(handle); }
+
 void kv_write(py::handle q, py::handle k, py::handle v, py::handle q_weight, py::handle k_weight, float eps, py::handle rotation,
-              int64_t rotation_first_channel, py::handle q_out, py::handle pages, py::handle page_table) {
+              int64_t rotation_first_channel, py::handle q_out, py::handle pages, py::handle page_table, uintptr_t stream) {
   const Borrowed q_(q), k_(k), v_(v), q_weight_(q_weight), k_weight_(k_weight), rotation_(rotation), q_out_(q_out), pages_(pages),
       page_table_(page_table);
   const lolrt_kv_write_desc desc{sizeof desc,
@@ -60,7 +62,7 @@ void kv_write(py::handle q, py::handle k, py::handle v, py::handle q_weight, py:
                                  q_out_.get(),
                                  pages_.get(),
                                  page_table_.get(),
-                                 nullptr};
+                                 stream_of(stream)};
   call<const lolrt_kv_write_desc *>(lolrt_kv_write, &desc);
 }
 
@@ -93,13 +95,13 @@ uint64_t frame_attention_workspace(py::handle q, py::handle pages, py::handle pa
 }
 
 void frame_attention(py::handle q, py::handle pages, py::handle page_table, int64_t page_tokens, py::handle rotation,
-                     py::handle bias, float scale, py::handle out, py::handle mass, py::handle workspace) {
+                     py::handle bias, float scale, py::handle out, py::handle mass, py::handle workspace, uintptr_t stream) {
   AttentionCall attention(q, pages, page_table, page_tokens, rotation, bias, scale, out, mass);
   const Borrowed buffer(workspace);
   if (const lolrt_tensor *bytes = buffer.get()) {
     if (bytes->ndim != 1 || bytes->dtype.bits != 8 || (bytes->strides && bytes->shape[0] > 1 && bytes->strides[0] != 1) ||
-        bytes->device.type != LOLRT_DEVICE_CPU) {
-      throw py::value_error("frame_attention: workspace: expected a contiguous uint8 tensor of one dimension on the CPU");
+        (attention.q.get() && bytes->device.type != attention.q.get()->device.type)) {
+      throw py::value_error("frame_attention: workspace: expected a contiguous uint8 tensor of one dimension, where q is");
     }
     const uint64_t start = reinterpret_cast<uint64_t>(bytes->data) + bytes->byte_offset;
     const uint64_t end = start + static_cast<uint64_t>(bytes->shape[0]);
@@ -107,27 +109,29 @@ void frame_attention(py::handle q, py::handle pages, py::handle page_table, int6
     attention.desc.workspace = reinterpret_cast<void *>(aligned);
     attention.desc.workspace_bytes = end > aligned ? end - aligned : 0;
   }
+  attention.desc.stream = stream_of(stream);
   call<const lolrt_frame_attention_desc *>(lolrt_frame_attention, &attention.desc);
 }
 
 void modulated_norm(py::handle x, py::handle residual, py::handle gate, py::handle scale, py::handle shift, float eps,
-                    py::handle out) {
+                    py::handle out, uintptr_t stream) {
   const Borrowed x_(x), residual_(residual), gate_(gate), scale_(scale), shift_(shift), out_(out);
-  const lolrt_modulated_norm_desc desc{sizeof desc,  eps,          x_.get(),   residual_.get(), gate_.get(),
-                                       scale_.get(), shift_.get(), out_.get(), nullptr};
+  const lolrt_modulated_norm_desc desc{sizeof desc,  eps,          x_.get(),   residual_.get(),  gate_.get(),
+                                       scale_.get(), shift_.get(), out_.get(), stream_of(stream)};
   call<const lolrt_modulated_norm_desc *>(lolrt_modulated_norm, &desc);
 }
 
-void gelu(py::handle x) {
+void gelu(py::handle x, uintptr_t stream) {
   const Borrowed x_(x);
-  const lolrt_gelu_desc desc{sizeof desc, x_.get(), nullptr};
+  const lolrt_gelu_desc desc{sizeof desc, x_.get(), stream_of(stream)};
   call<const lolrt_gelu_desc *>(lolrt_gelu, &desc);
 }
 
-void sampler_step(py::handle sample, double level, py::handle velocity, double after, py::handle noise, py::handle out) {
+void sampler_step(py::handle sample, double level, py::handle velocity, double after, py::handle noise, py::handle out,
+                  uintptr_t stream) {
   const Borrowed sample_(sample), velocity_(velocity), noise_(noise), out_(out);
   const lolrt_sampler_step_desc desc{sizeof desc,     level,        after,      sample_.get(),
-                                     velocity_.get(), noise_.get(), out_.get(), nullptr};
+                                     velocity_.get(), noise_.get(), out_.get(), stream_of(stream)};
   call<const lolrt_sampler_step_desc *>(lolrt_sampler_step, &desc);
 }
 
@@ -177,16 +181,19 @@ void normal(uint64_t seed, int64_t frame, int32_t step, py::handle out) {
   call<uint64_t, int64_t, int32_t, const lolrt_tensor *>(lolrt_normal, seed, frame, step, out_.get());
 }
 
-int64_t page_elements(const std::string &dtype, int64_t tokens, int64_t heads, int64_t dim) {
-  lolrt_dtype type{LOLRT_CODE_FLOAT, 32, 1};
-  if (dtype == "bfloat16") {
-    type = {LOLRT_CODE_BFLOAT, 16, 1};
-  } else if (dtype != "float32") {
-    throw py::value_error("page_elements: dtype: expected \"float32\" or \"bfloat16\", got \"" + dtype + "\"");
+int64_t page_elements(const std::string &dtype, int64_t tokens, int64_t heads, int64_t dim, const std::string &device) {
+  const std::pair<const char *, lolrt_dtype> types[] = {
+      {"float32", {LOLRT_CODE_FLOAT, 32, 1}}, {"bfloat16", {LOLRT_CODE_BFLOAT, 16, 1}}, {"float16", {LOLRT_CODE_FLOAT, 16, 1}}};
+  const bool cuda = device == "cuda";
+  if (!cuda && device != "cpu")
+    throw py::value_error("page_elements: device: expected \"cpu\" or \"cuda\", got \"" + device + "\"");
+  for (const auto &[name, type] : types) {
+    if (name != dtype) continue;
+    int64_t elements = 0;
+    check(lolrt_page_elements(cuda ? LOLRT_DEVICE_CUDA : LOLRT_DEVICE_CPU, type, tokens, heads, dim, &elements));
+    return elements;
   }
-  int64_t elements = 0;
-  check(lolrt_page_elements(LOLRT_DEVICE_CPU, type, tokens, heads, dim, &elements));
-  return elements;
+  throw py::value_error("page_elements: dtype: expected \"float32\", \"bfloat16\" or \"float16\", got \"" + dtype + "\"");
 }
 
 struct Pool {
@@ -237,21 +244,22 @@ PYBIND11_MODULE(_core, m) {
   py::register_exception<Unsupported>(m, "UnsupportedError", PyExc_RuntimeError);
   using py::arg;
   m.def("kv_write", &kv_write, arg("q"), arg("k"), arg("v"), arg("q_weight"), arg("k_weight"), arg("eps"), arg("rotation"),
-        arg("rotation_first_channel"), arg("q_out"), arg("pages"), arg("page_table"));
+        arg("rotation_first_channel"), arg("q_out"), arg("pages"), arg("page_table"), arg("stream") = 0);
   m.def("frame_attention_workspace", &frame_attention_workspace, arg("q"), arg("pages"), arg("page_table"), arg("page_tokens"),
         arg("rotation"), arg("bias"), arg("out"), arg("mass"));
   m.def("frame_attention", &frame_attention, arg("q"), arg("pages"), arg("page_table"), arg("page_tokens"), arg("rotation"),
-        arg("bias"), arg("scale"), arg("out"), arg("mass"), arg("workspace"));
+        arg("bias"), arg("scale"), arg("out"), arg("mass"), arg("workspace"), arg("stream") = 0);
   m.def("modulated_norm", &modulated_norm, arg("x"), arg("residual"), arg("gate"), arg("scale"), arg("shift"), arg("eps"),
-        arg("out"));
-  m.def("gelu", &gelu, arg("x"));
-  m.def("sampler_step", &sampler_step, arg("sample"), arg("level"), arg("velocity"), arg("after"), arg("noise"), arg("out"));
+        arg("out"), arg("stream") = 0);
+  m.def("gelu", &gelu, arg("x"), arg("stream") = 0);
+  m.def("sampler_step", &sampler_step, arg("sample"), arg("level"), arg("velocity"), arg("after"), arg("noise"), arg("out"),
+        arg("stream") = 0);
   m.def("channel_norm", &channel_norm, arg("x"), arg("gamma"), arg("silu"), arg("out"));
   m.def("conv3d", &conv3d, arg("past"), arg("x"), arg("weight"), arg("bias"), arg("residual"), arg("out"));
   m.def("phase_increments", &phase_increments, arg("radians"), arg("out"));
   m.def("rotation_table", &rotation_table, arg("turns"), arg("offsets"), arg("out"));
   m.def("normal", &normal, arg("seed"), arg("frame"), arg("step"), arg("out"));
-  m.def("page_elements", &page_elements, arg("dtype"), arg("tokens"), arg("heads"), arg("dim"));
+  m.def("page_elements", &page_elements, arg("dtype"), arg("tokens"), arg("heads"), arg("dim"), arg("device") = "cpu");
   py::class_<Pool, std::shared_ptr<Pool>>(m, "Pool")
       .def(py::init<int64_t>(), arg("pages"))
       .def("acquire", &Pool::acquire)

@@ -1,4 +1,4 @@
-"""What is measured: the registry of cases, one line each, and how the tensors of each op are made.
+"""What is measured: the registry of cases, one line each, and how the tensors of each op are made, on torch's default device.
 
 Work is counted as the formula demands it, not as a kernel does it. Attention: 4 query tokens x key tokens x dim FLOP a head, and each of
 q, pages and output moved once. The others: every input read once, every output written once; their FLOP are counted in `_case`'s calls.
@@ -128,16 +128,16 @@ def frame_attention(shape: Shape, dtype: torch.dtype, extra: Literal["", "probe"
         q, k, v = (random(n, shape.tokens, shape.heads, shape.dim) for n in (shape.frames, shape.pages, shape.pages))
         chunk = range(shape.pages - shape.frames, shape.pages)
         q_turns, k_turns = (peers.angles(frames, shape.rows, shape.columns, shape.axes) for frames in (chunk, range(shape.pages)))
-        spatial, first = spatial_rotation(shape.rows, shape.columns, shape.axes[1] // 2, shape.axes[2] // 2), shape.axes[0]
+        spatial, first = _spatial_rotation(shape), shape.axes[0]
         placed = q.clone()
         placed[..., first:] = peers.rope(q[..., first:], torch.view_as_complex(spatial.double())[None, :, None])
         placed = placed.to(dtype)
-        pages = torch.empty(shape.pages, ops.page_elements(dtype, shape.tokens, shape.heads, shape.dim), dtype=dtype)
+        pages = torch.empty(shape.pages, ops.page_elements(dtype, shape.tokens, shape.heads, shape.dim, k.device), dtype=dtype)
         page_table = torch.arange(shape.pages, dtype=torch.int32)
         ops.kv_write(k.to(dtype), v.to(dtype), pages, page_table, rotation=spatial, rotation_first_channel=first)
         rope = Rope(sigma=0.0)
         increments = rope.increments(1, shape.heads, first // 2)
-        rotation = rotation_tables(increments, rope.offsets(range(shape.pages), shape.frames))[0]
+        rotation = rotation_tables(increments, rope.offsets(range(shape.pages), shape.frames))[0].to(q.device)
         mass = torch.empty(shape.pages, shape.frames, shape.heads) if extra == "probe" else None
         bias = torch.zeros(shape.pages, shape.heads) if extra == "bias" else None
 
@@ -175,7 +175,7 @@ def cross_attention(shape: Shape, dtype: torch.dtype, text_tokens: int = 512, **
     def make(compiled: bool) -> Trial:
         q = random(shape.frames, shape.tokens, shape.heads, shape.dim).to(dtype)
         k, v = (random(1, text_tokens, shape.heads, shape.dim).to(dtype) for _ in range(2))
-        pages = torch.empty(1, ops.page_elements(dtype, text_tokens, shape.heads, shape.dim), dtype=dtype)
+        pages = torch.empty(1, ops.page_elements(dtype, text_tokens, shape.heads, shape.dim, k.device), dtype=dtype)
         page_table = torch.zeros(1, dtype=torch.int32)
         ops.kv_write(k, v, pages, page_table)
         flat_q = q.flatten(0, 1)[None]
@@ -196,7 +196,7 @@ def kv_write(shape: Shape, dtype: torch.dtype, **flags: Any) -> Case:
     def make(compiled: bool) -> Trial:
         k, v = (random(shape.frames, shape.tokens, shape.heads, shape.dim).to(dtype) for _ in range(2))
         weight, rotation, turns, first = _projection(shape, dtype)
-        pages = torch.empty(shape.frames, ops.page_elements(dtype, shape.tokens, shape.heads, shape.dim), dtype=dtype)
+        pages = torch.empty(shape.frames, ops.page_elements(dtype, shape.tokens, shape.heads, shape.dim, k.device), dtype=dtype)
         page_table = torch.arange(shape.frames, dtype=torch.int32)
         flat_k, flat_v = (x.flatten(0, 1)[None] for x in (k, v))
         cache_k, cache_v = torch.empty_like(flat_k), torch.empty_like(flat_v)
@@ -343,17 +343,22 @@ def channels_first(images: Tensor) -> Tensor:
 
 
 def random(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=_generator)
+    """The same numbers on every device."""
+    return torch.randn(shape, generator=_generator, device="cpu").to(torch.get_default_device())
 
 
 def discard(_: object) -> None:
     """For runs whose results are laid out otherwise than ours and cannot be compared."""
 
 
+def _spatial_rotation(shape: Shape) -> Tensor:
+    return spatial_rotation(shape.rows, shape.columns, shape.axes[1] // 2, shape.axes[2] // 2).to(torch.get_default_device())
+
+
 def _projection(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, int]:
     """RMSNorm weight, our spatial rotation, the peer's full table without time, and our rotation's first channel."""
     weight = (1 + 0.1 * random(shape.heads, shape.dim)).to(dtype)
-    rotation = spatial_rotation(shape.rows, shape.columns, shape.axes[1] // 2, shape.axes[2] // 2)
+    rotation = _spatial_rotation(shape)
     # At frame 0 alone the turns of time are 1, so that both compute the same; the peer multiplies by them as always.
     turns = peers.angles(range(1), shape.rows, shape.columns, shape.axes).repeat(shape.frames, 1, 1)
     return weight, rotation, turns, shape.axes[0]

@@ -57,10 +57,10 @@ def rms(x: Tensor) -> Tensor:
 
 
 class Race:
-    """`ours` against its peers, in turns; `times` and `peer_times` have a value per round."""
+    """`ours` against its peers, in turns; `times` and `peer_times` have a value per round. timed: the seconds that a callable takes."""
 
-    def __init__(self, ours: Run, peers: Mapping[str, Run], tolerance: float) -> None:
-        self.ours, self.peers = ours, dict(peers)
+    def __init__(self, ours: Run, peers: Mapping[str, Run], tolerance: float, timed: Callable[[Run], float] = timed) -> None:
+        self.ours, self.peers, self._timed = ours, dict(peers), timed
         self.times: list[float] = []
         self.peer_times: dict[str, list[float]] = {name: [] for name in self.peers}
         self._tolerance = tolerance
@@ -79,11 +79,11 @@ class Race:
             difference = (rms(theirs.float().reshape(ours.shape) - ours) / rms(ours)).item()
             if not difference <= self._tolerance:
                 raise Error(f"{name} differs from ours by {difference:.2g} of the result, more than {self._tolerance:g}: no fair peer")
-        return sum(timed(run) for run in (self.ours, *self.peers.values()))
+        return sum(self._timed(run) for run in (self.ours, *self.peers.values()))
 
     def peers_turn(self) -> None:
         for name, run in self.peers.items():
-            self.peer_times[name].append(timed(run))
+            self.peer_times[name].append(self._timed(run))
 
     def run(self, rounds: int) -> None:
         collects = gc.isenabled()
@@ -91,7 +91,7 @@ class Race:
         try:
             for _ in range(rounds):
                 self.peers_turn()
-                self.times.append(timed(self.ours))
+                self.times.append(self._timed(self.ours))
         finally:
             if collects:
                 gc.enable()

@@ -15,8 +15,10 @@ from lolrt.checkpoint.lora import LoRA
 from lolrt.checkpoint.mapped import give_back
 from lolrt.checkpoint.parts import find_parts, read_component
 from lolrt.checkpoint.shapes import Shapes, dit_config, faults, taehv_config, unfilled, vae_config
+from lolrt.device import usable
 from lolrt.dit import CausalDiT
 from lolrt.errors import CheckpointError
+from lolrt.ops import CPU
 from lolrt.taehv import TAEHV
 from lolrt.vae import CausalVAE
 from lolrt.vae_layers import VAEConfig
@@ -24,19 +26,26 @@ from lolrt.vae_layers import VAEConfig
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def load_dit(path: str | Path, dtype: torch.dtype = torch.bfloat16, lora: str | Path | None = None, group: str | None = None) -> CausalDiT:
+def load_dit(
+    path: str | Path,
+    dtype: torch.dtype = torch.bfloat16,
+    lora: str | Path | None = None,
+    group: str | None = None,
+    device: str | torch.device = "cpu",
+) -> CausalDiT:
     """Loads a DiT from a checkpoint of any known layout (docs/checkpoints.md), with a LoRA merged into it where there is one.
 
     path: a folder, a file, or a TOML file; lora: a file with adapters, by default the one that lies with the DiT. dtype: torch.bfloat16
     or torch.float32, of the weights and of all activations. group: which weights of a training checkpoint; by default the averaged ones,
-    but not under a LoRA, which is trained on the others.
-    Raises `lolrt.CheckpointError` when files are missing or damaged, when tensors are missing, unexpected or mis-shaped (all are named),
-    or when a value is not finite.
+    but not under a LoRA, which is trained on the others. device: as of `lolrt.load`; on CUDA dtype is torch.bfloat16.
+    Raises `lolrt.Error` when the device cannot be used, and `lolrt.CheckpointError` when files are missing or damaged, when tensors are
+    missing, unexpected or mis-shaped (all are named), or when a value is not finite.
     """
+    place = usable(device, dtype)
     component, adapters = read_dit(path, lora, group)
     with unfilled():
         model = CausalDiT(dit_config(component))
-    assign(model, component.tensors, dtype, component.source, adapters)
+    assign(model, component.tensors, dtype, component.source, adapters, place)
     model.join()
     for name, parameter in model.named_parameters():
         if parameter.data_ptr() != component.tensors[name].data_ptr():
@@ -54,26 +63,38 @@ def read_dit(path: str | Path, lora: str | Path | None = None, group: str | None
     return component, adapters
 
 
-def load_vae(path: str | Path, config: VAEConfig | None = None, dtype: torch.dtype = torch.bfloat16) -> CausalVAE:
+def load_vae(
+    path: str | Path, config: VAEConfig | None = None, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu"
+) -> CausalVAE:
     """Loads a Wan VAE; its sizes show in the tensors where no config is given or lies beside them. Raises as `load_dit` does."""
+    place = usable(device, dtype)
     component = read_component(path, "vae")
     with unfilled():
         model = CausalVAE(config or vae_config(component))
-    return assign(model, component.tensors, dtype, component.source)
+    return assign(model, component.tensors, dtype, component.source, device=place)
 
 
-def load_taehv(path: str | Path, dtype: torch.dtype = torch.bfloat16) -> TAEHV:
+def load_taehv(path: str | Path, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu") -> TAEHV:
     """Loads a TAEHV; its sizes show in the tensors. Raises as `load_dit` does."""
+    place = usable(device, dtype)
     component = read_component(path, "taehv")
     with unfilled():
         model = TAEHV(taehv_config(component))
-    return assign(model, component.tensors, dtype, component.source)
+    return assign(model, component.tensors, dtype, component.source, device=place)
 
 
-def assign(model: Model, tensors: Mapping[str, Tensor], dtype: torch.dtype, source: Path, lora: LoRA | None = None) -> Model:
+def assign(
+    model: Model,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    source: Path,
+    lora: LoRA | None = None,
+    device: torch.device = CPU,
+) -> Model:
     """Gives a model that was built `unfilled` its weights, after checking all of them; returns it for inference.
 
-    Tensors of this dtype are taken as they are, mapped; others are converted one at a time, and their pages of the file given back.
+    Tensors of this dtype are taken as they are, mapped; others are converted one at a time, and their pages of the file given back. On
+    another device than the CPU all are copies, made one at a time.
     """
     if dtype not in (torch.bfloat16, torch.float32):
         raise CheckpointError(f"dtype is {dtype}; expected torch.bfloat16 or torch.float32")
@@ -82,7 +103,10 @@ def assign(model: Model, tensors: Mapping[str, Tensor], dtype: torch.dtype, sour
         raise CheckpointError(f"{source} does not hold this model's tensors; {'; '.join(wrong)}")
     if lora:
         lora.check(expected)
-    weights = {name: weight(tensors[name], dtype, name, lora) for name in expected}
+    weights = {}
+    for name in expected:
+        checked = weight(tensors[name], dtype, name, lora)
+        weights[name] = None if checked is None else checked.to(device)
     broken = [name for name, tensor in weights.items() if tensor is None]
     if broken:
         raise CheckpointError(f"{source} has values that are not finite, in {', '.join(sorted(broken))}; fetch the file again")

@@ -117,6 +117,7 @@ class Emulated:
     """The ops, on torch tensors on the CPU that stand for tensors on CUDA; every call runs under the emulator's checks."""
 
     def __init__(self, library: Path) -> None:
+        self.path = library
         self._abi = Abi(library)
         self._simt = ctypes.CDLL(str(library.with_name("liblolrt_cuda.so")))
         self.settings()
@@ -155,9 +156,13 @@ class Emulated:
     def sampler_step(self, **arguments: Any) -> None:
         self._call("sampler_step", _SamplerStep, arguments)
 
-    def _call(self, op: str, kind: type[ctypes.Structure], arguments: dict[str, Any], *others: Tensor) -> None:
-        storages = [x.untyped_storage() for x in (*arguments.values(), *others) if isinstance(x, Tensor)]
+    def buffers(self, tensors: list[Tensor]) -> None:
+        """The memory that the next calls may touch: that of these tensors."""
+        storages = [x.untyped_storage() for x in tensors]
         starts = (ctypes.c_void_p * len(storages))(*(storage.data_ptr() for storage in storages))
         sizes = (ctypes.c_uint64 * len(storages))(*(storage.nbytes() for storage in storages))
         self._simt.lolrt_simt_buffers(starts, sizes, len(storages))
+
+    def _call(self, op: str, kind: type[ctypes.Structure], arguments: dict[str, Any], *others: Tensor) -> None:
+        self.buffers([x for x in (*arguments.values(), *others) if isinstance(x, Tensor)])
         self._abi(op, ctypes.byref(describe(kind, arguments)))

@@ -1,5 +1,5 @@
-"""frame_attention of csrc/cuda, emulated, not run on a GPU: against the float64 oracle by the rule of rule.py, and what its bits do not
-depend on. Whatever the emulator finds wrong, a race for instance, fails the call."""
+"""frame_attention of csrc/cuda, emulated, not run on a GPU unless there is one: against the float64 oracle by the rule of rule.py, and
+what its bits do not depend on. Whatever the emulator finds wrong, a race for instance, fails the call."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from emulated import AbiError, Emulated
+from gpu import Gpu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rule import check, fp64, name_of
@@ -23,7 +24,7 @@ kinds = pytest.mark.parametrize(("dtype", "dim"), KINDS, ids=[f"{name_of(dtype)}
 class CudaAttention(Attention):
     """The same inputs, pages as CUDA's kernels want them: rows of K, then of V, nothing between; unused pages are NaN."""
 
-    cuda: Emulated | None = None
+    cuda: Emulated | Gpu | None = None
 
     def empty_pool(self) -> Tensor:
         elements = self.cuda.page_elements(self.dtype, self.page_tokens, self.heads, self.dim)

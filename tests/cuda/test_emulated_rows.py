@@ -1,4 +1,4 @@
-"""The row ops of csrc/cuda, emulated, not run on a GPU: against the float64 oracle by the rule of rule.py."""
+"""The row ops of csrc/cuda, emulated, not run on a GPU unless there is one: against the float64 oracle by the rule of rule.py."""
 
 from __future__ import annotations
 

@@ -1,0 +1,106 @@
+"""Where a model runs: the CPU, or a CUDA device that is really there; and the way to it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lolrt import ops
+from lolrt.errors import Error
+
+# Tensor cores with bfloat16 and cp.async, which all CUDA kernels are built on.
+LEAST_CAPABILITY = (8, 0)
+
+
+def usable(device: str | torch.device, dtype: torch.dtype = torch.bfloat16) -> torch.device:
+    """The device by its name ("cpu", "cuda", "cuda:1"), with its number, after a first call of a kernel there.
+
+    Raises `lolrt.Error` when the name is none of these, when there are no kernels for a model of this dtype, and when torch, the driver,
+    the GPU or this build's CUDA half is missing.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")
+    if found.type == "cpu":
+        return torch.device("cpu")
+    if found.type != "cuda":
+        raise Error(f'device is {str(device)!r}; expected "cpu" or "cuda", or a GPU by its number, such as "cuda:1"')
+    if dtype != torch.bfloat16:
+        raise Error(f"dtype is {str(dtype).removeprefix('torch.')}; on CUDA models run in bfloat16: ask for that, or use the CPU")
+    if torch.version.cuda is None:
+        raise Error(
+            f"device is {str(device)!r}, but torch {torch.__version__} is built without CUDA; install a CUDA build of it (pytorch.org), "
+            "or use the CPU"
+        )
+    if not torch.cuda.is_available():
+        raise Error(f"device is {str(device)!r}, but torch finds no GPU and driver; nvidia-smi says what there is, or use the CPU")
+    index = torch.cuda.current_device() if found.index is None else found.index
+    if index >= torch.cuda.device_count():
+        raise Error(f"device is {str(device)!r}, but there are {torch.cuda.device_count()} GPUs, the first of which is cuda:0")
+    found = torch.device("cuda", index)
+    capability = torch.cuda.get_device_capability(found)
+    if capability < LEAST_CAPABILITY:
+        name, architecture = torch.cuda.get_device_name(found), "".join(map(str, capability))
+        raise Error(f"{found} is a {name}, sm_{architecture}; the kernels need sm_80 (Ampere) or later: use another GPU, or the CPU")
+    try:
+        ops.gelu(torch.zeros(1, 1, 8, dtype=torch.bfloat16, device=found))
+    except RuntimeError as error:
+        raise Error(f"the kernels do not run on {found}: {error}") from error
+    return found
+
+
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device. From the CPU to CUDA through pinned memory, on the current stream: nobody waits for it."""
+    if device.type != "cuda":
+        return x.to(device)
+    return (x if x.is_cuda else x.pin_memory()).to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Coming:
+    """A tensor on the CPU that may still have to arrive."""
+
+    tensor: Tensor
+    """Of the right shape at once."""
+    arrived: torch.cuda.Event | None = None
+
+    def result(self) -> Tensor:
+        """Waits for it."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.tensor
+
+
+def beside(work: Callable[[Tensor], Tensor], x: Tensor) -> Coming:
+    """work(x), brought to the CPU. On CUDA it is queued on the device's lane: after all that is queued now, beside what comes later."""
+    if not x.is_cuda:
+        return Coming(work(x))
+    queue = _queue(x.device)
+    queue.wait_stream(torch.cuda.current_stream(x.device))
+    x.record_stream(queue)
+    with lane(x.device):
+        result = work(x)
+        arriving = torch.empty(result.shape, dtype=result.dtype, pin_memory=True).copy_(result, non_blocking=True)
+        return Coming(arriving, queue.record_event())
+
+
+def lane(device: torch.device) -> AbstractContextManager[object]:
+    """What is queued inside is queued on the lane of `beside`, of which each device has one."""
+    return torch.cuda.stream(_queue(device)) if device.type == "cuda" else nullcontext()
+
+
+@functools.cache
+def _queue(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def finish(device: torch.device) -> None:
+    """Waits until all that was queued on the device is done, so that a clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,93 @@
+"""The Python layer on the emulator: `lolrt.ops` with a binding of its own, whose CUDA half is the emulator's.
+
+Without a GPU torch makes no tensors on CUDA, so the model's tensors lie on the CPU; where `lolrt.ops` calls the binding, they are handed
+over as tensors on CUDA. All else is what ships: the same `_core` and liblolrt, copied to where the emulated liblolrt_cuda.so is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from emulated import CUDA, Emulated
+from torch import Tensor
+
+import lolrt
+from lolrt import _core, ops
+
+_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.restype, _capsule_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+
+
+class OnCuda:
+    """A tensor of torch's on the CPU that says of itself that it is on CUDA, by DLPack's protocol: as an array of CuPy's would."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return CUDA, 0
+
+    def __dlpack__(self, *, stream: int | None = None) -> object:
+        assert stream == -1, "somebody would wait"
+        capsule = self._tensor.__dlpack__()
+        managed = _capsule_pointer(capsule, b"dltensor")
+        ctypes.cast(managed, ctypes.POINTER(ctypes.c_int32))[2] = CUDA  # the device's type, after the pointer to the data
+        return capsule
+
+
+class EmulatedCore:
+    """Stands in for `lolrt._core` where `lolrt.ops` calls it: the ops of CUDA, each under the emulator's checks."""
+
+    def __init__(self, emulated: Emulated, core: ModuleType) -> None:
+        self._emulated, self._core = emulated, core
+        self.calls: dict[str, int] = {}
+
+    def page_elements(self, dtype: str, tokens: int, heads: int, dim: int, device: str) -> int:
+        return self._core.page_elements(dtype, tokens, heads, dim, "cuda")
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(self._core, name)
+
+        def call(*arguments: Any) -> Any:
+            self.calls[name] = self.calls.get(name, 0) + 1
+            self._emulated.buffers([x for x in arguments if isinstance(x, Tensor)])
+            return function(*(OnCuda(x) if isinstance(x, Tensor) else x for x in arguments))
+
+        return call
+
+
+def core_beside(library: Path) -> ModuleType:
+    """A second `_core`, which calls the copy of liblolrt.so that is given.
+
+    It looks for the library's functions among those that the whole process sees before it looks into the library that it was linked
+    against; whoever has been loaded before, the first `_core` too, has found its functions already.
+    """
+    ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL | os.RTLD_NOW)
+    binding = Path(_core.__file__)
+    (library.parent / "lib").mkdir(exist_ok=True)
+    shutil.copy(Path(lolrt.__file__).parent / "lib" / "liblolrt.so", library.parent / "lib")
+    path = str(shutil.copy(binding, library.parent))
+    spec = spec_from_file_location("emulated._core", path, loader=ExtensionFileLoader("emulated._core", path))
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def computing_with(core: EmulatedCore | ModuleType) -> Iterator[None]:
+    """Inside, this is what `lolrt.ops` calls."""
+    before, ops._core = ops._core, core
+    try:
+        yield
+    finally:
+        ops._core = before

@@ -1,0 +1,139 @@
+"""Whole models on the CUDA kernels: emulated, not run on a GPU, unless there is one. Everything above the kernels is the Python layer as
+it ships; torch's matrix products are the CPU's where the kernels are emulated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from emulated import Emulated
+from emulated_device import EmulatedCore, OnCuda, computing_with, core_beside
+from safetensors.torch import load_file
+from test_parity import BF16_MAX, BF16_RMS, POLICIES
+from torch import Tensor
+
+import lolrt
+from lolrt import _core
+
+BF16 = torch.bfloat16
+# Chunks of the rollouts: at the fifth the window is full, from then on frames fall out of it.
+CHUNKS = 6
+
+
+@pytest.fixture(scope="module")
+def core(emulated_library: Emulated) -> EmulatedCore:
+    return EmulatedCore(emulated_library, core_beside(emulated_library.path))
+
+
+@pytest.fixture(params=["emulated", "gpu"])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where torch's tensors are while the CUDA kernels work on them."""
+    if request.param == "emulated":
+        core = request.getfixturevalue("core")
+        core.calls.clear()
+        with computing_with(core):
+            yield "cpu"
+    elif not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    else:
+        yield "cuda"
+
+
+def rms(x: Tensor) -> float:
+    return x.double().square().mean().sqrt().item()
+
+
+def test_a_rollout_is_the_public_codes_within_the_gate_of_bf16(device: str, data: Path, rollout_inputs: dict[str, Tensor]) -> None:
+    """Against Self-Forcing's own float64 run, by the gate that the CPU's kernels are held to."""
+
+    def noise(first_frame: int, n_frames: int, step: int) -> Tensor:
+        if step == 0:
+            return rollout_inputs["noise"][first_frame : first_frame + n_frames]
+        return rollout_inputs["renoise"][first_frame // 3, step - 1]
+
+    dit = lolrt.load_dit(data / "self_forcing_dmd_small.pt", BF16, device=device)
+    stream = lolrt.LatentStream(dit, rollout_inputs["prompt_embeds"], 8, 8, noise=noise, rope=POLICIES["sfjit"])
+    latents = torch.cat([chunk.latents.cpu() for chunk in islice(stream, CHUNKS)])
+    error = latents - load_file(data / "rollouts.safetensors")["sfjit"][: len(latents)]
+    assert rms(error) <= BF16_RMS and error.abs().max() <= BF16_MAX
+
+
+def test_the_embedded_model_makes_the_latents_of_the_cpus_kernels(device: str, core: EmulatedCore) -> None:
+    """Its first two chunks, with all their passes (20 and 6, each with that of the cache), beside the CPU's in bfloat16 and float32."""
+    options = dict(seed=7, probe=True)
+    pipe = lolrt.load("tiny", BF16, device=device)
+    prompt = pipe.example_prompts[0]
+    chunks = list(islice(pipe.latent_stream(prompt, **options), 2))
+    for chunk in chunks:
+        torch.testing.assert_close(chunk.mass.sum(-1).cpu(), torch.ones(6, 4, 3), atol=1e-3, rtol=0)
+    if device == "cpu":
+        layers = pipe.dit.config.num_layers
+        passes = 20 + 1 + 6 + 1
+        assert core.calls == {
+            "kv_write": layers * (1 + 3 * passes),  # the text; queries of both attentions, keys and values
+            "frame_attention": 2 * layers * passes,
+            "frame_attention_workspace": 2 * layers * passes,
+            "modulated_norm": (3 * layers + 1) * passes,
+            "gelu": layers * passes,
+            "sampler_step": passes - 2,
+        }
+    with computing_with(_core):  # the CPU's kernels
+        on_cpu, exact = (
+            torch.cat([chunk.latents for chunk in islice(lolrt.load("tiny", dtype).latent_stream(prompt, **options), 2)])
+            for dtype in (BF16, torch.float32)
+        )
+    on_cuda = torch.cat([chunk.latents.cpu() for chunk in chunks])
+    # bfloat16 alone moves this model's latents by several hundredths; two ways to round must differ by no more than each from float32.
+    assert rms(on_cuda - on_cpu) <= rms(on_cpu - exact)
+    assert rms(on_cuda - exact) <= 2 * rms(on_cpu - exact)
+    assert rms(on_cuda - on_cpu) <= 2 * BF16_RMS * on_cpu.std().item()
+
+
+def test_arrays_of_other_libraries_reach_the_kernels(core: EmulatedCore, emulated_library: Emulated) -> None:
+    """By DLPack's protocol alone, as CuPy's do."""
+    x = torch.randn(2, 3, 64).bfloat16()
+    out = x.clone()
+    emulated_library.buffers([out])
+    core._core.gelu(OnCuda(out), stream=0)
+    torch.testing.assert_close(out, torch.nn.functional.gelu(x, approximate="tanh"))
+    with pytest.raises(core._core.UnsupportedError, match="q_out is on device 1:0, expected 2:0"):
+        q = x[None, :, :, :]
+        core._core.kv_write(OnCuda(q), None, None, None, None, 0.0, None, 0, q.clone(), None, None)
+    with pytest.raises(ValueError, match="workspace: expected a contiguous uint8 tensor of one dimension, where q is"):
+        pages, table = torch.zeros(1, 256, dtype=BF16), torch.zeros(1, dtype=torch.int32)
+        arguments = [OnCuda(t) for t in (torch.zeros(1, 2, 1, 64, dtype=BF16), pages, table)]
+        core._core.frame_attention(*arguments, 2, None, None, 0.0, arguments[0], None, torch.empty(64, dtype=torch.uint8))
+    with pytest.raises(core._core.UnsupportedError, match="channel_norm: x is on device type 2; there are kernels for the CPU"):
+        core._core.channel_norm(OnCuda(x[None]), torch.ones(64), False, x[None])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_driver_the_binding_says_so() -> None:
+    with pytest.raises(RuntimeError, match=r"gelu: CUDA: .*(driver|device)|CUDA half does not load"):
+        _core.gelu(OnCuda(torch.zeros(1, 1, 8, dtype=BF16)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_replays_a_pass_as_a_cuda_graph(data: Path, rollout_inputs: dict[str, Tensor]) -> None:
+    """Captured over one chunk, replayed over the next: what differs between the two is in buffers that the stream has written."""
+    dit = lolrt.load_dit(data / "self_forcing_dmd_small.pt", BF16, device="cuda")
+    stream = lolrt.LatentStream(dit, rollout_inputs["prompt_embeds"], 8, 8)
+    list(islice(stream, CHUNKS))
+    sample = torch.randn(3, 16, 8, 8, device="cuda")
+
+    def one_pass() -> Tensor:
+        return stream._run(sample, stream._modulations[0], pages, rotation, bias)
+
+    graph = torch.cuda.CUDAGraph()
+    for chunk in range(2):
+        pages = stream._cache.advance(3 * (CHUNKS + chunk), 3)
+        rotation, bias = stream._positions(pages)
+        expected = one_pass().clone()
+        if chunk == 0:
+            with torch.cuda.graph(graph):
+                out = one_pass()
+        graph.replay()
+        assert torch.equal(out, expected)
