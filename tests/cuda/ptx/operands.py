@@ -34,6 +34,8 @@ TYPES: dict[str, np.dtype] = {
     "pred": np.dtype(np.bool_),
 }
 
+SPECIAL = ("%tid.x", "%ctaid.x", "%ctaid.y", "%ctaid.z")
+
 
 def bits_type(kind: np.dtype) -> np.dtype:
     """The type of a register that holds such values."""
@@ -65,7 +67,7 @@ class Operands:
             if width > dtype.itemsize:
                 return lambda m: m.registers[number].astype(bits_type(dtype)).view(dtype)
             return lambda m: m.registers[number].view(dtype)
-        if text.startswith("%"):
+        if text in SPECIAL:
             if dtype.itemsize != 4:
                 raise self.error(f"{text} is not of .{kind}")
             return lambda m: m.special[text].view(dtype)
