@@ -14,7 +14,7 @@ from typing import Any
 
 from commands import output_of
 from emulated import ROOT, Emulated
-from ptx import Launch, Memory, Program, PtxError, kernels, run
+from ptx import Kernel, Launch, Memory, Program, PtxError, kernels, run
 from torch import Tensor
 
 KERNELS = ROOT / "csrc" / "cuda"
@@ -23,10 +23,10 @@ UNITS = sorted(KERNELS.glob("*.cu"))
 FLAGS = ["-ptx", "-std=c++17", "-arch=compute_80", "-fmad=false"]
 
 
-def compile_ptx(units: Iterable[Path], sources: Path = KERNELS) -> str:
-    """What nvcc makes of some .cu files with the headers of `sources`, as one text."""
+def compile_ptx(units: Iterable[Path], sources: Path = KERNELS) -> dict[str, Kernel]:
+    """What nvcc makes of some .cu files with the headers of `sources`."""
     includes = [f"-I{path}" for path in (sources, ROOT / "csrc", ROOT / "csrc" / "include")]
-    return "\n".join(output_of("nvcc", *FLAGS, *includes, unit, "-o", "-") for unit in units)
+    return {name: kernel for unit in units for name, kernel in kernels(output_of("nvcc", *FLAGS, *includes, unit, "-o", "-")).items()}
 
 
 def has_nvcc() -> bool:
@@ -58,9 +58,10 @@ def _signatures(mangled: list[str]) -> list[str]:
 class Interpreted(Emulated):
     """The ops on torch tensors on the CPU, by the PTX of sm_80."""
 
-    def __init__(self, library: Path, text: str) -> None:
+    def __init__(self, library: Path, found: dict[str, Kernel]) -> None:
+        """found: kernels by their mangled names."""
         super().__init__(library)
-        found = kernels(text)
+        self.kernels = found
         self._kernels = dict(zip(_signatures(list(found)), found.values(), strict=True))
         self._programs: dict[str, Program] = {}
         self._names = self._host_names(library.with_name("liblolrt_cuda.so"))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import torch
 from commands import output_of
 from emulated import BUILD, LIBRARY, AbiError
 from interpreted import KERNELS, Interpreted, compile_ptx, has_nvcc
-from ptx import PtxError
+from ptx import Instruction, PtxError
 from rule import check
 from test_emulated_attention import CudaAttention
 
@@ -124,6 +124,20 @@ def test_nothing_is_found_in_the_kernel_as_it_is(ptx: Interpreted, kernel: str, 
 def test_mutation_is_found(mutation: Mutation, ptx: Interpreted, tmp_path: Path) -> None:
     report = found(compile_mutant(mutation, tmp_path), mutation.kernel, mutation.dtype)
     assert re.search(mutation.finds, report), f"found: {report or 'nothing'}"
+
+
+@pytest.mark.parametrize("opcode", ["bar.sync", "bar.warp.sync", "cp.async.wait_group", "cp.async.commit_group"])
+def test_each_of_them_is_missed(opcode: str, ptx: Interpreted) -> None:
+    """One at a time of those in a compiled kernel of attention."""
+    (name,) = (name for name in ptx.kernels if "frame_attention_kernelINS0_4Bf16ELi64ELi64ELb0E" in name)
+    kernel = ptx.kernels[name]
+    places = [place for place, instruction in enumerate(kernel.code) if instruction.opcode == opcode]
+    assert places
+    for place in places:
+        code = list(kernel.code)
+        code[place] = Instruction("mov.u32", ("_", "0"), "", "removed")
+        report = found(Interpreted(BUILD / LIBRARY.name, {name: replace(kernel, code=code)}), "frame_attention", torch.bfloat16)
+        assert re.search(f"race: .* are not ordered|{UNDER_WAY}|nobody waits", report), f"{place} of {places}: {report or 'nothing'}"
 
 
 def test_the_emulator_compiles_none_of_these_files(ptx: Interpreted) -> None:

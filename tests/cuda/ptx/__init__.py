@@ -10,7 +10,7 @@ Semantics are those of NVIDIA's "Parallel Thread Execution ISA", version 9.0; se
 
 from .machine import Launch, run
 from .memory import Memory
-from .parse import PtxError, kernels
+from .parse import Instruction, Kernel, PtxError, kernels
 from .program import Program
 
-__all__ = ["Launch", "Memory", "Program", "PtxError", "kernels", "run"]
+__all__ = ["Instruction", "Kernel", "Launch", "Memory", "Program", "PtxError", "kernels", "run"]
