@@ -107,9 +107,9 @@ def test_fma_is_rounded_once() -> None:
     a, b = (RNG.standard_normal(32).astype(np.float32) for _ in range(2))
     c = (-a.astype(np.float64) * b).astype(np.float32)
     c[::2] = RNG.standard_normal(16) * 2.0 ** RNG.integers(-60, 60, 16)
-    # 1 + 2^-24 is half way between two numbers of float32; 2^-60 decides, and is lost in float64.
-    a[:4], b[:4], c[:4] = 2.0**-30, [2.0**-30, -(2.0**-30), 2.0**-31, 0], [1 + 2.0**-23] * 4
-    a[4:6], b[4:6], c[4:6] = 1 + 2.0**-12, [1 - 2.0**-12, 1 + 2.0**-12], [2.0**-80, -(2.0**-80)]
+    # Half way between two numbers of float32, but for 2^-56, which decides and which the float64 sum loses.
+    a[:3], b[:3] = 2.0**-12 * (1 + 2.0**-16), [2.0**-12 * (1 - 2.0**-16), -(2.0**-12) * (1 - 2.0**-16), -(2.0**-13) * (1 - 2.0**-16)]
+    c[:3] = [1 + 2.0**-23, -1 - 2.0**-23, 1 - 2.0**-24]
     out, _ = execute(f"{LOAD} fma.rn.f32 %r6, %r3, %r4, %r5; st.global.f32 [%d2], %r6;", column(np.stack([a, b, c], 1), 3))
     for x, y, z, result in zip(a, b, c, out.view(np.float32)[:, 0], strict=True):
         exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
@@ -122,7 +122,7 @@ def test_fma_is_rounded_once() -> None:
 def test_pairs_are_rounded(element: str, dtype: torch.dtype) -> None:
     """The first source is the high half; to nearest as torch does it, towards zero never larger."""
     x = RNG.standard_normal((32, 2)).astype(np.float32) * np.float32(2.0) ** RNG.integers(-30, 20, (32, 2)).astype(np.float32)
-    x[0], x[1] = [1 + 2.0**-9, 1 + 3 * 2.0**-9], [1 + 2.0**-12, 1 + 3 * 2.0**-12]
+    x[0], x[1] = [1 + 2.0**-8, 1 + 3 * 2.0**-8], [1 + 2.0**-11, 1 + 3 * 2.0**-11]  # half way
     x[2] = [np.nan, np.inf]
     body = f"cvt.rn.{element}x2.f32 %r6, %r3, %r4; cvt.rz.{element}x2.f32 %r7, %r3, %r4; st.global.v2.u32 [%d2], {{%r6, %r7}};"
     out, _ = execute(LOAD + body, column(x, 2))
@@ -296,6 +296,10 @@ MISTAKES = {
     "no barrier in the warp": (NEIGHBOUR.format(other=4) + "st.shared.u32 [%r3], %r1; ld.shared.u32 %r5, [%r4];", "a write and a read"),
     "written while read": (NEIGHBOUR.format(other=128) + "ld.shared.u32 %r5, [%r3]; st.shared.u32 [%r4], %r1;", "a read and a write"),
     "read by all": ("ld.shared.u32 %r5, [%r2]; setp.eq.s32 %p1, %r1, 40; @%p1 st.shared.u32 [%r2], %r1;", "thread 40: .* a read and a"),
+    "read by others too": (
+        "setp.ge.u32 %p1, %r1, 32; @%p1 ld.shared.u32 %r5, [%r2]; setp.eq.s32 %p2, %r1, 63; @%p2 st.shared.u32 [%r2], %r1;",
+        "thread 63: race: a read and a write after it",
+    ),
     "one word": ("st.shared.u32 [%r2], %r1;", "two writes of one instruction"),
     "two writers": (NEIGHBOUR.format(other=4) + "st.shared.u32 [%r3], %r1; st.shared.u32 [%r4], %r1;", "two writes"),
     "no wait": (COPY + READ, "an access and a copy under way"),
