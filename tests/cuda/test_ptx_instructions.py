@@ -300,6 +300,11 @@ MISTAKES = {
         "setp.ge.u32 %p1, %r1, 32; @%p1 ld.shared.u32 %r5, [%r2]; setp.eq.s32 %p2, %r1, 63; @%p2 st.shared.u32 [%r2], %r1;",
         "thread 63: race: a read and a write after it",
     ),
+    "read by another before": (
+        "setp.eq.s32 %p1, %r1, 62; setp.eq.s32 %p2, %r1, 63; @%p1 ld.shared.u32 %r5, [%r2]; @%p2 ld.shared.u32 %r5, [%r2];"
+        "@%p2 st.shared.u32 [%r2], %r1;",
+        "thread 63: race: a read and a write after it",
+    ),
     "one word": ("st.shared.u32 [%r2], %r1;", "two writes of one instruction"),
     "two writers": (NEIGHBOUR.format(other=4) + "st.shared.u32 [%r3], %r1; st.shared.u32 [%r4], %r1;", "two writes"),
     "no wait": (COPY + READ, "an access and a copy under way"),
