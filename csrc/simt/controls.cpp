@@ -14,6 +14,9 @@ LOLRT_API void lolrt_simt_buffers(const void *const *starts, const uint64_t *byt
   for (int i = 0; i < count; ++i) add_buffer(starts[i], bytes[i]);
 }
 
+// NULL: the emulator again.
+LOLRT_API void lolrt_simt_runner(Runner runs) { runner() = runs; }
+
 // As in Counts, since the last call.
 LOLRT_API void lolrt_simt_counts(Counts *out) {
   *out = counts();

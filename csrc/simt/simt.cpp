@@ -407,6 +407,10 @@ void arrive(Copy &copy) {
 
 }  // namespace
 
+Runner &runner() {
+  static Runner instance = nullptr;
+  return instance;
+}
 Settings &settings() { return emulator().settings; }
 Counts &counts() { return emulator().counts; }
 void clear_buffers() { emulator().buffers.clear(); }

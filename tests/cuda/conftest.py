@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import emulated
+import interpreted
 import pytest
 import torch
 from gpu import Gpu
@@ -50,3 +51,10 @@ def cuda(request: pytest.FixtureRequest, emulated_library: emulated.Emulated) ->
     emulated_library.settings(seed, architecture)
     yield emulated_library
     emulated_library.settings()
+
+
+@pytest.fixture(scope="session")
+def ptx(emulated_library: emulated.Emulated) -> interpreted.Interpreted:
+    if not interpreted.has_nvcc():
+        pytest.skip("there is no nvcc, whose PTX would be run")
+    return interpreted.Interpreted(emulated.BUILD / emulated.LIBRARY.name, interpreted.compile_ptx(interpreted.UNITS))

@@ -1,0 +1,115 @@
+"""The C ABI with the interpreter of PTX (`ptx`) as its CUDA half: nvcc compiles csrc/cuda, the launchers of the emulated build say what
+they launch (kernel, grid, shared memory, argument), and the interpreter runs that on the tensors' own memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from commands import output_of
+from emulated import ROOT, Emulated
+from ptx import Kernel, Launch, Memory, Program, PtxError, kernels, run
+from torch import Tensor
+
+KERNELS = ROOT / "csrc" / "cuda"
+UNITS = sorted(KERNELS.glob("*.cu"))
+# Those of CMakeLists.txt, for the architecture whose PTX the library carries.
+FLAGS = ["-ptx", "-std=c++17", "-arch=compute_80", "-fmad=false"]
+
+
+def compile_ptx(units: Iterable[Path], sources: Path = KERNELS) -> dict[str, Kernel]:
+    """What nvcc makes of some .cu files with the headers of `sources`."""
+    includes = [f"-I{path}" for path in (sources, ROOT / "csrc", ROOT / "csrc" / "include")]
+    return {name: kernel for unit in units for name, kernel in kernels(output_of("nvcc", *FLAGS, *includes, unit, "-o", "-")).items()}
+
+
+def has_nvcc() -> bool:
+    return shutil.which("nvcc") is not None
+
+
+class _Launch(ctypes.Structure):
+    """csrc/simt/simt.h."""
+
+    _fields_ = (
+        ("kernel", ctypes.c_void_p),
+        ("blocks", ctypes.c_uint * 3),
+        ("threads", ctypes.c_uint),
+        ("shared_bytes", ctypes.c_uint),
+        ("argument", ctypes.c_void_p),
+        ("argument_bytes", ctypes.c_uint64),
+    )
+
+
+_RUNNER = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_Launch))
+
+
+def _signatures(mangled: list[str]) -> list[str]:
+    """As the source has them: nvcc gives anonymous namespaces names, g++ does not."""
+    lines = output_of("c++filt", *mangled).splitlines()
+    return [re.sub(r"_GLOBAL__N__\w+", "(anonymous namespace)", line) for line in lines]
+
+
+class Interpreted(Emulated):
+    """The ops on torch tensors on the CPU, by the PTX of sm_80."""
+
+    def __init__(self, library: Path, found: dict[str, Kernel]) -> None:
+        """found: kernels by their mangled names."""
+        super().__init__(library)
+        self.kernels = found
+        self._kernels = dict(zip(_signatures(list(found)), found.values(), strict=True))
+        self._programs: dict[str, Program] = {}
+        self._names = self._host_names(library.with_name("liblolrt_cuda.so"))
+        self._counts: Counter[str] = Counter()
+        self._problem = ctypes.create_string_buffer(b"")
+        self._failure: Exception | None = None
+        self._runner = _RUNNER(self._run)
+
+    def counts(self) -> dict[str, int]:
+        """Of all launches since the last call: what the emulator counts, and `other_conflicts`, those of loads and stores."""
+        counts, self._counts = self._counts, Counter()
+        return counts
+
+    def _host_names(self, library: Path) -> dict[int, str]:
+        """Signatures of the functions of the library by their addresses in this process."""
+        symbols = [line.split() for line in output_of("nm", "--defined-only", library).splitlines()]
+        known = {name: int(address, 16) for address, _, name in symbols if "kernel" in name or name == "lolrt_simt_runner"}
+        runner = ctypes.cast(self._simt.lolrt_simt_runner, ctypes.c_void_p).value
+        base = runner - known["lolrt_simt_runner"]
+        return {base + address: name for address, name in zip(known.values(), _signatures(list(known)), strict=True)}
+
+    def _call(self, op: str, kind: type[ctypes.Structure], arguments: dict[str, Any], *others: Tensor) -> None:
+        storages = [x.untyped_storage() for x in (*arguments.values(), *others) if isinstance(x, Tensor)]
+        self._memory = Memory([(storage.data_ptr(), storage.nbytes()) for storage in storages])
+        self._failure = None
+        self._simt.lolrt_simt_runner(self._runner)
+        try:
+            super()._call(op, kind, arguments, *others)
+        finally:
+            self._simt.lolrt_simt_runner(None)
+            if self._failure is not None:
+                raise self._failure
+
+    def _run(self, asked: Any) -> int | None:
+        """Called by the launchers; the address of what was wrong, or None. What the interpreter itself cannot do is raised later."""
+        try:
+            launch = asked.contents
+            name = self._names[launch.kernel]
+            if name not in self._programs:
+                self._programs[name] = Program(self._kernels[name])
+            parameters = ctypes.string_at(launch.argument, launch.argument_bytes)
+            what = Launch(tuple(launch.blocks), launch.threads, launch.shared_bytes, parameters)
+            self._counts += run(self._programs[name], what, self._memory)
+            self._counts["shared_bytes"] = max(self._counts["shared_bytes"], launch.shared_bytes)
+            return None
+        except PtxError as error:
+            text = str(error)
+        except Exception as error:
+            self._failure, text = error, "the interpreter failed"
+        self._problem = ctypes.create_string_buffer(text.encode())
+        return ctypes.addressof(self._problem)

@@ -1,0 +1,173 @@
+"""Instructions on the numbers of one thread. Roundings are those of the ISA, bit by bit, but of ex2.approx, which is taken as exact."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import numpy as np
+
+from .operands import TYPES, Array, Execute, Operands, elementwise, instruction
+
+INTEGER = r"([us](?:16|32|64))"
+BITS = r"(b(?:16|32|64)|pred)"
+
+
+def quotient(a: Array, b: Array) -> Array:
+    """Towards zero; by zero, which is not specified, all ones."""
+    divisor = np.where(b == 0, b.dtype.type(1), b)
+    floor = a // divisor
+    towards_zero = floor + ((a % divisor != 0) & ((a < 0) != (divisor < 0))).astype(a.dtype)
+    return np.where(b == 0, ~b.dtype.type(0), towards_zero)
+
+
+def fused(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c rounded once: the product is exact in float64; the sum is rounded to odd there, so that the second rounding is right
+    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008)."""
+    product, addend = a.astype(np.float64) * b, c.astype(np.float64)
+    total = product + addend
+    back = total - product
+    error = (product - (total - back)) + (addend - back)
+    bits = total.view(np.int64)
+    step = np.where((error > 0) == (total > 0), 1, -1)
+    inexact = ((error > 0) | (error < 0)) & (bits & 1 == 0)
+    return np.where(inexact, bits + step, bits).view(np.float64).astype(np.float32)
+
+
+def bf16_bits(x: Array, rounding: str) -> Array:
+    bits = x.view(np.uint32)
+    if rounding == "rn":
+        bits = bits + (np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)))
+    return np.where(np.isnan(x), np.uint32(0x7FFF), bits >> np.uint32(16))
+
+
+def f16_bits(x: Array, rounding: str) -> Array:
+    near = x.astype(np.float16)
+    bits = near.view(np.uint16)
+    if rounding == "rz":
+        bits = bits - (np.abs(near).astype(np.float32) > np.abs(x))
+    return np.where(np.isnan(x), np.uint32(0x7FFF), bits.astype(np.uint32))
+
+
+def exp2(x: Array, flush: bool) -> Array:
+    tiny = np.finfo(np.float32).tiny
+    y = np.exp2((np.where(np.abs(x) < tiny, np.float32(0), x) if flush else x).astype(np.float64)).astype(np.float32)
+    return np.where(y < tiny, np.float32(0), y) if flush else y
+
+
+@instruction(rf"(add|sub|mul\.lo|div|min|max)\.{INTEGER}")
+def integers(x: Operands, name: str, kind: str) -> Execute:
+    functions = {"add": np.add, "sub": np.subtract, "mul.lo": np.multiply, "div": quotient, "min": np.minimum, "max": np.maximum}
+    return elementwise(x, functions[name], kind, kind, kind)
+
+
+@instruction(r"mul\.wide\.([us])(16|32)")
+def wide_product(x: Operands, sign: str, bits: str) -> Execute:
+    kind, wide = sign + bits, f"{sign}{2 * int(bits)}"
+    return elementwise(x, lambda a, b: a.astype(TYPES[wide]) * b.astype(TYPES[wide]), wide, kind, kind)
+
+
+@instruction(r"neg\.(s16|s32|s64|f32)")
+def negative(x: Operands, kind: str) -> Execute:
+    return elementwise(x, np.negative, kind, kind)
+
+
+# .rn is what add, sub and mul do without it as well; the difference is only that the compiler may not fuse them.
+@instruction(r"(add|sub|mul)(?:\.rn)?\.f32")
+def floats(x: Operands, name: str) -> Execute:
+    return elementwise(x, {"add": np.add, "sub": np.subtract, "mul": np.multiply}[name], "f32", "f32", "f32")
+
+
+@instruction(r"div\.rn\.f32")
+def float_quotient(x: Operands) -> Execute:
+    return elementwise(x, np.divide, "f32", "f32", "f32")
+
+
+# Of a number and a NaN the number.
+@instruction(r"(min|max)\.f32")
+def float_extreme(x: Operands, name: str) -> Execute:
+    return elementwise(x, np.fmin if name == "min" else np.fmax, "f32", "f32", "f32")
+
+
+@instruction(r"fma\.rn\.f32")
+def fused_product(x: Operands) -> Execute:
+    return elementwise(x, fused, "f32", "f32", "f32", "f32")
+
+
+@instruction(r"(rcp|sqrt)\.rn\.f32")
+def float_function(x: Operands, name: str) -> Execute:
+    return elementwise(x, np.sqrt if name == "sqrt" else lambda a: np.float32(1) / a, "f32", "f32")
+
+
+@instruction(r"ex2\.approx(\.ftz)?\.f32")
+def exponential(x: Operands, flush: str | None) -> Execute:
+    return elementwise(x, lambda a: exp2(a, bool(flush)), "f32", "f32")
+
+
+@instruction(rf"(and|or|xor)\.{BITS}")
+def logic(x: Operands, name: str, kind: str) -> Execute:
+    return elementwise(x, {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}[name], kind, kind, kind)
+
+
+@instruction(rf"not\.{BITS}")
+def inverse(x: Operands, kind: str) -> Execute:
+    return elementwise(x, np.invert, kind, kind)
+
+
+@instruction(r"(shl\.b|shr\.u|shr\.s)(16|32|64)")
+def shift(x: Operands, name: str, bits: str) -> Execute:
+    """By more than the width: by the width."""
+    kind, last = name[-1] + bits, int(bits) - 1
+    dtype = TYPES[kind]
+    move = np.left_shift if name == "shl.b" else np.right_shift
+
+    def shifted(a: Array, by: Array) -> Array:
+        moved = move(a, np.minimum(by, last).astype(dtype))
+        return moved if name == "shr.s" else np.where(by > last, dtype.type(0), moved)
+
+    return elementwise(x, shifted, kind, kind, "u32")
+
+
+COMPARISONS: dict[str, Callable[[Array, Array], Array]] = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
+
+
+@instruction(r"setp\.(eq|ne|lt|le|gt|ge)\.([usb](?:16|32|64))")
+def comparison(x: Operands, name: str, kind: str) -> Execute:
+    return elementwise(x, COMPARISONS[name], "pred", kind, kind)
+
+
+# With "u" true where one of them is NaN, else false.
+@instruction(r"setp\.(eq|ne|lt|le|gt|ge)(u?)\.f32")
+def float_comparison(x: Operands, name: str, unordered: str) -> Execute:
+    def compare(a: Array, b: Array) -> Array:
+        either_nan = np.isnan(a) | np.isnan(b)
+        return np.where(either_nan, bool(unordered), COMPARISONS[name](a, b))
+
+    return elementwise(x, compare, "pred", "f32", "f32")
+
+
+@instruction(r"selp\.([usb](?:16|32|64)|f32)")
+def select(x: Operands, kind: str) -> Execute:
+    return elementwise(x, lambda a, b, predicate: np.where(predicate, a, b), kind, kind, kind, "pred")
+
+
+@instruction(r"cvt\.([us](?:8|16|32|64))\.([us](?:8|16|32|64))")
+def convert_integer(x: Operands, to: str, kind: str) -> Execute:
+    return elementwise(x, lambda a: a.astype(TYPES[to]), to, kind)
+
+
+@instruction(r"cvt\.rn\.f32\.([us](?:16|32|64))")
+def convert_to_float(x: Operands, kind: str) -> Execute:
+    return elementwise(x, lambda a: a.astype(np.float32), "f32", kind)
+
+
+@instruction(r"cvt\.f32\.f16")
+def widen(x: Operands) -> Execute:
+    return elementwise(x, lambda a: a.astype(np.float32), "f32", "f16")
+
+
+# The first source is the high half.
+@instruction(r"cvt\.(rn|rz)\.(bf16|f16)x2\.f32")
+def convert_pair(x: Operands, rounding: str, element: str) -> Execute:
+    bits = bf16_bits if element == "bf16" else f16_bits
+    return elementwise(x, lambda high, low: bits(high, rounding) << np.uint32(16) | bits(low, rounding), "b32", "f32", "f32")

@@ -1,0 +1,153 @@
+"""What nvcc makes of csrc/cuda for sm_80, interpreted, not run on a GPU: against the float64 oracle by the rule of rule.py, and against
+the emulator. Whatever the interpreter finds wrong fails the call. The cases are those of the emulator's tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import test_emulated_attention as attention
+import test_emulated_rows as rows
+import torch
+from emulated import Emulated
+from interpreted import Interpreted
+from rule import cos_sin, name_of
+from test_emulated_attention import CudaAttention, compare, kinds
+
+dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
+
+
+@kinds
+@pytest.mark.parametrize(
+    "shape",
+    [
+        dict(tokens=1, page_tokens=1, pages=1, frames=1, heads=3),
+        dict(tokens=70, page_tokens=77, pages=3, frames=2),  # a block of two frames, a tail in the tile's first half
+        dict(tokens=150, page_tokens=64, pages=2, frames=1, heads=1),  # two blocks, whole tiles
+        dict(tokens=3, page_tokens=113, pages=2, heads=1, frames=7, pairs=0),
+        dict(tokens=5, page_tokens=31, pages=2, heads=1, pairs=32),
+        dict(tokens=2, page_tokens=9, pages=2, heads=1, frames=70, pairs=1),  # 64 frames in a block
+    ],
+    ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()),
+)
+def test_attention_matches_the_oracle(ptx: Interpreted, dtype: torch.dtype, dim: int, shape: dict) -> None:
+    compare(CudaAttention(dtype, dim=dim, cuda=ptx, **shape))
+
+
+def test_a_window_of_sinks_alone(ptx: Interpreted) -> None:
+    attention.test_a_window_of_sinks_alone(ptx)
+
+
+@kinds
+def test_bias_is_added_to_the_scores(ptx: Interpreted, dtype: torch.dtype, dim: int) -> None:
+    attention.test_bias_is_added_to_the_scores(ptx, dtype, dim)
+
+
+def test_a_head_without_pages_gives_zeros(ptx: Interpreted) -> None:
+    attention.test_a_head_without_pages_gives_zeros(ptx)
+
+
+def test_scores_of_any_size(ptx: Interpreted) -> None:
+    attention.test_scores_of_any_size(ptx, torch.bfloat16, 64)
+
+
+def test_nan_in_use_is_not_swallowed(ptx: Interpreted) -> None:
+    attention.test_nan_in_use_is_not_swallowed(ptx)
+
+
+@kinds
+def test_same_bits_at_any_frame_and_wherever_the_pages_lie(ptx: Interpreted, dtype: torch.dtype, dim: int) -> None:
+    attention.test_same_bits_at_any_frame_and_wherever_the_pages_lie(ptx, dtype, dim)
+
+
+def test_strided_queries_and_outputs(ptx: Interpreted) -> None:
+    attention.test_strided_queries_and_outputs(ptx, torch.bfloat16, 128)
+
+
+@kinds
+def test_no_bank_conflicts(ptx: Interpreted, dtype: torch.dtype, dim: int) -> None:
+    """As many products and loads of matrices as the emulator's, and no conflicts, of loads and stores either."""
+    ptx.counts()
+    CudaAttention(dtype, dim=dim, tokens=128, page_tokens=70, pages=2, frames=1, heads=1, cuda=ptx).run(probe=True)
+    assert ptx.counts()["other_conflicts"] == 0
+    attention.test_no_bank_conflicts(ptx, dtype, dim)
+
+
+@kinds
+def test_attention_does_what_the_emulator_does(ptx: Interpreted, emulated_library: Emulated, dtype: torch.dtype, dim: int) -> None:
+    """The same products, loads and copies. Results differ by the roundings within a product and of 2^x: a few, by one rounding of the
+    largest output or less."""
+    case = CudaAttention(dtype, dim=dim, tokens=70, page_tokens=90, pages=2, frames=2, cuda=ptx)
+    ptx.counts()
+    out, mass = case.run(probe=True)
+    counts = ptx.counts()
+    emulated_library.counts()
+    expected, expected_mass = replace(case, cuda=emulated_library).run(probe=True)
+    same = emulated_library.counts()
+    assert {name: counts[name] for name in same} == same
+    torch.testing.assert_close(out, expected, rtol=0, atol=torch.finfo(dtype).eps * expected.abs().max().item())
+    torch.testing.assert_close(mass, expected_mass, rtol=0, atol=2**-18)
+    assert (out != expected).float().mean() < 0.02
+
+
+@dtypes
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "dim", "pairs", "first"), [(5, 4, 64, 10, 44), (1, 3, 8, 0, 0), (17, 1, 24, 5, 2), (2, 12, 128, 64, 0)]
+)
+def test_kv_write_matches_the_oracle(
+    ptx: Interpreted, dtype: torch.dtype, normalise: bool, tokens: int, heads: int, dim: int, pairs: int, first: int
+) -> None:
+    rows.test_kv_write_matches_the_oracle(ptx, dtype, normalise, tokens, heads, dim, pairs, first)
+
+
+@dtypes
+@pytest.mark.parametrize(("with_residual", "with_gate"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(("frames", "tokens", "channels"), [(1, 3, 1536), (2, 9, 50), (2, 1, 3), (2, 3, 264)])
+def test_modulated_norm_matches_the_oracle(
+    ptx: Interpreted, dtype: torch.dtype, with_residual: bool, with_gate: bool, frames: int, tokens: int, channels: int
+) -> None:
+    rows.test_modulated_norm_matches_the_oracle(ptx, dtype, with_residual, with_gate, frames, tokens, channels)
+
+
+@dtypes
+@pytest.mark.parametrize(("frames", "tokens", "channels", "offset"), [(1, 1, 1, 1), (3, 7, 70, 1), (2, 3, 264, 0)])
+def test_gelu_matches_the_oracle(ptx: Interpreted, dtype: torch.dtype, frames: int, tokens: int, channels: int, offset: int) -> None:
+    rows.test_gelu_matches_the_oracle(ptx, dtype, frames, tokens, channels, offset)
+
+
+@dtypes
+def test_gelu_of_small_and_of_large_numbers(ptx: Interpreted, dtype: torch.dtype) -> None:
+    rows.test_gelu_of_small_and_of_large_numbers(ptx, dtype)
+
+
+@dtypes
+def test_kv_write_has_the_emulators_bits(ptx: Interpreted, emulated_library: Emulated, dtype: torch.dtype) -> None:
+    """Its operations are all exact or rounded once, in the same order."""
+    x, weight = torch.randn(2, 9, 3, 4, 64).to(dtype), torch.randn(4, 64).to(dtype)
+    q, k, v = x.unbind(2)
+    table = torch.tensor([2, 0], dtype=torch.int32)
+    results = []
+    for cuda in (ptx, emulated_library):
+        q_out = torch.full_like(q, torch.nan)
+        pool = torch.full((3, cuda.page_elements(dtype, 9, 4, 64)), torch.nan, dtype=dtype)
+        angles = cos_sin(6 * torch.rand(9, 10, generator=torch.Generator().manual_seed(1)).double()).float()
+        cuda.kv_write(
+            q=q, k=k, v=v, q_weight=weight, k_weight=weight, q_out=q_out, pages=pool, page_table=table, eps=1e-6, rotation=angles,
+            rotation_first_channel=44,
+        )  # fmt: skip
+        results.append((q_out.view(torch.int16), pool.view(torch.int16)))
+    assert all(torch.equal(mine, expected) for mine, expected in zip(*results, strict=True))
+
+
+@dtypes
+@pytest.mark.parametrize("channels", [264, 50])
+def test_modulated_norm_has_the_emulators_bits(ptx: Interpreted, emulated_library: Emulated, dtype: torch.dtype, channels: int) -> None:
+    x, residual = torch.randn(2, 2, 5, channels).to(dtype)
+    gate, scale, shift = torch.randn(3, 2, channels)
+    results = []
+    for cuda in (ptx, emulated_library):
+        updated, out = x.clone(), torch.empty_like(x)
+        cuda.modulated_norm(x=updated, residual=residual, gate=gate, scale=scale, shift=shift, out=out, eps=1e-6)
+        results.append(torch.stack([updated, out]))
+    assert torch.equal(*results)

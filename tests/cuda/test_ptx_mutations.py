@@ -1,0 +1,145 @@
+"""Planted bugs in csrc/cuda/device, whose inline PTX the emulator replaces by code of its own and so cannot see: nvcc compiles the
+changed header with one kernel, and the interpreter has to find it. What finds it is what the interpreter reports, or `numbers`: the
+rule of rule.py, or the bits."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import test_emulated_rows as rows
+import torch
+from commands import output_of
+from emulated import BUILD, LIBRARY, AbiError
+from interpreted import KERNELS, Interpreted, compile_ptx, has_nvcc
+from ptx import Instruction, PtxError
+from rule import check
+from test_emulated_attention import CudaAttention
+
+pytestmark = pytest.mark.skipif(not has_nvcc(), reason="there is no nvcc, whose PTX would be run")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    name: str
+    file: str
+    """Of csrc/cuda/device."""
+    old: str
+    new: str
+    finds: str
+    """Regular expression of the report."""
+    kernel: str = "frame_attention"
+    dtype: torch.dtype = torch.bfloat16
+
+
+UNDER_WAY = "an access and a copy under way"
+PRODUCT = "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}"
+MUTATIONS = [
+    Mutation("operands of b swapped", "matrix.cuh", PRODUCT, PRODUCT.replace("%8, %9", "%9, %8"), "numbers"),
+    Mutation("the same in fp16", "matrix.cuh", PRODUCT, PRODUCT.replace("%8, %9", "%9, %8"), "numbers", dtype=torch.float16),
+    Mutation("operands of a swapped", "matrix.cuh", PRODUCT, PRODUCT.replace("%5, %6", "%6, %5"), "numbers"),
+    Mutation("results swapped", "matrix.cuh", PRODUCT, PRODUCT.replace("%0, %1", "%1, %0"), "numbers"),
+    Mutation("bf16 taken for fp16", "matrix.cuh", "f32.bf16.bf16.f32", "f32.f16.f16.f32", "numbers"),
+    Mutation("fp16 taken for bf16", "matrix.cuh", "f32.f16.f16.f32", "f32.bf16.bf16.f32", "numbers", dtype=torch.float16),
+    Mutation("values not transposed", "matrix.cuh", "x4.trans.shared", "x4.shared", "numbers"),
+    Mutation("keys transposed", "matrix.cuh", "x4.shared", "x4.trans.shared", "numbers"),
+    Mutation("matrices in another order", "matrix.cuh", "b16 {%0, %1, %2, %3}", "b16 {%0, %2, %1, %3}", "numbers"),
+    Mutation("no wait for copies", "async_copy.cuh", '"cp.async.wait_group %0;\\n"', '"// %0\\n"', UNDER_WAY),
+    Mutation("wait for one group too few", "async_copy.cuh", '"n"(Pending)', '"n"(Pending + 1)', UNDER_WAY),
+    Mutation("group not closed", "async_copy.cuh", "cp.async.commit_group;", "", UNDER_WAY),
+    Mutation("zeros for what is there", "async_copy.cuh", "valid ? 16 : 0", "valid ? 0 : 16", "numbers"),
+    Mutation("half of an angle", "async_copy.cuh", "[%0], [%1], 8;", "[%0], [%1], 4;", "numbers"),
+    Mutation("source and target swapped", "async_copy.cuh", "[%0], [%1], 16", "[%1], [%0], 16", "outside"),
+    Mutation("no barrier of the block", "threads.cuh", "__syncthreads();", "", "race: .* are not ordered"),
+    Mutation("no barrier of the warp", "threads.cuh", "__syncwarp();", "", "race: .* are not ordered"),
+    Mutation("exchange with another lane", "threads.cuh", "value, mask)", "value, mask * 2)", "numbers"),
+    Mutation("not for any lane but for all", "threads.cuh", "__any_sync", "__all_sync", "numbers"),
+    Mutation("halves swapped", "element.cuh", '"f"(second), "f"(first)', '"f"(first), "f"(second)', "numbers"),
+    Mutation("operands of 2^x swapped", "element.cuh", "ex2.approx.ftz.f32 %0, %1", "ex2.approx.ftz.f32 %1, %0", "numbers"),
+    Mutation("another function", "element.cuh", "ex2.approx.ftz.f32", "lg2.approx.ftz.f32", "unknown instruction lg2", "gelu"),
+    Mutation("cut off instead of rounded", "element.cuh", "cvt.rn.bf16x2", "cvt.rz.bf16x2", "numbers", "kv_write"),
+    Mutation("halves of fp16 swapped", "element.cuh", "{low, high}", "{high, low}", "numbers", "gelu", torch.float16),
+]
+
+
+def compile_mutant(mutation: Mutation, into: Path) -> Interpreted:
+    """Its kernel; of attention only one."""
+    sources = Path(shutil.copytree(KERNELS, into / "cuda"))
+    changed = sources / "device" / mutation.file
+    text = changed.read_text()
+    assert mutation.old in text, f"{mutation.name}: what it changes is not there"
+    changed.write_text(text.replace(mutation.old, mutation.new))
+    unit = sources / f"{mutation.kernel}.cu"
+    if mutation.kernel == "frame_attention":
+        element, dim = ("Bf16", 64) if mutation.dtype == torch.bfloat16 else ("Fp16", 128)
+        kernel = f"frame_attention_kernel<{element}, {dim}, 64, false>"
+        one = f"kChoices[] = {{{{DType::bfloat16, {dim}, {{{{nullptr, nullptr}}, {{{kernel}, {kernel}}}}}}}}};"
+        text, count = re.subn(r"kChoices\[\] = .*?;", one, unit.read_text(), flags=re.DOTALL)
+        assert count == 1
+        unit.write_text(text)
+    return Interpreted(BUILD / LIBRARY.name, compile_ptx([unit], sources))
+
+
+def attend(cuda: Interpreted, dtype: torch.dtype) -> None:
+    """Scores that rise from key to key, by more the later the query."""
+    case = CudaAttention(
+        dtype, dim=64 if dtype == torch.bfloat16 else 128, tokens=40, page_tokens=77, pages=2, frames=1, heads=1, cuda=cuda
+    )
+    case.scale = 1.0
+    case.k = (case.k * torch.linspace(0.1, 4, case.page_tokens)[:, None, None]).to(dtype)
+    case.q = (case.q * torch.linspace(0.1, 4, case.tokens)[:, None, None]).to(dtype)
+    case.write()
+    out, _ = case.run()
+    ref, _ = case.oracle()
+    check(out, case.torch(), ref, case.dim)
+
+
+def found(cuda: Interpreted, kernel: str, dtype: torch.dtype) -> str:
+    try:
+        if kernel == "frame_attention":
+            attend(cuda, dtype)
+        elif kernel == "kv_write":
+            rows.test_kv_write_rounds_where_public_code_does(cuda)
+        else:
+            rows.test_gelu_matches_the_oracle(cuda, dtype, 1, 2, 264, 0)
+    except (AbiError, PtxError) as error:
+        return str(error)
+    except AssertionError as error:
+        return f"numbers: {error}"
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [("frame_attention", torch.bfloat16), ("frame_attention", torch.float16), ("kv_write", None), ("gelu", torch.bfloat16)],
+)
+def test_nothing_is_found_in_the_kernel_as_it_is(ptx: Interpreted, kernel: str, dtype: torch.dtype) -> None:
+    assert found(ptx, kernel, dtype) == ""
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_mutation_is_found(mutation: Mutation, ptx: Interpreted, tmp_path: Path) -> None:
+    report = found(compile_mutant(mutation, tmp_path), mutation.kernel, mutation.dtype)
+    assert re.search(mutation.finds, report), f"found: {report or 'nothing'}"
+
+
+@pytest.mark.parametrize("opcode", ["bar.sync", "bar.warp.sync", "cp.async.wait_group", "cp.async.commit_group"])
+def test_each_of_them_is_missed(opcode: str, ptx: Interpreted) -> None:
+    """One at a time of those in a compiled kernel of attention."""
+    (name,) = (name for name in ptx.kernels if "frame_attention_kernelINS0_4Bf16ELi64ELi64ELb0E" in name)
+    kernel = ptx.kernels[name]
+    places = [place for place, instruction in enumerate(kernel.code) if instruction.opcode == opcode]
+    assert places
+    for place in places:
+        code = list(kernel.code)
+        code[place] = Instruction("mov.u32", ("_", "0"), "", "removed")
+        report = found(Interpreted(BUILD / LIBRARY.name, {name: replace(kernel, code=code)}), "frame_attention", torch.bfloat16)
+        assert re.search(f"race: .* are not ordered|{UNDER_WAY}|nobody waits", report), f"{place} of {places}: {report or 'nothing'}"
+
+
+def test_the_emulator_compiles_none_of_these_files(ptx: Interpreted) -> None:
+    headers = output_of("ninja", "-C", BUILD, "-t", "deps")
+    assert "csrc/simt/device/matrix.cuh" in headers and "csrc/cuda/device" not in headers
