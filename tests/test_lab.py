@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import cmath
 import csv
+import importlib
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -290,7 +292,7 @@ def test_the_report_is_one_page_with_every_definition(kept):
 def test_an_experiment_is_a_table_with_intervals(kept, tmp_path):
     folder, policies, videos = kept
     cells = experiments.rolled_out(folder, {"plain": policies[:1], "both": policies}, videos)
-    result = Result("sigma", "tiny", FRAMES, 2, ["both"], videos, [], cells)
+    result = Result("sigma", "tiny", FRAMES, 2, ["both"], False, videos, [], cells)
     rows = [line.split(" | ") for line in tables.table(result).splitlines() if line.startswith("|")]
     assert len({len(row) for row in rows if "---" not in row[0]}) == 1
     column = {name.strip("| "): place for place, name in enumerate(rows[0])}
@@ -307,7 +309,7 @@ def made_up(series: dict[str, np.ndarray] | None = None) -> Result:
         cell: Cell(["a", "b"][:draws], {name: np.full((draws, 2), 0.123456 * draws) for name in names}, (132, 0.5, 0.001), series or {})
         for cell, draws in (("plain", 1), ("other", 2))
     }
-    return Result("share", "tiny", 240, 2, [], [("a car", 0), ("a boat", 1)], [132, 201], cells)
+    return Result("share", "tiny", 240, 2, [], False, [("a car", 0), ("a boat", 1)], [132, 201], cells)
 
 
 def test_a_result_is_kept_in_a_file(tmp_path):
@@ -317,7 +319,7 @@ def test_a_result_is_kept_in_a_file(tmp_path):
     again = Result.read(path)
     assert again.command == result.command and again.videos == result.videos and again.cells["other"].snap_back == (132, 0.5, 0.001)
     np.testing.assert_array_equal(again.cells["other"].numbers["dip_201"], np.full((2, 2), 0.2469))
-    np.testing.assert_array_equal(again.cells["plain"].dip, [[0.1235, 0.1235]])
+    np.testing.assert_array_equal(again.cells["plain"].at_predicted("dip"), [[0.1235, 0.1235]])
     for wrong in ("", "[]", "{}", path.read_text().replace('"frames"', '"hours"')):
         path.write_text(wrong)
         with pytest.raises(lolrt.Error, match="no result"):
@@ -347,6 +349,18 @@ def test_more_sinks_than_a_chunk_has_frames():
     expected = (latents[:, None] - latents[None, :5]).square().mean((2, 3, 4)).sqrt()
     np.testing.assert_allclose(series["distance"], expected, rtol=1e-5)
     np.testing.assert_allclose(series["mass"][:, 0, 0], [1, 5 / 6, 5 / 9, 5 / 12], rtol=1e-6)
+
+
+def test_the_document_is_made_of_what_is_kept(monkeypatch):
+    """docs/collapse.md is what docs/collapse.py writes of the results beside it: no number in it was copied by hand."""
+    docs = Path(__file__).parent.parent / "docs"
+    monkeypatch.syspath_prepend(docs)
+    document = importlib.import_module("collapse")
+    results = {path.stem: Result.read(path) for path in sorted((docs / "collapse").glob("*.json"))}
+    assert document.document(results) == (docs / "collapse.md").read_text()
+    for result in results.values():
+        asked = plans.EXPERIMENTS[result.name].cells(plans.Setting(result.draws, result.frames, heads=4, pairs=22))
+        assert all(cell.policies == asked[name] for name, cell in result.cells.items())
 
 
 # ---- the three experiments, as small as they still speak ------------------------------------------------------------------
@@ -390,6 +404,27 @@ def test_a_head_that_is_not_jittered_still_turns_to_the_sinks(tiny):
     none = risen(tiny, "sigma=0")
     half, whole = (np.mean([risen(tiny, f"sigma=0.8,share={share},jitter_seed={seed}") for seed in range(3)]) for share in (0.5, 1.0))
     assert none > half + 0.2 > whole + 0.3
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_a_sweep_is_measured_against_its_own_median(every, tiny, monkeypatch):
+    asked = []
+
+    def sweep(pipe, policy, prompt, seed, starts):
+        asked.extend(starts)
+        mass = np.full((len(starts), 3, 4), 0.1 * (seed + 1))
+        mass[starts.index(132)] *= 2
+        mass[starts.index(204), :, :2] *= 3  # the chunk after the one that holds 201
+        return mass
+
+    monkeypatch.setattr(experiments, "sweep", sweep)
+    cell = experiments.swept(tiny, 240, ["sigma=0", "sigma=0.5"], [("a car", 0), ("a boat", 1)], "", every)
+    expected = {"rise_132": 2, "synchrony_132": 1, "rise_201": 2, "synchrony_201": 0.5}
+    for name, value in (expected | ({"rise_elsewhere": 1, "synchrony_elsewhere": 0} if every else {})).items():
+        np.testing.assert_allclose(cell.numbers.pop(name), np.full((2, 2), value))
+    assert not cell.numbers and len(set(asked)) == (72 if every else 15)
+    if every:
+        assert cell.series["start"][[0, -1]].tolist() == [24, 237] and cell.series["mass"][36] == pytest.approx(0.3)
 
 
 def test_a_sweep_changes_nothing_but_positions(tiny):

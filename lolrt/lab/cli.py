@@ -42,6 +42,7 @@ def add_commands(lab: argparse.ArgumentParser) -> None:
     _add_run_options(experiment, Path("out/experiments"))
     experiment.add_argument("--videos", type=int, default=12, help="a prompt of the model's examples and a noise seed each")
     experiment.add_argument("--cells", nargs="+", default=[], metavar="CELL", help="rows of its table, to run these and plain RoPE alone")
+    experiment.add_argument("--sweep", action="store_true", help="no rollouts: the content held fixed, a chunk's number alone moved")
     experiment.add_argument("--draws", type=int, default=5, help="jitter draws a cell, where there is anything to draw")
 
 
@@ -96,5 +97,5 @@ def run_rollout(arguments: argparse.Namespace) -> None:
 def run_experiment(arguments: argparse.Namespace) -> None:
     from lolrt.lab.experiments import run
 
-    asked = arguments.name, arguments.model, arguments.frames, arguments.videos, arguments.draws, arguments.cells
+    asked = arguments.name, arguments.model, arguments.frames, arguments.videos, arguments.draws, arguments.cells, arguments.sweep
     print(run(*asked, arguments.output, arguments.jobs))

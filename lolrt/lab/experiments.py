@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import islice, product
 from pathlib import Path
 
@@ -20,14 +21,15 @@ from lolrt.lab.results import Cell, Result
 from lolrt.lab.rollout import Folder, Plan, Video, loaded, predicted_frames
 from lolrt.lab.rollout import run as run_videos
 from lolrt.pipeline import Pipeline
+from lolrt.stream import LatentStream
 
 # The offset sweep holds the content of this many chunks fixed: enough to fill the window.
 HELD_CHUNKS = 8
 
 
-def run(name: str, model: str, frames: int, videos: int, draws: int, only: Sequence[str], output: Path, jobs: int) -> Path:
+def run(name: str, model: str, frames: int, videos: int, draws: int, only: Sequence[str], sweeps: bool, output: Path, jobs: int) -> Path:
     """Runs an experiment, or `only` these cells of it beside plain RoPE, and writes <name>.json, .md and .png into `output`; returns the
-    table's path.
+    table's path. sweeps: moves the number of one chunk in the place of rollouts, and writes <name>-sweep.
     """
     if videos < 1 or draws < 1:
         raise Error(f"--videos is {videos} and --draws {draws}; expected 1 or more")
@@ -41,16 +43,16 @@ def run(name: str, model: str, frames: int, videos: int, draws: int, only: Seque
     cells = {cell: policies for cell, policies in cells.items() if not only or cell in only or cell in PLAIN}
     chosen = [(pipe.example_prompts[i % len(pipe.example_prompts)], i) for i in range(videos)]
     folder = Folder(output, Plan(model, frames, decode=False))
-    if name == "offsets":
-        found = {cell: swept(pipe, frames, policies, chosen, cell) for cell, policies in cells.items()}
+    if sweeps or name == "offsets":
+        found = {cell: swept(pipe, frames, policies, chosen, cell, every=not sweeps) for cell, policies in cells.items()}
     else:
         run_videos(folder, [Video(policy, *video) for policies in cells.values() for policy in policies for video in chosen], jobs)
         found = rolled_out(folder, cells, chosen)
-    kept = output / f"{name}.json"
-    Result(name, model, frames, draws, list(only), chosen, predicted_frames(pipe, frames), found).write(kept)
+    stem = f"{name}-sweep" if sweeps else name
+    kept, path = output / f"{stem}.json", output / f"{stem}.md"
+    Result(name, model, frames, draws, list(only), sweeps, chosen, predicted_frames(pipe, frames), found).write(kept)
     result = Result.read(kept)
-    tables.figure(result, output / f"{name}.png")
-    path = output / f"{name}.md"
+    tables.figure(result, output / f"{stem}.png")
     path.write_text(f"# {name}: {EXPERIMENTS[name].question}\n\n{tables.setting(result)}\n\n{tables.table(result)}\n")
     return path
 
@@ -70,17 +72,24 @@ def rolled_out(folder: Folder, cells: Cells, videos: Sequence[tuple[str, int]]) 
     return found
 
 
+@lru_cache(maxsize=32)
+def held(pipe: Pipeline, prompt: str, seed: int) -> LatentStream:
+    """A stream of plain RoPE whose window has just been filled: the content that a sweep holds fixed."""
+    stream = pipe.latent_stream(prompt, seed=seed, rope=Policy.parse(PLAIN["plain"][0]).rope)
+    for _ in islice(stream, HELD_CHUNKS):
+        pass
+    return stream
+
+
 def sweep(pipe: Pipeline, policy: str, prompt: str, seed: int, starts: Sequence[int]) -> np.ndarray:
     """Mass on the sinks [starts, layers, heads] of one and the same chunk, denoised from the same noise over the same cached frames, but
     numbered as if it began at each of `starts`; the sinks keep their numbers. The cached frames come from plain RoPE.
     """
-    held = pipe.latent_stream(prompt, seed=seed, rope=Policy.parse(PLAIN["plain"][0]).rope)
-    for _ in islice(held, HELD_CHUNKS):
-        pass
-    state, origin = held.state_dict(), held.next_frame
+    content = held(pipe, prompt, seed)
+    state, origin = content.state_dict(), content.next_frame
     parsed = Policy.parse(policy)
     moved = pipe.latent_stream(prompt, seed=seed, rope=parsed.rope, window=parsed.window, probe=True)
-    moved.noise = lambda _, n_frames, step: held.noise(origin, n_frames, step)
+    moved.noise = lambda _, n_frames, step: content.noise(origin, n_frames, step)
     masses = []
     for start in starts:
         frames = state["cache.frames"].clone()
@@ -92,26 +101,30 @@ def sweep(pipe: Pipeline, policy: str, prompt: str, seed: int, starts: Sequence[
     return np.array(masses)
 
 
-def swept(pipe: Pipeline, frames: int, policies: Sequence[str], videos: Sequence[tuple[str, int]], cell: str) -> Cell:
-    """The offset sweep of a cell: a chunk is said to begin at each multiple of its length up to `frames`. The medians of which `measures`
-    speaks are over the sweep past its first 33 frames.
+def swept(pipe: Pipeline, frames: int, policies: Sequence[str], videos: Sequence[tuple[str, int]], cell: str, every: bool) -> Cell:
+    """The offset sweep of a cell. every: a chunk is said to begin at each multiple of its length up to `frames`, and the medians of which
+    `measures` speaks are over the sweep past its first 33 frames; otherwise only at the predicted frames, at their neighbours, and at
+    every third chunk elsewhere, over which the medians are then.
     """
     chunk = Policy.parse(policies[0]).window.chunk_frames
-    starts = np.arange(HELD_CHUNKS * chunk, frames, chunk)
-    pairs = tqdm(list(product(policies, videos)), desc=cell, unit=" sweeps")
-    masses = [sweep(pipe, policy, prompt, seed, starts.tolist()) for policy, (prompt, seed) in pairs]
-    totals, together = ([measure(mass) for mass in masses] for measure in (measures.sink_mass, measures.synchrony))
     predicted = predicted_frames(pipe, frames)
-    places = {str(frame): [frame] for frame in predicted} | {"elsewhere": measures.elsewhere(frames, predicted)}
-    numbers = {}
-    for place, at in places.items():
-        chunks = sorted({(frame - int(starts[0])) // chunk for frame in at})
-        if chunks:
-            rises = [np.mean([measures.rise(total, i) for i in chunks]) for total in totals]
-            shares = [np.mean([share[i - 1 : i + 2].max() for i in chunks]) for share in together]
-            numbers |= {f"rise_{place}": np.array(rises), f"synchrony_{place}": np.array(shares)}
-    return Cell(
-        list(policies),
-        {name: values.reshape(len(policies), len(videos)) for name, values in numbers.items()},
-        series={"start": starts, "mass": np.mean(totals, axis=0), "synchrony": np.mean(together, axis=0)},
-    )
+    apart = sorted({frame // chunk for frame in measures.elsewhere(frames, predicted)})
+    around = {frame // chunk + step for frame in predicted for step in (-1, 0, 1)}
+    numbers_of = range(HELD_CHUNKS, frames // chunk) if every else sorted({*around, *apart[::3]})
+    usual = [i for i, number in enumerate(numbers_of) if (i >= measures.REFERENCE_FRAMES // 3 if every else number in apart)]
+    starts = chunk * np.array(numbers_of)
+    pairs = tqdm(list(product(policies, videos)), desc=cell, unit=" sweeps")
+    masses = np.array([sweep(pipe, policy, prompt, seed, starts.tolist()) for policy, (prompt, seed) in pairs])
+    totals = masses.mean((2, 3))
+    middle = np.median(totals[:, usual], axis=1, keepdims=True)
+    rises = np.divide(totals, middle, out=np.zeros_like(totals), where=middle > 0)
+    together = (masses > measures.RAISED * np.median(masses[:, usual], axis=1, keepdims=True)).mean((2, 3))
+    places = {str(frame): [frame // chunk] for frame in predicted} | ({"elsewhere": apart} if every else {})
+    numbers: dict[str, np.ndarray] = {}
+    for place, chunks in places.items():
+        at = [list(numbers_of).index(number) for number in chunks]
+        for what, series in (("rise", rises), ("synchrony", together)):
+            most = np.mean([series[:, i - 1 : i + 2].max(1) for i in at], axis=0)
+            numbers[f"{what}_{place}"] = most.reshape(len(policies), len(videos))
+    series = {"start": starts, "mass": totals.mean(0), "synchrony": together.mean(0)} if every else {}
+    return Cell(list(policies), numbers, series=series)

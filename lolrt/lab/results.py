@@ -24,10 +24,10 @@ class Cell:
     series: dict[str, np.ndarray] = field(default_factory=dict)
     """Of an offset sweep: start, and mass on the sinks and share of heads raised there, means over draws and videos."""
 
-    @property
-    def dip(self) -> np.ndarray:
-        """[policies, videos]: mean of the dips at the predicted frames."""
-        return np.mean([values for name, values in self.numbers.items() if name.startswith("dip_") and name != "dip_elsewhere"], axis=0)
+    def at_predicted(self, measure: str) -> np.ndarray:
+        """[policies, videos]: a measure, such as "dip", mean of the predicted frames."""
+        names = [name for name in self.numbers if name.startswith(f"{measure}_") and not name.endswith("_elsewhere")]
+        return np.mean([self.numbers[name] for name in names], axis=0)
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Result:
     """Jitter draws that were asked for."""
     only: list[str]
     """The cells that were asked for; none: all."""
+    sweeps: bool
+    """Whether the number of one chunk was moved in the place of rollouts."""
     videos: list[tuple[str, int]]
     """Prompt and noise seed."""
     predicted: list[int]
@@ -51,8 +53,8 @@ class Result:
     def command(self) -> str:
         only = "".join(f' "{cell}"' for cell in self.only)
         return (
-            f"lolrt lab experiment {self.name} --model {self.model} --frames {self.frames} --videos {len(self.videos)} "
-            f"--draws {self.draws}{' --cells' * bool(only)}{only}"
+            f"lolrt lab experiment {self.name}{' --sweep' * self.sweeps} --model {self.model} --frames {self.frames} "
+            f"--videos {len(self.videos)} --draws {self.draws}{' --cells' * bool(only)}{only}"
         )
 
     def write(self, path: Path) -> None:

@@ -161,9 +161,9 @@ def summary(series: dict[str, np.ndarray], predicted: Sequence[int], height: int
     for place, frames in places.items():
         chunks = sorted({frame // per_chunk for frame in frames})
         if frames:
-            row[f"dip_{place}"] = np.mean([measures.dip(near, frame) for frame in frames])
-            row[f"rise_{place}"] = np.mean([measures.rise(total, chunk) for chunk in chunks])
-            row[f"synchrony_{place}"] = np.mean([together[chunk - 1 : chunk + 2].max() for chunk in chunks])
+            row[f"dip_{place}"] = float(np.mean([measures.dip(near, frame) for frame in frames]))
+            row[f"rise_{place}"] = float(np.mean([measures.rise(total, chunk) for chunk in chunks]))
+            row[f"synchrony_{place}"] = float(np.mean([together[chunk - 1 : chunk + 2].max() for chunk in chunks]))
     row["sink_mass"] = float(np.median(total))
     row["synchrony"] = float(np.median(together))
     row["motion"] = measures.motion(series["step"])

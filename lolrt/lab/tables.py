@@ -45,10 +45,10 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def figure(result: Result, path: Path) -> None:
-    """Of an offset sweep, its series; of rollouts, how deep each cell falls back, and that against its motion."""
+    """Of a sweep over every chunk, its series; of rollouts, how deep each cell falls back, and that against its motion; else none."""
     if next(iter(result.cells.values())).series:
         _sweep(result, path)
-    elif result.predicted:
+    elif result.predicted and not result.sweeps:
         _collapse(result, path)
 
 
@@ -69,7 +69,7 @@ def _collapse(result: Result, path: Path) -> None:
     height = 1.2 + 0.32 * len(result.cells)
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(11, max(3.4, height)), constrained_layout=True)
     for place, (name, cell) in enumerate(result.cells.items()):
-        dip, motion = interval(cell.dip), interval(cell.numbers["motion"])
+        dip, motion = interval(cell.at_predicted("dip")), interval(cell.numbers["motion"])
         left.errorbar(dip.value, place, xerr=_bars(dip), fmt="o", markersize=4, linewidth=1, color=f"C{place % 10}")
         right.errorbar(
             motion.value, dip.value, xerr=_bars(motion), yerr=_bars(dip), fmt="o", markersize=4, linewidth=0.8, color=f"C{place % 10}"
