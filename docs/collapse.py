@@ -208,22 +208,25 @@ Explained:
 - Sink-collapse is there, at the frames that the real part of the phase kernel predicts, in the picture and in the attention, and moving the
   frame number alone brings it about.
 - More jitter and more jittered heads make it less, step by step in the means; the steps between neighbours are told apart only in part,
-  because draws differ as much as steps do. Half of the heads do not suffice.
-- Jitter that is spread evenly does more than jitter that is drawn, here, with four heads.
-- RIFLEx's one slower pair and a constant bias on the sinks leave the heads turning to them at 201. With PI, NTK and YaRN they no longer
-  turn at 132 or 201; these stretch the kernel, and their own returns lie elsewhere, where this sweep does not look. Positions in the
-  window, and sinks that follow at a distance, are the same at every frame by construction.
+  because draws differ as much as steps do. With half of the heads jittered, the attention still rises.
+- Jitter that is spread evenly does more than jitter that is drawn, here, with four heads, where it also shifts bases further than most
+  draws do. Chosen bases of the same shift (least ripple), and draws for every layer, do more than one draw for all layers as well: four
+  heads have too few bases for the phases of a bad draw to part. `Rope(scope="layer")` makes such draws.
+- RIFLEx's one slower pair and a constant bias on the sinks leave the heads turning to them at 201 (a rise is over the policy's own
+  median, which a bias lowers too). With PI, NTK and YaRN they no longer turn at 132 or 201; these stretch the kernel, and whether they
+  return elsewhere is not what this sweep looks for. Positions in the window, and sinks that follow at a distance, are the same at every
+  frame by construction.
 
 Null results, and results that are too weak to act on:
 
 - Motion: no policy with jitter is told apart from plain RoPE in latent motion. LoL's trade-off between collapse and motion does not show
   here, down to a few per cent.
-- Sink-Collapse, the largest fall of a video anywhere, hardly tells policies apart on `tiny`, whose scenes come back to their opening by
-  themselves: measure at predicted frames, against elsewhere.
+- Sink-Collapse, the largest fall of a video anywhere, hardly tells policies apart on `tiny`, perhaps because its scenes come back to
+  their opening by themselves: measure at predicted frames, against elsewhere.
 - The gates weaken the turn to the sinks, and do not remove it. A gate is decided chunk by chunk, so that the neighbours of a chunk that is
   shut count here; what the picture does under one was not measured.
 - Chosen bases were compared by the sweep alone, at two videos and few orders, and not at equal motion in rollouts. That is no ground for a
-  `sigma="auto"`, and there is none; `spread=stratified` is the choice for a model with few heads.
+  `sigma="auto"`, and there is none; `spread=stratified` is there for models with few heads.
 
 ## What was not run
 
