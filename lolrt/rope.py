@@ -42,8 +42,11 @@ class Rope:
     spread: Literal["uniform", "stratified"] = "uniform"
     """"uniform": eps_h ~ U[-1, 1], the paper's rule. "stratified": the values linspace(-1, 1, heads) in random order, which no draw
     can make unlucky."""
+    scope: Literal["model", "layer"] = "model"
+    """What eps is drawn for: the heads of a layer, alike in all layers ("model"), or all heads of all layers ("layer"); LoL does not say
+    which."""
     bases: Sequence[float] | Sequence[Sequence[float]] | None = None
-    """Explicit bases, [heads] or [layers][heads], or one for all heads; sigma, jitter_seed and spread then play no part."""
+    """Explicit bases, [heads] or [layers][heads], or one for all heads; sigma, jitter_seed, spread and scope then play no part."""
     theta: float = 10000.0
     """The base that the model was trained with."""
     share: float = 1.0
@@ -62,6 +65,8 @@ class Rope:
             raise Error(f'positions is {self.positions!r}; expected "absolute", "window" or "anchored"')
         if self.spread not in ("uniform", "stratified"):
             raise Error(f'spread is {self.spread!r}; expected "uniform" or "stratified"')
+        if self.scope not in ("model", "layer"):
+            raise Error(f'scope is {self.scope!r}; expected "model" or "layer"')
         if not 0 <= self.sigma < 1:
             raise Error(f"sigma is {self.sigma}; expected 0 (plain RoPE) or more, and less than 1, so that every base stays positive")
         if not (np.isfinite(self.theta) and self.theta > 0):
@@ -74,7 +79,7 @@ class Rope:
             raise Error(f"length_frames is {self.length_frames} and stretch {self.stretch}; expected both to be 1 or more")
 
     def head_bases(self, layers: int, heads: int) -> np.ndarray:
-        """Bases as float64 [1, heads], or [layers, heads] where they were given so."""
+        """Bases as float64 [1, heads], or [layers, heads] where they differ by layer."""
         if self.bases is not None:
             bases = np.atleast_2d(np.asarray(self.bases, dtype=np.float64))
             if bases.shape == (1, 1):
@@ -85,10 +90,11 @@ class Rope:
                 raise Error("bases must be positive numbers")
             return bases
         random = np.random.RandomState(self.jitter_seed)  # the legacy generator, because its streams are frozen
-        eps = random.uniform(-1, 1, heads) if self.spread == "uniform" else random.permutation(np.linspace(-1, 1, heads))
+        count = heads * (layers if self.scope == "layer" else 1)
+        eps = random.uniform(-1, 1, count) if self.spread == "uniform" else random.permutation(np.linspace(-1, 1, count))
         if self.share < 1:
-            eps[random.permutation(heads)[round(self.share * heads) :]] = 0
-        return self.theta * (1 + self.sigma * eps[None])
+            eps[random.permutation(count)[round(self.share * count) :]] = 0
+        return self.theta * (1 + self.sigma * eps.reshape(-1, heads))
 
     def radians(self, layers: int, heads: int, pairs: int) -> np.ndarray:
         """Radians per frame, float64 [1 or layers, heads, pairs]."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import cmath
 import csv
+import importlib
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +16,11 @@ import torch
 
 import lolrt
 from lolrt.cli import main
-from lolrt.lab import experiments, measures, pictures, plans, statistics
+from lolrt.lab import bases, experiments, measures, pictures, plans, statistics, tables
 from lolrt.lab.phase import phase_table
 from lolrt.lab.policy import Policy
 from lolrt.lab.report import write_report
+from lolrt.lab.results import Cell, Result
 from lolrt.lab.rollout import Folder, Plan, Recorder, Video, run, summary
 from lolrt.stream import LatentChunk
 
@@ -84,12 +87,35 @@ def test_wrong_policies_are_told(wrong, hint):
 @pytest.mark.parametrize("frames", [100, 240, 1000])
 def test_every_experiment_is_made_of_policies(frames):
     for name, experiment in plans.EXPERIMENTS.items():
-        cells = experiment.cells(3, frames)
+        cells = experiment.cells(plans.Setting(3, frames, heads=12, pairs=22))
         assert cells["plain"] == ["sigma=0"], name
         texts = [text for policies in cells.values() for text in policies]
         assert len(texts) == len(set(texts)) and {len(policies) for policies in cells.values()} <= {1, 3}
         for text in texts:
             Policy.parse(text).rope.increments(2, 12, 22)
+
+
+def test_chosen_bases_stay_within_the_jitters_range():
+    spaced = bases.log_spaced(5, 0.8)
+    assert spaced[[0, -1]] == pytest.approx([2000, 18000])
+    np.testing.assert_allclose(spaced[1:] / spaced[:-1], 9**0.25)
+    chosen = bases.least_ripple(4, 22, 0.8)
+    assert (np.abs(chosen / 10000 - 1) <= 0.8).all()
+    # The same shift as the paper's rule has on average, and a lower kernel than its draws have.
+    assert np.sqrt(np.square((chosen / 10000 - 1) / 0.8).mean()) == pytest.approx(3**-0.5)
+
+    def highest(heads: np.ndarray) -> float:
+        return max(np.mean([[math.cos(base ** (-i / 22) * offset) for i in range(22)] for base in heads]) for offset in range(100, 400))
+
+    drawn = [highest(lolrt.Rope(jitter_seed=seed).head_bases(1, 4)[0]) for seed in range(10)]
+    assert highest(chosen) < min(drawn)
+
+
+def test_chosen_bases_change_heads_with_the_draw():
+    cells = plans.EXPERIMENTS["bases"].cells(plans.Setting(3, 240, heads=4, pairs=22))
+    for cell in ("log-spaced", "least ripple"):
+        orders = [Policy.parse(text).rope.head_bases(1, 4)[0].tolist() for text in cells[cell]]
+        assert len({tuple(order) for order in orders}) == 3 and len({tuple(sorted(order)) for order in orders}) == 1
 
 
 # ---- measures -------------------------------------------------------------------------------------------------------------
@@ -116,6 +142,12 @@ def test_collapse_is_the_depth_of_the_fall():
     assert measures.dip(series, 132) == pytest.approx(0.4, abs=0.02) and measures.dip(series, 201) == pytest.approx(0.97, abs=0.03)
     drifting = collapsing(depth=0) * np.linspace(1, 2, 240)
     assert measures.sink_collapse(drifting) < 15, "a slow drift is no collapse"
+
+
+def test_elsewhere_is_far_from_all_that_is_predicted():
+    frames = measures.elsewhere(240, [132, 201])
+    assert frames == [*range(66, 112), *range(153, 181)]
+    assert measures.elsewhere(100, [132]) == []
 
 
 def test_heads_are_raised_against_their_own_median():
@@ -185,6 +217,18 @@ def test_intervals_cover_the_mean():
     assert str(statistics.interval(np.full((1, 3), 2.0))) == "2.00 [2.00, 2.00]"
 
 
+def test_differences_are_taken_within_videos():
+    """Videos that differ far more than policies do: two intervals overlap, the difference is told."""
+    random = np.random.default_rng(1)
+    scenes = random.normal(0, 10, (1, 12))
+    low, high = (scenes + shift + 0.1 * random.standard_normal((3, 12)) for shift in (0, 1))
+    assert statistics.interval(low).high > statistics.interval(high).low
+    found = statistics.difference(high, low)
+    assert 0.8 < found.low < found.value < found.high < 1.2
+    same = statistics.difference(low, low)
+    assert same.low < 0 < same.high and same.value == 0
+
+
 # ---- rollouts -------------------------------------------------------------------------------------------------------------
 
 
@@ -247,13 +291,44 @@ def test_the_report_is_one_page_with_every_definition(kept):
 
 def test_an_experiment_is_a_table_with_intervals(kept, tmp_path):
     folder, policies, videos = kept
-    table = experiments.table(folder, {"plain": policies[:1], "both": policies}, videos)
-    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("|")]
+    cells = experiments.rolled_out(folder, {"plain": policies[:1], "both": policies}, videos)
+    result = Result("sigma", "tiny", FRAMES, 2, ["both"], False, videos, [], cells)
+    rows = [line.split(" | ") for line in tables.table(result).splitlines() if line.startswith("|")]
     assert len({len(row) for row in rows if "---" not in row[0]}) == 1
+    column = {name.strip("| "): place for place, name in enumerate(rows[0])}
     plain, other = (folder.rows[Video(policy, *videos[0]).key] for policy in policies)
-    assert rows[2][3] == "1.00 [1.00, 1.00]" and f"{(1 + other['motion'] / plain['motion']) / 2:.2f} [" in rows[3][3]
-    assert rows[3][2] == f"{max(plain['sink_collapse'], other['sink_collapse']):.2f}"
-    experiments.tradeoff(folder, {"plain": policies[:1], "both": policies}, videos, tmp_path / "t.png")
+    assert rows[2][column["motion"]] == "1.00 [1.00, 1.00]"
+    assert f"{(1 + other['motion'] / plain['motion']) / 2:.2f} [" in rows[3][column["motion"]]
+    assert rows[3][column["sink collapse max"]] == f"{max(plain['sink_collapse'], other['sink_collapse']):.2f}"
+    assert result.command == 'lolrt lab experiment sigma --model tiny --frames 66 --videos 1 --draws 2 --cells "both"'
+
+
+def made_up(series: dict[str, np.ndarray] | None = None) -> Result:
+    names = ("dip_132", "dip_201", "dip_elsewhere", "sink_collapse", "motion")
+    cells = {
+        cell: Cell(["a", "b"][:draws], {name: np.full((draws, 2), 0.123456 * draws) for name in names}, (132, 0.5, 0.001), series or {})
+        for cell, draws in (("plain", 1), ("other", 2))
+    }
+    return Result("share", "tiny", 240, 2, [], False, [("a car", 0), ("a boat", 1)], [132, 201], cells)
+
+
+def test_a_result_is_kept_in_a_file(tmp_path):
+    path = tmp_path / "share.json"
+    result = made_up()
+    result.write(path)
+    again = Result.read(path)
+    assert again.command == result.command and again.videos == result.videos and again.cells["other"].snap_back == (132, 0.5, 0.001)
+    np.testing.assert_array_equal(again.cells["other"].numbers["dip_201"], np.full((2, 2), 0.2469))
+    np.testing.assert_array_equal(again.cells["plain"].at_predicted("dip"), [[0.1235, 0.1235]])
+    for wrong in ("", "[]", "{}", path.read_text().replace('"frames"', '"hours"')):
+        path.write_text(wrong)
+        with pytest.raises(lolrt.Error, match="no result"):
+            Result.read(path)
+
+
+@pytest.mark.parametrize("series", [None, {"start": np.arange(3), "mass": np.ones(3), "synchrony": np.zeros(3)}])
+def test_a_result_is_drawn(series, tmp_path):
+    tables.figure(made_up(series), tmp_path / "t.png")
     assert (tmp_path / "t.png").stat().st_size > 5000
 
 
@@ -276,16 +351,83 @@ def test_more_sinks_than_a_chunk_has_frames():
     np.testing.assert_allclose(series["mass"][:, 0, 0], [1, 5 / 6, 5 / 9, 5 / 12], rtol=1e-6)
 
 
-def test_the_frame_number_alone_turns_the_heads_to_the_sinks(tiny):
-    """The cause, apart from its effect: one chunk, with one content, numbered otherwise."""
-    starts = [60, 90, 111, 132, 156, 180, 201, 222]
-    plain, cured = (
-        experiments.sweep(tiny, policy, tiny.example_prompts[0], 0, starts).mean((1, 2))
-        for policy in ("sigma=0", "sigma=0.8,spread=stratified")
+def test_the_document_is_made_of_what_is_kept(monkeypatch):
+    """docs/collapse.md is what docs/collapse.py writes of the results beside it: no number in it was copied by hand."""
+    docs = Path(__file__).parent.parent / "docs"
+    monkeypatch.syspath_prepend(docs)
+    document = importlib.import_module("collapse")
+    results = {path.stem: Result.read(path) for path in sorted((docs / "collapse").glob("*.json"))}
+    assert document.document(results) == (docs / "collapse.md").read_text()
+    for result in results.values():
+        asked = plans.EXPERIMENTS[result.name].cells(plans.Setting(result.draws, result.frames, heads=4, pairs=22))
+        assert all(cell.policies == asked[name] for name, cell in result.cells.items())
+
+
+# ---- the three experiments, as small as they still speak ------------------------------------------------------------------
+
+
+def test_plain_rope_falls_back_at_the_predicted_frames(tmp_path):
+    """Experiment 1, through its command, with one video and one draw: docs/collapse.md has the spread over more."""
+    assert (
+        main(["lab", "experiment", "baseline", "--videos", "1", "--draws", "1", "--cells", "jitter 0.8, stratified", "-o", str(tmp_path)])
+        == 0
     )
+    cells = Result.read(tmp_path / "baseline.json").cells
+    assert list(cells) == ["plain", "jitter 0.8, stratified"]
+    plain, cured = ({name: float(values.item()) for name, values in cell.numbers.items()} for cell in cells.values())
+    for frame in (132, 201):
+        assert plain[f"dip_{frame}"] < 0.7 * plain["dip_elsewhere"] and plain[f"dip_{frame}"] < cured[f"dip_{frame}"] - 0.1
+        assert plain[f"rise_{frame}"] > 1.5 > cured[f"rise_{frame}"]
+    assert "| plain | 0." in (tmp_path / "baseline.md").read_text() and (tmp_path / "baseline.png").exists()
+
+
+def risen(pipe: lolrt.Pipeline, policy: str) -> float:
+    """Mass on the sinks at the predicted frames over that elsewhere: the cause, apart from its effect, of one chunk, with one content,
+    numbered otherwise."""
+    starts = [72, 90, 132, 159, 177, 201]
+    mass = experiments.sweep(pipe, policy, pipe.example_prompts[0], 0, starts).mean((1, 2))
     realigned = np.isin(starts, [132, 201])
-    assert plain[realigned].min() > 1.3 * plain[~realigned].max()
-    assert cured[realigned].max() < 1.3 * cured[~realigned].max()
+    return float(mass[realigned].mean() / np.median(mass[~realigned]))
+
+
+def test_more_jitter_turns_fewer_heads_to_the_sinks(tiny):
+    """Experiment 2. Every of three draws is between plain RoPE (2.0) and 1.2; at 0.2 they are still above 1.75, at 0.8 below 1.4."""
+    plain, weak, strong = (
+        [risen(tiny, f"sigma={sigma},jitter_seed={seed}") for seed in range(n)] for sigma, n in ((0, 1), (0.2, 3), (0.8, 3))
+    )
+    assert plain[0] > np.mean(weak) + 0.05 and min(weak) > max(strong) + 0.2
+    assert risen(tiny, "sigma=0.8,spread=stratified") < min(strong)
+
+
+def test_a_head_that_is_not_jittered_still_turns_to_the_sinks(tiny):
+    """Experiment 3, means of three draws; single draws of half of the heads differ as much as the shares do."""
+    none = risen(tiny, "sigma=0")
+    half, whole = (np.mean([risen(tiny, f"sigma=0.8,share={share},jitter_seed={seed}") for seed in range(3)]) for share in (0.5, 1.0))
+    assert none > half + 0.2 > whole + 0.3
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_a_sweep_is_measured_against_its_own_median(every, tiny, monkeypatch):
+    asked = []
+
+    def sweep(pipe, policy, prompt, seed, starts):
+        asked.extend(starts)
+        mass = np.full((len(starts), 3, 4), 0.1 * (seed + 1))
+        if not every:  # much of what is asked then is raised, and must not count as usual
+            mass[[starts.index(start) for start in (66, 75, 84, 93)]] *= 1.2
+            mass[[starts.index(start) for start in (129, 135, 198, 201)]] *= 1.4
+        mass[starts.index(132)] *= 2
+        mass[starts.index(204), :, :2] *= 3  # the chunk after the one that holds 201
+        return mass
+
+    monkeypatch.setattr(experiments, "sweep", sweep)
+    cell = experiments.swept(tiny, 240, ["sigma=0", "sigma=0.5"], [("a car", 0), ("a boat", 1)], "", every)
+    expected = {"rise_132": 2, "synchrony_132": 1, "rise_201": 2, "synchrony_201": 0.5}
+    for name, value in (expected | ({"rise_elsewhere": 1, "synchrony_elsewhere": 0} if every else {})).items():
+        np.testing.assert_allclose(cell.numbers.pop(name), np.full((2, 2), value))
+    assert not cell.numbers and len(set(asked)) == (72 if every else 15)
+    if every:
+        assert cell.series["start"][[0, -1]].tolist() == [24, 237] and cell.series["mass"][36] == pytest.approx(0.3)
 
 
 def test_a_sweep_changes_nothing_but_positions(tiny):
@@ -302,3 +444,4 @@ def test_wrong_rollouts_are_told(tmp_path, capsys):
     assert "vocabulary" in error("rollout", "--prompts", "a unicorn")
     assert "'sigm'" in error("rollout", "--policies", "sigm=1")
     assert "--draws" in error("experiment", "sigma", "--draws", "0")
+    assert "no cell 'sigma 2'" in error("experiment", "sigma", "--cells", "sigma 2")

@@ -54,6 +54,17 @@ def test_stratified_bases_are_evenly_spread_whatever_the_seed():
         np.testing.assert_allclose(np.sort(bases), [2000, 6000, 10000, 14000, 18000])
 
 
+@pytest.mark.parametrize("spread", ["uniform", "stratified"])
+def test_every_layer_may_have_draws_of_its_own(spread):
+    rope = lolrt.Rope(sigma=0.8, jitter_seed=2, spread=spread, scope="layer", share=0.75)
+    bases = rope.head_bases(6, 4)
+    assert bases.shape == (6, 4) and len(np.unique(bases)) == 19  # 18 of 24, and theta
+    assert (np.abs(bases / 10000 - 1) <= 0.8 + 1e-12).all()
+    if spread == "stratified":
+        assert np.isin(np.round(bases), np.round([10000, *10000 * (1 + 0.8 * np.linspace(-1, 1, 24))])).all()
+    assert rope.increments(6, 4, 22).shape == (6, 4, 22)
+
+
 def test_sigma_zero_is_plain_rope_bit_for_bit():
     plain = lolrt.Rope(bases=[10000.0] * 12).increments(1, 12, 22)
     assert np.array_equal(lolrt.Rope(sigma=0, jitter_seed=5).increments(1, 12, 22), plain)

@@ -41,6 +41,8 @@ def add_commands(lab: argparse.ArgumentParser) -> None:
     experiment.add_argument("name", choices=list(EXPERIMENTS), help="; ".join(f"{name}: {e.question}" for name, e in EXPERIMENTS.items()))
     _add_run_options(experiment, Path("out/experiments"))
     experiment.add_argument("--videos", type=int, default=12, help="a prompt of the model's examples and a noise seed each")
+    experiment.add_argument("--cells", nargs="+", default=[], metavar="CELL", help="rows of its table, to run these and plain RoPE alone")
+    experiment.add_argument("--sweep", action="store_true", help="no rollouts: the content held fixed, a chunk's number alone moved")
     experiment.add_argument("--draws", type=int, default=5, help="jitter draws a cell, where there is anything to draw")
 
 
@@ -95,4 +97,5 @@ def run_rollout(arguments: argparse.Namespace) -> None:
 def run_experiment(arguments: argparse.Namespace) -> None:
     from lolrt.lab.experiments import run
 
-    print(run(arguments.name, arguments.model, arguments.frames, arguments.videos, arguments.draws, arguments.output, arguments.jobs))
+    asked = arguments.name, arguments.model, arguments.frames, arguments.videos, arguments.draws, arguments.cells, arguments.sweep
+    print(run(*asked, arguments.output, arguments.jobs))

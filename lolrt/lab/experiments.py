@@ -1,10 +1,11 @@
-"""Runs an experiment of `plans` and writes its table and figure. Every number is a mean over jitter draws and videos, with its interval
-(`statistics.interval`); rollouts are kept in one folder, where experiments share them.
+"""Runs an experiment of `plans` on a model. Its rollouts are kept in one folder, where experiments share them; what it found is
+`results.Result`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import islice, product
 from pathlib import Path
 
@@ -13,95 +14,82 @@ import torch
 from tqdm import tqdm
 
 from lolrt.errors import Error
-from lolrt.lab import measures
-from lolrt.lab.plans import EXPERIMENTS, PLAIN, Cells
-from lolrt.lab.plots import pyplot
+from lolrt.lab import measures, tables
+from lolrt.lab.plans import EXPERIMENTS, PLAIN, Cells, Setting
 from lolrt.lab.policy import Policy
+from lolrt.lab.results import Cell, Result
 from lolrt.lab.rollout import Folder, Plan, Video, loaded, predicted_frames
 from lolrt.lab.rollout import run as run_videos
-from lolrt.lab.statistics import interval
 from lolrt.pipeline import Pipeline
+from lolrt.stream import LatentStream
 
 # The offset sweep holds the content of this many chunks fixed: enough to fill the window.
 HELD_CHUNKS = 8
 
 
-def run(name: str, model: str, frames: int, videos: int, draws: int, output: Path, jobs: int) -> Path:
-    """Runs an experiment and writes <name>.md and <name>.png into `output`; returns the table's path."""
+def run(name: str, model: str, frames: int, videos: int, draws: int, only: Sequence[str], sweeps: bool, output: Path, jobs: int) -> Path:
+    """Runs an experiment, or `only` these cells of it beside plain RoPE, and writes <name>.json, .md and .png into `output`; returns the
+    table's path. sweeps: moves the number of one chunk in the place of rollouts, and writes <name>-sweep.
+    """
     if videos < 1 or draws < 1:
         raise Error(f"--videos is {videos} and --draws {draws}; expected 1 or more")
     pipe = loaded(model)
     if not pipe.example_prompts:
         raise Error(f"{model} names no example prompts, of which the videos of an experiment are made")
-    cells = EXPERIMENTS[name].cells(draws, frames)
+    config = pipe.dit.config
+    cells = EXPERIMENTS[name].cells(Setting(draws, frames, config.num_heads, config.temporal_pairs))
+    if unknown := [cell for cell in only if cell not in cells]:
+        raise Error(f"{name} has no cell {unknown[0]!r}; expected some of {', '.join(map(repr, cells))}")
+    cells = {cell: policies for cell, policies in cells.items() if not only or cell in only or cell in PLAIN}
     chosen = [(pipe.example_prompts[i % len(pipe.example_prompts)], i) for i in range(videos)]
     folder = Folder(output, Plan(model, frames, decode=False))
-    heading = (
-        f"# {name}: {EXPERIMENTS[name].question}\n\n{model}, {videos} videos of {frames} latent frames, up to {draws} jitter draws a cell. "
-    )
-    if name == "offsets":
-        text = offsets(pipe, folder, cells, chosen)
+    if sweeps or name == "offsets":
+        found = {cell: swept(pipe, frames, policies, chosen, cell, every=not sweeps) for cell, policies in cells.items()}
     else:
         run_videos(folder, [Video(policy, *video) for policies in cells.values() for policy in policies for video in chosen], jobs)
-        text = table(folder, cells, chosen)
-        tradeoff(folder, cells, chosen, output / f"{name}.png")
-    path = output / f"{name}.md"
-    path.write_text(f"{heading}Mean [95 % interval].\n\n{text}\n")
+        found = rolled_out(folder, cells, chosen)
+    stem = f"{name}-sweep" if sweeps else name
+    kept, path = output / f"{stem}.json", output / f"{stem}.md"
+    Result(name, model, frames, draws, list(only), sweeps, chosen, predicted_frames(pipe, frames), found).write(kept)
+    result = Result.read(kept)
+    tables.figure(result, output / f"{stem}.png")
+    path.write_text(f"# {name}: {EXPERIMENTS[name].question}\n\n{tables.setting(result)}\n\n{tables.table(result)}\n")
     return path
 
 
-def table(folder: Folder, cells: Cells, videos: Sequence[tuple[str, int]]) -> str:
-    """Collapse and motion of each cell as Markdown. Motion is over plain RoPE's in the same video, the snap-back test of a cell's first
-    draw."""
-    predicted = predicted_frames(loaded(folder.plan.model), folder.plan.frames)
-    names = [*(f"{what}_{frame}" for frame in predicted for what in ("dip", "rise", "synchrony")), "sink_collapse"]
-    rows = [["", *(name.replace("_", " ") for name in names), "sink collapse max", "motion over plain's", "snap-back frame, drop, p"]]
+def rolled_out(folder: Folder, cells: Cells, videos: Sequence[tuple[str, int]]) -> dict[str, Cell]:
+    """Collapse and motion of each cell, of rollouts that the folder holds. Motion is over plain RoPE's in the same video, because scenes
+    differ far more in their motion than policies do."""
+    places = [*map(str, predicted_frames(loaded(folder.plan.model), folder.plan.frames)), "elsewhere"]
+    known = folder.rows[Video(PLAIN["plain"][0], *videos[0]).key]
+    names = [name for what in ("dip", "rise", "synchrony") for place in places if (name := f"{what}_{place}") in known]
+    found = {}
     for cell, policies in cells.items():
+        numbers = {name: folder.table(policies, videos, name) for name in (*names, "sink_collapse", "motion")}
+        numbers["motion"] = numbers["motion"] / folder.table(PLAIN["plain"], videos, "motion")
         drops = [measures.drop(measures.nearest(folder.series(Video(policies[0], *video))["distance"])) for video in videos]
-        frame, height, p = measures.snap_back(np.stack(drops))
-        numbers = [str(interval(folder.table(policies, videos, name))) for name in names]
-        worst = f"{folder.table(policies, videos, 'sink_collapse').max():.2f}"
-        motion = interval(motion_over_plain(folder, policies, videos))
-        rows.append([cell, *numbers, worst, str(motion), f"{frame}, {height:.2f}, {p:.3f}"])
-    return markdown(rows)
+        found[cell] = Cell(policies, numbers, measures.snap_back(np.stack(drops)))
+    return found
 
 
-def motion_over_plain(folder: Folder, policies: Sequence[str], videos: Sequence[tuple[str, int]]) -> np.ndarray:
-    """[policies, videos]; pairs of the same prompt and noise, because scenes differ far more in their motion than policies do."""
-    return folder.table(policies, videos, "motion") / folder.table(PLAIN["plain"], videos, "motion")
-
-
-def tradeoff(folder: Folder, cells: Cells, videos: Sequence[tuple[str, int]], path: Path) -> None:
-    """Collapse against motion, a point a cell: the dip, mean over the predicted frames, and Sink-Collapse."""
-    predicted = predicted_frames(loaded(folder.plan.model), folder.plan.frames)
-    panels = {"mean dip at predicted frames (1: none)": [f"dip_{frame}" for frame in predicted], "Sink-Collapse Avg": ["sink_collapse"]}
-    panels = {label: names for label, names in panels.items() if names}
-    figure, axes = pyplot().subplots(1, len(panels), figsize=(7 * len(panels), 4.5), squeeze=False, constrained_layout=True)
-    for axis, (label, names) in zip(axes[0], panels.items(), strict=True):
-        for cell, policies in cells.items():
-            x = interval(motion_over_plain(folder, policies, videos))
-            y = interval(np.mean([folder.table(policies, videos, name) for name in names], axis=0))
-            axis.errorbar(
-                x.value, y.value, xerr=[[x.value - x.low], [x.high - x.value]], yerr=[[y.value - y.low], [y.high - y.value]],
-                fmt="o", markersize=4, linewidth=0.8,
-            )  # fmt: skip
-            axis.annotate(cell, (x.value, y.value), xytext=(4, 4), textcoords="offset points", fontsize=7)
-        axis.set(xlabel="latent motion over plain RoPE's", ylabel=label)
-    figure.savefig(path, dpi=110)
-    pyplot().close(figure)
+@lru_cache(maxsize=32)
+def held(pipe: Pipeline, prompt: str, seed: int) -> LatentStream:
+    """A stream of plain RoPE whose window has just been filled: the content that a sweep holds fixed."""
+    stream = pipe.latent_stream(prompt, seed=seed, rope=Policy.parse(PLAIN["plain"][0]).rope)
+    for _ in islice(stream, HELD_CHUNKS):
+        pass
+    return stream
 
 
 def sweep(pipe: Pipeline, policy: str, prompt: str, seed: int, starts: Sequence[int]) -> np.ndarray:
     """Mass on the sinks [starts, layers, heads] of one and the same chunk, denoised from the same noise over the same cached frames, but
     numbered as if it began at each of `starts`; the sinks keep their numbers. The cached frames come from plain RoPE.
     """
-    held = pipe.latent_stream(prompt, seed=seed, rope=Policy.parse(PLAIN["plain"][0]).rope)
-    for _ in islice(held, HELD_CHUNKS):
-        pass
-    state, origin = held.state_dict(), held.next_frame
+    content = held(pipe, prompt, seed)
+    state, origin = content.state_dict(), content.next_frame
     parsed = Policy.parse(policy)
     moved = pipe.latent_stream(prompt, seed=seed, rope=parsed.rope, window=parsed.window, probe=True)
-    moved.noise = lambda _, n_frames, step: held.noise(origin, n_frames, step)
+    moved.noise = lambda _, n_frames, step: content.noise(origin, n_frames, step)
     masses = []
     for start in starts:
         frames = state["cache.frames"].clone()
@@ -113,43 +101,30 @@ def sweep(pipe: Pipeline, policy: str, prompt: str, seed: int, starts: Sequence[
     return np.array(masses)
 
 
-def offsets(pipe: Pipeline, folder: Folder, cells: Cells, videos: Sequence[tuple[str, int]]) -> str:
-    """The offset sweep of every cell: mass on the sinks and synchrony against the frame number, as Markdown, a figure and offsets.npz.
-    Medians are over the sweep past its first 33 frames.
+def swept(pipe: Pipeline, frames: int, policies: Sequence[str], videos: Sequence[tuple[str, int]], cell: str, every: bool) -> Cell:
+    """The offset sweep of a cell. every: a chunk is said to begin at each multiple of its length up to `frames`, and the medians of which
+    `measures` speaks are over the sweep past its first 33 frames; otherwise only at the predicted frames, at their neighbours, and at
+    every third chunk elsewhere, over which the medians are then.
     """
-    chunk = Policy.parse("").window.chunk_frames
-    starts = list(range(HELD_CHUNKS * chunk, folder.plan.frames, chunk))
-    predicted = predicted_frames(pipe, folder.plan.frames)
-    figure, axes = pyplot().subplots(2, 1, figsize=(10, 5), sharex=True, constrained_layout=True)
-    rows = [["", *(f"{what} {frame}" for frame in predicted for what in ("rise", "synchrony"))]]
-    kept = {"starts": np.array(starts)}
-    for cell, policies in cells.items():
-        pairs = tqdm(list(product(policies, videos)), desc=cell, unit=" sweeps")
-        masses = np.stack([sweep(pipe, policy, prompt, seed, starts) for policy, (prompt, seed) in pairs])
-        masses = masses.reshape(len(policies), len(videos), *masses.shape[1:])
-        kept[cell] = masses
-        totals = masses.mean((3, 4))
-        together = np.array([[measures.synchrony(mass) for mass in draw] for draw in masses])
-        cells_of_row = [cell]
-        for frame in predicted:
-            at = (frame // chunk * chunk - starts[0]) // chunk
-            rises = np.array([[measures.rise(total, at) for total in draw] for draw in totals])
-            cells_of_row += [str(interval(rises)), str(interval(together[..., at - 1 : at + 2].max(-1)))]
-        rows.append(cells_of_row)
-        axes[0].plot(starts, totals.mean((0, 1)), linewidth=1.2, label=cell)
-        axes[1].plot(starts, together.mean((0, 1)), linewidth=1.2)
-    for axis, label in zip(axes, ("mass on sinks", "share of heads raised"), strict=True):
-        for frame in predicted:
-            axis.axvline(frame, color="tab:red", linestyle=":", linewidth=1)
-        axis.set(ylabel=label, ylim=(0, None))
-    axes[1].set_xlabel("first frame that the chunk is said to have")
-    axes[0].legend()
-    figure.savefig(folder.path / "offsets.png", dpi=110)
-    pyplot().close(figure)
-    np.savez(folder.path / "offsets.npz", **kept)  # type: ignore[arg-type]
-    return markdown(rows)
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
+    chunk = Policy.parse(policies[0]).window.chunk_frames
+    predicted = predicted_frames(pipe, frames)
+    apart = sorted({frame // chunk for frame in measures.elsewhere(frames, predicted)})
+    around = {frame // chunk + step for frame in predicted for step in (-1, 0, 1)}
+    numbers_of = range(HELD_CHUNKS, frames // chunk) if every else sorted({*around, *apart[::3]})
+    usual = [i for i, number in enumerate(numbers_of) if (i >= measures.REFERENCE_FRAMES // 3 if every else number in apart)]
+    starts = chunk * np.array(numbers_of)
+    pairs = tqdm(list(product(policies, videos)), desc=cell, unit=" sweeps")
+    masses = np.array([sweep(pipe, policy, prompt, seed, starts.tolist()) for policy, (prompt, seed) in pairs])
+    totals = masses.mean((2, 3))
+    middle = np.median(totals[:, usual], axis=1, keepdims=True)
+    rises = np.divide(totals, middle, out=np.zeros_like(totals), where=middle > 0)
+    together = (masses > measures.RAISED * np.median(masses[:, usual], axis=1, keepdims=True)).mean((2, 3))
+    places = {str(frame): [frame // chunk] for frame in predicted} | ({"elsewhere": apart} if every else {})
+    numbers: dict[str, np.ndarray] = {}
+    for place, chunks in places.items():
+        at = [list(numbers_of).index(number) for number in chunks]
+        for what, series in (("rise", rises), ("synchrony", together)):
+            most = np.mean([series[:, i - 1 : i + 2].max(1) for i in at], axis=0)
+            numbers[f"{what}_{place}"] = most.reshape(len(policies), len(videos))
+    series = {"start": starts, "mass": totals.mean(0), "synchrony": together.mean(0)} if every else {}
+    return Cell(list(policies), numbers, series=series)

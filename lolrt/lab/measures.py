@@ -5,6 +5,8 @@ Series are NumPy arrays over latent frames or over chunks, from the start of a r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 # Frames around a collapse that count as it, and stretches on both sides that it is compared with.
@@ -17,6 +19,8 @@ RAISED = 1.5
 # Lags below it are within one window and say nothing of a loop.
 MIN_LAG = 12
 LOOP_POINTS = 512
+# How far from every predicted frame a frame is that stands for all others.
+APART = 20
 
 
 def sink_distance(latents: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -55,6 +59,14 @@ def dip(series: np.ndarray, frame: int) -> float:
     25 frames, one ending 8 frames before it and one beginning 10 after: 1 where nothing happens, 0 where a sink is copied."""
     flanks = np.concatenate([series[frame + first : frame + last] for first, last in FLANKS])
     return float(series[frame + NEAR[0] : frame + NEAR[1]].min() / np.median(flanks))
+
+
+def elsewhere(frames: int, predicted: Sequence[int]) -> list[int]:
+    """Elsewhere: dip, rise and synchrony as they are where nothing is predicted: their mean over the frames 66 and more from a video's
+    start, 35 and more from its end, and more than 20 from every predicted frame. All three look for an extreme, so that they are not
+    1, 1 and 0 where nothing happens; this is what to compare with."""
+    first, last = 2 * REFERENCE_FRAMES, frames - FLANKS[1][1]
+    return [frame for frame in range(first, last) if all(abs(frame - other) > APART for other in predicted)]
 
 
 def sink_mass(mass: np.ndarray) -> np.ndarray:
@@ -117,4 +129,4 @@ def loop(signature: np.ndarray) -> tuple[int, float]:
     return int(lags[best]), 1 - float(distances[best]) / usual if usual else 0.0
 
 
-DEFINITIONS = (sink_distance, nearest, drop, sink_collapse, dip, sink_mass, rise, synchrony, snap_back, motion, loop)
+DEFINITIONS = (sink_distance, nearest, drop, sink_collapse, dip, sink_mass, rise, synchrony, elsewhere, snap_back, motion, loop)

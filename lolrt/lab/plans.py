@@ -1,12 +1,12 @@
-"""The experiments, as cells of policies: what is compared, and which policies stand for it. Imports nothing, so that asking for help
-stays fast.
+"""The experiments, as cells of policies: what is compared, and which policies stand for it. Imports nothing at first, so that asking for
+help stays fast.
 
 Numbers of LoL (arXiv 2601.16914): its settings and ablations, where an experiment repeats one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 SIGMAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)  # a sigma of 1 would let a base be 0
@@ -21,28 +21,65 @@ PLAIN: Cells = {"plain": ["sigma=0"]}
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What cells are made for."""
+
+    draws: int
+    """Jitter draws a cell, where there is anything to draw."""
+    frames: int
+    """Latent frames of a video."""
+    heads: int
+    """Of a layer of the model."""
+    pairs: int
+    """Temporal channel pairs of a head."""
+
+
+@dataclass(frozen=True)
 class Experiment:
     question: str
-    cells: Callable[[int, int], Cells]
-    """(draws, latent frames of a video) -> name of a cell -> its policies, one a jitter draw."""
+    cells: Callable[[Setting], Cells]
+    """Name of a cell -> its policies, one a jitter draw."""
 
 
 def jitter(draws: int, options: str) -> list[str]:
     return [f"{options},jitter_seed={draw}" for draw in range(draws)]
 
 
-def rivals(draws: int, frames: int) -> Cells:
-    stretch = f"stretch={max(1, frames / LENGTH):.4g}"
+def drawn(setting: Setting) -> Cells:
     return {
         **PLAIN,
-        "jitter 0.8": jitter(draws, "sigma=0.8"),
-        "jitter 0.8, stratified": jitter(draws, "sigma=0.8,spread=stratified"),
+        "jitter 0.8": jitter(setting.draws, "sigma=0.8"),
+        "jitter 0.8, stratified": jitter(setting.draws, "sigma=0.8,spread=stratified"),
+    }
+
+
+def chosen(setting: Setting) -> Cells:
+    """A draw of chosen bases is the order in which the heads have them; no two are alike as long as there are others."""
+    from lolrt.lab.bases import least_ripple, log_spaced, orders
+
+    def ordered(bases: Iterable[float]) -> list[str]:
+        return ["bases=" + ":".join(f"{base:.0f}" for base in order) for order in orders(bases, setting.draws)]
+
+    return {
+        **drawn(setting),
+        "log-spaced": ordered(log_spaced(setting.heads, 0.8)),
+        "least ripple": ordered(least_ripple(setting.heads, setting.pairs, 0.8)),
+        "jitter 0.8, by layer": jitter(setting.draws, "sigma=0.8,scope=layer"),
+        "stratified, by layer": jitter(setting.draws, "sigma=0.8,spread=stratified,scope=layer"),
+    }
+
+
+def rivals(setting: Setting) -> Cells:
+    stretch = f"stretch={max(1, setting.frames / LENGTH):.4g}"
+    return {
+        **drawn(setting),
         "PI": [f"sigma=0,frequencies=pi,{stretch}"],
         "NTK": [f"sigma=0,frequencies=ntk,{stretch}"],
         "YaRN": [f"sigma=0,frequencies=yarn,{stretch}"],
         "RIFLEx": [f"sigma=0,frequencies=riflex,{stretch}"],
         "window positions": ["sigma=0,positions=window"],
         "sinks anchored at 20": ["sigma=0,positions=anchored"],
+        "sinks held back by 2 nats": ["sigma=0,bias=-2"],
         "sinks shut where realigned": ["sigma=0,bias=-inf,when=realigned"],
         "sinks shut where synchronised": ["sigma=0,bias=-inf,when=synchronised,head_share=0.4"],
         "no sinks": ["sigma=0,sink_frames=0,recent_frames=12"],
@@ -52,49 +89,42 @@ def rivals(draws: int, frames: int) -> Cells:
 EXPERIMENTS = {
     "baseline": Experiment(
         "does plain RoPE collapse at the predicted frames, and jittered RoPE not?",
-        lambda draws, _: {
-            **PLAIN,
-            "jitter 0.8": jitter(draws, "sigma=0.8"),
-            "jitter 0.8, stratified": jitter(draws, "sigma=0.8,spread=stratified"),
-        },
+        drawn,
     ),
     "sigma": Experiment(
         "how much jitter, against how much motion?",
-        lambda draws, _: {**PLAIN, **{f"sigma {sigma}": jitter(draws, f"sigma={sigma}") for sigma in SIGMAS}},
+        lambda setting: {**PLAIN, **{f"sigma {sigma}": jitter(setting.draws, f"sigma={sigma}") for sigma in SIGMAS}},
     ),
     "share": Experiment(
         "must all heads be jittered?",
-        lambda draws, _: {
+        lambda setting: {
             **PLAIN,
-            **{f"{share:.0%} of heads": jitter(draws, f"sigma=0.8,share={share}") for share in SHARES},
-            "all heads": jitter(draws, "sigma=0.8"),
+            **{f"{share:.0%} of heads": jitter(setting.draws, f"sigma=0.8,share={share}") for share in SHARES},
+            "all heads": jitter(setting.draws, "sigma=0.8"),
         },
     ),
+    "bases": Experiment("are bases that are chosen better than drawn ones?", chosen),
     "rivals": Experiment("what do other policies do?", rivals),
     "base": Experiment(
         "does another base for all heads help?",
-        lambda *_: {**PLAIN, **{f"base {base}": [f"bases={base}"] for base in BASES}},
+        lambda _: {**PLAIN, **{f"base {base}": [f"bases={base}"] for base in BASES}},
     ),
     "sinks": Experiment(
         "does the number of sinks matter?",
-        lambda *_: {**PLAIN, **{f"{sinks} sinks": [f"sigma=0,sink_frames={sinks},recent_frames={12 - sinks}"] for sinks in SINKS}},
+        lambda _: {**PLAIN, **{f"{sinks} sinks": [f"sigma=0,sink_frames={sinks},recent_frames={12 - sinks}"] for sinks in SINKS}},
     ),
     "dimension": Experiment(
         "does slowing one pair help?",
-        lambda _, frames: {
+        lambda setting: {
             **PLAIN,
             **{
-                f"pair {k}": [f"sigma=0,frequencies=riflex,length_frames={period},stretch={max(1, frames / period):.4g}"]
+                f"pair {k}": [f"sigma=0,frequencies=riflex,length_frames={period},stretch={max(1, setting.frames / period):.4g}"]
                 for k, period in PERIODS.items()
             },
         },
     ),
     "offsets": Experiment(
         "with the content held fixed and the frame number alone moved, when do heads turn to the sinks?",
-        lambda draws, _: {
-            **PLAIN,
-            "jitter 0.8": jitter(draws, "sigma=0.8"),
-            "jitter 0.8, stratified": jitter(draws, "sigma=0.8,spread=stratified"),
-        },
+        drawn,
     ),
 }

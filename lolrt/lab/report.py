@@ -148,7 +148,7 @@ def videos_list(videos: Sequence[tuple[str, int]]) -> str:
 def definitions() -> str:
     """The docstrings of everything measured; "Name: text" each."""
     items = []
-    for measure in (*measures.DEFINITIONS, *pictures.DEFINITIONS, statistics.interval):
+    for measure in (*measures.DEFINITIONS, *pictures.DEFINITIONS, statistics.interval, statistics.difference):
         name, _, text = re.sub(r"\s+", " ", inspect.getdoc(measure) or "").partition(": ")
         items.append(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>")
     return "<dl>" + "".join(items) + "</dl>"

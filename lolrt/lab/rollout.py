@@ -157,11 +157,13 @@ def summary(series: dict[str, np.ndarray], predicted: Sequence[int], height: int
     per_chunk = len(near) // len(mass)
     total, together = measures.sink_mass(mass), measures.synchrony(mass)
     row = {"sink_collapse": measures.sink_collapse(near)}
-    for frame in predicted:
-        chunk = frame // per_chunk
-        row[f"dip_{frame}"] = measures.dip(near, frame)
-        row[f"rise_{frame}"] = measures.rise(total, chunk)
-        row[f"synchrony_{frame}"] = float(together[chunk - 1 : chunk + 2].max())
+    places = {str(frame): [frame] for frame in predicted} | {"elsewhere": measures.elsewhere(len(near), predicted)}
+    for place, frames in places.items():
+        chunks = sorted({frame // per_chunk for frame in frames})
+        if frames:
+            row[f"dip_{place}"] = float(np.mean([measures.dip(near, frame) for frame in frames]))
+            row[f"rise_{place}"] = float(np.mean([measures.rise(total, chunk) for chunk in chunks]))
+            row[f"synchrony_{place}"] = float(np.mean([together[chunk - 1 : chunk + 2].max() for chunk in chunks]))
     row["sink_mass"] = float(np.median(total))
     row["synchrony"] = float(np.median(together))
     row["motion"] = measures.motion(series["step"])

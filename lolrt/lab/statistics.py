@@ -1,4 +1,4 @@
-"""Intervals by bootstrap."""
+"""Intervals by bootstrap, of means and of differences between them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,19 @@ def interval(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interv
     draws, and as many videos, are drawn with replacement, crosswise, because all draws share their videos; with one draw the interval
     says nothing of other draws."""
     # [draws, videos]
+    return difference(values, np.zeros((1, values.shape[1])), resamples, seed)
+
+
+def difference(values: np.ndarray, others: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Differences: the mean of one policy minus that of another one over the same videos, and its interval by the same bootstrap: both
+    have the same videos drawn, and draws of their own. Where it does not contain 0, the two are told apart."""
+    # [draws, videos], [other draws, videos]
     random = np.random.default_rng(seed)
-    draws, videos = values.shape
-    rows = random.integers(0, draws, (resamples, draws))
-    columns = random.integers(0, videos, (resamples, videos))
-    means = values[rows[:, :, None], columns[:, None, :]].mean((1, 2))
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(values.mean()), float(low), float(high))
+    columns = random.integers(0, values.shape[1], (resamples, values.shape[1]))
+
+    def means(table: np.ndarray) -> np.ndarray:
+        rows = random.integers(0, len(table), (resamples, len(table)))
+        return table[rows[:, :, None], columns[:, None, :]].mean((1, 2))
+
+    low, high = np.percentile(means(values) - means(others), [2.5, 97.5])
+    return Interval(float(values.mean() - others.mean()), float(low), float(high))
