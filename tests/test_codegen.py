@@ -62,7 +62,7 @@ def test_a_polynomial_is_no_product():
 
 def test_every_policy_has_its_products(loops):
     found = {(loop.policy.lower(), loop.element) for loop in loops}
-    products = {"avx2": [], "avx512bf16": ["bfloat16"], "amx": ["bfloat16 tiles"]}
+    products = {"avx2": [], "avx512": [], "avx512bf16": ["bfloat16"], "amx": ["bfloat16 tiles"]}
     for isa in products.keys() & set(_core.isas()):
         assert {(isa, element) for element in ["float32", *products[isa]]} <= found
 

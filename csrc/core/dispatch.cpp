@@ -12,6 +12,7 @@ namespace lolrt {
 extern const Kernels kScalarKernels;
 #if LOLRT_X86
 extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512Bf16Kernels;
 extern const Kernels kAmxKernels;
 #endif
@@ -21,7 +22,7 @@ namespace {
 // Best first.
 const Kernels *const kBuilt[] = {
 #if LOLRT_X86
-    &kAmxKernels, &kAvx512Bf16Kernels, &kAvx2Kernels,
+    &kAmxKernels, &kAvx512Bf16Kernels, &kAvx512Kernels, &kAvx2Kernels,
 #endif
     &kScalarKernels};
 

@@ -13,6 +13,7 @@ from lolrt.openmp import WAIT
 # bfloat16 products inside scaled dot product attention; of MKL's names, AVX512_E2 is the one with bfloat16 and without AMX.
 _LIBRARY_LIMITS = {
     "avx512bf16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E2"},
+    "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "MKL_ENABLE_INSTRUCTIONS": "AVX512"},
     "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
 }
 
@@ -30,7 +31,7 @@ def isas() -> list[str]:
 
 
 def multiplies_bf16(isa: str) -> bool:
-    return isa not in ("avx2", "scalar")
+    return isa in ("amx", "avx512bf16")
 
 
 def cpu_model() -> str:
