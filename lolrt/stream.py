@@ -28,9 +28,11 @@ class LatentChunk:
     latents: Tensor
     """float32 [chunk_frames, channels, height, width], normalised."""
     page_frames: tuple[int, ...]
-    """Latent frames that the chunk attended to: sinks, then recent frames, its own last."""
+    """Latent frames that the chunk attended to: sinks, then recalled frames, then recent ones, its own last."""
     sink_frames: int
     """How many of them are sinks."""
+    recalled_frames: int = 0
+    """How many of them were recalled."""
     mass: Tensor | None = None
     """With the probe on: float32 [layers, heads, chunk_frames, pages], the softmax weight that the last denoise pass spent on each
     page (of frames that were given, the cache pass), mean over a frame's queries; pages as in `page_frames`."""
@@ -90,7 +92,7 @@ class LatentStream:
         self._spatial_rotation = spatial_rotation(height // patch_height, width // patch_width, row_pairs, column_pairs, rope.theta)
         self._cache = KVCache(window, config.num_layers, tokens, config.num_heads, config.head_dim, dit.dtype)
         # What the cache pass read, by page: with it the window's K and V can be made again.
-        self._inputs = torch.zeros(window.pages, config.in_dim, height, width)
+        self._inputs = torch.zeros(window.pool_pages, config.in_dim, height, width)
         self._start = self._inputs[:0] if start is None else start
         self._start_frame = start_frame
         if self._start.shape[1:] != self._inputs.shape[1:]:
@@ -118,11 +120,13 @@ class LatentStream:
             sampler = sampler.first
             modulations = self.dit.modulations(sampler.model_timesteps)
         first_frame, n_frames = self.next_frame, self._next_chunk_frames()
+        given = self._start[first_frame - self._start_frame :][:n_frames].float()
         pages = self._cache.advance(first_frame, n_frames)
+        if self._cache.stored_frames and not len(given):
+            pages = self._recall(pages, first_frame, n_frames)
         rotation, bias = self._positions(pages)
         config, gate, passes = self.dit.config, self.window.gate, len(sampler.timesteps)
         mass = torch.empty(config.num_layers, len(pages.frames), n_frames, config.num_heads)
-        given = self._start[first_frame - self._start_frame :][:n_frames].float()
         probed_pass = passes if len(given) else passes - 1
 
         def flow(sample: Tensor, k: int) -> Tensor:
@@ -145,6 +149,7 @@ class LatentStream:
             latents=latents,
             page_frames=tuple(pages.frames),
             sink_frames=min(self.window.sink_frames, len(pages.frames)),
+            recalled_frames=pages.recalled,
             mass=mass.permute(0, 3, 2, 1) if self.probe else None,
             switch=switch.latency() if switch is not None and switch.done else None,
         )
@@ -155,6 +160,14 @@ class LatentStream:
         size = self.window.chunk_frames
         return given % size or size if given > 0 else size
 
+    def _recall(self, pages: ChunkPages, first_frame: int, n_frames: int) -> ChunkPages:
+        """A chunk's pages, with those of the store that its first denoise pass asks for, run with the window alone."""
+        config = self.dit.config
+        query = torch.empty(config.num_layers, config.num_heads, config.head_dim)
+        sample = self.noise(first_frame, n_frames, 0)
+        self._run(sample, self._modulations[0], pages, *self._positions(pages), query=query)
+        return self._cache.recall(pages, query)
+
     def _sinks_behind(self, pages: ChunkPages) -> int:
         """How many of a chunk's pages are sinks, without its own."""
         return min(self.window.sink_frames, len(pages.frames) - len(pages.chunk_page_table))
@@ -162,14 +175,15 @@ class LatentStream:
     def _positions(self, pages: ChunkPages) -> tuple[Tensor, Tensor | None]:
         """A chunk's rotation tables, and the bias that its positions decide."""
         sinks = self._sinks_behind(pages)
-        offsets = self.rope.offsets(pages.frames, len(pages.chunk_page_table), sinks)
+        offsets = self.rope.offsets(pages.frames, len(pages.chunk_page_table), sinks, pages.recalled)
         rotation = rotation_tables(self._increments, offsets).mul_(self.rope.amplitude)
         return rotation, self.window.gate.before(rotation, offsets, sinks)
 
     def _run(
-        self, sample: Tensor, modulation: Modulation, pages: ChunkPages, rotation: Tensor, bias: Tensor | None, mass: Tensor | None = None
-    ) -> Tensor:
-        return self.dit(sample, modulation, self._text, pages, rotation, self._spatial_rotation, mass, bias)
+        self, sample: Tensor, modulation: Modulation, pages: ChunkPages, rotation: Tensor, bias: Tensor | None,
+        mass: Tensor | None = None, query: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        return self.dit(sample, modulation, self._text, pages, rotation, self._spatial_rotation, mass, bias, query)
 
     def _use_text(self, prompt_embeds: Tensor) -> None:
         self._prompt_embeds, self._text = prompt_embeds, self.dit.encode_text(prompt_embeds)
@@ -216,7 +230,7 @@ class LatentStream:
             )
         switch = {name.removeprefix("switch."): tensor for name, tensor in state.items() if name.startswith("switch.")}
         resumed = PromptSwitch.from_state_dict(switch) if switch else None
-        self._cache.load_state_dict({"frames": state["cache.frames"], "pages": state["cache.pages"]})
+        self._cache.load_state_dict({name.removeprefix("cache."): x for name, x in state.items() if name.startswith("cache.")})
         self._inputs[self._cache.page_table.long()] = state["inputs"]
         self._use_text(state["prompt_embeds"].clone())
         self._switch = resumed
