@@ -45,17 +45,13 @@ class PageStore:
 
         query: float32 [layers, heads, head_dim], mean over the chunk's tokens.
         """
-        likeness = self._directions().flatten(1) @ F.normalize(query, dim=-1).flatten()
+        keys = self._keys[self.pages]
+        likeness = F.normalize(keys - keys.mean(0), dim=-1).flatten(1) @ F.normalize(query, dim=-1).flatten()
         return sorted(likeness.topk(min(count, len(self.frames))).indices.tolist())
 
-    def _directions(self) -> Tensor:
-        """What sets each frame's mean keys apart from those of all, as unit vectors [frames, layers, heads, head_dim]."""
-        keys = self._keys[self.pages]
-        return F.normalize(keys - keys.mean(0), dim=-1)
-
     def _redundant(self) -> int:
-        """The newer one of the two frames that are most alike."""
-        directions = self._directions().flatten(1)
+        """The newer one of the two frames whose mean keys are most alike: the cosine, mean over layers and heads."""
+        directions = F.normalize(self._keys[self.pages], dim=-1).flatten(1)
         older = torch.tril(torch.ones(len(directions), len(directions), dtype=torch.bool), diagonal=-1)
         likeness = (directions @ directions.T).masked_fill(~older, -torch.inf)
         return int(likeness.max(1).values.argmax())

@@ -1,4 +1,4 @@
-"""The command line of the laboratory: `lolrt lab phase`, `lolrt lab rollout`, `lolrt lab experiment`."""
+"""The command line of the laboratory: `lolrt lab phase`, `rollout`, `experiment` and `returning`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from lolrt.errors import Error
 
 POLICIES = ("sigma=0", "sigma=0.8", "sigma=0.8,spread=stratified")
+JITTERED = POLICIES[-1]
+RECALLS = ("recall_frames=3", "recall_frames=3,recall_positions=kept", "recall_frames=6", "recall_frames=3,recent_frames=6")
 
 
 def add_commands(lab: argparse.ArgumentParser) -> None:
@@ -42,6 +44,17 @@ def add_commands(lab: argparse.ArgumentParser) -> None:
     _add_run_options(experiment, Path("out/experiments"))
     experiment.add_argument("--videos", type=int, default=12, help="a prompt of the model's examples and a noise seed each")
     experiment.add_argument("--draws", type=int, default=5, help="jitter draws a cell, where there is anything to draw")
+
+    returning = commands.add_parser("returning", help="what a stream remembers of a scene that it comes back to", formatter_class=formatter)
+    returning.set_defaults(run=run_returning)
+    returning.add_argument("--model", default="tiny", help="the name of an embedded model, or a model folder that knows its words")
+    returning.add_argument(
+        "--policies", nargs="+", default=[JITTERED, *(f"{JITTERED},{recall}" for recall in RECALLS)], metavar="POLICY",
+        help="the others are compared with the first",
+    )  # fmt: skip
+    returning.add_argument("--seeds", type=int, default=4, help="streams of each scene")
+    returning.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    returning.add_argument("-o", "--output", type=Path, default=Path("out/returning"), help="writes OUTPUT/returning.md")
 
 
 def _add_run_options(parser: argparse.ArgumentParser, folder: Path) -> None:
@@ -96,3 +109,9 @@ def run_experiment(arguments: argparse.Namespace) -> None:
     from lolrt.lab.experiments import run
 
     print(run(arguments.name, arguments.model, arguments.frames, arguments.videos, arguments.draws, arguments.output, arguments.jobs))
+
+
+def run_returning(arguments: argparse.Namespace) -> None:
+    from lolrt.lab.returning import run
+
+    print(run(arguments.model, arguments.policies, arguments.seeds, arguments.output, arguments.jobs))
