@@ -92,7 +92,7 @@ class KVCache:
         """Gives the next chunk its pages; the frames that fall out of the window go to the store, if there is one."""
         if self._store is not None:
             oldest = first_frame + n_frames - self.config.recent_frames
-            for frame, page in list(zip(self.frames, self.page_table.tolist(), strict=True))[self.config.sink_frames :]:
+            for page, frame in list(zip(*self._window.read(), strict=True))[self.config.sink_frames :]:
                 if frame < oldest:
                     self._store.keep(frame, page, self._mean_key(page))
         self._window.advance(first_frame, n_frames)
