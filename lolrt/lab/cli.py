@@ -1,4 +1,4 @@
-"""The command line of the laboratory: `lolrt lab phase`, `rollout`, `experiment` and `returning`."""
+"""The command line of the laboratory: `lolrt lab phase`, `rollout`, `experiment`, `returning` and `text`."""
 
 from __future__ import annotations
 
@@ -55,6 +55,15 @@ def add_commands(lab: argparse.ArgumentParser) -> None:
     returning.add_argument("--seeds", type=int, default=4, help="streams of each scene")
     returning.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
     returning.add_argument("-o", "--output", type=Path, default=Path("out/returning"), help="writes OUTPUT/returning.md")
+
+    text = commands.add_parser("text", help="whether a small text model turns to its sinks as well", formatter_class=formatter)
+    text.set_defaults(run=run_text)
+    text.add_argument("--seeds", type=int, nargs="+", default=[0], help="a model is trained with each")
+    text.add_argument("--steps", type=int, default=800, help="of training: about four minutes of one core")
+    text.add_argument("--texts", type=int, default=12, help="held-out texts")
+    text.add_argument("--tokens", type=int, default=512, help="of a text")
+    text.add_argument("--draws", type=int, default=5, help="of the jitter")
+    text.add_argument("-o", "--output", type=Path, default=Path("out/text"), help="keeps the models; writes OUTPUT/text.md and figures")
 
 
 def _add_run_options(parser: argparse.ArgumentParser, folder: Path) -> None:
@@ -115,3 +124,9 @@ def run_returning(arguments: argparse.Namespace) -> None:
     from lolrt.lab.returning import run
 
     print(run(arguments.model, arguments.policies, arguments.seeds, arguments.output, arguments.jobs))
+
+
+def run_text(arguments: argparse.Namespace) -> None:
+    from lolrt.lab.text import run
+
+    print(run(arguments.seeds, arguments.steps, arguments.texts, arguments.tokens, arguments.draws, arguments.output))
