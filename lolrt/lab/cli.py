@@ -10,7 +10,12 @@ from lolrt.errors import Error
 
 POLICIES = ("sigma=0", "sigma=0.8", "sigma=0.8,spread=stratified")
 JITTERED = POLICIES[-1]
-RECALLS = ("recall_frames=3", "recall_frames=3,recall_positions=kept", "recall_frames=6", "recall_frames=3,recent_frames=6")
+RECALLS = (
+    "recall_frames=3",
+    "recent_frames=6",
+    "recall_frames=3,recent_frames=6",
+    "recall_frames=3,recent_frames=6,recall_positions=kept",
+)
 
 
 def add_commands(lab: argparse.ArgumentParser) -> None:
@@ -52,7 +57,7 @@ def add_commands(lab: argparse.ArgumentParser) -> None:
         "--policies", nargs="+", default=[JITTERED, *(f"{JITTERED},{recall}" for recall in RECALLS)], metavar="POLICY",
         help="the others are compared with the first",
     )  # fmt: skip
-    returning.add_argument("--seeds", type=int, default=4, help="streams of each scene")
+    returning.add_argument("--seeds", type=int, default=8, help="streams of each scene")
     returning.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
     returning.add_argument("-o", "--output", type=Path, default=Path("out/returning"), help="writes OUTPUT/returning.md")
 
