@@ -146,11 +146,14 @@ def page_elements(
     """Elements of one page on such a device: K and V of `tokens` tokens and all heads, padding included."""
 
 class Pool:
-    """Which of a number of pages are free."""
+    """Which of a number of pages are free, and how many hold those that are not."""
 
     def __init__(self, pages: int) -> None: ...
     def acquire(self) -> int:
         """Takes the lowest free page; MemoryError when none is left."""
+
+    def retain(self, page: int) -> None:
+        """Gives a taken page one holder more: it is free again when it has been released as often."""
 
     def release(self, page: int) -> None: ...
     @property

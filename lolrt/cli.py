@@ -81,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--head-share", type=float, default=0.8, help="of a layer's heads that a synchronised gate waits for")
     generate.add_argument("--sinks", type=int, default=3, help="sink frames in the window")
     generate.add_argument("--recent", type=int, default=9, help="recent frames in the window, the chunk's own included")
+    _add_recall(generate)
     generate.add_argument("--probe", action="store_true", help="write each chunk's attention mass per page to FILE.mass.csv")
     generate.add_argument("--vae", choices=["full", "tiny"], default="full", help="tiny: the model's TAEHV, fast and less exact")
     generate.add_argument(
@@ -119,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("--size", metavar="HxW", type=frame_size, help="of the video, such as 480x832; by default the model's own")
     info.add_argument("--sinks", type=int, default=3, help="sink frames in the window")
     info.add_argument("--recent", type=int, default=9, help="recent frames in the window, the chunk's own included")
+    _add_recall(info)
     info.add_argument("--dtype", choices=["bfloat16", "float32"], help="of weights and activations; by default what the kernels prefer")
 
     bench = commands.add_parser("bench", help="how fast the ops are on this machine, side by side with torch")
@@ -128,6 +130,11 @@ def parser() -> argparse.ArgumentParser:
 
     add_lab_commands(commands.add_parser("lab", help="predict and measure sink-collapse, and compare policies against it"))
     return top
+
+
+def _add_recall(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--recall", type=int, default=0, help="frames that have left the window and come back for each chunk")
+    command.add_argument("--store", type=int, default=24, help="frames that are kept for --recall at most")
 
 
 def positive(kind: type) -> type:
@@ -197,7 +204,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
             anchor_frames=arguments.anchor,
         )
         gate = lolrt.SinkGate(arguments.sink_bias, arguments.gate, head_share=arguments.head_share)
-        window = lolrt.Window(arguments.sinks, arguments.recent, gate=gate)
+        window = lolrt.Window(arguments.sinks, arguments.recent, gate=gate, recall_frames=arguments.recall, store_frames=arguments.store)
         cues = read_script(arguments.script) if arguments.script else [Cue(0, arguments.prompt)]
         text = lolrt.EmbeddingFile(arguments.text) if arguments.text else lolrt.load_text(arguments.model)
         text.encode([cue.prompt for cue in cues])  # all, before the rest of the model needs the memory, and an error can end a long run
@@ -367,7 +374,8 @@ def print_memory(arguments: argparse.Namespace) -> None:
     from lolrt.pipeline import preferred_dtype
 
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else preferred_dtype()
-    plan, (height, width) = plan_model(arguments.model, arguments.size, dtype, lolrt.Window(arguments.sinks, arguments.recent))
+    window = lolrt.Window(arguments.sinks, arguments.recent, recall_frames=arguments.recall, store_frames=arguments.store)
+    plan, (height, width) = plan_model(arguments.model, arguments.size, dtype, window)
     print(
         f"{arguments.model}: a stream of {height} x {width} pixels, {str(dtype).removeprefix('torch.')}, window {arguments.sinks} + ",
         end="",

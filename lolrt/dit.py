@@ -228,12 +228,14 @@ class CausalDiT(nn.Module):
         spatial_rotation: Tensor,
         mass: Tensor | None = None,
         bias: Tensor | None = None,
+        query: Tensor | None = None,
     ) -> Tensor:
         """The flow of one noisy chunk; writes the chunk's K and V into its pages of `cache`.
 
         sample: [frames, in_dim, height, width], any float dtype; rotation: float32 [1 or layers, pages, frames, heads, pairs, 2];
         spatial_rotation: float32 [tokens, pairs, 2]; mass: float32 [layers, pages, frames, heads], filled with the attention mass;
-        bias: float32 [1 or layers, pages, heads], added to the scores of self-attention.
+        bias: float32 [1 or layers, pages, heads], added to the scores of self-attention; query: float32 [layers, heads, head_dim], filled
+        with the mean query of the chunk's tokens, not rotated by time.
         Returns float32 [frames, out_dim, height, width].
         """
         config = self.config
@@ -248,6 +250,7 @@ class CausalDiT(nn.Module):
             residual = self._self_attention(
                 block.self_attn, h, cache.layer_pages[i], cache, rotation[min(i, len(rotation) - 1)], spatial_rotation,
                 None if mass is None else mass[i], None if bias is None else bias[min(i, len(bias) - 1)],
+                None if query is None else query[i],
             )  # fmt: skip
             h = ops.modulated_norm(
                 x,
@@ -267,13 +270,15 @@ class CausalDiT(nn.Module):
 
     def _self_attention(
         self, attn: Attention, h: Tensor, pages: Tensor, cache: ChunkPages, rotation: Tensor, spatial: Tensor,
-        mass: Tensor | None, bias: Tensor | None,
+        mass: Tensor | None, bias: Tensor | None, query: Tensor | None,
     ) -> Tensor:  # fmt: skip
         q, k, v = map(self._split_heads, attn.qkv(h).chunk(3, dim=-1))
         first, eps = self.config.axes[0], self.config.eps
         q_weight, k_weight = self._head_weight(attn.norm_q), self._head_weight(attn.norm_k)
         q = ops.normalize_queries(q, weight=q_weight, rotation=spatial, rotation_first_channel=first, eps=eps)
         ops.kv_write(k, v, pages, cache.chunk_page_table, weight=k_weight, rotation=spatial, rotation_first_channel=first, eps=eps)
+        if query is not None:
+            query.copy_(q.mean((0, 1), dtype=torch.float32))
         out = ops.frame_attention(q, pages, cache.page_table, q.shape[1], rotation=rotation, bias=bias, mass=mass)
         return attn.o(out.flatten(2))
 

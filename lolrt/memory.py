@@ -127,16 +127,17 @@ def plan(
         cache = KVCache(window, dit.num_layers, tokens, dit.num_heads, dit.head_dim, dtype, model.device)
         for first_frame in range(0, window.pages, window.chunk_frames):  # until the window is full
             pages = cache.advance(first_frame, window.chunk_frames)
-        kept(f"{window.pages} pages of {dit.num_layers} layers", before)
+        kept(f"{window.pool_pages} pages of {dit.num_layers} layers", before)
 
         before = live.restart()
-        rotation = torch.empty(1, window.pages, window.chunk_frames, dit.num_heads, dit.temporal_pairs, 2)
+        attended = window.pages + window.recall_frames
+        rotation = torch.empty(1, attended, window.chunk_frames, dit.num_heads, dit.temporal_pairs, 2)
         spatial = torch.empty(tokens, sum(dit.axes[1:]) // 2, 2)
         kept("rotation tables", before)
 
         sample = torch.empty(window.chunk_frames, dit.in_dim, rows, columns)
         before = live.restart()
-        mass = torch.empty(dit.num_layers, window.pages, window.chunk_frames, dit.num_heads)
+        mass = torch.empty(dit.num_layers, attended, window.chunk_frames, dit.num_heads)
         model(sample, modulations[0], text, pages, rotation, spatial, mass)
         passing["a pass of the DiT"] = live.peak - before
         del mass
@@ -150,7 +151,7 @@ def plan(
         caches = _bytes(state.values())
         packed = live.now - before - caches
         passing["decoding of a chunk"] = live.peak - before - caches - packed
-    stream["latents of the window"] = 4 * window.pages * dit.in_dim * rows * columns
+    stream["latents of the pages"] = 4 * window.pool_pages * dit.in_dim * rows * columns
     stream["VAE's past frames"] = caches
     stream["workspace of attention"] = _workspace(dit, window, tokens, dtype)
     weights = {
@@ -183,7 +184,8 @@ def _workspace(config: DiTConfig, window: Window, tokens: int, dtype: torch.dtyp
     """Asked of the kernels, with tensors whose memory is never touched."""
     shape = (window.chunk_frames, tokens, config.num_heads, config.head_dim)
     q = torch.empty(shape, dtype=dtype)
-    pages = torch.empty(window.pages, ops.page_elements(dtype, tokens, config.num_heads, config.head_dim), dtype=dtype)
-    rotation = torch.zeros(window.pages, window.chunk_frames, config.num_heads, config.temporal_pairs, 2)
-    table = torch.arange(window.pages, dtype=torch.int32)
+    attended = window.pages + window.recall_frames
+    pages = torch.empty(attended, ops.page_elements(dtype, tokens, config.num_heads, config.head_dim), dtype=dtype)
+    rotation = torch.zeros(attended, window.chunk_frames, config.num_heads, config.temporal_pairs, 2)
+    table = torch.arange(attended, dtype=torch.int32)
     return _core.frame_attention_workspace(q, pages, table, tokens, rotation, None, torch.empty_like(q), None)

@@ -57,6 +57,20 @@ def kv_write(
         _kv_write(k, v, pages, page_table, weight, rotation, rotation_first_channel, eps)
 
 
+def mean_key(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
+    """Mean over the tokens of a page of the keys in it, rotated by place and not by time: float32 [heads, dim].
+
+    page: [page_elements]. The layout is that of lolrt.h.
+    """
+    if page.is_cuda:
+        return page[: heads * tokens * dim].view(heads, tokens, dim).mean(1, dtype=torch.float32)
+    lanes, adjacent = 16, 2 if page.dtype == torch.bfloat16 else 1
+    blocks = -(-tokens // lanes)
+    packed = page[: heads * blocks * lanes * dim].view(heads, blocks, dim // adjacent, lanes, adjacent)
+    keys = packed.transpose(2, 3).reshape(heads, blocks * lanes, dim)
+    return keys[:, :tokens].mean(1, dtype=torch.float32)
+
+
 def normalize_queries(
     q: Tensor,
     *,

@@ -59,10 +59,15 @@ class Rope:
     """s = L' / L, how many times as many the frequencies shall cover; 1 changes nothing but in RIFLEx."""
     anchor_frames: int = 20
     """Of "anchored" positions: the farthest that a sink is behind; 20 is what a model saw that was trained on 21 latent frames."""
+    recall_positions: Literal["near", "kept"] = "near"
+    """Of frames that are recalled (`lolrt.recall`): "near", right behind the recent frames, as if they had just left the window; or
+    "kept", the number that they had."""
 
     def __post_init__(self) -> None:
         if self.positions not in ("absolute", "window", "anchored"):
             raise Error(f'positions is {self.positions!r}; expected "absolute", "window" or "anchored"')
+        if self.recall_positions not in ("near", "kept"):
+            raise Error(f'recall_positions is {self.recall_positions!r}; expected "near" or "kept"')
         if self.spread not in ("uniform", "stratified"):
             raise Error(f'spread is {self.spread!r}; expected "uniform" or "stratified"')
         if self.scope not in ("model", "layer"):
@@ -112,10 +117,13 @@ class Rope:
         _core.phase_increments(radians.reshape(-1), turns.reshape(-1))
         return turns
 
-    def offsets(self, page_frames: Sequence[int], chunk_frames: int, sink_frames: int = 0) -> np.ndarray:
-        """Query position minus page position, int64 [pages, chunk_frames]; the first `sink_frames` pages are the sinks, the last
-        `chunk_frames` the chunk's own."""
+    def offsets(self, page_frames: Sequence[int], chunk_frames: int, sink_frames: int = 0, recalled_frames: int = 0) -> np.ndarray:
+        """Query position minus page position, int64 [pages, chunk_frames]; the first `sink_frames` pages are the sinks, then come
+        `recalled_frames`, and the last `chunk_frames` are the chunk's own."""
         positions = np.array(page_frames, dtype=np.int64)
+        recent = sink_frames + recalled_frames
+        if recalled_frames and self.recall_positions == "near":
+            positions[sink_frames:recent] = positions[recent] - np.arange(recalled_frames, 0, -1)
         if self.positions == "window":
             positions = np.arange(len(positions), dtype=np.int64)
         elif self.positions == "anchored":

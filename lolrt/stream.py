@@ -29,9 +29,11 @@ class LatentChunk:
     latents: Tensor
     """float32 [chunk_frames, channels, height, width], normalised."""
     page_frames: tuple[int, ...]
-    """Latent frames that the chunk attended to: sinks, then recent frames, its own last."""
+    """Latent frames that the chunk attended to: sinks, then recalled frames, then recent ones, its own last."""
     sink_frames: int
     """How many of them are sinks."""
+    recalled_frames: int = 0
+    """How many of them were recalled."""
     mass: Tensor | None = None
     """With the probe on: float32 [layers, heads, chunk_frames, pages], the softmax weight that the last denoise pass spent on each
     page (of frames that were given, the cache pass), mean over a frame's queries; pages as in `page_frames`."""
@@ -97,10 +99,10 @@ class LatentStream:
         self._spatial_rotation = upload(spatial, dit.device)
         self._cache = KVCache(window, config.num_layers, tokens, config.num_heads, config.head_dim, dit.dtype, dit.device)
         # Each chunk's rotation tables: in one place, which is all that a pass knows of where the chunk is.
-        frames = window.pages * window.chunk_frames
+        frames = (window.pages + window.recall_frames) * window.chunk_frames
         self._rotation = torch.empty(len(self._increments) * frames * config.num_heads * config.temporal_pairs * 2, device=dit.device)
         # What the cache pass read, by page: with it the window's K and V can be made again.
-        self._inputs = torch.zeros(window.pages, config.in_dim, height, width, device=dit.device)
+        self._inputs = torch.zeros(window.pool_pages, config.in_dim, height, width, device=dit.device)
         self._start = self._inputs[:0] if start is None else start.to(dit.device)
         self._start_frame = start_frame
         if self._start.shape[1:] != self._inputs.shape[1:]:
@@ -128,11 +130,13 @@ class LatentStream:
             sampler = sampler.first
             modulations = self.dit.modulations(sampler.model_timesteps)
         first_frame, n_frames = self.next_frame, self._next_chunk_frames()
+        given = self._start[first_frame - self._start_frame :][:n_frames].float()
         pages = self._cache.advance(first_frame, n_frames)
+        if self._cache.stored_frames and not len(given):
+            pages = self._recall(pages, first_frame, n_frames)
         rotation, bias = self._positions(pages)
         config, gate, passes = self.dit.config, self.window.gate, len(sampler.timesteps)
         mass = torch.empty(config.num_layers, len(pages.frames), n_frames, config.num_heads, device=self.dit.device)
-        given = self._start[first_frame - self._start_frame :][:n_frames].float()
         probed_pass = passes if len(given) else passes - 1
 
         def flow(sample: Tensor, k: int) -> Tensor:
@@ -155,6 +159,7 @@ class LatentStream:
             latents=latents,
             page_frames=tuple(pages.frames),
             sink_frames=min(self.window.sink_frames, len(pages.frames)),
+            recalled_frames=pages.recalled,
             mass=mass.permute(0, 3, 2, 1) if self.probe else None,
             switch=self._latency(switch),
         )
@@ -175,6 +180,14 @@ class LatentStream:
         size = self.window.chunk_frames
         return given % size or size if given > 0 else size
 
+    def _recall(self, pages: ChunkPages, first_frame: int, n_frames: int) -> ChunkPages:
+        """A chunk's pages, with those of the store that its first denoise pass asks for, run with the window alone."""
+        config = self.dit.config
+        query = torch.empty(config.num_layers, config.num_heads, config.head_dim, device=self.dit.device)
+        sample = self._noise(first_frame, n_frames, 0)
+        self._run(sample, self._modulations[0], pages, *self._positions(pages), query=query)
+        return self._cache.recall(pages, query)
+
     def _sinks_behind(self, pages: ChunkPages) -> int:
         """How many of a chunk's pages are sinks, without its own."""
         return min(self.window.sink_frames, len(pages.frames) - len(pages.chunk_page_table))
@@ -182,16 +195,17 @@ class LatentStream:
     def _positions(self, pages: ChunkPages) -> tuple[Tensor, Tensor | None]:
         """A chunk's rotation tables, and the bias that its positions decide."""
         sinks = self._sinks_behind(pages)
-        offsets = self.rope.offsets(pages.frames, len(pages.chunk_page_table), sinks)
+        offsets = self.rope.offsets(pages.frames, len(pages.chunk_page_table), sinks, pages.recalled)
         table = rotation_tables(self._increments, offsets).mul_(self.rope.amplitude)
         bias = self.window.gate.before(table, offsets, sinks)
         rotation = self._rotation[: table.numel()].view_as(table).copy_(upload(table, self.dit.device))
         return rotation, None if bias is None else upload(bias, self.dit.device)
 
     def _run(
-        self, sample: Tensor, modulation: Modulation, pages: ChunkPages, rotation: Tensor, bias: Tensor | None, mass: Tensor | None = None
-    ) -> Tensor:
-        return self.dit(sample, modulation, self._text, pages, rotation, self._spatial_rotation, mass, bias)
+        self, sample: Tensor, modulation: Modulation, pages: ChunkPages, rotation: Tensor, bias: Tensor | None,
+        mass: Tensor | None = None, query: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        return self.dit(sample, modulation, self._text, pages, rotation, self._spatial_rotation, mass, bias, query)
 
     def _use_text(self, prompt_embeds: Tensor) -> None:
         self._prompt_embeds, self._text = prompt_embeds, self.dit.encode_text(prompt_embeds)

@@ -225,6 +225,30 @@ def test_windows_share_a_pool_and_give_their_pages_back() -> None:
     assert second.read()[1] == [0, 1, 2]
 
 
+def test_a_retained_page_outlasts_its_window() -> None:
+    pool = _core.Pool(4)
+    window = _core.Window(pool, 1, 2)
+    window.advance(0, 3)
+    page = window.read()[0][1]
+    pool.retain(page)
+    window.advance(3, 1)
+    assert pool.free_pages == 0 and page not in window.read()[0]
+    # The frame that would leave now gives its page back, the retained one does not come with it.
+    window.advance(4, 1)
+    pool.retain(window.read()[0][1])
+    before = window.read()
+    with pytest.raises(MemoryError, match="needs 1 pages, the pool of 4 has 0 free"):
+        window.advance(5, 1)
+    assert window.read() == before
+    pool.release(page)
+    window.advance(5, 1)
+    del window
+    assert pool.free_pages == 3
+    for wrong in (page, 4, -1):
+        with pytest.raises(ValueError, match=f"pool_retain: page {wrong} of 4 is not taken"):
+            pool.retain(wrong)
+
+
 # ---- bad input: one line that says what is wrong, and nothing written --------------------------------------------------------
 
 

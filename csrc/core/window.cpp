@@ -15,23 +15,29 @@ constexpr int64_t kMaxPages = INT32_MAX;
 constexpr int64_t kMaxFrame = INT64_MAX / 2;  // so that a frame plus a chunk never overflows
 
 int32_t acquire(lolrt_pool &pool) {
-  const auto page = std::find(pool.taken.begin(), pool.taken.end(), false);
-  if (page == pool.taken.end()) fail(LOLRT_OUT_OF_MEMORY, "pool_acquire: all %zu pages are taken", pool.taken.size());
-  *page = true;
+  const auto page = std::find(pool.holders.begin(), pool.holders.end(), 0);
+  if (page == pool.holders.end()) fail(LOLRT_OUT_OF_MEMORY, "pool_acquire: all %zu pages are taken", pool.holders.size());
+  *page = 1;
   --pool.free;
-  return static_cast<int32_t>(page - pool.taken.begin());
+  return static_cast<int32_t>(page - pool.holders.begin());
 }
 
 void release(lolrt_pool &pool, int32_t page) {
-  pool.taken[page] = false;
-  ++pool.free;
+  if (--pool.holders[page] == 0) ++pool.free;
+}
+
+void check_taken(const char *operation, const lolrt_pool *pool, int32_t page) {
+  if (pool == nullptr) fail(LOLRT_INVALID_ARGUMENT, "%s: pool is NULL", operation);
+  if (page < 0 || page >= static_cast<int64_t>(pool->holders.size()) || pool->holders[page] == 0) {
+    fail(LOLRT_INVALID_ARGUMENT, "%s: page %d of %zu is not taken", operation, page, pool->holders.size());
+  }
 }
 
 // Fails unless the pool can give `needed` pages after `returned` more have come back to it.
 void check_pages(const char *operation, const lolrt_pool &pool, int64_t needed, int64_t returned) {
   if (needed > pool.free + returned) {
     fail(LOLRT_OUT_OF_MEMORY, "%s: needs %" PRId64 " pages, the pool of %zu has %" PRId64 " free", operation, needed - returned,
-         pool.taken.size(), pool.free);
+         pool.holders.size(), pool.free);
   }
 }
 
@@ -66,7 +72,8 @@ void advance(lolrt_window &window, int64_t first_frame, int64_t frames) {
   const auto leaves = [&](const lolrt_window::Entry &entry) {
     return entry.frame >= start + window.sink_frames && entry.frame < end - window.recent_frames;
   };
-  check_pages("window_advance", *window.pool, frames, std::count_if(window.entries.begin(), window.entries.end(), leaves));
+  const auto frees = [&](const lolrt_window::Entry &entry) { return leaves(entry) && window.pool->holders[entry.page] == 1; };
+  check_pages("window_advance", *window.pool, frames, std::count_if(window.entries.begin(), window.entries.end(), frees));
 
   window.entries.reserve(window.entries.size() + frames);  // from here on nothing fails
   for (const auto &entry : window.entries) {
@@ -124,7 +131,7 @@ lolrt_status lolrt_pool_create(int64_t pages, lolrt_pool **pool) {
       fail(LOLRT_INVALID_ARGUMENT, "pool_create: pages is %" PRId64 "; expected 1 to %" PRId64, pages, kMaxPages);
     }
     auto *created = new lolrt_pool;
-    created->taken.resize(pages);
+    created->holders.resize(pages);
     created->free = pages;
     *pool = created;
   });
@@ -139,12 +146,16 @@ lolrt_status lolrt_pool_acquire(lolrt_pool *pool, int32_t *page) {
   });
 }
 
+lolrt_status lolrt_pool_retain(lolrt_pool *pool, int32_t page) {
+  return guarded([&] {
+    check_taken("pool_retain", pool, page);
+    ++pool->holders[page];
+  });
+}
+
 lolrt_status lolrt_pool_release(lolrt_pool *pool, int32_t page) {
   return guarded([&] {
-    if (pool == nullptr) fail(LOLRT_INVALID_ARGUMENT, "pool_release: pool is NULL");
-    if (page < 0 || page >= static_cast<int64_t>(pool->taken.size()) || !pool->taken[page]) {
-      fail(LOLRT_INVALID_ARGUMENT, "pool_release: page %d of %zu is not taken", page, pool->taken.size());
-    }
+    check_taken("pool_release", pool, page);
     release(*pool, page);
   });
 }

@@ -7,7 +7,7 @@
 #include <vector>
 
 struct lolrt_pool {
-  std::vector<bool> taken;
+  std::vector<int32_t> holders;  // of each page; none: it is free
   int64_t free = 0;
 };
 

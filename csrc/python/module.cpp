@@ -264,6 +264,8 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<int64_t>(), arg("pages"))
       .def("acquire", &Pool::acquire)
       .def(
+          "retain", [](Pool &pool, int32_t page) { check(lolrt_pool_retain(pool.handle, page)); }, arg("page"))
+      .def(
           "release", [](Pool &pool, int32_t page) { check(lolrt_pool_release(pool.handle, page)); }, arg("page"))
       .def_property_readonly("free_pages", [](const Pool &pool) { return lolrt_pool_free_pages(pool.handle); });
   py::class_<Window>(m, "Window")

@@ -1,4 +1,4 @@
-"""The command line of the laboratory: `lolrt lab phase`, `lolrt lab rollout`, `lolrt lab experiment`."""
+"""The command line of the laboratory: `lolrt lab phase`, `rollout`, `experiment`, `returning` and `text`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from pathlib import Path
 from lolrt.errors import Error
 
 POLICIES = ("sigma=0", "sigma=0.8", "sigma=0.8,spread=stratified")
+JITTERED = POLICIES[-1]
+RECALLS = (
+    "recall_frames=3",
+    "recent_frames=6",
+    "recall_frames=3,recent_frames=6",
+    "recall_frames=3,recent_frames=6,recall_positions=kept",
+)
 
 
 def add_commands(lab: argparse.ArgumentParser) -> None:
@@ -44,6 +51,26 @@ def add_commands(lab: argparse.ArgumentParser) -> None:
     experiment.add_argument("--cells", nargs="+", default=[], metavar="CELL", help="rows of its table, to run these and plain RoPE alone")
     experiment.add_argument("--sweep", action="store_true", help="no rollouts: the content held fixed, a chunk's number alone moved")
     experiment.add_argument("--draws", type=int, default=5, help="jitter draws a cell, where there is anything to draw")
+
+    returning = commands.add_parser("returning", help="what a stream remembers of a scene that it comes back to", formatter_class=formatter)
+    returning.set_defaults(run=run_returning)
+    returning.add_argument("--model", default="tiny", help="the name of an embedded model, or a model folder that knows its words")
+    returning.add_argument(
+        "--policies", nargs="+", default=[JITTERED, *(f"{JITTERED},{recall}" for recall in RECALLS)], metavar="POLICY",
+        help="the others are compared with the first",
+    )  # fmt: skip
+    returning.add_argument("--seeds", type=int, default=8, help="streams of each scene")
+    returning.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    returning.add_argument("-o", "--output", type=Path, default=Path("out/returning"), help="writes OUTPUT/returning.md")
+
+    text = commands.add_parser("text", help="whether a small text model turns to its sinks as well", formatter_class=formatter)
+    text.set_defaults(run=run_text)
+    text.add_argument("--seeds", type=int, nargs="+", default=[0], help="a model is trained with each")
+    text.add_argument("--steps", type=int, default=800, help="of training: about four minutes of one core")
+    text.add_argument("--texts", type=int, default=12, help="held-out texts")
+    text.add_argument("--tokens", type=int, default=512, help="of a text")
+    text.add_argument("--draws", type=int, default=5, help="of the jitter")
+    text.add_argument("-o", "--output", type=Path, default=Path("out/text"), help="keeps the models; writes OUTPUT/text.md and figures")
 
 
 def _add_run_options(parser: argparse.ArgumentParser, folder: Path) -> None:
@@ -99,3 +126,15 @@ def run_experiment(arguments: argparse.Namespace) -> None:
 
     asked = arguments.name, arguments.model, arguments.frames, arguments.videos, arguments.draws, arguments.cells, arguments.sweep
     print(run(*asked, arguments.output, arguments.jobs))
+
+
+def run_returning(arguments: argparse.Namespace) -> None:
+    from lolrt.lab.returning import run
+
+    print(run(arguments.model, arguments.policies, arguments.seeds, arguments.output, arguments.jobs))
+
+
+def run_text(arguments: argparse.Namespace) -> None:
+    from lolrt.lab.text import run
+
+    print(run(arguments.seeds, arguments.steps, arguments.texts, arguments.tokens, arguments.draws, arguments.output))

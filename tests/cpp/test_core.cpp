@@ -74,7 +74,13 @@ void test_windows() {
   CHECK_FAILS(lolrt_window_advance(second, 0, 1), LOLRT_OUT_OF_MEMORY, "pool of 12");
   CHECK(lolrt_window_size(second) == 0);
   lolrt_window_destroy(second);
+  CHECK_OK(lolrt_pool_retain(pool, pages[5]));
   lolrt_window_destroy(window);
+  CHECK(lolrt_pool_free_pages(pool) == 11);
+  CHECK_OK(lolrt_pool_release(pool, pages[5]));
+  CHECK_FAILS(lolrt_pool_release(pool, pages[5]), LOLRT_INVALID_ARGUMENT, "is not taken");
+  CHECK_FAILS(lolrt_pool_retain(pool, 12), LOLRT_INVALID_ARGUMENT, "page 12 of 12");
+  CHECK_FAILS(lolrt_pool_retain(nullptr, 0), LOLRT_INVALID_ARGUMENT, "pool is NULL");
   CHECK(lolrt_pool_free_pages(pool) == 12);
   lolrt_pool_destroy(pool);
   lolrt_pool_destroy(nullptr);

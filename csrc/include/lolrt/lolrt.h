@@ -101,6 +101,8 @@ LOLRT_API lolrt_status lolrt_pool_create(int64_t pages, lolrt_pool **pool);
 LOLRT_API void lolrt_pool_destroy(lolrt_pool *pool);
 /* Takes a free page (the lowest), or fails with LOLRT_OUT_OF_MEMORY when none is left. */
 LOLRT_API lolrt_status lolrt_pool_acquire(lolrt_pool *pool, int32_t *page);
+/* A taken page has one holder more, so that it outlasts the window that took it, say; it is free when all have released it. */
+LOLRT_API lolrt_status lolrt_pool_retain(lolrt_pool *pool, int32_t page);
 LOLRT_API lolrt_status lolrt_pool_release(lolrt_pool *pool, int32_t page);
 LOLRT_API int64_t lolrt_pool_free_pages(const lolrt_pool *pool);
 

@@ -1,0 +1,128 @@
+"""What a stream remembers of a scene that it comes back to: it opens on one, visits a second, is in a third for longer than its window
+holds, and is told to go back to the second.
+
+The opening is there because the window's sinks are a memory of it, for ever. Prompts name no colour, so that the object's is the stream's
+own: a stream that has forgotten it draws another.
+"""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing
+import re
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import islice, product
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import lolrt
+from lolrt.errors import Error
+from lolrt.lab.policy import Policy
+from lolrt.lab.rollout import loaded
+from lolrt.lab.statistics import interval
+from lolrt.lab.tables import markdown
+from lolrt.stream import LatentChunk
+
+# Opening, scene, and the scene in between, in words of the embedded model.
+SCENES = (
+    ("a sailboat at sea at dusk", "a balloon over the hills at noon", "a boat on the sea at night"),
+    ("a car in the desert at noon", "a boat on the sea at dusk", "a balloon over the mountains at night"),
+    ("a balloon over the sea at night", "a car in the hills at dawn", "a boat by the mountains at noon"),
+)
+# Chunks of each part.
+OPENING, VISIT, AWAY, RETURN = 4, 8, 10, 8
+# Frames that a scene is left to settle in after a new prompt, not measured.
+SETTLING = 6
+
+
+@dataclass(frozen=True)
+class Journey:
+    """One stream: latents [frames, ...] of the scene as it was first and when it was come back to, and which frames were recalled then."""
+
+    first: np.ndarray
+    again: np.ndarray
+    recalled_from_first: float
+    """Share of the frames recalled in the return that are of the first visit; 0 where there were none."""
+
+
+def journey(model: str, policy: str, scenes: tuple[str, str, str], seed: int) -> Journey:
+    pipe, parsed = loaded(model), Policy.parse(policy)
+    opening, scene, between = scenes
+    stream = pipe.latent_stream(opening, seed=seed, rope=parsed.rope, window=parsed.window)
+    parts: list[list[LatentChunk]] = []
+    for prompt, chunks in ((opening, OPENING), (scene, VISIT), (between, AWAY), (scene, RETURN)):
+        if parts:
+            stream.set_prompt(pipe.encode_text(prompt))
+        parts.append(list(islice(stream, chunks)))
+    _, first, away, again = parts
+    visit = range(first[0].first_frame, away[0].first_frame)
+    recalled = [f for chunk in again for f in chunk.page_frames[chunk.sink_frames :][: chunk.recalled_frames]]
+    latents = [torch.cat([chunk.latents for chunk in part])[SETTLING:].numpy() for part in (first, again)]
+    return Journey(latents[0], latents[1], sum(frame in visit for frame in recalled) / max(1, len(recalled)))
+
+
+def distance(again: np.ndarray, first: np.ndarray) -> float:
+    """Distance to the first visit: the root mean square difference, in latent space, between a frame of the return and that frame of the
+    first visit which is nearest to it, mean over the return; 6 frames after each change of the prompt are left out of both."""
+    difference = again.reshape(len(again), 1, -1) - first.reshape(1, len(first), -1)
+    return float(np.sqrt(np.square(difference).mean(-1)).min(1).mean())
+
+
+def strangeness(own: int, journeys: Sequence[Journey]) -> float:
+    """Strangeness: the distance to the first visit over the mean of that to the first visits of the other streams of the same prompts and
+    policy: 1 where nothing is remembered but what the prompt says, less where the scene is known again."""
+    again = journeys[own].again
+    others = [distance(again, other.first) for i, other in enumerate(journeys) if i != own]
+    return distance(again, journeys[own].first) / float(np.mean(others))
+
+
+def motion(latents: np.ndarray) -> float:
+    """Motion: the root mean square difference between neighbouring latent frames of the return, mean over them."""
+    return float(np.sqrt(np.square(np.diff(latents, axis=0)).reshape(len(latents) - 1, -1).mean(1)).mean())
+
+
+def run(model: str, policies: Sequence[str], seeds: int, output: Path, jobs: int) -> Path:
+    """Runs every scene with every seed under each policy, and writes returning.md, whose first policy the others are compared with."""
+    if seeds < 2:
+        raise Error(f"--seeds is {seeds}; expected 2 or more, because streams of the same prompts are compared")
+    pipe = loaded(model)
+    for prompt in {prompt for scenes in SCENES for prompt in scenes}:
+        pipe.encode_text(prompt)
+    asked = list(product(policies, SCENES, range(seeds)))
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=lolrt.set_threads, initargs=(1,)) as pool:
+        done = list(tqdm(pool.map(journey, *zip(*((model, *each) for each in asked), strict=True)), total=len(asked), unit=" streams"))
+    groups = [done[i : i + seeds] for i in range(0, len(done), seeds)]
+    per_policy = [groups[i : i + len(SCENES)] for i in range(0, len(groups), len(SCENES))]
+    path = output / "returning.md"
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"# What is remembered of a scene that is come back to\n\n{model}, {len(SCENES)} scenes x {seeds} seeds; chunks of opening, first "
+        f"visit, another scene, return: {OPENING}, {VISIT}, {AWAY}, {RETURN}. Mean [95 % interval] over the streams.\n\n"
+        f"{table(policies, per_policy)}\n\n{definitions()}"
+    )
+    return path
+
+
+def table(policies: Sequence[str], journeys: Sequence[Sequence[Sequence[Journey]]]) -> str:
+    """journeys: [policies][scenes][seeds]. Distance and motion are over the first policy's with the same prompts and noise."""
+
+    def values(measure, policy: int) -> np.ndarray:
+        return np.array([[measure(one) for group in journeys[policy] for one in group]])
+
+    rows = [["", "strangeness", "distance over the first policy's", "motion over the first policy's", "recalled from the first visit"]]
+    for i, policy in enumerate(policies):
+        strange = np.array([[strangeness(own, group) for group in journeys[i] for own in range(len(group))]])
+        far, moving = (values(m, i) / values(m, 0) for m in (lambda one: distance(one.again, one.first), lambda one: motion(one.again)))
+        share = values(lambda one: one.recalled_from_first, i)
+        rows.append([policy, *(str(interval(x)) for x in (strange, far, moving, share))])
+    return markdown(rows)
+
+
+def definitions() -> str:
+    texts = (re.sub(r"\s+", " ", inspect.getdoc(measure) or "") for measure in (distance, strangeness, motion))
+    return "".join(f"- {text}\n" for text in texts)

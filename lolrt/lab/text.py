@@ -1,0 +1,185 @@
+"""The same question asked of a text model: with sinks and a recent window, and positions that grow far beyond training, do heads turn to
+the sinks where the phases of rotary positions come back to them, and does jitter of the bases change that?
+
+Two instruments. The sweep holds the content fixed: one token over one cache, numbered as if it came later and later, with the recent tokens
+moved along and the sinks where they are. The loss is that of a held-out text as it streams.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from lolrt.errors import Error
+from lolrt.lab import measures
+from lolrt.lab.phase import highest, phase_table
+from lolrt.lab.plans import Cells, jitter
+from lolrt.lab.plots import pyplot
+from lolrt.lab.policy import Policy
+from lolrt.lab.statistics import interval
+from lolrt.lab.tables import markdown
+from lolrt.lab.text_model import TextConfig, TextModel, TextStream, corpus, rows_of, train
+
+WINDOW = "sink_frames=4,recent_frames=60,chunk_frames=1"
+# Tokens in the cache when the sweep begins; training has seen all their offsets.
+HELD = 96
+PREDICTIONS = 3
+
+
+def cells(draws: int) -> Cells:
+    return {
+        "plain": ["sigma=0"],
+        "jitter 0.8": jitter(draws, "sigma=0.8"),
+        "jitter 0.8, stratified": ["sigma=0.8,spread=stratified"],
+        "window positions": ["sigma=0,positions=window"],
+    }
+
+
+def parsed(policy: str) -> Policy:
+    return Policy.parse(f"{policy},{WINDOW}")
+
+
+def sweep(model: TextModel, policy: str, row: Tensor, starts: Sequence[int]) -> np.ndarray:
+    """Mass on the sinks [starts, layers, heads] of one and the same token, numbered `starts`. The cache comes from plain RoPE."""
+    held = TextStream(model, parsed("sigma=0").rope, parsed(policy).window)
+    for token in row[:HELD].tolist():
+        held.add(token)
+    moved = TextStream(model, parsed(policy).rope, held.window)
+    pages = held.cache.advance(HELD, 1)
+    sinks = held.window.sink_frames
+    masses = []
+    for start in starts:
+        positions = [*pages.frames[:sinks], *(frame + start - HELD for frame in pages.frames[sinks:])]
+        _, mass = model.step(int(row[HELD]), pages, moved.rotation(positions))
+        masses.append(mass[..., :sinks].sum(-1).numpy())
+    return np.array(masses)
+
+
+def losses(model: TextModel, policy: str, row: Tensor) -> np.ndarray:
+    """Nats of each token of a row but the first, streamed."""
+    stream = TextStream(model, parsed(policy).rope, parsed(policy).window)
+    tokens = row.tolist()
+    logits = [stream.add(token)[0] for token in tokens[:-1]]
+    return F.cross_entropy(torch.stack(logits), row[1:], reduction="none").numpy()
+
+
+def kernel(model: TextModel, policy: str, starts: Sequence[int]) -> np.ndarray:
+    """Phase kernel: the mean over pairs, heads and sinks of cos(offset * frequency), for a token at each start."""
+    config, sinks = model.config, parsed(policy).window.sink_frames
+    radians = parsed(policy).rope.radians(config.layers, config.heads, config.head_dim // 2)
+    table = phase_table(radians.reshape(-1, config.head_dim // 2), max(starts) + 1, sinks, chunk=1)
+    return table.chunk_real[np.asarray(starts) - table.starts[0]]
+
+
+def ripple(series: np.ndarray) -> np.ndarray:
+    """Ripple: a series over offsets less its running mean over 67 of them."""
+    # [n] or [n, ...], along the first axis
+    width = measures.REFERENCE_FRAMES
+    means = [series[max(0, i - width) : i + width + 1].mean(0) for i in range(len(series))]
+    return series - np.array(means)
+
+
+def agreement(mass: np.ndarray, phases: np.ndarray) -> float:
+    """Agreement: the correlation, over offsets past training, of the ripple of the attention mass on the sinks and of the phase kernel: 1
+    where heads turn to the sinks as the kernel says, 0 where it says nothing about them."""
+    if np.ptp(mass) == 0:
+        return 0.0
+    return float(np.corrcoef(ripple(mass), ripple(phases))[0, 1])
+
+
+def rise(mass: np.ndarray, at: int) -> float:
+    """Rise: the largest mass on the sinks within 3 tokens of a predicted one, over the median past training."""
+    return float(mass[max(0, at - 3) : at + 4].max() / np.median(mass))
+
+
+def synchrony(mass: np.ndarray, at: int) -> float:
+    """Synchrony: the largest share of heads of all layers, within 3 tokens of a predicted one, whose mass on the sinks is at once more than
+    1.5 times their own median past training."""
+    # [n, layers, heads]
+    raised = mass > measures.RAISED * np.median(mass, axis=0)
+    return float(raised[max(0, at - 3) : at + 4].mean((1, 2)).max())
+
+
+def table(model: TextModel, rows: Tensor, draws: int, figure: Path) -> str:
+    """Rows: [n, tokens]. The sweep and the loss of every cell as Markdown, and a figure of the sweep."""
+    trained, tokens = model.config.train_tokens, rows.shape[1] - 1
+    starts = list(range(HELD, tokens))
+    past = starts.index(trained)
+    predicted = highest(np.array(starts), kernel(model, "sigma=0", starts), PREDICTIONS, trained)
+    print(f"phases come back to the sinks at tokens {', '.join(map(str, predicted))}")
+    head = ["", "mass on sinks", "agreement", "agreement with plain's kernel"]
+    head += [f"{what} {at}" for at in predicted for what in ("rise", "synchrony")]
+    lines = [[*head, f"loss to {trained}", "loss past it", "loss at predicted"]]
+    near = [t for at in predicted for t in range(at - 3, at + 4)]
+    plot, axes = pyplot().subplots(2, 1, figsize=(10, 5), sharex=True, constrained_layout=True)
+    for cell, policies in cells(draws).items():
+        masses = np.array([[sweep(model, policy, row, starts) for row in rows] for policy in tqdm(policies, desc=cell)])
+        beyond, plain = masses[:, :, past:], kernel(model, "sigma=0", starts)[past:]
+        totals = beyond.mean((3, 4))
+        own = [kernel(model, policy, starts)[past:] for policy in policies]
+        columns = [
+            np.median(totals, axis=2),
+            np.array([[agreement(total, phases) for total in draw] for draw, phases in zip(totals, own, strict=True)]),
+            np.array([[agreement(total, plain) for total in draw] for draw in totals]),
+        ]
+        for at in predicted:
+            columns.append(np.array([[rise(total, at - trained) for total in draw] for draw in totals]))
+            columns.append(np.array([[synchrony(mass, at - trained) for mass in draw] for draw in beyond]))
+        nats = np.array([[losses(model, policy, row) for row in rows] for policy in policies])
+        columns += [nats[..., :trained].mean(-1), nats[..., trained:].mean(-1), nats[..., near].mean(-1)]
+        lines.append([cell, *(str(interval(column)) for column in columns)])
+        axes[0].plot(starts, masses.mean((0, 1, 3, 4)), linewidth=1.2, label=cell)
+        axes[1].plot(starts, np.mean([kernel(model, policy, starts) for policy in policies], axis=0), linewidth=1.2)
+    for axis, label in zip(axes, ("mass on sinks", "phase kernel (of absolute positions)"), strict=True):
+        for at in predicted:
+            axis.axvline(at, color="tab:red", linestyle=":", linewidth=1)
+        axis.axvline(trained, color="0.6", linewidth=1)
+        axis.set(ylabel=label)
+    axes[1].set_xlabel("number that the token is said to have (grey: the end of training rows)")
+    axes[0].legend()
+    plot.savefig(figure, dpi=110)
+    pyplot().close(plot)
+    return markdown(lines)
+
+
+def run(seeds: Sequence[int], steps: int, texts: int, tokens: int, draws: int, output: Path) -> Path:
+    """Trains a model for each seed, unless the folder has it already, and writes text.md and a figure for each."""
+    config = TextConfig()
+    held_out = corpus()[1]
+    if tokens < config.train_tokens + 2 * measures.REFERENCE_FRAMES or not 1 <= texts <= (len(held_out) - tokens) or draws < 1:
+        least = config.train_tokens + 2 * measures.REFERENCE_FRAMES
+        raise Error(f"--tokens is {tokens}, --texts {texts} and --draws {draws}; expected at least {least}, 1 and 1")
+    rows = rows_of(held_out, torch.linspace(0, len(held_out) - tokens, texts).long(), tokens)
+    output.mkdir(parents=True, exist_ok=True)
+    parts = ["# Does a text model turn to its sinks where their phases come back?\n"]
+    for seed in seeds:
+        weights = output / f"model-{seed}-{steps}.safetensors"
+        if weights.exists():
+            model = TextModel(config)
+            model.load_state_dict(load_file(weights))
+        else:
+            model = train(config, seed, steps)
+            save_file(model.state_dict(), weights)
+        model.requires_grad_(False)
+        parts.append(
+            f"Model {seed}: {config.layers} layers of {config.heads} heads of {config.head_dim}, {steps} steps on rows of "
+            f"{config.train_tokens} tokens; {texts} held-out texts; window of {WINDOW}. Mean [95 % interval] over jitter draws and texts.\n"
+        )
+        parts.append(table(model, rows, draws, output / f"sweep-{seed}.png") + "\n")
+    path = output / "text.md"
+    path.write_text("\n".join([*parts, definitions()]))
+    return path
+
+
+def definitions() -> str:
+    texts = (re.sub(r"\s+", " ", inspect.getdoc(measure) or "") for measure in (kernel, ripple, agreement, rise, synchrony))
+    return "".join(f"- {text}\n" for text in texts)
