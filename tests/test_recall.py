@@ -79,6 +79,16 @@ def test_a_long_scene_does_not_drive_a_short_one_out() -> None:
         assert (store.frames[found] < 5) == is_short
 
 
+def test_what_all_keys_have_in_common_silences_no_head() -> None:
+    """One head tells frame 1 from the others, on top of a large part that all share; another one, without, leans to frame 2."""
+    own = torch.eye(8)
+    keys = torch.stack([torch.stack([own[i] + 100 * own[7], own[i]]) for i in range(4)])[:, None]
+    store = PageStore(pool := _core.Pool(4), 4, 4, 1, 2, 8)
+    for frame, key in enumerate(keys):
+        store.keep(frame, pool.acquire(), key)
+    assert store.find(torch.stack([own[1], own[2] + own[5] + own[6]])[None], 1) == [1]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
 @pytest.mark.parametrize("tokens, heads, dim", [(1, 1, 2), (16, 2, 8), (37, 3, 14), (24, 4, 64)])
 def test_mean_keys_are_those_that_were_written(dtype, tokens, heads, dim):
