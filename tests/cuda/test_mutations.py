@@ -24,7 +24,7 @@ from rule import check, fp64
 from test_emulated_attention import CudaAttention
 
 KERNELS = ROOT / "csrc" / "cuda"
-FLAGS = ["-xc++", "-std=c++17", "-O1", "-ffp-contract=off", "-fsanitize=thread", "-fPIC", "-fvisibility=hidden"]
+FLAGS = ["-xc++", "-std=c++17", "-O1", "-fno-thread-jumps", "-ffp-contract=off", "-fsanitize=thread", "-fPIC", "-fvisibility=hidden"]
 
 
 @dataclass(frozen=True)
