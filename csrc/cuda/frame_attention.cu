@@ -76,9 +76,9 @@ CudaOutcome frame_attention(const FrameAttention &op) {
   if (device.problem != nullptr) return problem(LOLRT_UNSUPPORTED, "frame_attention: CUDA: %s", device.problem);
   const int keys = attention_keys(device.architecture);
   const bool warpgroups = runs_on_warpgroups(device.architecture, static_cast<int>(op.dim));
-  const int64_t shared_bytes =
-      warpgroups ? attention_sm90_shared_bytes(op)
-                 : attention_shared_bytes(static_cast<int>(op.dim), keys, op.frames, op.tokens, op.pairs);
+  const int64_t shared_bytes = warpgroups
+                                   ? attention_sm90_shared_bytes(op)
+                                   : attention_shared_bytes(static_cast<int>(op.dim), keys, op.frames, op.tokens, op.pairs);
   if (shared_bytes > (warpgroups ? kMaxSm90SharedBytes : kMaxSharedBytes)) {
     return problem(LOLRT_UNSUPPORTED,
                    "frame_attention: the rotation of %d frames of %" PRId64 " tokens by %" PRId64

@@ -1,4 +1,5 @@
-// frame_attention on the warpgroup products of sm_90a; formula, tensors and roundings are those of frame_attention.cuh, at dim 128.
+// frame_attention on the warpgroup products of sm_90a; formula, tensors and roundings are those of frame_attention.cuh, at dim
+// 128.
 //
 // A block is 128 query rows of one head, the frames' rows one after another, and all keys, in tiles of 112. Its 12 warps:
 //   0      copies tiles of keys and values (TMA)
@@ -197,7 +198,8 @@ class Sm90Rows {
   // Of the row's 16-byte chunks, this lane's words.
   __device__ __forceinline__ uint32_t *words_of(const HeadRows &rows, int row) const {
     const int tokens = static_cast<int>(op_.tokens);
-    Element *first = static_cast<Element *>(rows.data) + row / tokens * rows.frame + row % tokens * rows.token + head_ * rows.head;
+    Element *first =
+        static_cast<Element *>(rows.data) + row / tokens * rows.frame + row % tokens * rows.token + head_ * rows.head;
     return reinterpret_cast<uint32_t *>(first) + lane_ % 4;
   }
 
@@ -216,7 +218,7 @@ class Sm90Rows {
     }
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      const uint32_t(&words)[4] = queries_[step];
+      const uint32_t (&words)[4] = queries_[step];
       if (step < steps_) *shared_.unrotated(step, thread_) = {words[0], words[1], words[2], words[3]};
     }
 #pragma unroll

@@ -10,8 +10,8 @@ namespace lolrt::cuda {
 constexpr int kGroupBytes = 1024;
 
 // b from `first` on. Where its rows are its columns in memory (K-major) a group is 8 columns by 64 elements, and a step along the
-// rows is one of `first`, within 128 bytes. Where memory has its rows (transposed) a group is 8 rows by 64 columns, and `next_columns`
-// bytes lie between 64 columns and the 64 after them.
+// rows is one of `first`, within 128 bytes. Where memory has its rows (transposed) a group is 8 rows by 64 columns, and
+// `next_columns` bytes lie between 64 columns and the 64 after them.
 __device__ __forceinline__ uint64_t matrix_descriptor(const void *first, int next_columns) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
   const uint64_t start = (shared_address(first) & 0x3ffff) >> 4;

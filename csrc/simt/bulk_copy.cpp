@@ -135,7 +135,10 @@ void copy_box(void *shared, const TensorBox &box, void *address, const int (&at)
   ++e.counts.boxes;
   const unsigned thread = e.current->index;
   const PhaseBarrier &barrier = used_barrier(address);
-  BulkCopy copy{static_cast<unsigned char *>(shared), box, {at[0], at[1], at[2], at[3]}, shared_address(address),
+  BulkCopy copy{static_cast<unsigned char *>(shared),
+                box,
+                {at[0], at[1], at[2], at[3]},
+                shared_address(address),
                 static_cast<uint64_t>(rows_of(box)) * kRowBytes};
   const uint64_t offset = shared_address(shared);
   if (!barrier.published) report("%s: thread %u copies", "the barrier is not published to bulk copies", thread);
@@ -170,7 +173,8 @@ bool deliver_bulk_copy() {
   for (unsigned row = 0; row < rows_of(copy.box); ++row) {
     unsigned char line[kRowBytes] = {};
     if (const unsigned char *from = row_of(copy, row)) std::memcpy(line, from + copy.at[0] * kElementBytes, bytes);
-    for (unsigned at = 0; at < kRowBytes; at += 16) std::memcpy(e.shared + swizzled(offset + row * kRowBytes + at), line + at, 16);
+    for (unsigned at = 0; at < kRowBytes; at += 16)
+      std::memcpy(e.shared + swizzled(offset + row * kRowBytes + at), line + at, 16);
   }
   PhaseBarrier &barrier = phase_barrier(copy.barrier);
   e.races.end_bulk_copy(barrier.agent, offset, copy.bytes);

@@ -77,11 +77,11 @@ class Races {
 
   unsigned threads_ = 0, clocks_of_each_ = 0, warps_ = 0;
   uint32_t block_ = 0;
-  std::vector<uint32_t> clocks_;  // [threads and agents][threads and agents]
-  std::vector<uint32_t> fenced_;  // [threads], clock at the last fence of proxies
-  std::vector<uint32_t> writes_;  // [words], epochs
-  std::vector<uint32_t> reads_;   // [words][warps], epochs
-  std::vector<uint16_t> copies_;  // [words], 1 + the thread or agent whose copy is under way
+  std::vector<uint32_t> clocks_;    // [threads and agents][threads and agents]
+  std::vector<uint32_t> fenced_;    // [threads], clock at the last fence of proxies
+  std::vector<uint32_t> writes_;    // [words], epochs
+  std::vector<uint32_t> reads_;     // [words][warps], epochs
+  std::vector<uint16_t> copies_;    // [words], 1 + the thread or agent whose copy is under way
   std::vector<uint16_t> products_;  // [words], how many products under way read it
   std::unordered_map<uintptr_t, std::unique_ptr<Page>> written_;
   std::vector<uint32_t> joined_;

@@ -130,9 +130,9 @@ void carry_out(Meeting::Kind kind, Fiber *lanes) {
 }  // namespace
 
 const char *name(Meeting::Kind kind) {
-  static constexpr const char *names[] = {"nothing",        "exchange",      "any_lane",      "sync_warp",
-                                          "load_matrices",  "multiply_add",  "set_registers", "fence_products",
-                                          "begin_product",  "close_product_group", "wait_for_products"};
+  static constexpr const char *names[] = {
+      "nothing",       "exchange",       "any_lane",      "sync_warp",           "load_matrices",    "multiply_add",
+      "set_registers", "fence_products", "begin_product", "close_product_group", "wait_for_products"};
   return names[kind];
 }
 

@@ -31,7 +31,9 @@ Warp &warp_of(const Fiber *lanes) { return emulator().warps[lanes[0].index / kLa
 class MatrixLayout {
  public:
   explicit MatrixLayout(uint64_t descriptor)
-      : start_((descriptor & 0x3fff) << 4), leading_((descriptor >> 16 & 0x3fff) << 4), stride_((descriptor >> 32 & 0x3fff) << 4) {
+      : start_((descriptor & 0x3fff) << 4),
+        leading_((descriptor >> 16 & 0x3fff) << 4),
+        stride_((descriptor >> 32 & 0x3fff) << 4) {
     constexpr uint32_t kSpans[] = {16, 128, 64, 32};
     span_ = kSpans[descriptor >> 62];
   }
@@ -151,7 +153,8 @@ Buffer registers_of_a(const WarpProduct &product, unsigned lane) {
 // All four warps of a warpgroup are to take part in the same products.
 void compare_with_warpgroup(Warp &warp, const Begun &product, unsigned thread) {
   auto &products = emulator().products[thread / kLanes / kWarpgroupWarps];
-  const uint64_t what = product.b * 4 + product.transposed * 2 + product.add + static_cast<uint64_t>(product.columns) * 0x9e3779b9u;
+  const uint64_t what =
+      product.b * 4 + product.transposed * 2 + product.add + static_cast<uint64_t>(product.columns) * 0x9e3779b9u;
   if (warp.products == products.size()) products.push_back(what);
   if (products[warp.products++] != what) {
     report("divergence: %s: thread %u", "warps of a warpgroup multiply different matrices", thread);
@@ -231,7 +234,8 @@ void begin_warp_product(Fiber *lanes) {
   compare_with_warpgroup(warp, first, thread);
   for (unsigned i = 0; i < kLanes; ++i) {
     product.lanes[i] = values<Begun>(lanes, i).lane;
-    if (values<Begun>(lanes, i).b != first.b) report("divergence: %s: thread %u", "lanes multiply different matrices", lanes[i].index);
+    if (values<Begun>(lanes, i).b != first.b)
+      report("divergence: %s: thread %u", "lanes multiply different matrices", lanes[i].index);
     if (was_written(lanes[i], registers_of_d(product, i)) || was_written(lanes[i], registers_of_a(product, i))) {
       report("%s: thread %u", "registers of a product were written without a fence", lanes[i].index);
     }

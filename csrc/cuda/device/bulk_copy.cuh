@@ -1,7 +1,7 @@
 // TMA: bulk copies of boxes of a tensor into shared memory, and the maps that describe such tensors.
 //
-// In shared memory a box is rows of 128 bytes, the first dimension's; their 16-byte chunks are permuted by the lowest three bits of
-// the row (swizzle of 128 bytes: bits 4-6 of an address are xored with its bits 7-9), as the matrix product reads them.
+// In shared memory a box is rows of 128 bytes, the first dimension's; their 16-byte chunks are permuted by the lowest three bits
+// of the row (swizzle of 128 bytes: bits 4-6 of an address are xored with its bits 7-9), as the matrix product reads them.
 #pragma once
 
 #include "tensor_box.h"
@@ -34,8 +34,8 @@ inline const char *encode_tensor_map(TensorMap *map, const TensorBox &box) {
 // count for the barrier's phase. By one thread; the map is in the kernel's parameters.
 __device__ __forceinline__ void copy_box(void *shared, const TensorMap *map, Barrier *barrier, int x, int y, int z, int w) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];\n" ::"r"(
-          shared_address(shared)),
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];\n" ::
+          "r"(shared_address(shared)),
       "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(w)
       : "memory");
 }

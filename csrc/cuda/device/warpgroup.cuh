@@ -1,9 +1,11 @@
 // wgmma, sm_90a: products of a warpgroup's 64 rows with a matrix in shared memory, which run beside its threads.
 //
-// Thread 32 w + l of a warpgroup (a multiple of 128 and on) holds, with g = l / 4 and t = 2 (l % 4), rows 16 w + g and 16 w + g + 8:
+// Thread 32 w + l of a warpgroup (a multiple of 128 and on) holds, with g = l / 4 and t = 2 (l % 4), rows 16 w + g and 16 w + g +
+// 8:
 //   a, 64 x 16   the words of matrix.cuh's a
 //   d, 64 x N    for each 8 columns, columns t and t + 1 of the first row, then of the second
-// From its product on until it has been waited for nobody may touch d, a, or b in shared memory. All threads take part in each call.
+// From its product on until it has been waited for nobody may touch d, a, or b in shared memory. All threads take part in each
+// call.
 #pragma once
 
 #include <device/element.cuh>
@@ -58,26 +60,27 @@ __device__ __forceinline__ void multiply_rows(float (&d)[56], const uint32_t (&a
 template <class Element>
 __device__ __forceinline__ void multiply_add_columns(float (&d)[64], const uint32_t (&a)[4], uint64_t b);
 
-#define LOLRT_PRODUCTS(Element, type)                                                                                          \
-  template <>                                                                                                                  \
-  __device__ __forceinline__ void multiply_rows<Element>(float(&d)[56], const uint32_t(&a)[4], uint64_t b, bool add) {         \
-    asm volatile("{\n"                                                                                                         \
-                 "  .reg .pred add;\n"                                                                                         \
-                 "  setp.ne.b32 add, %61, 0;\n"                                                                                \
-                 "  wgmma.mma_async.sync.aligned.m64n112k16.f32." type "." type " {" LOLRT_NAMES56                             \
-                 "}, {%56, %57, %58, %59}, %60, add, 1, 1, 0;\n"                                                               \
-                 "}\n"                                                                                                         \
-                 : LOLRT_D56                                                                                                   \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add))                              \
-                 : "memory");                                                                                                  \
-  }                                                                                                                            \
-  template <>                                                                                                                  \
-  __device__ __forceinline__ void multiply_add_columns<Element>(float(&d)[64], const uint32_t(&a)[4], uint64_t b) {            \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" LOLRT_NAMES56                               \
-                 ", %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"                         \
-                 : LOLRT_D56, LOLRT_D8(56)                                                                                     \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)                                                          \
-                 : "memory");                                                                                                  \
+#define LOLRT_PRODUCTS(Element, type)                                                                                    \
+  template <>                                                                                                            \
+  __device__ __forceinline__ void multiply_rows<Element>(float (&d)[56], const uint32_t (&a)[4], uint64_t b, bool add) { \
+    asm volatile(                                                                                                        \
+        "{\n"                                                                                                            \
+        "  .reg .pred add;\n"                                                                                            \
+        "  setp.ne.b32 add, %61, 0;\n"                                                                                   \
+        "  wgmma.mma_async.sync.aligned.m64n112k16.f32." type "." type " {" LOLRT_NAMES56                                \
+        "}, {%56, %57, %58, %59}, %60, add, 1, 1, 0;\n"                                                                  \
+        "}\n"                                                                                                            \
+        : LOLRT_D56                                                                                                      \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add))                                 \
+        : "memory");                                                                                                     \
+  }                                                                                                                      \
+  template <>                                                                                                            \
+  __device__ __forceinline__ void multiply_add_columns<Element>(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {    \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" LOLRT_NAMES56                         \
+                 ", %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"                   \
+                 : LOLRT_D56, LOLRT_D8(56)                                                                               \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)                                                    \
+                 : "memory");                                                                                            \
   }
 
 LOLRT_PRODUCTS(Bf16, "bf16")
