@@ -21,7 +21,7 @@ from lolrt.rope import Rope
 
 DOCS = Path(__file__).parent
 KEPT = DOCS / "collapse"
-# CPU seconds of a rollout of 240 latent frames of `tiny` without decoding, on one core of a Xeon with AMX.
+# CPU seconds of a rollout of 240 latent frames of `tiny` without decoding, on one core of a Zen 4 EPYC.
 ROLLOUT_SECONDS = 6.2
 LAYERS, HEADS, PAIRS = 6, 4, 22  # of `tiny`
 
@@ -98,7 +98,7 @@ def section(name: str, results: dict[str, Result]) -> str:
 
 
 def cost(name: str, videos: int, draws: int) -> str:
-    cells = EXPERIMENTS[name].cells(Setting(draws, 240, HEADS, PAIRS))
+    cells = EXPERIMENTS[name].cells(Setting(draws, 240, LAYERS, HEADS, PAIRS))
     rollouts = videos * sum(map(len, cells.values()))
     return f"| `lolrt lab experiment {name} --videos {videos} --draws {draws}` | {rollouts} | {rollouts * ROLLOUT_SECONDS / 3600:.1f} |"
 
@@ -135,8 +135,9 @@ how much jitter, in how many heads; and is there better? Asked here of `tiny`, t
 layers where Wan has 12 in 30: draws of jitter are more of a lottery here.
 
 Tables, figures and verdicts are written by `python docs/collapse.py` from the results in [collapse](collapse). Each table names the command
-that makes its result: prompts are the model's examples, noise and jitter seeds 0, 1, ... The rollouts are {len(rollouts)}, of
-{ROLLOUT_SECONDS} s of one core each. Every measure is defined by the docstring of its function in
+that makes its result: prompts are the model's examples, noise and jitter seeds 0, 1, ..., without jitter seeds that
+give bases which were there. The rollouts are {len(rollouts)}, of {ROLLOUT_SECONDS} s of one core each. Every measure is
+defined by the docstring of its function in
 [lolrt/lab/measures.py](../lolrt/lab/measures.py), intervals and differences in [lolrt/lab/statistics.py](../lolrt/lab/statistics.py); the
 report of `lolrt lab rollout` prints them. In short:
 
@@ -209,8 +210,9 @@ Explained:
   frame number alone brings it about.
 - More jitter and more jittered heads make it less, step by step in the means; the steps between neighbours are told apart only in part,
   because draws differ as much as steps do. With half of the heads jittered, the attention still rises.
-- Jitter that is spread evenly does more than jitter that is drawn, here, with four heads, where it also shifts bases further than most
-  draws do. Chosen bases of the same shift (least ripple), and draws for every layer, do more than one draw for all layers as well: four
+- Under jitter that is spread evenly heads turn to the sinks less than under jitter that is drawn, here, with four heads, where it also
+  shifts bases further than most draws do. That pictures then fall back less is not told apart: orders of the same
+  bases differ as well. Chosen bases of the same shift (least ripple), and draws for every layer, do more than one draw for all layers: four
   heads have too few bases for the phases of a bad draw to part. `Rope(scope="layer")` makes such draws.
 - RIFLEx's one slower pair and a constant bias on the sinks leave the heads turning to them at 201 (a rise is over the policy's own
   median, which a bias lowers too). With PI, NTK and YaRN they no longer turn at 132 or 201; these stretch the kernel, and whether they
@@ -242,8 +244,8 @@ They share rollouts (`-o` names the folder that keeps them), `--jobs` takes more
   `python -m lolrt.train.tiny --seed 1 --work build/second --out build/second/tiny`, about 1.4 hours of two cores as its help says, less
   with `--minutes-dit`; then every command above with `--model build/second/tiny`.
 - A published checkpoint: `lolrt lab rollout --model PATH --policies sigma=0 sigma=0.8 --prompts "..." --latents`, two rollouts of 80
-  chunks. One layer of the 1.3B model takes 7.8 s a chunk on two cores with AMX ([benchmarks.md](benchmarks.md)); thirty would take about
-  {2 * 80 * 30 * 7.8 / 3600:.0f} hours there: a job for a GPU or a larger machine.
+  chunks. One layer of the 1.3B model takes 13 s a chunk on two cores with AVX512-BF16 ([benchmarks.md](benchmarks.md)); thirty would take
+  about {2 * 80 * 30 * 13 / 3600:.0f} hours there: a job for a GPU or a larger machine.
 """
 
 

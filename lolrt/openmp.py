@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 
-# Spins before a thread sleeps, some 20 us: more than most gaps between the ops of a model. Sleeping at once costs a chunk of the embedded
-# model half as much again on a quiet machine, and spinning for milliseconds, as is libgomp's way, keeps those that have work from
-# running on a busy one (2026-11-25, two cores: 195 ms a chunk sleeping at once, 129 so, 130 spinning; with both cores taken 473, 399, and
-# more than 3000).
+# Spins before a thread sleeps: longer than most gaps between the ops of a model. Medians of a chunk of the embedded model in two runs each
+# (2026-11-25, two cores): sleeping at once 214 and 214 ms, so 128 and 117, as libgomp does by itself 122 and 118; with both cores taken by
+# others 521 and 518, so 320 and 334, as libgomp does 489 (one run): what spins for long keeps those that have work from running.
 WAIT = {"GOMP_SPINCOUNT": "10000"}
 
 

@@ -40,8 +40,8 @@ class Rope:
     jitter_seed: int = 0
     """Draws eps; the same seed gives the same bases everywhere."""
     spread: Literal["uniform", "stratified"] = "uniform"
-    """"uniform": eps_h ~ U[-1, 1], the paper's rule. "stratified": the values linspace(-1, 1, heads) in random order, which no draw
-    can make unlucky."""
+    """"uniform": eps_h ~ U[-1, 1], the paper's rule. "stratified": the values linspace(-1, 1, heads) in random order, so that no
+    two heads have bases close together."""
     scope: Literal["model", "layer"] = "model"
     """What eps is drawn for: the heads of a layer, alike in all layers ("model"), or all heads of all layers ("layer"); LoL does not say
     which."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from lolrt.checkpoint import read_json, read_safetensors
 from lolrt.errors import CheckpointError, PromptError
 
 
-class TextEncoder:
+class TextEncoder(ABC):
     """From prompts to rows of text; what a model is told."""
 
+    @abstractmethod
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """[text_tokens, text_dim] for each prompt; together they may cost less. Raises `lolrt.PromptError` for one that is not known."""
-        raise NotImplementedError
 
     def __call__(self, prompt: str) -> Tensor:
         return self.encode([prompt])[0]

@@ -87,7 +87,7 @@ def test_wrong_policies_are_told(wrong, hint):
 @pytest.mark.parametrize("frames", [100, 240, 1000])
 def test_every_experiment_is_made_of_policies(frames):
     for name, experiment in plans.EXPERIMENTS.items():
-        cells = experiment.cells(plans.Setting(3, frames, heads=12, pairs=22))
+        cells = experiment.cells(plans.Setting(3, frames, layers=30, heads=12, pairs=22))
         assert cells["plain"] == ["sigma=0"], name
         texts = [text for policies in cells.values() for text in policies]
         assert len(texts) == len(set(texts)) and {len(policies) for policies in cells.values()} <= {1, 3}
@@ -112,10 +112,21 @@ def test_chosen_bases_stay_within_the_jitters_range():
 
 
 def test_chosen_bases_change_heads_with_the_draw():
-    cells = plans.EXPERIMENTS["bases"].cells(plans.Setting(3, 240, heads=4, pairs=22))
+    cells = plans.EXPERIMENTS["bases"].cells(plans.Setting(3, 240, layers=6, heads=4, pairs=22))
     for cell in ("log-spaced", "least ripple"):
         orders = [Policy.parse(text).rope.head_bases(1, 4)[0].tolist() for text in cells[cell]]
         assert len({tuple(order) for order in orders}) == 3 and len({tuple(sorted(order)) for order in orders}) == 1
+
+
+def test_no_draw_of_a_cell_comes_twice():
+    """Seeds 0 and 2 give four heads the same order of stratified bases."""
+    bases = [lolrt.Rope(spread="stratified", jitter_seed=seed).head_bases(6, 4) for seed in (0, 2)]
+    assert (bases[0] == bases[1]).all()
+    for experiment in plans.EXPERIMENTS.values():
+        for cell, policies in experiment.cells(plans.Setting(6, 240, layers=6, heads=4, pairs=22)).items():
+            drawn = {Policy.parse(policy).rope.head_bases(6, 4).tobytes() for policy in policies}
+            assert len(drawn) == len(policies), cell
+    assert len(plans.jitter("sigma=0.8,spread=stratified", 30, 6, 4)) == 24
 
 
 # ---- measures -------------------------------------------------------------------------------------------------------------
@@ -359,7 +370,7 @@ def test_the_document_is_made_of_what_is_kept(monkeypatch):
     results = {path.stem: Result.read(path) for path in sorted((docs / "collapse").glob("*.json"))}
     assert document.document(results) == (docs / "collapse.md").read_text()
     for result in results.values():
-        asked = plans.EXPERIMENTS[result.name].cells(plans.Setting(result.draws, result.frames, heads=4, pairs=22))
+        asked = plans.EXPERIMENTS[result.name].cells(plans.Setting(result.draws, result.frames, layers=6, heads=4, pairs=22))
         assert all(cell.policies == asked[name] for name, cell in result.cells.items())
 
 

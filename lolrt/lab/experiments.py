@@ -37,7 +37,7 @@ def run(name: str, model: str, frames: int, videos: int, draws: int, only: Seque
     if not pipe.example_prompts:
         raise Error(f"{model} names no example prompts, of which the videos of an experiment are made")
     config = pipe.dit.config
-    cells = EXPERIMENTS[name].cells(Setting(draws, frames, config.num_heads, config.temporal_pairs))
+    cells = EXPERIMENTS[name].cells(Setting(draws, frames, config.num_layers, config.num_heads, config.temporal_pairs))
     if unknown := [cell for cell in only if cell not in cells]:
         raise Error(f"{name} has no cell {unknown[0]!r}; expected some of {', '.join(map(repr, cells))}")
     cells = {cell: policies for cell, policies in cells.items() if not only or cell in only or cell in PLAIN}

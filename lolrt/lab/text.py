@@ -35,10 +35,10 @@ HELD = 96
 PREDICTIONS = 3
 
 
-def cells(draws: int) -> Cells:
+def cells(draws: int, layers: int, heads: int) -> Cells:
     return {
         "plain": ["sigma=0"],
-        "jitter 0.8": jitter(draws, "sigma=0.8"),
+        "jitter 0.8": jitter("sigma=0.8", draws, layers, heads),
         "jitter 0.8, stratified": ["sigma=0.8,spread=stratified"],
         "window positions": ["sigma=0,positions=window"],
     }
@@ -121,7 +121,7 @@ def table(model: TextModel, rows: Tensor, draws: int, figure: Path) -> str:
     lines = [[*head, f"loss to {trained}", "loss past it", "loss at predicted"]]
     near = [t for at in predicted for t in range(at - 3, at + 4)]
     plot, axes = pyplot().subplots(2, 1, figsize=(10, 5), sharex=True, constrained_layout=True)
-    for cell, policies in cells(draws).items():
+    for cell, policies in cells(draws, model.config.layers, model.config.heads).items():
         masses = np.array([[sweep(model, policy, row, starts) for row in rows] for policy in tqdm(policies, desc=cell)])
         beyond, plain = masses[:, :, past:], kernel(model, "sigma=0", starts)[past:]
         totals = beyond.mean((3, 4))
