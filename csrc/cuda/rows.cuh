@@ -44,7 +44,7 @@ __device__ __forceinline__ uint4 pack(const float (&x)[8], bool bf16) {
 // The next `count` channels of a row, at most 8; zeros beyond.
 __device__ __forceinline__ void load(const uint16_t *from, int64_t count, RowFormat format, float (&x)[8]) {
   if (format.whole) {
-    unpack(*reinterpret_cast<const uint4 *>(from), format.bf16, x);
+    unpack(load_vector(from), format.bf16, x);
   } else {
 #pragma unroll
     for (int i = 0; i < 8; ++i) x[i] = i < count ? unpack(from[i], format.bf16).x : 0.0f;
@@ -53,9 +53,12 @@ __device__ __forceinline__ void load(const uint16_t *from, int64_t count, RowFor
 
 __device__ __forceinline__ void load(const float *from, int64_t count, RowFormat format, float (&x)[8]) {
   if (format.whole) {
-    const float4 low = reinterpret_cast<const float4 *>(from)[0], high = reinterpret_cast<const float4 *>(from)[1];
-    x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
-    x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+#pragma unroll
+    for (int i = 0; i < 8; i += 4) {
+      const uint4 words = load_vector(from + i);
+      x[i] = __uint_as_float(words.x), x[i + 1] = __uint_as_float(words.y);
+      x[i + 2] = __uint_as_float(words.z), x[i + 3] = __uint_as_float(words.w);
+    }
   } else {
 #pragma unroll
     for (int i = 0; i < 8; ++i) x[i] = i < count ? from[i] : 0.0f;
@@ -65,7 +68,7 @@ __device__ __forceinline__ void load(const float *from, int64_t count, RowFormat
 __device__ __forceinline__ void store(uint16_t *to, int64_t count, RowFormat format, const float (&x)[8]) {
   const uint4 words = pack(x, format.bf16);
   if (format.whole) {
-    *reinterpret_cast<uint4 *>(to) = words;
+    store_vector(to, words);
   } else {
     const uint32_t word[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll

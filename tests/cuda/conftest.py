@@ -58,3 +58,10 @@ def ptx(emulated_library: emulated.Emulated) -> interpreted.Interpreted:
     if not interpreted.has_nvcc():
         pytest.skip("there is no nvcc, whose PTX would be run")
     return interpreted.Interpreted(emulated.BUILD / emulated.LIBRARY.name, interpreted.compile_ptx(interpreted.UNITS))
+
+
+@pytest.fixture(scope="session")
+def ptx_of_small_tiles(ptx: interpreted.Interpreted) -> interpreted.Interpreted:
+    """Attention for sm_86, with half the keys in a tile."""
+    units = [interpreted.KERNELS / "frame_attention.cu"]
+    return interpreted.Interpreted(emulated.BUILD / emulated.LIBRARY.name, interpreted.compile_ptx(units, architecture="86"), 860)

@@ -19,14 +19,13 @@ from torch import Tensor
 
 KERNELS = ROOT / "csrc" / "cuda"
 UNITS = sorted(KERNELS.glob("*.cu"))
-# Those of CMakeLists.txt, for the architecture whose PTX the library carries.
-FLAGS = ["-ptx", "-std=c++17", "-arch=compute_80", "-fmad=false"]
+FLAGS = ["-ptx", "-std=c++17", "-fmad=false"]  # those of CMakeLists.txt
 
 
-def compile_ptx(units: Iterable[Path], sources: Path = KERNELS) -> dict[str, Kernel]:
+def compile_ptx(units: Iterable[Path], sources: Path = KERNELS, architecture: str = "80") -> dict[str, Kernel]:
     """What nvcc makes of some .cu files with the headers of `sources`."""
-    includes = [f"-I{path}" for path in (sources, ROOT / "csrc", ROOT / "csrc" / "include")]
-    return {name: kernel for unit in units for name, kernel in kernels(output_of("nvcc", *FLAGS, *includes, unit, "-o", "-")).items()}
+    flags = [*FLAGS, f"-arch=compute_{architecture}", *(f"-I{path}" for path in (sources, ROOT / "csrc", ROOT / "csrc" / "include"))]
+    return {name: kernel for unit in units for name, kernel in kernels(output_of("nvcc", *flags, unit, "-o", "-")).items()}
 
 
 def has_nvcc() -> bool:
@@ -56,11 +55,12 @@ def _signatures(mangled: list[str]) -> list[str]:
 
 
 class Interpreted(Emulated):
-    """The ops on torch tensors on the CPU, by the PTX of sm_80."""
+    """The ops on torch tensors on the CPU, by the PTX of one architecture."""
 
-    def __init__(self, library: Path, found: dict[str, Kernel]) -> None:
-        """found: kernels by their mangled names."""
+    def __init__(self, library: Path, found: dict[str, Kernel], architecture: int = 800) -> None:
+        """found: kernels by their mangled names; architecture as of __CUDA_ARCH__."""
         super().__init__(library)
+        self._architecture = architecture
         self.kernels = found
         self._kernels = dict(zip(_signatures(list(found)), found.values(), strict=True))
         self._programs: dict[str, Program] = {}
@@ -75,6 +75,10 @@ class Interpreted(Emulated):
         counts, self._counts = self._counts, Counter()
         return counts
 
+    def not_run(self) -> set[str]:
+        """Signatures of the kernels that no call has run so far, less the empty ones: tiles of another architecture."""
+        return {name for name, kernel in self._kernels.items() if len(kernel.code) > 1} - set(self._programs)
+
     def _host_names(self, library: Path) -> dict[int, str]:
         """Signatures of the functions of the library by their addresses in this process."""
         symbols = [line.split() for line in output_of("nm", "--defined-only", library).splitlines()]
@@ -88,10 +92,12 @@ class Interpreted(Emulated):
         self._memory = Memory([(storage.data_ptr(), storage.nbytes()) for storage in storages])
         self._failure = None
         self._simt.lolrt_simt_runner(self._runner)
+        self.settings(architecture=self._architecture)
         try:
             super()._call(op, kind, arguments, *others)
         finally:
             self._simt.lolrt_simt_runner(None)
+            self.settings()
             if self._failure is not None:
                 raise self._failure
 

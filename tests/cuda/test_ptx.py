@@ -1,18 +1,21 @@
-"""What nvcc makes of csrc/cuda for sm_80, interpreted, not run on a GPU: against the float64 oracle by the rule of rule.py, and against
-the emulator. Whatever the interpreter finds wrong fails the call. The cases are those of the emulator's tests."""
+"""What nvcc makes of csrc/cuda for sm_80, and of attention's smaller tile for sm_86, interpreted, not run on a GPU: against the float64
+oracle by the rule of rule.py, and against the emulator. Whatever the interpreter finds wrong fails the call. The cases are those of the
+emulator's tests."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import oracle
 import pytest
 import test_emulated_attention as attention
 import test_emulated_rows as rows
 import torch
 from emulated import Emulated
 from interpreted import Interpreted
-from rule import cos_sin, name_of
+from rule import check, cos_sin, fp64, name_of
 from test_emulated_attention import CudaAttention, compare, kinds
+from test_row_ops import public_step
 
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
 
@@ -32,6 +35,13 @@ dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=n
 )
 def test_attention_matches_the_oracle(ptx: Interpreted, dtype: torch.dtype, dim: int, shape: dict) -> None:
     compare(CudaAttention(dtype, dim=dim, cuda=ptx, **shape))
+
+
+@kinds
+def test_small_tiles(ptx_of_small_tiles: Interpreted, dtype: torch.dtype, dim: int) -> None:
+    """Blocks of two frames; whole tiles and a tail."""
+    bias = torch.tensor([[0.5], [-2.0]])
+    compare(CudaAttention(dtype, dim=dim, tokens=70, page_tokens=77, pages=2, frames=2, heads=1, bias=bias, cuda=ptx_of_small_tiles))
 
 
 def test_a_window_of_sinks_alone(ptx: Interpreted) -> None:
@@ -119,6 +129,31 @@ def test_gelu_matches_the_oracle(ptx: Interpreted, dtype: torch.dtype, frames: i
 @dtypes
 def test_gelu_of_small_and_of_large_numbers(ptx: Interpreted, dtype: torch.dtype) -> None:
     rows.test_gelu_of_small_and_of_large_numbers(ptx, dtype)
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_sampler_step_is_the_published_one(ptx: Interpreted, noisy: bool) -> None:
+    """By the oracle's rule, and its bits: two blocks, the second not whole."""
+    rows.test_sampler_step_is_the_published_one(ptx, 300, noisy)
+    sample, velocity, noise = torch.randn(3, 300)
+    out = torch.empty(300)
+    ptx.sampler_step(level=0.9, after=0.3, sample=sample, velocity=velocity, noise=noise if noisy else None, out=out)
+    ref = oracle.sampler_step(fp64(sample), 0.9, fp64(velocity), 0.3, fp64(noise) if noisy else None)
+    check(out, public_step(sample, 0.9, velocity, 0.3, noise if noisy else None), ref, 2)
+
+
+def test_every_kernel_is_run(ptx: Interpreted, ptx_of_small_tiles: Interpreted) -> None:
+    """Each that the library has for these architectures."""
+    for cuda in (ptx, ptx_of_small_tiles):
+        for dtype, dim in attention.KINDS:
+            for probe in (False, True):
+                CudaAttention(dtype, dim=dim, tokens=3, page_tokens=3, pages=1, frames=1, heads=1, cuda=cuda).run(probe=probe)
+    x = torch.randn(1, 2, 1, 8).bfloat16()
+    ptx.kv_write(q=x, q_out=torch.empty_like(x))
+    ptx.gelu(x[:, :, 0].clone())
+    ptx.modulated_norm(x=x[:, :, 0], scale=torch.ones(1, 8), shift=torch.ones(1, 8), out=torch.empty(1, 2, 8).bfloat16(), eps=1e-6)
+    ptx.sampler_step(level=0.9, after=0.0, sample=torch.ones(4), velocity=torch.ones(4), out=torch.empty(4))
+    assert ptx.not_run() == ptx_of_small_tiles.not_run() == set()
 
 
 @dtypes

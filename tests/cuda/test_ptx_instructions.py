@@ -153,6 +153,17 @@ def test_floats() -> None:
     assert out[:, 4].tolist() == (a > b).int().tolist() and out[:, 5].tolist() == (a != b).int().tolist()
 
 
+def test_doubles() -> None:
+    """Their sums and products, not of float32, and rounded to float32 at the end."""
+    x = RNG.standard_normal((32, 3)).astype(np.float32)
+    body = """cvt.f64.f32 %d3, %r3; cvt.f64.f32 %d4, %r4; cvt.f64.f32 %d5, %r5; mul.rn.f64 %d6, %d3, %d4; sub.rn.f64 %d6, %d6, %d5;
+        add.rn.f64 %d6, %d6, 0d3FD5555555555555; cvt.rn.f32.f64 %r6, %d6; st.global.f64 [%d2], %d6; st.global.f32 [%d2+8], %r6;"""
+    out, _ = execute(LOAD + body, column(x, 3))
+    a, b, c = (x.astype(np.float64)[:, i] for i in range(3))
+    expected = a * b - c + 1 / 3
+    assert (out.view(np.float64)[:, 0] == expected).all() and (out.view(np.float32)[:, 2] == expected.astype(np.float32)).all()
+
+
 def test_narrow_values_in_wide_registers() -> None:
     data = inputs()
     body = """ld.global.u16 %r3, [%d1+2]; ld.global.s16 %r4, [%d1+2]; ld.global.u8 %h1, [%d1]; mov.b32 {%h2, %h3}, %r3;

@@ -61,6 +61,8 @@ MUTATIONS = [
     Mutation("operands of 2^x swapped", "element.cuh", "ex2.approx.ftz.f32 %0, %1", "ex2.approx.ftz.f32 %1, %0", "numbers"),
     Mutation("another function", "element.cuh", "ex2.approx.ftz.f32", "lg2.approx.ftz.f32", "unknown instruction lg2", "gelu"),
     Mutation("cut off instead of rounded", "element.cuh", "cvt.rn.bf16x2", "cvt.rz.bf16x2", "numbers", "kv_write"),
+    Mutation("words of a stored vector swapped", "element.cuh", "[%0], {%1, %2,", "[%0], {%2, %1,", "numbers", "gelu"),
+    Mutation("half of a loaded vector", "element.cuh", "ld.global.v4.u32 {%0, %1, %2, %3}", "ld.global.v2.u32 {%0, %1}", "numbers", "gelu"),
     Mutation("halves of fp16 swapped", "element.cuh", "{low, high}", "{high, low}", "numbers", "gelu", torch.float16),
 ]
 

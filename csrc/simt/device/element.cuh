@@ -51,6 +51,9 @@ inline uint32_t pack(float first, float second) {
   return bits_of<Element>(first) | static_cast<uint32_t>(bits_of<Element>(second)) << 16;
 }
 
+inline uint4 load_vector(const void *global) { return *static_cast<const uint4 *>(global); }
+inline void store_vector(void *global, const uint4 &words) { *static_cast<uint4 *>(global) = words; }
+
 inline float exp2_approx(float x) {
   const float y = exp2f(x);
   return y < 0x1p-126f ? 0.0f : y;

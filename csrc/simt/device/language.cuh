@@ -25,6 +25,7 @@ struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
 
+inline float __uint_as_float(uint32_t bits) { return __builtin_bit_cast(float, bits); }
 inline int min(int a, int b) { return a < b ? a : b; }
 
 // Indices are asked for, not read: they are not the kernel's memory.

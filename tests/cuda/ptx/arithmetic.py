@@ -73,9 +73,9 @@ def negative(x: Operands, kind: str) -> Execute:
 
 
 # .rn is what add, sub and mul do without it as well; the difference is only that the compiler may not fuse them.
-@instruction(r"(add|sub|mul)(?:\.rn)?\.f32")
-def floats(x: Operands, name: str) -> Execute:
-    return elementwise(x, {"add": np.add, "sub": np.subtract, "mul": np.multiply}[name], "f32", "f32", "f32")
+@instruction(r"(add|sub|mul)(?:\.rn)?\.(f32|f64)")
+def floats(x: Operands, name: str, kind: str) -> Execute:
+    return elementwise(x, {"add": np.add, "sub": np.subtract, "mul": np.multiply}[name], kind, kind, kind)
 
 
 @instruction(r"div\.rn\.f32")
@@ -161,9 +161,11 @@ def convert_to_float(x: Operands, kind: str) -> Execute:
     return elementwise(x, lambda a: a.astype(np.float32), "f32", kind)
 
 
-@instruction(r"cvt\.f32\.f16")
-def widen(x: Operands) -> Execute:
-    return elementwise(x, lambda a: a.astype(np.float32), "f32", "f16")
+# Wider without a rounding, narrower with one.
+@instruction(r"cvt\.(f32)\.(f16)|cvt\.(f64)\.(f32)|cvt\.rn\.(f32)\.(f64)")
+def convert_float(x: Operands, *kinds: str | None) -> Execute:
+    to, kind = filter(None, kinds)
+    return elementwise(x, lambda a: a.astype(TYPES[to]), to, kind)
 
 
 # The first source is the high half.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .machine import Machine
 
 
-@instruction(r"mov\.([usb](?:16|32|64)|f32|pred)")
+@instruction(r"mov\.([usb](?:16|32|64)|f32|f64|pred)")
 def move(x: Operands, kind: str) -> Execute:
     if x[0].startswith("{"):
         return _unpack(x, kind)
@@ -55,7 +55,7 @@ def to_global(x: Operands) -> Execute:
     return elementwise(x, lambda a: a, "u64", "u64")
 
 
-@instruction(r"ld\.(global|shared|param)(?:\.v([24]))?\.([usb](?:8|16|32|64)|f32)")
+@instruction(r"ld\.(global|shared|param)(?:\.v([24]))?\.([usb](?:8|16|32|64)|f32|f64)")
 def load(x: Operands, space: str, count: str | None, kind: str) -> Execute:
     stores, address = [x.write(target, kind) for target in parts(x[0])], x.address(x[1])
     if len(stores) != int(count or 1):
@@ -74,7 +74,7 @@ def load(x: Operands, space: str, count: str | None, kind: str) -> Execute:
     return execute
 
 
-@instruction(r"st\.(global|shared)(?:\.v([24]))?\.([usb](?:8|16|32|64)|f32)")
+@instruction(r"st\.(global|shared)(?:\.v([24]))?\.([usb](?:8|16|32|64)|f32|f64)")
 def store(x: Operands, space: str, count: str | None, kind: str) -> Execute:
     reads, address = [x.read(source, kind) for source in parts(x[1])], x.address(x[0])
     if len(reads) != int(count or 1):
