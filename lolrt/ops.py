@@ -62,13 +62,21 @@ def mean_key(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
 
     page: [page_elements]. The layout is that of lolrt.h.
     """
-    if page.is_cuda:
-        return page[: heads * tokens * dim].view(heads, tokens, dim).mean(1, dtype=torch.float32)
+    keys = (_row_keys if page.is_cuda else _packed_keys)(page, tokens, heads, dim)
+    return keys.mean(1, dtype=torch.float32)
+
+
+def _row_keys(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
+    """The keys in a page of CUDA's, [heads, tokens, dim]."""
+    return page[: heads * tokens * dim].view(heads, tokens, dim)
+
+
+def _packed_keys(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
+    """The keys in a page of the CPU's, [heads, tokens, dim]."""
     lanes, adjacent = 16, 2 if page.dtype == torch.bfloat16 else 1
     blocks = -(-tokens // lanes)
     packed = page[: heads * blocks * lanes * dim].view(heads, blocks, dim // adjacent, lanes, adjacent)
-    keys = packed.transpose(2, 3).reshape(heads, blocks * lanes, dim)
-    return keys[:, :tokens].mean(1, dtype=torch.float32)
+    return packed.transpose(2, 3).reshape(heads, blocks * lanes, dim)[:, :tokens]
 
 
 def normalize_queries(

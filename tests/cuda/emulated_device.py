@@ -86,8 +86,11 @@ def core_beside(library: Path) -> ModuleType:
 @contextmanager
 def computing_with(core: EmulatedCore | ModuleType) -> Iterator[None]:
     """Inside, this is what `lolrt.ops` calls."""
-    before, ops._core = ops._core, core
+    before = ops._core, ops._packed_keys
+    ops._core = core
+    if isinstance(core, EmulatedCore):
+        ops._packed_keys = ops._row_keys  # pages of tensors that lie on the CPU
     try:
         yield
     finally:
-        ops._core = before
+        ops._core, ops._packed_keys = before

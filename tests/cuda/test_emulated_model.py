@@ -114,26 +114,3 @@ def test_arrays_of_other_libraries_reach_the_kernels(core: EmulatedCore, emulate
 def test_without_a_driver_the_binding_says_so() -> None:
     with pytest.raises(RuntimeError, match=r"gelu: CUDA: .*(driver|device)|CUDA half does not load"):
         _core.gelu(OnCuda(torch.zeros(1, 1, 8, dtype=BF16)))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_a_gpu_replays_a_pass_as_a_cuda_graph(data: Path, rollout_inputs: dict[str, Tensor]) -> None:
-    """Captured over one chunk, replayed over the next: what differs between the two is in buffers that the stream has written."""
-    dit = lolrt.load_dit(data / "self_forcing_dmd_small.pt", BF16, device="cuda")
-    stream = lolrt.LatentStream(dit, rollout_inputs["prompt_embeds"], 8, 8)
-    list(islice(stream, CHUNKS))
-    sample = torch.randn(3, 16, 8, 8, device="cuda")
-
-    def one_pass() -> Tensor:
-        return stream._run(sample, stream._modulations[0], pages, rotation, bias)
-
-    graph = torch.cuda.CUDAGraph()
-    for chunk in range(2):
-        pages = stream._cache.advance(3 * (CHUNKS + chunk), 3)
-        rotation, bias = stream._positions(pages)
-        expected = one_pass().clone()
-        if chunk == 0:
-            with torch.cuda.graph(graph):
-                out = one_pass()
-        graph.replay()
-        assert torch.equal(out, expected)
