@@ -122,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("--recent", type=int, default=9, help="recent frames in the window, the chunk's own included")
     _add_recall(info)
     info.add_argument("--dtype", choices=["bfloat16", "float32"], help="of weights and activations; by default what the kernels prefer")
+    info.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the model would run; cuda need not be there")
 
     bench = commands.add_parser("bench", help="how fast the ops are on this machine, side by side with torch")
     bench.set_defaults(run=run_bench)
@@ -373,9 +374,11 @@ def print_memory(arguments: argparse.Namespace) -> None:
     from lolrt.memory import plan_model
     from lolrt.pipeline import preferred_dtype
 
-    dtype = getattr(torch, arguments.dtype) if arguments.dtype else preferred_dtype()
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else preferred_dtype(arguments.device)
+    if arguments.device == "cuda" and dtype != torch.bfloat16:
+        raise Error("on CUDA models run in bfloat16: ask for that, or for the memory on the CPU")
     window = lolrt.Window(arguments.sinks, arguments.recent, recall_frames=arguments.recall, store_frames=arguments.store)
-    plan, (height, width) = plan_model(arguments.model, arguments.size, dtype, window)
+    plan, (height, width) = plan_model(arguments.model, arguments.size, dtype, window, arguments.device)
     print(
         f"{arguments.model}: a stream of {height} x {width} pixels, {str(dtype).removeprefix('torch.')}, window {arguments.sinks} + ",
         end="",
@@ -384,7 +387,8 @@ def print_memory(arguments: argparse.Namespace) -> None:
     for title, rows in (("weights", plan.weights), ("stream", plan.stream), ("at most, in turn", plan.passing)):
         for name, count in rows.items():
             print(f"{title:17}{name:32}{size(count):>12}")
-    print(f"{'in all':49}{size(plan.total):>12}, beside the process itself")
+    beside = "what CUDA and its libraries take; predicted, not measured" if arguments.device == "cuda" else "the process itself"
+    print(f"{'in all':49}{size(plan.total):>12}, beside {beside}")
 
 
 def run_bench(arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from lolrt.errors import Error
 from lolrt.pipeline import parts_of, sampler_of
 from lolrt.vae import CausalVAE
 from lolrt.vae_layers import VAEConfig
+from lolrt.vae_stream import planned_for_cuda
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,16 @@ class MemoryPlan:
     stream: dict[str, int]
     """As long as the stream goes on, from its first chunk on."""
     passing: dict[str, int]
-    """At most, while something runs; one after the other."""
+    """At most, while something runs."""
+    side_by_side: bool = False
+    """Whether what passes can be there all at a time, as on CUDA, where a chunk is decoded while the next one is denoised; or one after the
+    other."""
 
     @property
     def total(self) -> int:
         """The most that is allocated at any time."""
-        return sum(self.weights.values()) + sum(self.stream.values()) + max(self.passing.values())
+        passing = sum if self.side_by_side else max
+        return sum(self.weights.values()) + sum(self.stream.values()) + passing(self.passing.values())
 
 
 class LiveBytes(TorchDispatchMode):
@@ -95,9 +101,11 @@ def plan(
     dtype: torch.dtype = torch.bfloat16,
     window: Window = Window(),
     passes: int = 4,
+    device: str = "cpu",
 ) -> MemoryPlan:
-    """Of a stream of video of height x width pixels. passes: of the sampler.
+    """Of a stream of video of height x width pixels. passes: of the sampler. device: "cpu", or "cuda", which need not be there.
 
+    On CUDA it is the device's memory, with the probe on, without what CUDA and its libraries take for themselves.
     Raises `lolrt.Error` when the size does not fit the model.
     """
     rows, columns = height // vae.spatial_factor, width // vae.spatial_factor
@@ -107,16 +115,21 @@ def plan(
         model, decoder = CausalDiT(dit).to(dtype), CausalVAE(vae).to(dtype)
     tokens = model.tokens_per_frame(rows, columns)
     model.join()
-    with torch.inference_mode(), torch.device("meta"), LiveBytes() as live:
+    on_cuda = device == "cuda"
+
+    def pages_of(tokens: int) -> int:
+        return dit.num_layers * dtype.itemsize * ops.page_elements(dtype, tokens, dit.num_heads, dit.head_dim, torch.device(device))
+
+    with torch.inference_mode(), torch.device("meta"), planned_for_cuda() if on_cuda else nullcontext(), LiveBytes() as live:
         stream: dict[str, int] = {}
         passing: dict[str, int] = {}
 
         def kept(name: str, before: int) -> None:
             stream[name] = live.now - before
 
-        start = live.restart()
+        live.restart()
         text = model.encode_text(torch.empty(dit.text_len, dit.text_dim))
-        kept("keys and values of the text", start)
+        stream["keys and values of the text"] = pages_of(dit.text_len)
         passing["text"] = live.peak - live.now
 
         before = live.restart()
@@ -127,7 +140,7 @@ def plan(
         cache = KVCache(window, dit.num_layers, tokens, dit.num_heads, dit.head_dim, dtype, model.device)
         for first_frame in range(0, window.pages, window.chunk_frames):  # until the window is full
             pages = cache.advance(first_frame, window.chunk_frames)
-        kept(f"{window.pool_pages} pages of {dit.num_layers} layers", before)
+        stream[f"{window.pool_pages} pages of {dit.num_layers} layers"] = window.pool_pages * pages_of(tokens)
 
         before = live.restart()
         attended = window.pages + window.recall_frames
@@ -140,6 +153,8 @@ def plan(
         mass = torch.empty(dit.num_layers, attended, window.chunk_frames, dit.num_heads)
         model(sample, modulations[0], text, pages, rotation, spatial, mass)
         passing["a pass of the DiT"] = live.peak - before
+        if on_cuda:  # a pool of memory for a pass, and what is copied into it and out of it
+            stream["CUDA graphs' own memory"] = live.peak - before + _bytes((sample, modulations[0].rows, mass))
         del mass
 
         state: State = {}
@@ -153,26 +168,28 @@ def plan(
         passing["decoding of a chunk"] = live.peak - before - caches - packed
     stream["latents of the pages"] = 4 * window.pool_pages * dit.in_dim * rows * columns
     stream["VAE's past frames"] = caches
-    stream["workspace of attention"] = _workspace(dit, window, tokens, dtype)
+    stream["workspace of attention"] = (_cuda_workspace if on_cuda else _workspace)(dit, window, tokens, dtype)
     weights = {
         "DiT": _bytes(model.parameters()),
         "VAE": _bytes(decoder.parameters()),
         "VAE's decoder, packed": packed,
     }
-    return MemoryPlan(weights, stream, passing)
+    return MemoryPlan(weights, stream, passing, side_by_side=on_cuda)
 
 
-def plan_model(model: str | Path, size: tuple[int, int] | None, dtype: torch.dtype, window: Window) -> tuple[MemoryPlan, tuple[int, int]]:
+def plan_model(
+    model: str | Path, size: tuple[int, int] | None, dtype: torch.dtype, window: Window, device: str = "cpu"
+) -> tuple[MemoryPlan, tuple[int, int]]:
     """Of a model that is not loaded, and the size that it is for: height and width in pixels, by default the model's own.
 
-    model: as of `lolrt.load`. Raises as `lolrt.load` does.
+    model: as of `lolrt.load`; device: as of `plan`. Raises as `lolrt.load` does.
     """
     parts = parts_of(model, {"dit", "vae"})
     settings = {**WAN_SETTINGS, **parts.settings}
     height, width = size or (settings["height"], settings["width"])
     dit, vae = read_component(parts.source, "dit"), read_component(parts.source, "vae")
     passes = len(sampler_of(settings, parts.source).timesteps)
-    memory = plan(dit_config(dit), vae_config(vae), height, width, dtype=dtype, window=window, passes=passes)
+    memory = plan(dit_config(dit), vae_config(vae), height, width, dtype=dtype, window=window, passes=passes, device=device)
     return memory, (height, width)
 
 
@@ -189,3 +206,9 @@ def _workspace(config: DiTConfig, window: Window, tokens: int, dtype: torch.dtyp
     rotation = torch.zeros(attended, window.chunk_frames, config.num_heads, config.temporal_pairs, 2)
     table = torch.arange(attended, dtype=torch.int32)
     return _core.frame_attention_workspace(q, pages, table, tokens, rotation, None, torch.empty_like(q), None)
+
+
+def _cuda_workspace(config: DiTConfig, window: Window, tokens: int, dtype: torch.dtype) -> int:
+    """Of the probe: maximum and sum, float32, of each row of queries and head at the end of each page. Written down here because a machine
+    that plans may have no CUDA half to ask."""
+    return 8 * config.num_heads * (window.pages + window.recall_frames) * window.chunk_frames * tokens

@@ -13,6 +13,7 @@ from lolrt.codec import Codec, State
 from lolrt.device import Coming, beside, finish, lane, upload
 from lolrt.dit import CausalDiT, Modulation
 from lolrt.errors import Error
+from lolrt.graph import GraphedPasses
 from lolrt.noise import Noise, NoiseSource
 from lolrt.rope import Rope, rotation_tables, spatial_rotation
 from lolrt.sampler import Sampler
@@ -88,7 +89,7 @@ class LatentStream:
         self.dit, self.rope, self.window, self.sampler, self.probe = dit, rope, window, sampler, probe
         self.next_frame = start_frame
         self.noise = noise or Noise(0, config.in_dim, height, width)
-        self._use_text(prompt_embeds.cpu())
+        self._prompt_embeds, self._text = prompt_embeds.cpu(), dit.encode_text(prompt_embeds)
         self._switch: PromptSwitch | None = None
         self._modulations = dit.modulations(sampler.model_timesteps)
         self._increments = rope.increments(config.num_layers, config.num_heads, config.temporal_pairs)
@@ -103,6 +104,7 @@ class LatentStream:
         self._rotation = torch.empty(len(self._increments) * frames * config.num_heads * config.temporal_pairs * 2, device=dit.device)
         # What the cache pass read, by page: with it the window's K and V can be made again.
         self._inputs = torch.zeros(window.pool_pages, config.in_dim, height, width, device=dit.device)
+        self._graphs = GraphedPasses(dit) if dit.device.type == "cuda" else None
         self._start = self._inputs[:0] if start is None else start.to(dit.device)
         self._start_frame = start_frame
         if self._start.shape[1:] != self._inputs.shape[1:]:
@@ -205,10 +207,14 @@ class LatentStream:
         self, sample: Tensor, modulation: Modulation, pages: ChunkPages, rotation: Tensor, bias: Tensor | None,
         mass: Tensor | None = None, query: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        return self.dit(sample, modulation, self._text, pages, rotation, self._spatial_rotation, mass, bias, query)
+        # Until the window is full, each chunk sees another number of pages, and never again.
+        graphed = self._graphs is not None and len(pages.frames) >= self.window.pages
+        run = self._graphs if self._graphs is not None and graphed else self.dit
+        return run(sample, modulation, self._text, pages, rotation, self._spatial_rotation, mass, bias, query)
 
     def _use_text(self, prompt_embeds: Tensor) -> None:
-        self._prompt_embeds, self._text = prompt_embeds, self.dit.encode_text(prompt_embeds)
+        self._prompt_embeds = prompt_embeds
+        self.dit.encode_text(prompt_embeds, out=self._text)
 
     def _follow_switch(self) -> PromptSwitch | None:
         """Goes one chunk further in the switch that is on its way, if any, and returns it."""

@@ -159,6 +159,9 @@ def test_info_plans_the_memory_of_a_model(capsys):
     told = said(capsys, "info", "--model", "tiny", "--size", "128x192", "--sinks", 1, "--recent", 5)
     assert "128 x 192 pixels" in told and "6 pages of 6 layers" in told and "in all" in told
     assert "do not divide" in refused(capsys, "info", "--model", "tiny", "--size", "64x97")
+    told = said(capsys, "info", "--model", "tiny", "--device", "cuda")
+    assert "bfloat16" in told and "CUDA graphs' own memory" in told and "predicted, not measured" in told
+    assert "on CUDA models run in bfloat16" in refused(capsys, "info", "--model", "tiny", "--device", "cuda", "--dtype", "float32")
 
 
 def test_the_embedded_model_survives_conversion(tmp_path):

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import lolrt
 from lolrt.checkpoint.shapes import dit_shapes
 from lolrt.memory import plan
+from lolrt.vae_stream import planned_for_cuda
 
 # Large enough that the few tensors which are outside the plan (noise, the sampler's) stay far below the tolerance, and with little text,
 # as at real sizes: there the passes take more than the encoding of a prompt.
@@ -70,6 +71,38 @@ def test_pages_grow_with_the_window():
     short, long = (plan(DIT, VAE, 128, 192, window=window).stream for window in (lolrt.Window(), lolrt.Window(3, 15)))
     assert long["18 pages of 8 layers"] == pytest.approx(1.5 * short["12 pages of 8 layers"], rel=1e-5)
     assert all(long[name] == short[name] for name in ("VAE's past frames", "keys and values of the text"))
+
+
+def test_on_cuda_pages_are_plain_rows_and_passes_have_memory_of_their_own():
+    window = lolrt.Window(3, 9, recall_frames=3)
+    cuda, cpu = (plan(DIT, VAE, 64, 96, window=window, device=device) for device in ("cuda", "cpu"))
+    tokens, row = 24, 2 * 2 * DIT.dim  # bytes of a token's K and V in bfloat16
+    assert cuda.stream["36 pages of 8 layers"] == 36 * 8 * tokens * row
+    assert cuda.stream["keys and values of the text"] == 8 * DIT.text_len * row
+    assert cpu.stream["36 pages of 8 layers"] == 36 * 8 * 32 * DIT.dim * 2 + 36 * 8 * 24 * DIT.dim * 2, "K by 16 tokens"
+    assert cuda.weights == cpu.weights
+    total, own = cuda.total, cuda.stream.pop("CUDA graphs' own memory")
+    copies = 4 * (3 * 16 * 8 * 12 + (6 * 8 + 2) * DIT.dim + 8 * 15 * 3 * 3)  # sample, modulation, attention mass
+    assert own == cuda.passing["a pass of the DiT"] + copies
+    assert cuda.stream.keys() == cpu.stream.keys()
+    assert total == own + sum(sum(part.values()) for part in (cuda.weights, cuda.stream, cuda.passing))
+
+
+def test_decoding_as_on_cuda_keeps_to_the_plan():
+    """Its norms are torch's there, and take more."""
+    vae = lolrt.CausalVAE(VAE).requires_grad_(False).bfloat16()
+    state: dict[str, torch.Tensor] = {}
+    latents = torch.randn(3, 16, 16, 24)
+
+    def decode() -> None:
+        vae.decode(latents, state).add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    with planned_for_cuda(), torch.inference_mode():
+        decode()
+        peak, _ = allocated(decode)
+    planned, on_cpu = (plan(DIT, VAE, 128, 192, device=device).passing["decoding of a chunk"] for device in ("cuda", "cpu"))
+    assert peak == pytest.approx(planned, rel=WITHIN)
+    assert planned > 1.2 * on_cpu
 
 
 def test_a_size_that_does_not_fit_is_told():
