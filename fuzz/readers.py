@@ -120,7 +120,9 @@ def write(target: str, content: bytes, folder: Path) -> Path:
     """The files of one input; returns the one to read."""
     weights, index, toml = folder / "weights", folder / "model.safetensors.index.json", folder / "model.toml"
     (folder / "config.json").write_bytes(content if target == "config" else CONFIG)
-    weights.write_bytes({"safetensors": content, "archive": content, "pickle": with_pickle(content)}.get(target, sound()))
+    if target == "pickle":
+        content = with_pickle(content)
+    weights.write_bytes(content if target in ("safetensors", "archive", "pickle") else sound())
     if target == "index":
         index.write_bytes(content)
         for shard, half in zip(SHARDS, halves(), strict=True):

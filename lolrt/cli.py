@@ -380,9 +380,7 @@ def print_memory(arguments: argparse.Namespace) -> None:
 
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else preferred_dtype()
     window = lolrt.Window(arguments.sinks, arguments.recent, recall_frames=arguments.recall, store_frames=arguments.store)
-    plan, (height, width) = plan_model(
-        arguments.model, arguments.size, dtype, window, vae=arguments.vae, vae_tile=arguments.vae_tile
-    )
+    plan, (height, width) = plan_model(arguments.model, arguments.size, dtype, window, vae=arguments.vae, vae_tile=arguments.vae_tile)
     print(
         f"{arguments.model}: a stream of {height} x {width} pixels, {str(dtype).removeprefix('torch.')}, window {arguments.sinks} + ",
         end="",
