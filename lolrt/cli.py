@@ -83,10 +83,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--recent", type=int, default=9, help="recent frames in the window, the chunk's own included")
     _add_recall(generate)
     generate.add_argument("--probe", action="store_true", help="write each chunk's attention mass per page to FILE.mass.csv")
-    generate.add_argument("--vae", choices=["full", "tiny"], default="full", help="tiny: the model's TAEHV, fast and less exact")
-    generate.add_argument(
-        "--vae-tile", metavar="PIXELS", type=positive(int), help="decode in tiles of this size: less memory, not quite the same"
-    )
+    _add_vae(generate)
     generate.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, or a GPU by its number, such as cuda:1")
     generate.add_argument("--threads", type=positive(int), help="CPU threads; by default all cores")
 
@@ -123,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
     _add_recall(info)
     info.add_argument("--dtype", choices=["bfloat16", "float32"], help="of weights and activations; by default what the kernels prefer")
     info.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the model would run; cuda need not be there")
+    _add_vae(info)
 
     bench = commands.add_parser("bench", help="how fast the ops are on this machine, side by side with torch")
     bench.set_defaults(run=run_bench)
@@ -136,6 +134,13 @@ def parser() -> argparse.ArgumentParser:
 def _add_recall(command: argparse.ArgumentParser) -> None:
     command.add_argument("--recall", type=int, default=0, help="frames that have left the window and come back for each chunk")
     command.add_argument("--store", type=int, default=24, help="frames that are kept for --recall at most")
+
+
+def _add_vae(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--vae", choices=["full", "tiny"], default="full", help="tiny: the model's TAEHV, fast and less exact")
+    command.add_argument(
+        "--vae-tile", metavar="PIXELS", type=positive(int), help="decode in tiles of this size: less working memory, not quite the same"
+    )
 
 
 def positive(kind: type) -> type:
@@ -378,17 +383,21 @@ def print_memory(arguments: argparse.Namespace) -> None:
     if arguments.device == "cuda" and dtype != torch.bfloat16:
         raise Error("on CUDA models run in bfloat16: ask for that, or for the memory on the CPU")
     window = lolrt.Window(arguments.sinks, arguments.recent, recall_frames=arguments.recall, store_frames=arguments.store)
-    plan, (height, width) = plan_model(arguments.model, arguments.size, dtype, window, arguments.device)
+    plan, (height, width) = plan_model(
+        arguments.model, arguments.size, dtype, window, vae=arguments.vae, vae_tile=arguments.vae_tile, device=arguments.device
+    )
     print(
         f"{arguments.model}: a stream of {height} x {width} pixels, {str(dtype).removeprefix('torch.')}, window {arguments.sinks} + ",
         end="",
     )
     print(f"{arguments.recent}")
-    for title, rows in (("weights", plan.weights), ("stream", plan.stream), ("at most, in turn", plan.passing)):
+    tables = ("weights", plan.weights), ("stream", plan.stream), ("at most, in turn", plan.passing), ("before, if at all", plan.before)
+    for title, rows in tables:
         for name, count in rows.items():
-            print(f"{title:17}{name:32}{size(count):>12}")
+            if count:
+                print(f"{title:19}{name:34}{size(count):>12}")
     beside = "what CUDA and its libraries take; predicted, not measured" if arguments.device == "cuda" else "the process itself"
-    print(f"{'in all':49}{size(plan.total):>12}, beside {beside}")
+    print(f"{'in all, at most':53}{size(plan.total):>12}, beside {beside}")
 
 
 def run_bench(arguments: argparse.Namespace) -> None:

@@ -117,8 +117,9 @@ class LatentStream:
         """From the next chunk on, follows another text [text_tokens, text_dim].
 
         recache: which cached frames are run again with the new text: "window" (all but the sinks, as LongLive does), "sinks" (these as
-        well: the cache is then that of a stream which had this text from the start) or "none". over_chunks: the new text takes over by
-        equal steps in so many chunks, each with its own re-caching. A switch that is still on its way is overtaken from where it is.
+        well: the cache is then that of a stream of this text whose whole past are the window's latents) or "none". over_chunks: the new
+        text takes over by equal steps in so many chunks, each with its own re-caching. A switch that is still on its way is overtaken
+        from where it is.
         May be called from another thread. Raises `lolrt.Error` for a text that does not fit the model.
         """
         self.dit.check_text(prompt_embeds)
