@@ -196,8 +196,9 @@ class LatentStream:
         """A chunk's rotation tables, and the bias that its positions decide."""
         sinks = self._sinks_behind(pages)
         offsets = self.rope.offsets(pages.frames, len(pages.chunk_page_table), sinks, pages.recalled)
-        table = rotation_tables(self._increments, offsets).mul_(self.rope.amplitude)
-        bias = self.window.gate.before(table, offsets, sinks)
+        table = rotation_tables(self._increments, offsets)
+        bias = self.window.gate.before(table, offsets, sinks)  # by the phases, whatever their amplitude
+        table.mul_(self.rope.amplitude)
         rotation = self._rotation[: table.numel()].view_as(table).copy_(upload(table, self.dit.device))
         return rotation, None if bias is None else upload(bias, self.dit.device)
 
