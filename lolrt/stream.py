@@ -214,16 +214,15 @@ class LatentStream:
     def _follow_switch(self) -> PromptSwitch | None:
         """Goes one chunk further in the switch that is on its way, if any, and returns it."""
         switch = self._switch
-        if switch is None:
+        if switch is None or switch.done:
             return None
         begin = time.perf_counter()
-        self._use_text(switch.advance())
+        self._use_text(switch.text())
         if switch.recache != "none":
             self._recache(0 if switch.recache == "sinks" else self.window.sink_frames)
         finish(self.dit.device)
         switch.recache_seconds += time.perf_counter() - begin
-        if switch.done and self._switch is switch:  # another thread may have asked for the next one
-            self._switch = None
+        switch.chunks_done += 1  # last: what is interrupted is done again
         return switch
 
     def _recache(self, first: int) -> None:
@@ -234,7 +233,8 @@ class LatentStream:
     def state_dict(self) -> dict[str, Tensor]:
         """All that a stream made with the same arguments needs to go on from here, bit for bit; copies, safe to keep."""
         state = {f"cache.{name}": tensor for name, tensor in self._cache.state_dict().items()}
-        state |= {f"switch.{name}": tensor for name, tensor in (self._switch.state_dict() if self._switch else {}).items()}
+        if self._switch is not None and not self._switch.done:
+            state |= {f"switch.{name}": tensor for name, tensor in self._switch.state_dict().items()}
         inputs = self._inputs[self._cache.page_table.long()]
         return {"next_frame": torch.tensor(self.next_frame), "prompt_embeds": self._prompt_embeds.clone(), "inputs": inputs, **state}
 
