@@ -199,8 +199,9 @@ class LatentStream:
         """A chunk's rotation tables, and the bias that its positions decide."""
         sinks = self._sinks_behind(pages)
         offsets = self.rope.offsets(pages.frames, len(pages.chunk_page_table), sinks, pages.recalled)
-        table = rotation_tables(self._increments, offsets).mul_(self.rope.amplitude)
-        bias = self.window.gate.before(table, offsets, sinks)
+        table = rotation_tables(self._increments, offsets)
+        bias = self.window.gate.before(table, offsets, sinks)  # by the phases, whatever their amplitude
+        table.mul_(self.rope.amplitude)
         rotation = self._rotation[: table.numel()].view_as(table).copy_(upload(table, self.dit.device))
         return rotation, None if bias is None else upload(bias, self.dit.device)
 
@@ -220,16 +221,15 @@ class LatentStream:
     def _follow_switch(self) -> PromptSwitch | None:
         """Goes one chunk further in the switch that is on its way, if any, and returns it."""
         switch = self._switch
-        if switch is None:
+        if switch is None or switch.done:
             return None
         begin = time.perf_counter()
-        self._use_text(switch.advance())
+        self._use_text(switch.text())
         if switch.recache != "none":
             self._recache(0 if switch.recache == "sinks" else self.window.sink_frames)
         finish(self.dit.device)
         switch.recache_seconds += time.perf_counter() - begin
-        if switch.done and self._switch is switch:  # another thread may have asked for the next one
-            self._switch = None
+        switch.chunks_done += 1  # last: what is interrupted is done again
         return switch
 
     def _recache(self, first: int) -> None:
@@ -240,7 +240,8 @@ class LatentStream:
     def state_dict(self) -> dict[str, Tensor]:
         """All that a stream made with the same arguments needs to go on from here, bit for bit; copies, safe to keep."""
         state = {f"cache.{name}": tensor for name, tensor in self._cache.state_dict().items()}
-        state |= {f"switch.{name}": tensor for name, tensor in (self._switch.state_dict() if self._switch else {}).items()}
+        if self._switch is not None and not self._switch.done:
+            state |= {f"switch.{name}": tensor for name, tensor in self._switch.state_dict().items()}
         inputs = self._inputs[self._cache.page_table.long()]
         return {"next_frame": torch.tensor(self.next_frame), "prompt_embeds": self._prompt_embeds.clone(), "inputs": inputs, **state}
 
