@@ -48,23 +48,24 @@ class GraphedPasses:
                 own[name].copy_(given[name])
         read = (text.pages, text.page_table, *cache.layer_pages, cache.page_table, cache.chunk_page_table, rotation, spatial_rotation)
         key = tuple((x.data_ptr(), x.shape) for x in (*read, *own.values()))
-        if key in self._graphs:
-            replay, velocity = self._graphs[key]
-            replay()
+
+        def work() -> Tensor:
+            return self._dit(
+                own["sample"], Modulation(own["modulation"]), text, cache, rotation, spatial_rotation,
+                own.get("mass"), own.get("bias"), own.get("query"),
+            )  # fmt: skip
+
+        graph = self._graphs.get(key)
+        if graph is None:
+            velocity = work()  # libraries set themselves up in their first call, which must not be captured
         else:
-            own_modulation = Modulation(own["modulation"])
-
-            def work() -> Tensor:
-                return self._dit(
-                    own["sample"], own_modulation, text, cache, rotation, spatial_rotation,
-                    own.get("mass"), own.get("bias"), own.get("query"),
-                )  # fmt: skip
-
-            velocity = work()  # libraries set themselves up in their first call, which must not be captured; and a capture computes nothing
-            self._graphs[key] = captured(work, self._memory, sample.device)
+            replay, velocity = graph
+            replay()
         for name in ("mass", "query"):
             if name in own:
                 given[name].copy_(own[name])
+        if graph is None:
+            self._graphs[key] = captured(work, self._memory, sample.device)
         return velocity
 
     def _own(self, name: str, x: Tensor) -> Tensor:

@@ -109,31 +109,54 @@ def test_a_gates_bias_is_an_input(dit, captures, when):
     assert_same(graphed, plain, FULL + 2)
 
 
-def test_recalled_pages_are_an_input(dit, captures):
-    graphed, plain = streams(dit, replace(WINDOW, recall_frames=1, store_frames=2))
+RECALLING = replace(WINDOW, recall_frames=1, store_frames=2)
+
+
+def test_recalled_pages_are_an_input_and_the_mean_query_an_output(dit, captures, monkeypatch):
+    recall, queries = KVCache.recall, list[Tensor]()
+
+    def spy(self, chunk, query):
+        queries.append(query.clone())
+        return recall(self, chunk, query)
+
+    monkeypatch.setattr(KVCache, "recall", spy)
+    graphed, plain = streams(dit, RECALLING)
     assert_same(graphed, plain, FULL + 1)
     made = len(captures)
     assert_same(graphed, plain, 2)
     assert len(captures) == made
+    assert len(queries) == 6 and all(torch.equal(*pair) for pair in zip(queries[::2], queries[1::2], strict=True))
+    assert not torch.equal(queries[-1], queries[-3])
 
 
-def captured_of_two_chunks(dit: lolrt.CausalDiT, captures: list[Graph]) -> tuple[Graph, Graph]:
-    """The same pass, captured in one chunk and anew in the next."""
-    stream, _ = streams(dit, probe=False)
+def captures_of_two_chunks(
+    dit: lolrt.CausalDiT, captures: list[Graph], window: lolrt.Window = WINDOW, **options: object
+) -> tuple[list[Graph], list[Graph]]:
+    """The same passes, captured in one chunk and anew in the next."""
+    stream, _ = streams(dit, window, **options)
     stream._graphs = passes = GraphedPasses(dit)
     for _ in range(FULL):
         next(stream)
-    passes._graphs.clear()
-    next(stream)
-    first, second = captures
-    return first, second
+    of_chunks = []
+    for _ in range(2):
+        passes._graphs.clear()
+        captures.clear()
+        next(stream)
+        of_chunks.append(list(captures))
+    return of_chunks[0], of_chunks[1]
 
 
-def test_two_chunks_launch_the_same_kernels_with_the_same_arguments(dit, captures):
-    first, second = captured_of_two_chunks(dit, captures)
-    # In each layer: three norms, queries and keys and values of self-attention, queries of cross-attention, two attentions, GELU.
-    assert first.launches == 9 * dit.config.num_layers + 1
-    assert first.steps() == second.steps()
+@pytest.mark.parametrize(
+    "window, kinds",
+    [(WINDOW, 2), (replace(WINDOW, gate=lolrt.SinkGate(-1.0)), 2), (RECALLING, 3)],
+    ids=["plain", "gate", "recall"],
+)
+def test_two_chunks_launch_the_same_kernels_with_the_same_arguments(dit, captures, window, kinds):
+    first, second = captures_of_two_chunks(dit, captures, window)
+    # In each layer three norms, queries and keys and values of self-attention, queries of cross-attention, two attentions, GELU.
+    assert min(graph.launches for graph in first) == 9 * dit.config.num_layers + 1
+    assert len(first) == kinds
+    assert [graph.steps() for graph in first] == [graph.steps() for graph in second]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -192,7 +215,7 @@ def plant_torch_number(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("plant", [plant_number, plant_address, plant_torch_number])
 def test_what_a_graph_would_freeze_is_found_both_ways(dit, captures, monkeypatch, plant):
     plant(monkeypatch)
-    first, second = captured_of_two_chunks(dit, captures)
+    [first], [second] = captures_of_two_chunks(dit, captures, probe=False)
     assert first.steps() != second.steps()
     with pytest.raises(AssertionError):
         assert_same(*streams(dit), FULL + 2)
