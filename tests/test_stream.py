@@ -187,6 +187,13 @@ def test_embedded_model_resumes_bit_for_bit(tiny):
         assert torch.equal(chunk.latents, expected.latents) and torch.equal(chunk.frames, expected.frames)
 
 
+def test_a_decoder_does_not_begin_anew_in_the_middle(tiny):
+    latent_stream = tiny.latent_stream(tiny.example_prompts[1])
+    next(latent_stream)
+    with pytest.raises(lolrt.Error, match="without the frames that a VAE carries"):
+        tiny.stream(tiny.example_prompts[1]).load_state_dict(latent_stream.state_dict())
+
+
 def resident_bytes() -> int:
     """Memory of this process now; not its peak, which an earlier test may have set."""
     gc.collect()
