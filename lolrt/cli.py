@@ -220,6 +220,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
         chunks = follow(stream, cues[1:], pipe.fps, recache=arguments.recache, over_chunks=arguments.switch_chunks)
         if device.type == "cuda":
             chunks = one_ahead(chunks)
+        written = 0  # the bar does not count where TQDM_DISABLE hides it
         total = None if arguments.endless else arguments.frames or round((arguments.seconds or DEFAULT_SECONDS) * pipe.fps) or 1
 
         with (
@@ -228,17 +229,18 @@ def run_generate(arguments: argparse.Namespace) -> None:
             tqdm(total=total, unit=" frames", dynamic_ncols=True, file=sys.stderr) as bar,
         ):
             for chunk in chunks:
-                frames = chunk.frames if total is None else chunk.frames[: total - bar.n]
+                frames = chunk.frames if total is None else chunk.frames[: total - written]
                 if chunk.switch is not None:
-                    bar.write(f"{bar.n / pipe.fps:.2f} s: {chunk.switch}", file=sys.stderr)
+                    bar.write(f"{written / pipe.fps:.2f} s: {chunk.switch}", file=sys.stderr)
                 writer.write(frames)
                 mass_log.write(chunk)
                 bar.set_postfix_str(f"sink mass {chunk.sink_mass:.3f}", refresh=False)
                 bar.update(len(frames))
-                if bar.n == total or interrupt.requested:
+                written += len(frames)
+                if written == total or interrupt.requested:
                     break
     if arguments.output != "-":
-        print(f"{arguments.output}: {bar.n} frames, {bar.n / pipe.fps:.1f} s at {pipe.fps} frames/s")
+        print(f"{arguments.output}: {written} frames, {written / pipe.fps:.1f} s at {pipe.fps} frames/s")
         if arguments.probe:
             print(f"{mass_log.path}: attention mass per chunk, layer, head and page")
 

@@ -53,6 +53,13 @@ def test_the_same_seed_gives_the_same_file(tmp_path, prompt):
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
+def test_a_run_without_a_bar_ends_as_well(tmp_path, prompt):
+    path = tmp_path / "v.mp4"
+    done = run("generate", prompt, "-o", path, "--frames", 9, env={**os.environ, "TQDM_DISABLE": "1"})
+    assert done.returncode == 0 and "9 frames" in done.stdout, done.stderr
+    assert decode(path)[0] == 9
+
+
 def test_standard_output_is_an_mp4(tmp_path, prompt):
     with open(tmp_path / "out.mp4", "wb") as out:
         done = subprocess.run(command("generate", prompt, "-o", "-", "--seconds", 1), stdout=out, stderr=subprocess.PIPE, timeout=120)
