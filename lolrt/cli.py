@@ -25,7 +25,7 @@ CPU_FEATURES = ("fma", "f16c", "avx2", "avx512f", "avx512bw", "avx512_vnni", "av
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0, or 2 after one line on standard error when the user can mend what went wrong."""
+    """Runs a command; returns 0, 2 after one line on standard error when the user can mend what went wrong, or 130 after Ctrl-C."""
     arguments = parser().parse_args(argv)
     spin_briefly()
     try:
@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Error as error:
         print(f"lolrt: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("lolrt: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -14,6 +14,7 @@ import av
 import pytest
 
 import lolrt
+from lolrt import cli
 from lolrt.pipeline import MODELS
 
 
@@ -194,6 +195,15 @@ def test_a_damaged_model_is_one_clear_line(tmp_path, prompt):
     weights.write_bytes(weights.read_bytes()[:-100])
     line = error_of("generate", prompt, "-o", tmp_path / "v.mp4", "--model", tmp_path)
     assert str(weights) in line and "damaged" in line
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "check_kernels", interrupted)
+    assert cli.main(["info"]) == 130
+    assert capsys.readouterr().err == "lolrt: interrupted\n"
 
 
 def test_usage_errors_exit_with_2(tmp_path):
