@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
 import signal
 import sys
@@ -149,8 +150,8 @@ def _add_vae(command: argparse.ArgumentParser) -> None:
 def positive(kind: type) -> type:
     def parse(text: str) -> float:
         value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
         return value
 
     parse.__name__ = kind.__name__  # argparse names the type in its message
