@@ -80,7 +80,9 @@ def parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--stretch", type=float, default=1.0, help="by how many times --length")
     generate.add_argument("--length", type=int, default=132, help="latent frames that the model covers without stretching")
-    generate.add_argument("--sink-bias", type=float, default=0.0, help="added to the attention scores of sinks; -inf shuts them out")
+    generate.add_argument(
+        "--sink-bias", type=float, default=0.0, help="added to the attention scores of sinks; --sink-bias=-inf shuts them out"
+    )
     generate.add_argument("--gate", choices=["always", "realigned", "synchronised"], default="always", help="when --sink-bias is added")
     generate.add_argument("--head-share", type=float, default=0.8, help="of a layer's heads that a synchronised gate waits for")
     generate.add_argument("--sinks", type=int, default=3, help="sink frames in the window")
