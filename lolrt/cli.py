@@ -203,8 +203,8 @@ def run_generate(arguments: argparse.Namespace) -> None:
         if arguments.threads:
             lolrt.set_threads(arguments.threads)
         device = usable(arguments.device)
-        if not 0 <= arguments.seed < 2**64 or not 0 <= arguments.jitter_seed < 2**32:
-            raise Error("--seed must be in 0 .. 2^64 - 1 and --jitter-seed in 0 .. 2^32 - 1")
+        if not 0 <= arguments.seed < 2**64:
+            raise Error("--seed must be in 0 .. 2^64 - 1")
         rope = lolrt.Rope(
             arguments.positions,
             arguments.sigma,

@@ -184,6 +184,7 @@ def test_wrong_input_is_one_clear_line(tmp_path, prompt, data):
     assert "nats" in error_of("generate", prompt, "-o", out, "--sink-bias", "nan")
     assert "head_share" in error_of("generate", prompt, "-o", out, "--head-share", 2)
     assert "--seed" in error_of("generate", prompt, "-o", out, "--seed", -1)
+    assert "jitter_seed" in error_of("generate", prompt, "-o", out, "--jitter-seed", -1)
     assert "1024" in error_of("generate", prompt, "-o", out, "--threads", 5000)
     assert "it lacks text_encoder" in error_of("generate", prompt, "-o", out, "--model", data / "self_forcing_dmd_small.pt")
     assert not any(path.suffix == ".mp4" for path in tmp_path.iterdir())
