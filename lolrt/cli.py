@@ -189,7 +189,6 @@ class Interrupt:
 
 
 def run_generate(arguments: argparse.Namespace) -> None:
-    # Checked before the slow imports: a wrong path should not cost seconds.
     if arguments.probe and arguments.output == "-":
         raise Error("--probe writes beside the video, so it needs a file: choose one with -o")
     with Interrupt() as interrupt:
@@ -198,8 +197,10 @@ def run_generate(arguments: argparse.Namespace) -> None:
         import lolrt
         from lolrt.device import usable
         from lolrt.script import Cue, follow, read_script
+        from lolrt.video import output_path
         from lolrt.video_reader import read_frames
 
+        output_path(arguments.output)  # a wrong name should not cost the minutes in which a large model encodes its prompts
         if arguments.threads:
             lolrt.set_threads(arguments.threads)
         device = usable(arguments.device)
