@@ -183,7 +183,8 @@ class KVCache:
             )
         pool, window, store = self._empty()
         try:
-            window.restore(state["frames"].tolist())
+            if len(state["frames"]):  # none: it was saved before its first chunk
+                window.restore(state["frames"].tolist())
         except (ValueError, MemoryError) as error:
             raise Error(f"the saved window does not fit into this stream's: {error}") from error
         self._pool, self._window, self._store = pool, window, store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
 import signal
 import sys
@@ -25,7 +26,7 @@ CPU_FEATURES = ("fma", "f16c", "avx2", "avx512f", "avx512bw", "avx512_vnni", "av
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0, or 2 after one line on standard error when the user can mend what went wrong."""
+    """Runs a command; returns 0, 2 after one line on standard error when the user can mend what went wrong, or 130 after Ctrl-C."""
     arguments = parser().parse_args(argv)
     spin_briefly()
     try:
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Error as error:
         print(f"lolrt: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("lolrt: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -76,7 +80,9 @@ def parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--stretch", type=float, default=1.0, help="by how many times --length")
     generate.add_argument("--length", type=int, default=132, help="latent frames that the model covers without stretching")
-    generate.add_argument("--sink-bias", type=float, default=0.0, help="added to the attention scores of sinks; -inf shuts them out")
+    generate.add_argument(
+        "--sink-bias", type=float, default=0.0, help="added to the attention scores of sinks; --sink-bias=-inf shuts them out"
+    )
     generate.add_argument("--gate", choices=["always", "realigned", "synchronised"], default="always", help="when --sink-bias is added")
     generate.add_argument("--head-share", type=float, default=0.8, help="of a layer's heads that a synchronised gate waits for")
     generate.add_argument("--sinks", type=int, default=3, help="sink frames in the window")
@@ -146,8 +152,8 @@ def _add_vae(command: argparse.ArgumentParser) -> None:
 def positive(kind: type) -> type:
     def parse(text: str) -> float:
         value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
         return value
 
     parse.__name__ = kind.__name__  # argparse names the type in its message
@@ -183,7 +189,6 @@ class Interrupt:
 
 
 def run_generate(arguments: argparse.Namespace) -> None:
-    # Checked before the slow imports: a wrong path should not cost seconds.
     if arguments.probe and arguments.output == "-":
         raise Error("--probe writes beside the video, so it needs a file: choose one with -o")
     with Interrupt() as interrupt:
@@ -192,13 +197,15 @@ def run_generate(arguments: argparse.Namespace) -> None:
         import lolrt
         from lolrt.device import usable
         from lolrt.script import Cue, follow, read_script
+        from lolrt.video import output_path
         from lolrt.video_reader import read_frames
 
+        output_path(arguments.output)  # a wrong name should not cost the minutes in which a large model encodes its prompts
         if arguments.threads:
             lolrt.set_threads(arguments.threads)
         device = usable(arguments.device)
-        if not 0 <= arguments.seed < 2**64 or not 0 <= arguments.jitter_seed < 2**32:
-            raise Error("--seed must be in 0 .. 2^64 - 1 and --jitter-seed in 0 .. 2^32 - 1")
+        if not 0 <= arguments.seed < 2**64:
+            raise Error("--seed must be in 0 .. 2^64 - 1")
         rope = lolrt.Rope(
             arguments.positions,
             arguments.sigma,
@@ -220,6 +227,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
         chunks = follow(stream, cues[1:], pipe.fps, recache=arguments.recache, over_chunks=arguments.switch_chunks)
         if device.type == "cuda":
             chunks = one_ahead(chunks)
+        written = 0  # the bar does not count where TQDM_DISABLE hides it
         total = None if arguments.endless else arguments.frames or round((arguments.seconds or DEFAULT_SECONDS) * pipe.fps) or 1
 
         with (
@@ -228,17 +236,18 @@ def run_generate(arguments: argparse.Namespace) -> None:
             tqdm(total=total, unit=" frames", dynamic_ncols=True, file=sys.stderr) as bar,
         ):
             for chunk in chunks:
-                frames = chunk.frames if total is None else chunk.frames[: total - bar.n]
+                frames = chunk.frames if total is None else chunk.frames[: total - written]
                 if chunk.switch is not None:
-                    bar.write(f"{bar.n / pipe.fps:.2f} s: {chunk.switch}", file=sys.stderr)
+                    bar.write(f"{written / pipe.fps:.2f} s: {chunk.switch}", file=sys.stderr)
                 writer.write(frames)
                 mass_log.write(chunk)
                 bar.set_postfix_str(f"sink mass {chunk.sink_mass:.3f}", refresh=False)
                 bar.update(len(frames))
-                if bar.n == total or interrupt.requested:
+                written += len(frames)
+                if written == total or interrupt.requested:
                     break
     if arguments.output != "-":
-        print(f"{arguments.output}: {bar.n} frames, {bar.n / pipe.fps:.1f} s at {pipe.fps} frames/s")
+        print(f"{arguments.output}: {written} frames, {written / pipe.fps:.1f} s at {pipe.fps} frames/s")
         if arguments.probe:
             print(f"{mass_log.path}: attention mass per chunk, layer, head and page")
 

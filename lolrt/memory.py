@@ -199,8 +199,10 @@ def plan(
 
         before = live.restart()
         cache = KVCache(window, dit.num_layers, tokens, dit.num_heads, dit.head_dim, dtype, model.device)
-        for first_frame in range(0, window.pages, window.chunk_frames):  # until the window is full
-            pages = cache.advance(first_frame, window.chunk_frames)
+        size, first_frame = window.chunk_frames, 0
+        for end in range(window.pages % size or size, window.pages + 1, size):  # until the window is full, and no frame leaves it
+            pages = cache.advance(first_frame, end - first_frame)
+            first_frame = end
         stream[f"{window.pool_pages} pages of {dit.num_layers} layers"] = window.pool_pages * pages_of(tokens)
 
         before = live.restart()

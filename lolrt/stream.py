@@ -306,7 +306,9 @@ class Stream:
         return {**self.latent_stream.state_dict(), **{f"vae.{slot}": frames.clone() for slot, frames in self._vae_state.items()}}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See `LatentStream.load_state_dict`."""
+        """See `LatentStream.load_state_dict`; also refuses what a `LatentStream` saved, whose decoder would begin anew in the middle."""
+        if len(state.get("cache.frames", ())) and not any(name.startswith("vae.") for name in state):
+            raise Error("this is the state of a latent stream, without the frames that a VAE carries: load it into .latent_stream")
         self.latent_stream.load_state_dict(state)
         device = self.latent_stream.dit.device
         finish(device)

@@ -186,6 +186,12 @@ def test_decoding_as_on_cuda_keeps_to_the_plan():
     assert planned > 1.2 * on_cpu
 
 
+def test_a_window_that_is_no_multiple_of_a_chunk():
+    """Its frames leave it in the middle of a chunk, and a store of one would have to choose among frames without values."""
+    window = lolrt.Window(3, 10, recall_frames=1, store_frames=1)
+    assert "14 pages of 8 layers" in plan(DIT, VAE, 128, 192, window=window).stream
+
+
 def test_a_size_that_does_not_fit_is_told():
     with pytest.raises(lolrt.Error, match="do not divide into latent pixels of 8 x 8"):
         plan(DIT, VAE, 100, 192)
