@@ -105,7 +105,8 @@ class Convolution:
             if past is not None:
                 joined[: self.past_frames] = past
             out = F.conv3d(joined.permute(3, 0, 1, 2)[None], self.weight, self.bias)[0].permute(1, 2, 3, 0)
-            out = out.contiguous()  # some of torch's kernels give channels first whatever they got
+            if not out.is_meta:  # there, where memory is planned, torch has no kernel whose layout it could know
+                out = out.contiguous()  # some of torch's kernels give channels first whatever they got
             out = out if residual is None else out.add_(residual)
         if past is not None:
             keep_last(past, new)

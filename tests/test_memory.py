@@ -90,7 +90,7 @@ def test_a_new_prompt_keeps_to_the_plan(recache):
 
     run()
     held = sum(memory.stream.values()) - memory.stream["workspace of attention"] - memory.stream["VAE's past frames"]
-    switching = memory.passing["a new prompt, beside the old one"]
+    switching = memory.passing["a new prompt"]
     assert switching > memory.passing["a pass of the DiT"]
     assert allocated(run) == pytest.approx((held + switching, held), rel=WITHIN)
 
