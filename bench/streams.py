@@ -123,7 +123,8 @@ def resident(field: str) -> int:
 
 def decoders() -> Iterator[str]:
     """Random weights: time does not depend on what they say."""
-    codecs: list[Codec] = [model.requires_grad_(False).bfloat16() for model in (lolrt.CausalVAE(lolrt.VAEConfig()), TAEHV(TAEHVConfig()))]
+    vae, taehv = lolrt.CausalVAE(lolrt.VAEConfig()), TAEHV(TAEHVConfig())
+    codecs: list[Codec] = [vae.requires_grad_(False).bfloat16(), taehv.requires_grad_(False).bfloat16()]
     states: list[State] = [{}, {}]
     latent = torch.randn(1, 16, *LATENT)
 

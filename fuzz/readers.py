@@ -105,7 +105,8 @@ def run(data: bytes, folder: Path) -> None:
     place = write(TARGETS[data[0] % len(TARGETS)], data[1:], folder)
     try:
         parts = find_parts(place)
-        for file in filter(None, {parts.dit, parts.lora, parts.vae, parts.text_encoder, parts.taehv}):
+        places = (parts.dit, parts.lora, parts.vae, parts.text_encoder, parts.taehv)
+        for file in {place for place in places if place is not None}:
             for component in components_of(file):
                 for tensor in component.tensors.values():
                     assert tensor.nbytes <= sum(path.stat().st_size for path in folder.iterdir())

@@ -23,7 +23,7 @@ from lolrt.cache import KVCache, Window
 from lolrt.checkpoint import read_component, unfilled
 from lolrt.checkpoint.folder import WAN_SETTINGS
 from lolrt.checkpoint.shapes import dit_config, taehv_config, vae_config
-from lolrt.codec import State
+from lolrt.codec import Codec, State
 from lolrt.dit import CausalDiT, DiTConfig
 from lolrt.errors import Error
 from lolrt.pipeline import VAEChoice, parts_of, sampler_of
@@ -128,8 +128,9 @@ def codec_memory(
     if height % factor or width % factor:
         raise Error(f"{height} x {width} pixels do not divide into latent pixels of {factor} x {factor}")
     with unfilled():
-        whole = (CausalVAE(config) if isinstance(config, VAEConfig) else TAEHV(config)).to(dtype)
-    codec = whole if tile is None else Tiled(whole, tile)
+        whole: CausalVAE | TAEHV = CausalVAE(config) if isinstance(config, VAEConfig) else TAEHV(config)
+    whole.to(dtype)
+    codec: Codec = whole if tile is None else Tiled(whole, tile)
     state: State = {}
     with torch.inference_mode(), torch.device("meta"), LiveBytes() as live:
         if encoding:
@@ -250,7 +251,9 @@ def plan_model(
     parts = parts_of(model, {"dit", "vae" if vae == "full" else "taehv"})
     settings = {**WAN_SETTINGS, **parts.settings}
     height, width = size or (settings["height"], settings["width"])
-    config = vae_config(read_component(parts.source, "vae")) if vae == "full" else taehv_config(read_component(parts.source, "taehv"))
+    config: VAEConfig | TAEHVConfig = (
+        vae_config(read_component(parts.source, "vae")) if vae == "full" else taehv_config(read_component(parts.source, "taehv"))
+    )
     encoder = read_component(parts.source, "text_encoder").tensors.values() if parts.text_encoder and device == "cpu" else ()
     memory = plan(
         dit_config(read_component(parts.source, "dit")), config, height, width, dtype=dtype, window=window,
