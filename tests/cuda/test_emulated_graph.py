@@ -3,6 +3,7 @@ passes that are run as they come."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import itertools
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -228,9 +230,31 @@ def test_a_pass_that_waits_for_the_device_is_found(dit, captures, monkeypatch):
         assert_same(*streams(dit), FULL)
 
 
-def test_torch_takes_the_capture_as_it_is_asked_for():
-    given = inspect.signature(torch.cuda.graph).bind(None, pool=(0, 0), stream=None, capture_error_mode="thread_local")
-    assert given.arguments.keys() == {"cuda_graph", "pool", "stream", "capture_error_mode"}
+def test_torch_is_asked_for_a_capture_in_its_own_words(monkeypatch):
+    """On a stream of the device's, in the memory that is given, with leave for other threads to go on."""
+    signature, done = inspect.signature(torch.cuda.graph), list[object]()
+
+    @contextlib.contextmanager
+    def context(name: str, *given: object) -> Iterator[None]:
+        done.append((name, *given))
+        yield
+        done.append(f"end of {name}")
+
+    def graph(*args: object, **options: object) -> contextlib.AbstractContextManager[None]:
+        arguments = signature.bind(*args, **options).arguments
+        assert arguments.pop("cuda_graph") is made
+        return context("graph", arguments)
+
+    made = SimpleNamespace(replay=lambda: done.append("replay"))
+    for name, fake in {
+        "CUDAGraph": lambda: made, "graph": graph, "Stream": lambda device: device, "device": lambda device: context("device", device)
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, fake)
+    device = torch.device("cuda", 1)
+    replay, result = graphs.captured(lambda: done.append("work") or torch.ones(1), (0, 7), device)
+    replay()
+    options = {"pool": (0, 7), "stream": device, "capture_error_mode": "thread_local"}
+    assert result == 1 and done == [("device", device), ("graph", options), "work", "end of graph", "end of device", "replay"]
 
 
 def test_the_cuda_half_asks_the_runtime_for_nothing_that_a_capture_forbids():
