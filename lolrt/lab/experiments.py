@@ -18,7 +18,7 @@ from lolrt.lab import measures, tables
 from lolrt.lab.plans import EXPERIMENTS, PLAIN, Cells, Setting
 from lolrt.lab.policy import Policy
 from lolrt.lab.results import Cell, Result
-from lolrt.lab.rollout import Folder, Plan, Video, loaded, predicted_frames
+from lolrt.lab.rollout import Folder, Plan, Video, collapse_at, loaded, predicted_frames
 from lolrt.lab.rollout import run as run_videos
 from lolrt.pipeline import Pipeline
 from lolrt.stream import LatentStream
@@ -59,8 +59,9 @@ def run(name: str, model: str, frames: int, videos: int, draws: int, only: Seque
 
 def rolled_out(folder: Folder, cells: Cells, videos: Sequence[tuple[str, int]]) -> dict[str, Cell]:
     """Collapse and motion of each cell, of rollouts that the folder holds. Motion is over plain RoPE's in the same video, because scenes
-    differ far more in their motion than policies do."""
-    places = [*map(str, predicted_frames(loaded(folder.plan.model), folder.plan.frames)), "elsewhere"]
+    differ far more in their motion than policies do. "own" is at each policy's own frames, where all policies of the cell have some."""
+    pipe, frames = loaded(folder.plan.model), folder.plan.frames
+    places = [*map(str, predicted_frames(pipe, frames)), "elsewhere"]
     known = folder.rows[Video(PLAIN["plain"][0], *videos[0]).key]
     names = [name for what in ("dip", "rise", "synchrony") for place in places if (name := f"{what}_{place}") in known]
     found = {}
@@ -68,7 +69,14 @@ def rolled_out(folder: Folder, cells: Cells, videos: Sequence[tuple[str, int]]) 
         numbers = {name: folder.table(policies, videos, name) for name in (*names, "sink_collapse", "motion")}
         numbers["motion"] = numbers["motion"] / folder.table(PLAIN["plain"], videos, "motion")
         drops = [measures.drop(measures.nearest(folder.series(Video(policies[0], *video))["distance"])) for video in videos]
-        found[cell] = Cell(policies, numbers, measures.snap_back(np.stack(drops)))
+        own_frames = [predicted_frames(pipe, frames, policy) for policy in policies]
+        if all(own_frames):
+            at = [
+                [collapse_at(folder.series(Video(policy, *video)), own) for video in videos]
+                for policy, own in zip(policies, own_frames, strict=True)
+            ]
+            numbers |= {f"{what}_own": np.array([[one[what] for one in row] for row in at]) for what in at[0][0]}
+        found[cell] = Cell(policies, numbers, measures.snap_back(np.stack(drops)), own_frames if any(own_frames) else [])
     return found
 
 
