@@ -240,6 +240,18 @@ def test_differences_are_taken_within_videos():
     assert same.low < 0 < same.high and same.value == 0
 
 
+def test_draws_are_paired_where_they_are_the_same():
+    """Draws that differ far more than policies do: told apart only where the n-th of both is the same one, and not where it is not."""
+    random = np.random.default_rng(2)
+    luck = random.normal(0, 10, (5, 1))
+    low, high = (luck + shift + 0.1 * random.standard_normal((5, 8)) for shift in (0, 1))
+    paired, apart = (statistics.difference(high, low, paired=paired) for paired in (True, False))
+    assert 0.8 < paired.low < paired.high < 1.2 and apart.low < 0 < apart.high
+    assert paired.value == apart.value
+    against_another = statistics.difference(high, low[::-1], paired=True)
+    assert against_another.low < 0 < against_another.high
+
+
 # ---- rollouts -------------------------------------------------------------------------------------------------------------
 
 
@@ -411,8 +423,8 @@ def test_the_document_is_made_of_what_is_kept(monkeypatch):
     docs = Path(__file__).parent.parent / "docs"
     monkeypatch.syspath_prepend(docs)
     document = importlib.import_module("collapse")
-    results = {path.stem: Result.read(path) for path in sorted((docs / "collapse").glob("*.json"))}
-    assert document.document(results) == (docs / "collapse.md").read_text()
+    results, decoded = document.read()
+    assert document.document(results, decoded) == (docs / "collapse.md").read_text()
     for result in results.values():
         asked = plans.EXPERIMENTS[result.name].cells(plans.Setting(result.draws, result.frames, layers=6, heads=4, pairs=22))
         assert all(cell.policies == asked[name] for name, cell in result.cells.items())
