@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import islice, product
+from itertools import chain, islice, product
 from pathlib import Path
 
 import numpy as np
@@ -111,15 +111,16 @@ def sweep(pipe: Pipeline, policy: str, prompt: str, seed: int, starts: Sequence[
 
 def swept(pipe: Pipeline, frames: int, policies: Sequence[str], videos: Sequence[tuple[str, int]], cell: str, every: bool) -> Cell:
     """The offset sweep of a cell. every: a chunk is said to begin at each multiple of its length up to `frames`, and the medians of which
-    `measures` speaks are over the sweep past its first 33 frames; otherwise only at the predicted frames, at their neighbours, and at
-    every third chunk elsewhere, over which the medians are then.
+    `measures` speaks are over the sweep past its first 33 frames; otherwise only at the predicted frames and at the policies' own, at
+    their neighbours, and at every third chunk elsewhere, over which the medians are then.
     """
     chunk = Policy.parse(policies[0]).window.chunk_frames
     predicted = predicted_frames(pipe, frames)
+    own_frames = [predicted_frames(pipe, frames, policy) for policy in policies]
     apart = sorted({frame // chunk for frame in measures.elsewhere(frames, predicted)})
-    around = {frame // chunk + step for frame in predicted for step in (-1, 0, 1)}
+    around = {frame // chunk + step for frame in (*predicted, *chain(*own_frames)) for step in (-1, 0, 1)}
     numbers_of = range(HELD_CHUNKS, frames // chunk) if every else sorted({*around, *apart[::3]})
-    usual = [i for i, number in enumerate(numbers_of) if (i >= measures.REFERENCE_FRAMES // 3 if every else number in apart)]
+    usual = [i for i, number in enumerate(numbers_of) if (i >= measures.REFERENCE_FRAMES // 3 if every else number not in around)]
     starts = chunk * np.array(numbers_of)
     pairs = tqdm(list(product(policies, videos)), desc=cell, unit=" sweeps")
     masses = np.array([sweep(pipe, policy, prompt, seed, starts.tolist()) for policy, (prompt, seed) in pairs])
@@ -127,12 +128,22 @@ def swept(pipe: Pipeline, frames: int, policies: Sequence[str], videos: Sequence
     middle = np.median(totals[:, usual], axis=1, keepdims=True)
     rises = np.divide(totals, middle, out=np.zeros_like(totals), where=middle > 0)
     together = (masses > measures.RAISED * np.median(masses[:, usual], axis=1, keepdims=True)).mean((2, 3))
-    places = {str(frame): [frame // chunk] for frame in predicted} | ({"elsewhere": apart} if every else {})
+    places = {str(frame): [[frame // chunk]] * len(policies) for frame in predicted}
+    if every:
+        places["elsewhere"] = [apart] * len(policies)
+    if all(own_frames):
+        places["own"] = [[frame // chunk for frame in own] for own in own_frames]
     numbers: dict[str, np.ndarray] = {}
     for place, chunks in places.items():
-        at = [list(numbers_of).index(number) for number in chunks]
         for what, series in (("rise", rises), ("synchrony", together)):
-            most = np.mean([series[:, i - 1 : i + 2].max(1) for i in at], axis=0)
-            numbers[f"{what}_{place}"] = most.reshape(len(policies), len(videos))
+            of_policy = zip(series.reshape(len(policies), len(videos), -1), chunks, strict=True)
+            numbers[f"{what}_{place}"] = np.array(
+                [_highest(rows, [list(numbers_of).index(number) for number in at]) for rows, at in of_policy]
+            )
     series = {"start": starts, "mass": totals.mean(0), "synchrony": together.mean(0)} if every else {}
-    return Cell(list(policies), numbers, series=series)
+    return Cell(list(policies), numbers, series=series, own_frames=own_frames if any(own_frames) else [])
+
+
+def _highest(rows: np.ndarray, at: Sequence[int]) -> np.ndarray:
+    """Of series [videos, n]: the highest of each of these entries and its two neighbours, mean over the entries."""
+    return np.mean([rows[:, i - 1 : i + 2].max(1) for i in at], axis=0)
