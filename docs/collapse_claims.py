@@ -52,6 +52,11 @@ CAUSE = [
     Claim("drawn jitter: less at 201 than plain", DRAWN, "rise_201", "<", "plain"),
     Claim("stratified: less at 201 than drawn", EVEN, "rise_201", "<", DRAWN),
 ]
+SECOND_CAUSE = [
+    Claim("drawn jitter: less mass than plain", DRAWN, "rise", "<", "plain"),
+    Claim("stratified: less mass than plain", EVEN, "rise", "<", "plain"),
+    Claim("stratified: less mass than drawn", EVEN, "rise", "<", DRAWN),
+]
 BASELINE = [
     Claim("plain RoPE falls back at 132: dip deeper than elsewhere", "plain", "dip_132", "<", "plain", "dip_elsewhere"),
     Claim("and at 201", "plain", "dip_201", "<", "plain", "dip_elsewhere"),
