@@ -82,8 +82,8 @@ With the content held fixed, by the sweep:
 
 
 def document(results: dict[str, Result]) -> str:
-    sigma, share, bases, gates, rivals, base = (
-        results[name] for name in ("sigma", "share", "bases-sweep", "gates-sweep", "rivals", "base-sweep")
+    sigma, more, share, bases, gates, rivals, base = (
+        results[name] for name in ("sigma", "sigma-2", "share", "bases-sweep", "gates-sweep", "rivals", "base-sweep")
     )
     return f"""# Sink-collapse on the embedded model
 
@@ -149,7 +149,9 @@ a trace of a picture that had already fallen back.
         )
     }
 
-A sigma of 1 would let a base be 0; 0.99 stands for it.
+A sigma of 1 would let a base be 0; 0.99 stands for it. One more value, from a later run with fewer videos and draws:
+
+{section("sigma-2", results, [*steps(more, "dip", ">", "shallower"), *steps(more, "rise", "<", "less mass")])}
 
 ## Experiment 3: how many heads
 
@@ -224,8 +226,9 @@ Explained:
 
 - Sink-collapse is there, at the frames that the real part of the phase kernel predicts, in the picture and in the attention, and moving the
   frame number alone brings it about.
-- It is not the accident of one training: the second model falls back at 132 and 201, and jitter makes that shallower, as in the first. There
-  stratified jitter beats drawn jitter in the picture too, and Sink-Collapse tells jitter from plain RoPE, neither of which holds on `tiny`.
+- It is not the accident of one training: the second model falls back at 132 and 201, and jitter makes that shallower, as in the first.
+  There stratified jitter beats drawn jitter in the picture too, and Sink-Collapse tells jitter from plain RoPE, neither of which holds on
+  `tiny`.
 - More jitter and more jittered heads turn fewer heads to the sinks, at every step from one sigma and one share to the next, because each
   step is compared within the same draws. In the picture only the way from plain to all of it is told apart, and some of the steps: all
   heads are better than three quarters of them, as LoL says, and a sigma of 0.2 is not told apart from none.
