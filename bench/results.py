@@ -27,9 +27,9 @@ class Results:
     def read(cls, *paths: Path) -> Results:
         """Runs of one machine, each of other instruction sets, as one. Raises `lolrt.Error` for runs of several machines."""
         runs = [json.loads(path.read_text()) for path in paths]
-        machines = {run["machine_info"]["lolrt"]["cpu"] for run in runs}
+        machines = {", ".join(v for k, v in run["machine_info"]["lolrt"].items() if k != "kernels") for run in runs}
         if len(machines) > 1:
-            raise Error(f"the runs are of {len(machines)} machines, {' and '.join(sorted(machines))}; expected runs of one")
+            raise Error(f"the runs are of {len(machines)} machines or versions: {'; '.join(sorted(machines))}; expected runs of one")
         of_run = [run["lolrt"] for run in runs]
         kernels = [kernels for run in of_run for kernels in run["kernels"]]
         command = "` and `".join(run["command"] for run in of_run)

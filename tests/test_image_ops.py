@@ -243,4 +243,5 @@ def test_changed_weights_are_seen() -> None:
     before = vae.decode(z, {})
     with torch.no_grad():
         vae.decoder.head[2].bias.add_(0.25)
-    torch.testing.assert_close(vae.decode(z, {}), before + 0.25, atol=1e-5, rtol=0)
+    inside = before.abs() < 0.7  # far from where pixels are cut off
+    torch.testing.assert_close(vae.decode(z, {})[inside], before[inside] + 0.25, atol=1e-5, rtol=0)
