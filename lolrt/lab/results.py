@@ -72,7 +72,9 @@ class Result:
             kept = json.loads(path.read_text())
             cells = {}
             for name, cell in kept.pop("cells").items():
-                arrays: dict[str, Any] = {what: {key: np.array(values) for key, values in cell.pop(what).items()} for what in ("numbers", "series")}
+                arrays: dict[str, Any] = {
+                    what: {key: np.array(values) for key, values in cell.pop(what).items()} for what in ("numbers", "series")
+                }
                 cell["snap_back"] = tuple(cell["snap_back"]) if cell["snap_back"] else None
                 cells[name] = Cell(**cell, **arrays)
             videos = [(prompt, seed) for prompt, seed in kept.pop("videos")]
