@@ -119,13 +119,38 @@ def functions(disassembly: str) -> Iterator[Function]:
 
 
 def loops(function: Function) -> list[Loop]:
-    """In the order of their first instructions."""
+    """In the order of their first instructions. A loop is entered at its first instruction only: a branch back into the midst of other
+    code, where a thread goes on that has waited at the function's end, makes none."""
+    successors = _successors(function)
     ends: dict[int, list[int]] = {}
     for i in function.body:
         # A branch to itself is what fills the end of a function.
-        if i.target is not None and i.target < i.address:
+        if i.target is not None and i.target < i.address and not _reaches(successors, i.address, without=i.target):
             ends.setdefault(i.target, []).append(i.address)
     return [Loop(function, start, tuple(sorted(addresses))) for start, addresses in sorted(ends.items())]
+
+
+def _successors(function: Function) -> dict[int, list[int]]:
+    """Addresses of what may come after each instruction; the first one's come first."""
+    following = [i.address for i in function.body[1:]]
+    return {
+        i.address: ([] if i.ends_path else [after]) + ([] if i.target is None else [i.target])
+        for i, after in zip(function.body, [*following, -1], strict=True)
+    }
+
+
+def _reaches(successors: Mapping[int, list[int]], goal: int, without: int) -> bool:
+    """Whether there is a way from the first instruction to another that avoids a third."""
+    ways, seen = [next(iter(successors))], {without}
+    while ways:
+        address = ways.pop()
+        if address == goal:
+            return True
+        if address in seen or address not in successors:
+            continue
+        seen.add(address)
+        ways += successors[address]
+    return False
 
 
 def innermost_loop(function: Function, name: str) -> Loop:

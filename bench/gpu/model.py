@@ -5,8 +5,9 @@ busiest; if nothing overlaps, the sum of the arithmetic ones. Reality is between
 
     cycles = busiest + a (sum - busiest)
 
-`a` is taken from a published kernel of the same kind on the same machine, FlashAttention-2, whose instructions are counted from its
-algorithm. What the model gives for other published kernels is printed beside what they reached: that is its error.
+`a` is taken from a published kernel on the same machine, FlashAttention-2 or, of the same kind as ours on the H100, FlashAttention-3, whose
+instructions are counted from its algorithm. What the model gives for other published kernels is printed beside what they reached: that is
+its error.
 
 Blocks are all alike and come in rounds: two share a multiprocessor, and a last round that does not give each of them two leaves blocks
 alone there, where nothing overlaps.
@@ -63,7 +64,7 @@ A100 = Machine("A100", "sm_80", 108, 1.410, tensor_flop=2048, float32=64, dram_g
 H100 = Machine("H100", "sm_90a", 132, 1.830, tensor_flop=4096, float32=128, mma_share=0.629, dram_gb=3352)
 
 _FLOAT = {"FFMA", "FADD", "FMUL"}
-_NO_PIPE = {"NOP", "BRA", "BAR", "CALL", "DEPBAR", "LDGDEPBAR", "BSSY", "BSYNC", "S2R", "VOTE"}
+_NO_PIPE = {"NOP", "BRA", "BAR", "CALL", "DEPBAR", "LDGDEPBAR", "BSSY", "BSYNC", "S2R", "VOTE", "WARPGROUP", "SYNCS"}
 # Bytes a warp moves through shared memory. LDSM is always that of four matrices here.
 _SHARED = {"LDSM": 512, "LDGSTS": 512, "LDS": 512, "STS": 512, "SHFL": 128}
 _ARITHMETIC = ("tensor", "special", "float32", "other")
@@ -71,7 +72,7 @@ _ARITHMETIC = ("tensor", "special", "float32", "other")
 
 def pipes(counts: Mapping[str, int], machine: Machine, warps: int = 4, mma: bool = True) -> dict[str, float]:
     """Cycles that each pipe is busy with what `warps` warps, the same number at each scheduler, do once; without `mma` the products
-    are WGMMA's, counted in units of HMMA."""
+    are WGMMA's, counted in units of HMMA, as copies by TMA are in units of LDGSTS."""
 
     def results(names: set[str]) -> int:
         return LANES * warps * sum(counts.get(name, 0) for name in names)
@@ -218,9 +219,15 @@ class Shape:
         return 4.0 * self.frames * self.tokens * self.pages * self.tokens * self.heads * self.dim
 
 
-def frame_attention(function: sass.Function, shape: Shape, keys: int) -> Work:
-    """A block's work, from the kernel's machine code: whole tiles of a page, its first with the rotation, its last with the copies for
-    the next page."""
+def frame_attention(function: sass.Function, shape: Shape) -> Work:
+    """A block's work, from the machine code of one of the two kernels."""
+    if match := _MMA_KERNEL.search(function.name):
+        return _by_mma(function, shape, int(match[1]))
+    return _by_warpgroups(function, shape)
+
+
+def _by_mma(function: sass.Function, shape: Shape, keys: int) -> Work:
+    """Whole tiles of a page, its first with the rotation, its last with the copies for the next page."""
     loop = sass.innermost_loop(function, "HMMA")
     whole, rest = divmod(shape.tokens, keys)
     products = 4 * 32 * keys * shape.dim // PRODUCT_FLOP
@@ -242,22 +249,45 @@ def frame_attention(function: sass.Function, shape: Shape, keys: int) -> Work:
     return Work(parts, shape.flop / shape.blocks)
 
 
-def kernel(functions: Iterable[sass.Function], machine: Machine, dim: int, keys: int) -> sass.Function:
-    """That for bfloat16 and without the probe."""
-    name = re.compile(rf"frame_attention_kernelI\w*4Bf16ELi{dim}ELi{keys}ELb0E")
-    return next(f for f in functions if f.architecture == machine.architecture and name.search(f.name))
+def _by_warpgroups(function: sass.Function, shape: Shape, keys: int = 112) -> Work:
+    """Tiles of a page, its first with the rotation, by eight warps of 16 rows. The last is done whole; what masking takes is left out, and
+    the warps that copy, one instruction in thirty."""
+    loop = sass.innermost_loop(function, "HGMMA")
+    products = shape.dim // 16 + keys // 16
+    # Of a page a word of its notice; of each 16 channels turned the four words and their angles.
+    loads = 1 + 5 * -(-shape.turned // 2)
+    counted = []
+    for at_least in ({"HGMMA": products}, {"HGMMA": products, "LDS": loads}):
+        counts = sass.counts(sass.shortest_way(loop, at_least))
+        del counts["HGMMA"]
+        counts["HMMA"] = 4 * 16 * keys * shape.dim // PRODUCT_FLOP
+        counts["LDGSTS"] = 4 * keys * shape.dim // (512 * 8)
+        counted.append(counts)
+    tile, first = counted
+    parts = ((shape.pages * (-(-shape.tokens // keys) - 1), tile), (shape.pages, first))
+    return Work(parts, shape.flop / shape.blocks, warps=8, resident=1, mma=False)
+
+
+_MMA_KERNEL = re.compile(r"frame_attention_kernelI\w*4Bf16ELi128ELi(\d+)ELb0E")
+_SM90_KERNEL = re.compile(r"frame_attention_sm90_kernelI\w*4Bf16ELb0E")
+
+
+def kernel(functions: Iterable[sass.Function], machine: Machine) -> sass.Function:
+    """What runs at dim 128, for bfloat16 and without the probe; kernels for other architectures are there and empty."""
+    found = (f for f in functions if f.architecture == machine.architecture and (_MMA_KERNEL.search(f.name) or _SM90_KERNEL.search(f.name)))
+    return next(f for f in found if any(i.name in ("HMMA", "HGMMA") for i in f.body))
 
 
 def table(shape: Shape = Shape()) -> list[list[str]]:
     """Published kernels, what the model gives for them, and ours."""
     rows = [["kernel", "machine", "predicted, not measured", "of peak", "published", "of peak", "predicted / published", "a"]]
-    for calibrated in (FA2_A100, FA2_H100):
+    for calibrated in (FA2_A100, FA2_H100, FA3_H100):
         a, machine = calibrated.overlap(), calibrated.machine
         for other in (FA2_A100, FA2_H100, FA3_H100, TRITON_H100):
             if other.machine == machine and other is not calibrated:
                 rows.append(_row(other.name, machine, other.predicted(a), a, other))
         functions = sass.functions(sass.disassemble(architecture=machine.architecture))
-        work = frame_attention(kernel(functions, machine, shape.dim, 64), shape, 64)
+        work = frame_attention(kernel(functions, machine), shape)
         partial = 128 * (shape.dim + 2) * 4
         launches = {
             "one block a tile": rounds(work, shape.blocks, machine, a),

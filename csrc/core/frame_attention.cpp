@@ -29,6 +29,7 @@ FrameAttention checked(const lolrt_frame_attention_desc &desc) {
   const PageLayout layout(op.place.device.type, op.dtype, op.page_tokens, op.heads, op.dim);
   const View pool = check_pages(check, "frame_attention", desc.pages, op.dtype, layout, Access::read);
   op.pool = pool.data<void>();
+  op.pool_pages = pool.size(0);
   op.page_stride = pool.stride(0);
   const View page_table = check("page_table", desc.page_table, DType::int32, {{"pages"}});
   op.page_table = page_table.data<int32_t>();

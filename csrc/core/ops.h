@@ -62,6 +62,7 @@ struct FrameAttention {
   float scale;
   HeadRows q, out;
   const void *pool;
+  int64_t pool_pages;
   int64_t page_stride;        // elements
   const int32_t *page_table;  // [pages]
   const float *rotation;      // [pages, frames, heads, pairs, 2] or NULL

@@ -1,5 +1,7 @@
 // Launches frame_attention: which kernel, how many blocks, how much shared memory.
+#include "attention_mass.cuh"
 #include "frame_attention.cuh"
+#include "frame_attention_sm90.h"
 #include "kernels.h"
 #include "outcome.h"
 
@@ -30,8 +32,8 @@ constexpr Choice choice(DType dtype) {
 const Choice kChoices[] = {choice<Bf16, 128>(DType::bfloat16), choice<Bf16, 64>(DType::bfloat16),
                            choice<Fp16, 128>(DType::float16)};
 
-// What every architecture has for one block, less 1 KB that the driver takes.
-constexpr int64_t kMaxSharedBytes = 99 * 1024;
+// What every architecture has for one block, and sm_90, less 1 KB that the driver takes.
+constexpr int64_t kMaxSharedBytes = 99 * 1024, kMaxSm90SharedBytes = 227 * 1024;
 
 CudaOutcome check(const FrameAttention &op) {
   const int64_t rows = op.frames * op.tokens;
@@ -74,8 +76,11 @@ CudaOutcome frame_attention(const FrameAttention &op) {
   const Device device = current_device();
   if (device.problem != nullptr) return problem(LOLRT_UNSUPPORTED, "frame_attention: CUDA: %s", device.problem);
   const int keys = attention_keys(device.architecture);
-  const int64_t shared_bytes = attention_shared_bytes(static_cast<int>(op.dim), keys, op.frames, op.tokens, op.pairs);
-  if (shared_bytes > kMaxSharedBytes) {
+  const bool warpgroups = runs_on_warpgroups(device.architecture, static_cast<int>(op.dim));
+  const int64_t shared_bytes = warpgroups
+                                   ? attention_sm90_shared_bytes(op)
+                                   : attention_shared_bytes(static_cast<int>(op.dim), keys, op.frames, op.tokens, op.pairs);
+  if (shared_bytes > (warpgroups ? kMaxSm90SharedBytes : kMaxSharedBytes)) {
     return problem(LOLRT_UNSUPPORTED,
                    "frame_attention: the rotation of %d frames of %" PRId64 " tokens by %" PRId64
                    " pairs does not fit into shared memory: give fewer frames at a time",
@@ -91,10 +96,11 @@ CudaOutcome frame_attention(const FrameAttention &op) {
                                    static_cast<float2 *>(op.workspace)};
   const auto blocks = static_cast<unsigned>((op.frames * op.tokens + kAttentionRows - 1) / kAttentionRows);
   const Grid grid{blocks, static_cast<unsigned>(op.heads), 1, kAttentionThreads, static_cast<unsigned>(shared_bytes)};
-  const char *error = launch(choice->kernel[keys == 64][op.mass != nullptr], grid, op.place.stream, argument);
+  const char *error = warpgroups ? launch_attention_sm90(argument)
+                                 : launch(choice->kernel[keys == 64][op.mass != nullptr], grid, op.place.stream, argument);
   if (error == nullptr && op.mass) {
     const Grid masses{static_cast<unsigned>(op.pages), static_cast<unsigned>(op.frames), static_cast<unsigned>(op.heads),
-                      kAttentionThreads, kAttentionThreads / kWarpLanes * sizeof(float)};
+                      kMassThreads, kMassThreads / kWarpLanes * sizeof(float)};
     error = launch(attention_mass_kernel, masses, op.place.stream, argument);
   }
   return launched("frame_attention", error);

@@ -1,4 +1,4 @@
-// frame_attention on tensor cores of sm_80 and later.
+// frame_attention on tensor cores of sm_80 and later; frame_attention_sm90.cuh takes its place where it can.
 //
 //   score(q, k) = scale * <R(rotation[page, frame, head]) q, k> + bias[page, head],  out = softmax(score) V over all pages
 //
@@ -28,21 +28,14 @@
 // before they are rounded for the product with V.
 #pragma once
 
-#include "core/ops.h"
+#include "attention.cuh"
 
 #include <device/matrix.cuh>
-#include <device/threads.cuh>
-
-#include <cmath>
 
 namespace lolrt::cuda {
 
 constexpr int kAttentionThreads = 128;
-constexpr int kAttentionRows = 128;
 constexpr int kAttentionWarpRows = 32;
-constexpr float kLog2E = 0x1.715476p+0f;
-// In powers of two; weights up to 2^8 lose no accuracy, and the output is almost never rescaled.
-constexpr float kRescaleAbove = 8.0f;
 
 // Keys of a tile. Two blocks fit into the 164 KB of shared memory that sm_80 and its larger successors have; where there are only
 // 100 KB (sm_86, 89, 120 and their like) they do with half the keys. An architecture that is not known runs what was made for
@@ -51,43 +44,8 @@ __host__ __device__ constexpr int attention_keys(int architecture) {
   return (architecture > 800 && architecture < 900) || (architecture >= 1200 && architecture < 1300) ? 32 : 64;
 }
 
-__host__ __device__ constexpr int rounded_pairs(int64_t pairs) { return static_cast<int>((pairs + 3) / 4 * 4); }
-
-// Frames whose rows a block may have.
-constexpr int attention_frames(int64_t frames, int64_t tokens) {
-  const int64_t touched = (kAttentionRows + tokens - 2) / tokens + 1;
-  return static_cast<int>(touched < frames ? touched : frames);
-}
-
 constexpr int64_t attention_shared_bytes(int dim, int keys, int64_t frames, int64_t tokens, int64_t pairs) {
   return 2 * dim * (kAttentionRows + 2 * keys) + 8 * rounded_pairs(pairs) * attention_frames(frames, tokens);
-}
-
-struct AttentionArgument {
-  FrameAttention op;
-  int rows;               // of the queries of all frames
-  int turned_chunks;      // of a query's row
-  float score_scale;      // the scale times log2(e)
-  int64_t head_elements;  // of K, and of V, of one head in a page
-  int64_t values;         // elements from a page's K to its V
-  float2 *page_state;     // [heads][pages][rows], for the mass: running maximum and sum of the weights at each page's end
-};
-
-template <class Element>
-__device__ __forceinline__ uint32_t turn(uint32_t word, float cos, float sin) {
-  const float2 x = unpack<Element>(word);
-  return pack<Element>(fmaf(x.x, cos, -(x.y * sin)), fmaf(x.y, cos, x.x * sin));
-}
-
-// The sum over the four lanes that share a row.
-__device__ __forceinline__ float row_sum(float value) {
-  value += exchange(value, 1);
-  return value + exchange(value, 2);
-}
-
-__device__ __forceinline__ float row_max(float value) {
-  value = fmaxf(value, exchange(value, 1));
-  return fmaxf(value, exchange(value, 2));
 }
 
 template <class Element, int Dim, int Keys, bool Probe>
@@ -116,7 +74,7 @@ class AttentionBlock {
 
   __device__ __forceinline__ void run() {
     begin();
-    int page = next_page(0);
+    int page = next_page(op_, head_, 0);
     if (page < pages_) attend(page);
     finish();
   }
@@ -140,14 +98,6 @@ class AttentionBlock {
     }
   }
 
-  // The first page from `page` on that is not left out for this head.
-  __device__ __forceinline__ int next_page(int page) const {
-    if (op_.bias) {
-      while (page < pages_ && op_.bias[static_cast<int64_t>(page) * op_.heads + head_] == -INFINITY) ++page;
-    }
-    return page;
-  }
-
   __device__ __forceinline__ void attend(int page) {
     int place = op_.page_table[page];  // of the page, or of the next from the last tile's second barrier on
     copy_queries(kChunks);
@@ -157,7 +107,7 @@ class AttentionBlock {
     close_copy_group();
     while (page < pages_) {
       const float bias = op_.bias ? op_.bias[static_cast<int64_t>(page) * op_.heads + head_] * kLog2E : 0.0f;
-      const int following = next_page(page + 1);
+      const int following = next_page(op_, head_, page + 1);
       for (int left = page_tokens_; left > 0; left -= Keys) {  // keys of the page from this tile on
         wait_for_copies<0>();
         sync_block();
@@ -450,43 +400,8 @@ class AttentionBlock {
 template <class Element, int Dim, int Keys, bool Probe>
 __global__ void __launch_bounds__(kAttentionThreads, 2)
     frame_attention_kernel(const __grid_constant__ AttentionArgument argument) {
-  if constexpr (kArchitecture == 0 || Keys == attention_keys(kArchitecture)) {
+  if constexpr (kArchitecture == 0 || (Keys == attention_keys(kArchitecture) && !runs_on_warpgroups(kArchitecture, Dim))) {
     AttentionBlock<Element, Dim, Keys, Probe>(argument).run();
-  }
-}
-
-// mass[page, frame, head] = mean over the frame's tokens of the weight that they spend on the page: what the sum of the weights
-// has grown by on it. A block is one such number.
-__global__ void __launch_bounds__(kAttentionThreads) attention_mass_kernel(const __grid_constant__ AttentionArgument argument) {
-  const FrameAttention &op = argument.op;
-  const int64_t page = blockIdx.x, frame = blockIdx.y, head = blockIdx.z, rows = op.frames * op.tokens;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpLanes, warp = static_cast<int>(threadIdx.x) / kWarpLanes;
-  const auto left_out = [&](int64_t other) { return op.bias && op.bias[other * op.heads + head] == -INFINITY; };
-  float sum = 0.0f;
-  if (!left_out(page)) {
-    int64_t last = op.pages - 1, before = page - 1;
-    while (left_out(last)) --last;
-    while (before >= 0 && left_out(before)) --before;
-    const float2 *state = argument.page_state + head * op.pages * rows + frame * op.tokens;
-    for (int64_t token = threadIdx.x; token < op.tokens; token += kAttentionThreads) {
-      const float2 all = state[last * rows + token], here = state[page * rows + token];
-      float weight = here.y * exp2_approx(here.x - all.x);
-      if (before >= 0) {
-        const float2 earlier = state[before * rows + token];
-        weight -= earlier.y * exp2_approx(earlier.x - all.x);
-      }
-      sum += weight / all.y;
-    }
-  }
-  for (int mask = 1; mask < kWarpLanes; mask *= 2) sum += exchange(sum, mask);
-  auto *sums = reinterpret_cast<float *>(shared_memory());
-  if (lane == 0) sums[warp] = sum;
-  sync_block();
-  if (threadIdx.x == 0) {
-    float mass = 0.0f;
-    for (int i = 0; i < kAttentionThreads / kWarpLanes; ++i) mass += sums[i];
-    // The difference of two sums may round to less than nothing.
-    op.mass[(page * op.frames + frame) * op.heads + head] = mass < 0.0f ? 0.0f : mass / static_cast<float>(op.tokens);
   }
 }
 

@@ -9,11 +9,14 @@ void Races::begin_block(uint32_t block, unsigned threads, unsigned shared_bytes)
   threads_ = threads;
   warps_ = threads / 32;
   const uint64_t words = (shared_bytes + 3) / 4;
-  clocks_.assign(static_cast<uint64_t>(threads) * threads, 0);
-  for (unsigned thread = 0; thread < threads; ++thread) clock(thread, thread) = 1;
+  clocks_of_each_ = threads + kAgents;
+  clocks_.assign(static_cast<uint64_t>(clocks_of_each_) * clocks_of_each_, 0);
+  for (unsigned thread = 0; thread < clocks_of_each_; ++thread) clock(thread, thread) = 1;
+  fenced_.assign(threads, 0);
   writes_.assign(words, 0);
   reads_.assign(words * warps_, 0);
   copies_.assign(words, 0);
+  products_.assign(words, 0);
 }
 
 Races::Kind Races::read_shared(unsigned thread, uint64_t offset, uint64_t bytes) {
@@ -30,6 +33,7 @@ Races::Kind Races::write_word(unsigned thread, uint64_t word) {
   Kind kind = Kind::none;
   if (copies_[word] != 0) kind = Kind::copy_under_way;
   if (!knows(thread, writes_[word])) kind = Kind::write_write;
+  if (products_[word] != 0) kind = Kind::product_under_way;
   for (unsigned warp = 0; warp < warps_; ++warp) {
     uint32_t &read = reads_[word * warps_ + warp];
     if (!knows(thread, read)) kind = Kind::read_write;
@@ -56,6 +60,60 @@ void Races::end_copy(unsigned thread, uint64_t offset, uint64_t bytes) {
     if (copies_[word] == thread + 1) copies_[word] = 0;
     writes_[word] = epoch(thread);
   }
+}
+
+Races::Kind Races::begin_bulk_copy(unsigned thread, unsigned agent, uint64_t offset, uint64_t bytes) {
+  Kind kind = Kind::none;
+  for (uint64_t word = offset / 4; word < (offset + bytes) / 4; ++word) {
+    if (!passed_proxy(writes_[word])) kind = Kind::other_proxy;
+    kind = std::max(kind, write_word(thread, word));
+    writes_[word] = 0;
+    copies_[word] = static_cast<uint16_t>(threads_ + agent + 1);
+  }
+  return kind;
+}
+
+void Races::end_bulk_copy(unsigned agent, uint64_t offset, uint64_t bytes) {
+  ++clock(threads_ + agent, threads_ + agent);
+  for (uint64_t word = offset / 4; word < (offset + bytes) / 4; ++word) {
+    copies_[word] = 0;
+    writes_[word] = epoch(threads_ + agent);
+  }
+}
+
+Races::Kind Races::begin_product(unsigned thread, uint64_t offset, uint64_t bytes) {
+  Kind kind = Kind::none;
+  for (uint64_t word = offset / 4; word < (offset + bytes) / 4; ++word) {
+    if (copies_[word] != 0) kind = Kind::copy_under_way;
+    if (!knows(thread, writes_[word])) kind = Kind::write_read;
+    if (!passed_proxy(writes_[word])) kind = Kind::other_proxy;
+    ++products_[word];
+  }
+  return kind;
+}
+
+void Races::end_product(unsigned thread, uint64_t offset, uint64_t bytes) {
+  for (uint64_t word = offset / 4; word < (offset + bytes) / 4; ++word) {
+    --products_[word];
+    reads_[word * warps_ + thread / 32] = epoch(thread);
+  }
+}
+
+void Races::fence_proxy(unsigned thread) { fenced_[thread] = clock(thread, thread)++; }
+
+bool Races::passed_proxy(uint32_t epoch) const {
+  const unsigned writer = epoch & ((1u << kThreadBits) - 1);
+  return epoch == 0 || writer >= threads_ || fenced_[writer] >= epoch >> kThreadBits;
+}
+
+void Races::release(unsigned thread, std::vector<uint32_t> &known) {
+  known.resize(clocks_of_each_);
+  for (unsigned of = 0; of < clocks_of_each_; ++of) known[of] = std::max(known[of], clock(thread, of));
+  ++clock(thread, thread);
+}
+
+void Races::acquire(unsigned thread, const std::vector<uint32_t> &known) {
+  for (unsigned of = 0; of < known.size(); ++of) clock(thread, of) = std::max(clock(thread, of), known[of]);
 }
 
 Races::Write *Races::written(uintptr_t address, bool create) {
@@ -92,9 +150,9 @@ Races::Kind Races::write_global(unsigned thread, uintptr_t address, uint64_t byt
 }
 
 void Races::meet(const std::vector<unsigned> &threads) {
-  joined_.assign(threads_, 0);
+  joined_.assign(clocks_of_each_, 0);
   for (const unsigned thread : threads) {
-    for (unsigned of = 0; of < threads_; ++of) joined_[of] = std::max(joined_[of], clock(thread, of));
+    for (unsigned of = 0; of < clocks_of_each_; ++of) joined_[of] = std::max(joined_[of], clock(thread, of));
   }
   for (const unsigned thread : threads) {
     std::copy(joined_.begin(), joined_.end(), &clock(thread, 0));

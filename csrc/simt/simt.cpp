@@ -1,93 +1,20 @@
-#include "simt.h"
-
-#include "race.h"
+#include "emulator.h"
 
 #include <algorithm>
-#include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <random>
-#include <string>
 #include <sys/mman.h>
 #include <ucontext.h>
-#include <vector>
 
 namespace lolrt::simt {
-namespace {
-
-constexpr unsigned kLanes = 32, kMaxThreads = 1024, kBarriers = 16;
-constexpr size_t kStackBytes = 64 * 1024;
-constexpr size_t kSharedBytes = 256 * 1024;  // more than any architecture has, so that a stray access harms nobody
-
-struct Copy {
-  unsigned char *to;
-  const unsigned char *from;
-  int bytes;
-  bool valid, arrived;
-};
-
-// What a thread brings where a warp meets, and where that is.
-struct Meeting {
-  enum Kind { none, exchange, any_lane, sync_warp, load_matrices, multiply_add } kind = none;
-  const void *place = nullptr;
-  void *values = nullptr;
-};
-
-const char *name(Meeting::Kind kind) {
-  static constexpr const char *names[] = {"nothing", "exchange", "any_lane", "sync_warp", "load_matrices", "multiply_add"};
-  return names[kind];
-}
-
-struct Fiber {
-  unsigned index;
-  bool ended;
-  const char *waits_at;
-  jmp_buf registers;
-  Meeting meeting;
-  std::vector<Copy> open_copies;
-  std::deque<std::vector<Copy>> groups;
-};
-
-struct Buffer {
-  uintptr_t start, end;
-};
-
-// One at a time in the process.
-struct Emulator {
-  Settings settings;
-  Counts counts;
-  std::vector<Buffer> buffers;
-  std::string problems;
-
-  // Of the launch.
-  void (*enter)(const void *);
-  const void *argument;
-  Buffer argument_buffer;
-  std::mt19937_64 random;
-  Races races;
-
-  // Of the block.
-  Index block;
-  unsigned threads, live;
-  unsigned char *shared = nullptr;
-  unsigned shared_bytes;
-  std::vector<Fiber> fibers;
-  std::vector<unsigned> met;  // lanes of each warp that wait where it meets
-  std::vector<unsigned> at_barrier[kBarriers];
-  std::deque<unsigned> ready;
-  Fiber *current = nullptr;
-  jmp_buf scheduler;
-  unsigned char *stacks = nullptr;
-};
 
 Emulator &emulator() {
   static Emulator instance;
   return instance;
 }
 
-void report(const char *format, const char *what, unsigned thread, unsigned other = 0) {
+void report(const char *format, const char *what, unsigned thread, unsigned other) {
   Emulator &e = emulator();
   char text[300];
   const int length = std::snprintf(text, sizeof text, "block (%u, %u, %u): ", e.block.x, e.block.y, e.block.z);
@@ -96,6 +23,8 @@ void report(const char *format, const char *what, unsigned thread, unsigned othe
 }
 
 // ---- threads in turns ----
+
+namespace {
 
 unsigned next_ready() {
   Emulator &e = emulator();
@@ -110,6 +39,9 @@ void leave() {
   Emulator &e = emulator();
   Fiber *self = e.current;
   if (_setjmp(self->registers) != 0) return;
+  // Bulk copies arrive when nobody can go on without them, or at any time.
+  if (e.settings.seed != 0 && e.random() % 8 == 0) deliver_bulk_copy();
+  while (e.ready.empty() && deliver_bulk_copy()) continue;
   if (e.ready.empty()) {
     e.current = nullptr;
     _longjmp(e.scheduler, 1);
@@ -118,12 +50,20 @@ void leave() {
   _longjmp(e.current->registers, 1);
 }
 
+}  // namespace
+
 void wait_at(const char *where) {
   emulator().current->waits_at = where;
   leave();
 }
 
 void resume(unsigned thread) { emulator().ready.push_back(thread); }
+
+void stop_at(const char *where) {
+  while (true) wait_at(where);
+}
+
+namespace {
 
 // Deadlock is looked for when nobody can go on.
 void report_waiting() {
@@ -147,6 +87,7 @@ void thread_main() {
   const auto none = [](const std::vector<Copy> &group) { return group.empty(); };
   if (!none(self.open_copies) || !std::all_of(self.groups.begin(), self.groups.end(), none))
     report("%s: thread %u ends", "copies that nobody waits for", self.index);
+  report_open_products(self);
   self.ended = true;
   --e.live;
   leave();
@@ -178,8 +119,9 @@ void run_block(uint32_t number) {
   Emulator &e = emulator();
   ++e.counts.blocks;
   e.live = e.threads;
-  e.met.assign(e.threads / kLanes, 0);
+  begin_block_of_warpgroups();
   for (auto &barrier : e.at_barrier) barrier.clear();
+  e.phase_barriers.clear();
   std::memset(e.shared, 0xff, e.shared_bytes);
   e.races.begin_block(number, e.threads, e.shared_bytes);
   e.ready.clear();
@@ -191,6 +133,8 @@ void run_block(uint32_t number) {
     fiber.meeting = {};
     fiber.open_copies.clear();
     fiber.groups.clear();
+    fiber.written = {};
+    fiber.of_products.clear();
     prepare(fiber);
     resume(i);
   }
@@ -199,6 +143,8 @@ void run_block(uint32_t number) {
     _longjmp(e.current->registers, 1);
   }
   if (e.live > 0) report_waiting();
+  if (!e.bulk_copies.empty()) report("%s: the block ends", "copies that nobody waits for", 0);
+  e.bulk_copies.clear();
 }
 
 // ---- memory ----
@@ -213,14 +159,20 @@ const char *name(Races::Kind kind) {
       return "a read and a write after it";
     case Races::Kind::between_blocks:
       return "accesses of two blocks";
+    case Races::Kind::product_under_way:
+      return "a write and a product under way";
+    case Races::Kind::other_proxy:
+      return "a write of a thread and an access of the copy or product engine, without a proxy fence,";
     default:
       return "an access and a copy under way";
   }
 }
 
-void check(Races::Kind kind, uint64_t offset) {
+}  // namespace
+
+void check(Races::Kind kind, uint64_t offset, unsigned thread) {
   if (kind == Races::Kind::none) return;
-  report("race: %s are not ordered (thread %u, byte %u)", name(kind), emulator().current->index, static_cast<unsigned>(offset));
+  report("race: %s are not ordered (thread %u, byte %u)", name(kind), thread, static_cast<unsigned>(offset));
 }
 
 bool in_shared(const void *address, uint64_t bytes) {
@@ -232,7 +184,7 @@ bool in_shared(const void *address, uint64_t bytes) {
 void check_bounds(const void *address, uint64_t bytes) {
   const Emulator &e = emulator();
   const auto start = reinterpret_cast<uintptr_t>(address);
-  const auto holds = [&](const Buffer &buffer) { return start >= buffer.start && start + bytes <= buffer.end; };
+  const auto holds = [&](const Buffer &buffer) { return buffer.holds(start, bytes); };
   if (e.buffers.empty() || holds(e.argument_buffer)) return;
   if (std::none_of(e.buffers.begin(), e.buffers.end(), holds)) {
     report("%s: thread %u touches %u bytes there", "an address outside every buffer", e.current->index,
@@ -240,159 +192,24 @@ void check_bounds(const void *address, uint64_t bytes) {
   }
 }
 
+namespace {
+
 void access(const void *address, uint64_t bytes, bool write) {
   Emulator &e = emulator();
   if (e.current == nullptr) return;
   const auto *at = static_cast<const unsigned char *>(address);
-  if (at >= e.stacks && at < e.stacks + kMaxThreads * kStackBytes) return;
+  if (at >= e.stacks && at < e.stacks + kMaxThreads * kStackBytes) {
+    return touch_registers(*e.current, reinterpret_cast<uintptr_t>(address), bytes, write);
+  }
   const unsigned thread = e.current->index;
   if (in_shared(address, bytes)) {
     const uint64_t offset = at - e.shared;
-    check(write ? e.races.write_shared(thread, offset, bytes) : e.races.read_shared(thread, offset, bytes), offset);
+    check(write ? e.races.write_shared(thread, offset, bytes) : e.races.read_shared(thread, offset, bytes), offset, thread);
     return;
   }
   check_bounds(address, bytes);
   const auto where = reinterpret_cast<uintptr_t>(address);
-  check(write ? e.races.write_global(thread, where, bytes) : e.races.read_global(thread, where, bytes), where);
-}
-
-// ---- where a warp meets ----
-
-struct Exchange {
-  float value, result;
-  int mask;
-};
-
-struct AnyLane {
-  bool predicate, result;
-};
-
-struct Load {
-  uint32_t *words;
-  const unsigned char *row;
-  bool transposed;
-};
-
-struct Product {
-  float *d;
-  const uint32_t *a;
-  uint32_t b[2];
-  float (*value)(uint16_t);
-};
-
-template <class Values>
-Values &values(Fiber *lanes, unsigned lane) {
-  return *static_cast<Values *>(lanes[lane].meeting.values);
-}
-
-void exchange_values(Fiber *lanes) {
-  for (unsigned i = 0; i < kLanes; ++i) {
-    auto &mine = values<Exchange>(lanes, i);
-    mine.result = values<Exchange>(lanes, (i ^ mine.mask) % kLanes).value;
-  }
-}
-
-void combine_predicates(Fiber *lanes) {
-  bool any = false;
-  for (unsigned i = 0; i < kLanes; ++i) any |= values<AnyLane>(lanes, i).predicate;
-  for (unsigned i = 0; i < kLanes; ++i) values<AnyLane>(lanes, i).result = any;
-}
-
-void load_all_matrices(Fiber *lanes) {
-  Emulator &e = emulator();
-  ++e.counts.matrix_loads;
-  for (unsigned i = 0; i < kLanes; ++i) {
-    const unsigned char *row = values<Load>(lanes, i).row;
-    if (!in_shared(row, 16) || reinterpret_cast<uintptr_t>(row) % 16 != 0) {
-      report("%s: thread %u loads a row of a matrix from there", "an address outside shared memory or not of 16 bytes",
-             lanes[i].index);
-      return;
-    }
-    const uint64_t offset = row - e.shared;
-    check(e.races.read_shared(lanes[i].index, offset, 16), offset);
-  }
-  for (unsigned matrix = 0; matrix < 4; ++matrix) {
-    unsigned banks = 0;  // of four words; 8 rows of 16 bytes should be in all 8
-    for (unsigned j = 0; j < 8; ++j) banks |= 1u << (values<Load>(lanes, 8 * matrix + j).row - e.shared) / 16 % 8;
-    e.counts.bank_conflicts += 8 - __builtin_popcount(banks);
-    for (unsigned i = 0; i < kLanes; ++i) {
-      const Load &mine = values<Load>(lanes, i);
-      const unsigned g = i / 4, t = i % 4 * 2;
-      if (!mine.transposed) {
-        std::memcpy(&mine.words[matrix], values<Load>(lanes, 8 * matrix + g).row + 2 * t, 4);
-      } else {
-        uint16_t pair[2];
-        for (unsigned j = 0; j < 2; ++j) std::memcpy(&pair[j], values<Load>(lanes, 8 * matrix + t + j).row + 2 * g, 2);
-        mine.words[matrix] = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
-      }
-    }
-  }
-}
-
-void multiply_matrices(Fiber *lanes) {
-  ++emulator().counts.products;
-  float a[16][16], b[16][8], d[16][8];
-  for (unsigned i = 0; i < kLanes; ++i) {
-    const Product &mine = values<Product>(lanes, i);
-    const unsigned g = i / 4, t = i % 4 * 2;
-    for (unsigned word = 0; word < 4; ++word) {
-      const unsigned row = g + word % 2 * 8, column = t + word / 2 * 8;
-      a[row][column] = mine.value(static_cast<uint16_t>(mine.a[word]));
-      a[row][column + 1] = mine.value(static_cast<uint16_t>(mine.a[word] >> 16));
-      d[g + word / 2 * 8][t + word % 2] = mine.d[word];
-    }
-    for (unsigned word = 0; word < 2; ++word) {
-      b[t + word * 8][g] = mine.value(static_cast<uint16_t>(mine.b[word]));
-      b[t + word * 8 + 1][g] = mine.value(static_cast<uint16_t>(mine.b[word] >> 16));
-    }
-  }
-  for (unsigned row = 0; row < 16; ++row) {
-    for (unsigned k = 0; k < 16; ++k) {
-      for (unsigned column = 0; column < 8; ++column) d[row][column] += a[row][k] * b[k][column];
-    }
-  }
-  for (unsigned i = 0; i < kLanes; ++i) {
-    for (unsigned word = 0; word < 4; ++word) values<Product>(lanes, i).d[word] = d[i / 4 + word / 2 * 8][i % 4 * 2 + word % 2];
-  }
-}
-
-void carry_out(Meeting::Kind kind, Fiber *lanes) {
-  switch (kind) {
-    case Meeting::exchange:
-      return exchange_values(lanes);
-    case Meeting::any_lane:
-      return combine_predicates(lanes);
-    case Meeting::load_matrices:
-      return load_all_matrices(lanes);
-    case Meeting::multiply_add:
-      return multiply_matrices(lanes);
-    default: {
-      std::vector<unsigned> threads;
-      for (unsigned i = 0; i < kLanes; ++i) threads.push_back(lanes[i].index);
-      emulator().races.meet(threads);
-    }
-  }
-}
-
-void meet(Meeting::Kind kind, const void *place, void *values) {
-  Emulator &e = emulator();
-  Fiber &self = *e.current;
-  Fiber *lanes = &e.fibers[self.index / kLanes * kLanes];
-  self.meeting = {kind, place, values};
-  if (++e.met[self.index / kLanes] < kLanes) return wait_at(name(kind));
-  e.met[self.index / kLanes] = 0;
-  for (unsigned i = 0; i < kLanes; ++i) {
-    if (lanes[i].meeting.kind != kind || lanes[i].meeting.place != place) {
-      report("divergence: lanes of a warp meet at different instructions: thread %2$u at %1$s", name(lanes[i].meeting.kind),
-             lanes[i].index);
-      for (unsigned j = 0; j < kLanes; ++j) lanes[j].waits_at = "different instructions";
-      leave();  // for ever
-    }
-  }
-  carry_out(kind, lanes);
-  for (unsigned i = 0; i < kLanes; ++i) {
-    if (&lanes[i] != &self) resume(lanes[i].index);
-  }
+  check(write ? e.races.write_global(thread, where, bytes) : e.races.read_global(thread, where, bytes), where, thread);
 }
 
 void arrive(Copy &copy) {
@@ -471,30 +288,6 @@ void sync_named(int barrier, unsigned threads) {
   here.clear();
 }
 
-void sync_warp() { meet(Meeting::sync_warp, __builtin_return_address(0), nullptr); }
-
-float exchange(float value, int mask) {
-  Exchange mine{value, 0.0f, mask};
-  meet(Meeting::exchange, __builtin_return_address(0), &mine);
-  return mine.result;
-}
-
-bool any_lane(bool predicate) {
-  AnyLane mine{predicate, false};
-  meet(Meeting::any_lane, __builtin_return_address(0), &mine);
-  return mine.result;
-}
-
-void load_matrices(uint32_t (&words)[4], const void *row, bool transposed) {
-  Load mine{words, static_cast<const unsigned char *>(row), transposed};
-  meet(Meeting::load_matrices, __builtin_return_address(0), &mine);
-}
-
-void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (*value)(uint16_t)) {
-  Product mine{d, a, {b0, b1}, value};
-  meet(Meeting::multiply_add, __builtin_return_address(0), &mine);
-}
-
 void copy_async(void *shared, const void *global, int bytes, bool valid) {
   Emulator &e = emulator();
   ++e.counts.copies;
@@ -506,11 +299,11 @@ void copy_async(void *shared, const void *global, int bytes, bool valid) {
   check_bounds(global, bytes);
   if (valid) {
     const auto where = reinterpret_cast<uintptr_t>(global);
-    check(e.races.read_global(thread, where, bytes), where);
+    check(e.races.read_global(thread, where, bytes), where, thread);
   }
   auto *to = static_cast<unsigned char *>(shared);
   const uint64_t offset = to - e.shared;
-  check(e.races.begin_copy(thread, offset, bytes), offset);
+  check(e.races.begin_copy(thread, offset, bytes), offset, thread);
   Copy copy{to, static_cast<const unsigned char *>(global), bytes, valid, false};
   std::memset(to, 0xff, bytes);
   if (e.settings.seed != 0 && e.random() % 2 == 0) arrive(copy);

@@ -7,9 +7,14 @@
 //   - lanes that meet must meet at the same instruction, all of them; who waits for ever is a deadlock; copies that nobody waits
 //   for
 //     are reported
+//   - bulk copies (TMA) arrive when nobody can go on without them, and count for their mbarrier only then
+//   - products of warpgroups read their matrices when they are waited for, by the bits of the descriptor; who touches their
+//     registers or memory meanwhile is reported, and who has written either without the fence that is due
 //   - with a seed other than 0 the order of threads and blocks and the time at which copies arrive are random
 // It knows nothing of time, of registers, of the operands' order in PTX, or of how a GPU rounds within one product.
 #pragma once
+
+#include "tensor_box.h"
 
 #include <cstdint>
 
@@ -27,6 +32,8 @@ struct Settings {
 // Of all launches since they were last set to zero; of shared memory what the largest block had.
 struct Counts {
   uint64_t blocks, products, matrix_loads, bank_conflicts, copies, shared_bytes;
+  uint64_t warpgroup_products;  // of a warp's 16 rows
+  uint64_t boxes;               // that bulk copies brought
 };
 
 Settings &settings();
@@ -70,6 +77,27 @@ bool any_lane(bool predicate);
 void copy_async(void *shared, const void *global, int bytes, bool valid);
 void close_copy_group();
 void wait_for_copies(unsigned pending);
+
+// Bytes from the start of shared memory.
+uint32_t shared_address(const void *shared);
+
+// As in csrc/cuda/device/barrier.cuh and bulk_copy.cuh.
+void init_barrier(void *barrier, int arrivals);
+void publish_barriers();
+void arrive(void *barrier, int expected_bytes);
+void wait_for_phase(void *barrier, int parity);
+void fence_proxy();
+// What is wrong with the map of such a box, or NULL.
+const char *tensor_problem(const TensorBox &box);
+void copy_box(void *shared, const TensorBox &box, void *barrier, const int (&at)[4]);
+
+// As in csrc/cuda/device/warpgroup.cuh. d has columns / 2 elements a thread.
+void set_registers(unsigned registers, bool take);
+void fence_products();
+void begin_product(float *d, int columns, const uint32_t (&a)[4], uint64_t b, bool transposed, bool add,
+                   float (*value)(uint16_t));
+void close_product_group();
+void wait_for_products(unsigned pending);
 
 // As in csrc/cuda/device/matrix.cuh.
 void load_matrices(uint32_t (&words)[4], const void *row, bool transposed);

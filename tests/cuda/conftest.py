@@ -38,9 +38,9 @@ def emulated_library() -> emulated.Emulated:
     return emulated.Emulated(emulated.build())
 
 
-# The tile of attention differs between architectures; the seeds give the order of things as they come, and a random one. Where there is a
-# GPU, the same tests run on it.
-@pytest.fixture(params=[(800, 0), (860, 7), None], ids=["sm_80", "sm_86-random", "gpu"])
+# The tile of attention differs between architectures, and sm_90 has a kernel of its own; the seeds give the order of things as they
+# come, and a random one. Where there is a GPU, the same tests run on it.
+@pytest.fixture(params=[(800, 0), (860, 7), (900, 0), (900, 5), None], ids=["sm_80", "sm_86-random", "sm_90", "sm_90-random", "gpu"])
 def cuda(request: pytest.FixtureRequest, emulated_library: emulated.Emulated) -> Iterator[emulated.Emulated | Gpu]:
     if request.param is None:
         if not torch.cuda.is_available():

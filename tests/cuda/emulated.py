@@ -128,7 +128,7 @@ class Emulated:
 
     def counts(self) -> dict[str, int]:
         """Of all launches since the last call."""
-        names = ("blocks", "products", "matrix_loads", "bank_conflicts", "copies", "shared_bytes")
+        names = ("blocks", "products", "matrix_loads", "bank_conflicts", "copies", "shared_bytes", "warpgroup_products", "boxes")
         values = (ctypes.c_uint64 * len(names))()
         self._simt.lolrt_simt_counts(ctypes.byref(values))
         return dict(zip(names, values, strict=True))

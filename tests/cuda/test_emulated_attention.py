@@ -165,11 +165,13 @@ def test_same_bits_at_any_frame_and_wherever_the_pages_lie(cuda: Emulated, dtype
     assert torch.equal(case.run()[0], expected)
 
 
-def test_same_bits_in_any_order_of_threads(emulated_library: Emulated) -> None:
-    case = CudaAttention(torch.bfloat16, tokens=60, page_tokens=70, pages=2, heads=1, cuda=emulated_library)
+@pytest.mark.parametrize(("architecture", "dim"), [(800, 64), (900, 128)])
+def test_same_bits_in_any_order_of_threads(emulated_library: Emulated, architecture: int, dim: int) -> None:
+    emulated_library.settings(0, architecture)
+    case = CudaAttention(torch.bfloat16, dim=dim, tokens=60, page_tokens=270, pages=2, heads=1, cuda=emulated_library)
     out, mass = case.run(probe=True)
     for seed in (1, 2, 3):
-        emulated_library.settings(seed)
+        emulated_library.settings(seed, architecture)
         again, mass_again = case.run(probe=True)
         assert torch.equal(again, out) and torch.equal(mass_again, mass)
     emulated_library.settings()

@@ -69,25 +69,32 @@ def test_tile_of_flash_attention() -> None:
     assert model.FA2_A100.work.flop == 256 * 4 * 128 * 64 * 128 == 256 * 4 * counts["HMMA"] * model.PRODUCT_FLOP
 
 
-@pytest.mark.parametrize("published", [model.FA2_A100, model.FA2_H100], ids=lambda published: published.machine.name)
+@pytest.mark.parametrize(
+    "published", [model.FA2_A100, model.FA2_H100, model.FA3_H100], ids=lambda published: f"{published.name}-{published.machine.name}"
+)
 def test_calibration_gives_what_was_published(published: model.Published) -> None:
     overlap = published.overlap()
     assert 0 < overlap < 1
     assert published.predicted(overlap) == pytest.approx(published.reached)
 
 
-@pytest.mark.parametrize("machine", [model.A100, model.H100], ids=lambda machine: machine.name)
-@pytest.mark.parametrize("tokens", [1560, 1536, 1600])
-def test_work_of_the_kernel_is_read_from_its_code(machine_code: list[sass.Function], machine: model.Machine, tokens: int) -> None:
+@pytest.mark.parametrize(("machine", "keys"), [(model.A100, 64), (model.H100, 112)], ids=["A100", "H100"])
+@pytest.mark.parametrize("tokens", [1560, 1536, 1568])
+def test_work_of_the_kernel_is_read_from_its_code(
+    machine_code: list[sass.Function], machine: model.Machine, keys: int, tokens: int
+) -> None:
     shape = model.Shape(tokens=tokens)
-    ours = model.frame_attention(model.kernel(machine_code, machine, 128, 64), shape, 64)
+    ours = model.frame_attention(model.kernel(machine_code, machine), shape)
     products = sum(times * counts["HMMA"] for times, counts in ours.parts)
-    # Per page: whole tiles of 256 products, and half of one or another whole one for the tail.
-    whole, tail = divmod(tokens, 64)
-    assert products == shape.pages * (whole * 256 + (0 if tail == 0 else 128 if tail <= 32 else 256))
-    assert sum(times for times, counts in ours.parts if counts["HMMA"]) == shape.pages * -(-tokens // 64)
+    # Per page: whole tiles of 128 rows, keys and channels, twice multiplied, by all warps together; for the tail another one or, of the
+    # A100, half of one.
+    tile = 4 * 128 * keys * 128 // model.PRODUCT_FLOP // ours.warps
+    whole, tail = divmod(tokens, keys)
+    assert products == shape.pages * (whole * tile + (0 if tail == 0 else tile // 2 if keys == 64 and tail <= 32 else tile))
+    assert sum(times for times, counts in ours.parts if counts["HMMA"]) == shape.pages * -(-tokens // keys)
     # Blocks of 128 rows multiply the rows that are there and, in the last of a head, some that are not.
     asked = 128 * shape.pages * tokens * 4 * 128 * (3 * tokens / 128) / -(-3 * tokens // 128)
     assert ours.flop == pytest.approx(asked)
-    # The rotation: 6 chunks stored by each thread.
-    assert sum(times * counts["STS"] for times, counts in ours.parts) == shape.pages * 6
+    # The rotation: 6 chunks stored by each thread; or 3 steps of a word and four angles, and the page's notice.
+    counted = {name: sum(times * counts[name] for times, counts in ours.parts) for name in ("STS", "LDS")}
+    assert counted["STS"] == shape.pages * 6 if keys == 64 else counted == {"STS": 0, "LDS": shape.pages * 16}

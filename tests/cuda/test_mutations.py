@@ -24,7 +24,7 @@ from rule import check, fp64
 from test_emulated_attention import CudaAttention
 
 KERNELS = ROOT / "csrc" / "cuda"
-FLAGS = ["-xc++", "-std=c++17", "-O1", "-ffp-contract=off", "-fsanitize=thread", "-fPIC", "-fvisibility=hidden"]
+FLAGS = ["-xc++", "-std=c++17", "-O1", "-fno-thread-jumps", "-ffp-contract=off", "-fsanitize=thread", "-fPIC", "-fvisibility=hidden"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ MUTATIONS = [
         "from + i * kCopyRows * Dim, true);",
         "numbers|outside every buffer",
     ),
-    Mutation("rotation the other way", "fmaf(x.x, cos, -(x.y * sin))", "fmaf(x.x, cos, x.y * sin)", "numbers: error"),
+    Mutation("rotation the other way", "fmaf(x.x, cos, -(x.y * sin))", "fmaf(x.x, cos, x.y * sin)", "numbers: error", "attention.cuh"),
     Mutation("turned queries turned again", "            copy_queries(turned_chunks_);\n", "", "numbers: error"),
     Mutation(
         "rotation of the block's first frame",
@@ -87,7 +87,7 @@ MUTATIONS = [
     Mutation("padding of the rotation left as it is", "    pad_rotation();\n", "", "numbers|not finite"),
     Mutation("page off by one", "place = op_.page_table[following];", "place = op_.page_table[page];", "numbers: error"),
     Mutation("sum not rescaled", "        sum_[half][r] *= factor;\n", "", "numbers: error"),
-    Mutation("mass of all pages so far", "if (before >= 0) {", "if (false) {", "numbers: mass", probe=True),
+    Mutation("mass of all pages so far", "if (before >= 0) {", "if (false) {", "numbers: mass", "attention_mass.cuh", probe=True),
     Mutation("sum over half a warp", "mask < kWarpLanes; mask", "mask < kWarpLanes / 2; mask", "numbers", "rows.cuh", "kv_write"),
     Mutation("all frames to one page", "op.page_table[frame]", "op.page_table[0]", "accesses of two blocks", "kv_write.cu", "kv_write"),
     Mutation("values over the keys", "(part == kValues ? argument.values : 0)", "0", "accesses of two blocks", "kv_write.cu", "kv_write"),
@@ -111,6 +111,154 @@ MUTATIONS = [
 ]
 
 
+def sm90(name: str, old: str, new: str, finds: str, file: str = "frame_attention_sm90_rows.cuh", probe: bool = False) -> Mutation:
+    return Mutation(name, old, new, finds, file, "frame_attention_sm90", probe)
+
+
+def swapped_release(lines: str) -> str:
+    """The wait, the pin and the release, the release first."""
+    wait, pin, release = lines.splitlines(keepends=True)
+    return release + wait + pin
+
+
+SCORES_OVER = "      wait_for_products<1>();\n      pin(scores_);\n      release(shared_.keys_free(stage_of(tile_)));\n"
+OUT_OVER = "      wait_for_products<0>();\n      pin(out_);\n      release(shared_.values_free(stage_of(tile_ - 1)));\n"
+FIRST_OVER = "    wait_for_products<0>();\n    pin(scores_);\n    release(shared_.keys_free(stage_of(tile_)));\n"
+LAST_OVER = "    add_values();\n    wait_for_products<0>();\n"
+KEYS_EXPECTED = "arrive_expecting(shared.keys_full(stage), kTileBytes);"
+VALUES_EXPECTED = "arrive_expecting(shared.values_full(stage), kTileBytes);"
+COPIES, SHARED = "frame_attention_sm90.cuh", "frame_attention_sm90_shared.cuh"
+REGISTERS = "registers of a product under way"
+MUTATIONS += [
+    sm90("bytes not announced", KEYS_EXPECTED, "arrive(shared.keys_full(stage));", f"{UNDER_WAY}|numbers", COPIES),
+    sm90("more bytes announced than come", VALUES_EXPECTED, VALUES_EXPECTED.replace("kTileBytes", "kTileBytes + 128"), "deadlock", COPIES),
+    sm90(
+        "half a tile copied",
+        "channel < kSm90Dim; channel += kBoxChannels) {\n        copy_box(shared.values",
+        "channel < kBoxChannels; channel += kBoxChannels) {\n        copy_box(shared.values",
+        "deadlock",
+        COPIES,
+    ),
+    sm90(
+        "rows wait for the other parity",
+        "wait_for_phase(shared_.keys_full(stage), parity_of(tile_))",
+        "wait_for_phase(shared_.keys_full(stage), parity_of(tile_) ^ 1)",
+        f"{UNDER_WAY}|{NOT_ORDERED}",
+    ),
+    sm90("copies wait for the other parity", "free = parity_of(tile) ^ 1;", "free = parity_of(tile);", "deadlock: .* at a phase", COPIES),
+    sm90("copies do not wait for the keys' memory", "      wait_for_phase(shared.keys_free(stage), free);\n", "", "race: ", COPIES),
+    sm90("nobody frees the values' memory", OUT_OVER, "".join(OUT_OVER.splitlines(True)[:2]), "deadlock"),
+    # In the loop the copies wait for the values of the tile before, too, which are freed later: here they do not.
+    sm90("first keys freed before their product is over", FIRST_OVER, swapped_release(FIRST_OVER), "race: "),
+    sm90("values freed before their product is over", OUT_OVER, swapped_release(OUT_OVER), "race: "),
+    sm90(
+        "memory free when two warps say so",
+        "init_barrier(free, kSm90RowThreads / kWarpLanes)",
+        "init_barrier(free, 2)",
+        "race: |deadlock",
+        COPIES,
+    ),
+    sm90("no wait for the scores", SCORES_OVER, SCORES_OVER.replace("wait_for_products<1>();", ""), REGISTERS),
+    sm90("wait for one group too few", OUT_OVER, OUT_OVER.replace("<0>", "<1>"), REGISTERS),
+    sm90("no wait for the last values", LAST_OVER, "    add_values();\n", REGISTERS),
+    sm90("no fence before the scores", "parity_of(tile_));\n    fence_products();", "parity_of(tile_));", "without a fence"),
+    sm90("no fence before the values", "parity_of(tile_ - 1));\n    fence_products();", "parity_of(tile_ - 1));", "without a fence"),
+    sm90("wrong stride from 64 columns to the next", "* kGroupBytes, kBoxBytes)", "* kGroupBytes, kGroupBytes)", "numbers|race"),
+    sm90("half a step through the values", "values + group * 2 * kGroupBytes", "values + group * kGroupBytes", "numbers: error"),
+    sm90("half a step through the keys", "channel % kBoxChannels * 2;", "channel % kBoxChannels;", "numbers: error"),
+    sm90(
+        "wrong stride from 8 rows to the next",
+        "uint64_t{kGroupBytes >> 4} << 32",
+        "uint64_t{kGroupBytes >> 5} << 32",
+        "numbers",
+        "matrix_descriptor.cuh",
+    ),
+    sm90("swizzle of 64 bytes", "uint64_t{1} << 62", "uint64_t{2} << 62", "numbers|outside|race", "matrix_descriptor.cuh"),
+    sm90("no swizzle", "return kSwizzle128 | ", "return ", "numbers|outside|race", "matrix_descriptor.cuh"),
+    sm90(
+        "descriptor of another stage",
+        "const int stage = stage_of(tile_ - 1);",
+        "const int stage = stage_of(tile_);",
+        f"race|numbers|{REGISTERS}",
+    ),
+    sm90(
+        "scores added to the last ones",
+        "matrix_descriptor(first, 0), step > 0)",
+        "matrix_descriptor(first, 0), true)",
+        "numbers|not finite",
+    ),
+    sm90("no mask in the tail", "if (left < kSm90Keys) mask(left);", "", "numbers: error"),
+    sm90("tail off by one", "+ i >= left)", "+ i > left)", "numbers: error"),
+    sm90(
+        "no zeros beyond the page",
+        "static_cast<uint64_t>(op.page_tokens), static",
+        "static_cast<uint64_t>(op.page_tokens) + 8, static",
+        "numbers|not finite|outside every buffer",
+        "frame_attention_sm90.cu",
+    ),
+    sm90("values of the keys' memory", "box_of(op, argument.values, ", "box_of(op, 0, ", "numbers: error", "frame_attention_sm90.cu"),
+    sm90("page off by one", "    place = following;\n", "", "numbers: error", COPIES),
+    sm90(
+        "another head's keys",
+        "channel, token,\n                 head, place",
+        "channel, token,\n                 0, place",
+        "numbers: error",
+        COPIES,
+    ),
+    sm90(
+        "turned queries turned again",
+        "const uint4 x = *shared_.unrotated(step, thread_);",
+        "const uint4 x = {queries_[step][0], queries_[step][1], queries_[step][2], queries_[step][3]};",
+        "numbers: error",
+    ),
+    sm90("rows of the rotation swapped", "table[i % 2][step * 8 + i / 2 * 4]", "table[1 - i % 2][step * 8 + i / 2 * 4]", "numbers: error"),
+    sm90(
+        "columns of the rotation swapped",
+        "table[i % 2][step * 8 + i / 2 * 4]",
+        "table[i % 2][step * 8 + (1 - i / 2) * 4]",
+        "numbers: error",
+    ),
+    sm90(
+        "queries rotated under their product",
+        "      begin_scores();\n      add_values();\n",
+        "      begin_scores();\n      rotate_queries(shared_.rotation(0));\n      add_values();\n",
+        REGISTERS,
+    ),
+    sm90(
+        "notice said to be full by one lane alone",
+        "    sync_warp();\n    if (lane == 0) arrive(shared.page_full(stage));",
+        "    if (lane == 0) arrive(shared.page_full(stage));",
+        NOT_ORDERED,
+        COPIES,
+    ),
+    sm90(
+        "notice freed by one lane alone",
+        "    sync_warp();\n    if (lane_ == 0) arrive(shared_.page_free(stage));",
+        "    if (lane_ == 0) arrive(shared_.page_free(stage));",
+        NOT_ORDERED,
+    ),
+    sm90("barriers not published", "    publish_barriers();\n", "", "not published", COPIES),
+    sm90("no block barrier after the barriers are made", "  sync_block();\n", "", "not initialised|not ordered", COPIES),
+    sm90("more registers than there are", "kSm90RowRegisters = 232", "kSm90RowRegisters = 240", "deadlock: .* at registers", SHARED),
+    sm90("output not rescaled", "      if (raised) rescale();\n", "", "numbers: error"),
+    sm90("sum not rescaled", "      sum_[r] *= factor_[r];\n", "", "numbers: error"),
+    sm90(
+        "weights in another order",
+        "pack<Element>(scores_[group * 8 + i * 2], ",
+        "pack<Element>(scores_[group * 8 + (i ^ 1) * 2], ",
+        "numbers: error",
+    ),
+    sm90("no memory for the notices", " + kSm90Stages * notice_bytes(steps, frames);", ";", "outside", SHARED),
+    sm90(
+        "a lane's part of the sum",
+        "const float sum = row_sum(sum_[r]);\n      const int row = row_of(r);\n      if (lane_ % 4",
+        "const float sum = sum_[r];\n      const int row = row_of(r);\n      if (lane_ % 4",
+        "numbers: mass",
+        probe=True,
+    ),
+]
+
+
 def compile_mutant(mutation: Mutation, into: Path) -> Emulated:
     """The emulated half with one kernel of attention, changed."""
     sources = Path(shutil.copytree(KERNELS, into / "cuda"))
@@ -119,14 +267,24 @@ def compile_mutant(mutation: Mutation, into: Path) -> Emulated:
     assert text.count(mutation.old) == 1, f"{mutation.name}: what it changes is there {text.count(mutation.old)} times"
     changed.write_text(text.replace(mutation.old, mutation.new))
     unit = sources / f"{mutation.kernel}.cu"
-    if mutation.kernel == "frame_attention":  # one of its kernels is enough
+    # Of attention one kernel is enough.
+    if mutation.kernel == "frame_attention":
         kernel = f"frame_attention_kernel<Bf16, 128, 64, {str(mutation.probe).lower()}>"
         one = f"kChoices[] = {{{{DType::bfloat16, 128, {{{{nullptr, nullptr}}, {{{kernel}, {kernel}}}}}}}}};"
         text, count = re.subn(r"kChoices\[\] = .*?;", one, unit.read_text(), flags=re.DOTALL)
         assert count == 1
         unit.write_text(text)
+    elif mutation.kernel == "frame_attention_sm90":
+        kernel = "frame_attention_sm90_kernel<Element, {}>"
+        chosen = f"probe ? {kernel.format('true')} : {kernel.format('false')}"
+        text = unit.read_text()
+        assert chosen in text and "kernel_of<Fp16>" in text
+        one = kernel.format(str(mutation.probe).lower())
+        unit.write_text(text.replace("kernel_of<Fp16>", "kernel_of<Bf16>").replace(chosen, one))
     csrc = ROOT / "csrc"
-    output_of("g++", *FLAGS, f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{csrc / 'simt'}", "-c", unit, "-o", into / "mutant.o")
+    output_of(
+        "g++", *FLAGS, f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{csrc / 'simt'}", f"-I{sources}", "-c", unit, "-o", into / "mutant.o"
+    )
     others = [path for path in BUILD.rglob("lolrt_cuda.dir/**/*.o") if path.name != f"{unit.name}.o"]
     output_of("g++", "-shared", into / "mutant.o", *others, "-o", into / "liblolrt_cuda.so")
     return Emulated(Path(shutil.copy(LIBRARY, into)))
@@ -150,6 +308,9 @@ def cases(cuda: Emulated, kernel: str, probe: bool) -> Iterator[Callable[[], Non
     if kernel == "frame_attention":
         for rise, page_tokens in ((0.0, 77), (6.0, 77), (0.0, 3)):
             yield partial(attend, cuda, probe, rise, page_tokens)
+    elif kernel == "frame_attention_sm90":
+        for rise, page_tokens in ((0.0, 250), (6.0, 130), (0.0, 3)):
+            yield partial(attend, cuda, probe, rise, page_tokens)
     elif kernel == "kv_write":
         yield partial(rows.test_kv_write_matches_the_oracle, cuda, torch.bfloat16, True, 5, 4, 128, 10, 44)
     elif kernel == "modulated_norm":
@@ -160,7 +321,7 @@ def cases(cuda: Emulated, kernel: str, probe: bool) -> Iterator[Callable[[], Non
 
 def found(cuda: Emulated, kernel: str = "frame_attention", probe: bool = False) -> str:
     for seed, case in itertools.product((0, 1), cases(cuda, kernel, probe)):
-        cuda.settings(seed)
+        cuda.settings(seed, 900 if kernel == "frame_attention_sm90" else 800)
         try:
             case()
         except AbiError as error:
@@ -172,6 +333,7 @@ def found(cuda: Emulated, kernel: str = "frame_attention", probe: bool = False) 
 
 def test_nothing_is_found_in_the_kernel_as_it_is(emulated_library: Emulated) -> None:
     assert found(emulated_library) == found(emulated_library, probe=True) == ""
+    assert found(emulated_library, "frame_attention_sm90") == found(emulated_library, "frame_attention_sm90", probe=True) == ""
     assert {found(emulated_library, kernel) for kernel in ("kv_write", "modulated_norm", "gelu")} == {""}
     emulated_library.settings()
 

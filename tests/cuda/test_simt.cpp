@@ -1,7 +1,10 @@
 // The emulator itself: small kernels that are right, and the same with a mistake, which has to be named.
+#include "matrix_descriptor.cuh"
+
 #include <device/launch.cuh>
 #include <device/matrix.cuh>
 #include <device/threads.cuh>
+#include <device/warpgroup.cuh>
 
 #include <cstdio>
 #include <string>
@@ -75,7 +78,7 @@ void copies(const Argument argument) {
 void parts(const Argument argument) {
   float *part = argument.mistake == 1 ? argument.data : own(argument);
   part[argument.mistake == 2 ? threadIdx.x + 1024 : threadIdx.x] = 1.0f;
-  if (argument.mistake == 3) shared()[1024 + threadIdx.x] = 1.0f;
+  if (argument.mistake == 3) shared()[4096 + threadIdx.x] = 1.0f;
 }
 
 // The value of each lane's partner, and whether any lane is the last. 1: one lane has left.
@@ -84,6 +87,42 @@ void lanes(const Argument argument) {
   if (argument.mistake == 1 && thread == 40) return;
   const float partner = exchange(static_cast<float>(thread), 4);
   own(argument)[thread] = any_lane(thread == 63) ? partner : -partner;
+}
+
+// A warpgroup multiplies ones with ones that it has written itself: 112 columns of 16, whose rows of 128 bytes need no
+// permutation. 1: no fence between the writes and the product; 2: nobody waits; 3: read before it is over; 4: a register written
+// behind the fence; 5: one warp multiplies with something else; 6: the matrix written while it is read.
+void product(const Argument argument) {
+  const unsigned thread = threadIdx.x;
+  auto *words = reinterpret_cast<uint32_t *>(shared_memory());
+  for (unsigned i = thread; i < 112 * 32; i += kWarpgroupThreads) words[i] = 0x3f803f80;
+  if (argument.mistake != 1) simt::fence_proxy();
+  sync_block();
+  float d[56];
+  uint32_t a[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
+  if (argument.mistake != 4) fence_products();
+  multiply_rows<Bf16>(d, a, matrix_descriptor(shared_memory() + (argument.mistake == 5 && thread < 32 ? 32 : 0), 0), false);
+  close_product_group();
+  if (argument.mistake == 3) own(argument)[thread] = d[7];
+  if (argument.mistake == 6) words[thread] = 0;
+  if (argument.mistake != 2) wait_for_products<0>();
+  own(argument)[thread] = d[7];
+}
+
+// One thread announces bytes that another waits for. 1: too many; 2: the wrong phase is waited for; 3: the barrier is not made.
+void phases(const Argument argument) {
+  const unsigned thread = threadIdx.x;
+  auto *barrier = reinterpret_cast<uint64_t *>(shared_memory() + 1024);
+  if (thread == 0 && argument.mistake != 3) simt::init_barrier(barrier, 1);
+  sync_block();
+  if (thread == 0) {
+    shared()[0] = 1.0f;
+    simt::arrive(barrier, argument.mistake == 1 ? 16 : 0);
+  }
+  if (thread == 40) {
+    simt::wait_for_phase(barrier, argument.mistake == 2 ? 1 : 0);
+    own(argument)[0] = shared()[0];
+  }
 }
 
 struct Case {
@@ -102,6 +141,12 @@ const Case kCases[] = {
       "copies that nobody waits for|a copy under way"}},
     {"parts", parts, {"accesses of two blocks", "outside every buffer", "outside every buffer"}},
     {"lanes", lanes, {"deadlock"}},
+    {"product",
+     product,
+     {"without a proxy fence", "registers of a product under way|products that nobody waits for",
+      "registers of a product under way", "written without a fence", "warps of a warpgroup multiply different matrices",
+      "a product under way"}},
+    {"phases", phases, {"deadlock", "not ordered|deadlock", "not initialised"}},
 };
 
 bool contains_one(const std::string &text, const char *alternatives) {
@@ -127,7 +172,8 @@ void run(const Case &test, uint64_t seed) {
     std::vector<float> data(4096, 2.0f);  // of which the kernels may use the first 1024
     simt::clear_buffers();
     simt::add_buffer(data.data(), 1024 * sizeof(float));
-    const char *problem = launch(test.kernel, Grid{2, 1, 1, kThreads, 4096}, nullptr, Argument{mistake, data.data()});
+    const char *problem = launch(test.kernel, Grid{2, 1, 1, test.kernel == product ? kWarpgroupThreads : kThreads, 16384},
+                                 nullptr, Argument{mistake, data.data()});
     const std::string said = problem ? problem : "";
     expect(mistake == 0 ? problem == nullptr : contains_one(said, test.problems[mistake - 1]), test.name, mistake, seed, said);
   }

@@ -14,9 +14,9 @@ constexpr int kArchitecture = __CUDA_ARCH__;
 constexpr int kArchitecture = 0;
 #endif
 
-// What the launch asked for, aligned to 128 bytes.
+// What the launch asked for, aligned to 1024 bytes.
 __device__ __forceinline__ unsigned char *shared_memory() {
-  extern __shared__ __align__(128) unsigned char memory[];
+  extern __shared__ __align__(1024) unsigned char memory[];
   return memory;
 }
 

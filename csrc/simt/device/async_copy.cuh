@@ -5,6 +5,7 @@
 
 namespace lolrt::cuda {
 
+inline uint32_t shared_address(const void *shared) { return simt::shared_address(shared); }
 __forceinline__ void copy_async(void *shared, const void *global) { simt::copy_async(shared, global, 16, true); }
 __forceinline__ void copy_async(void *shared, const void *global, bool valid) { simt::copy_async(shared, global, 16, valid); }
 __forceinline__ void copy_async_8(void *shared, const void *global) { simt::copy_async(shared, global, 8, true); }

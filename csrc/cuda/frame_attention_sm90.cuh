@@ -1,0 +1,127 @@
+// frame_attention on the warpgroup products of sm_90a; formula, tensors and roundings are those of frame_attention.cuh, at dim
+// 128.
+//
+// A block is 128 query rows of one head, the frames' rows one after another, and all keys, in tiles of 112. Its 12 warps:
+//   0      copies tiles of keys and values (TMA)
+//   1      says which page is next, with its bias and the block's rotation
+//   4-7    rows 0-63: scores, weights and output in registers; the queries too, rotated for the page in hand
+//   8-11   rows 64-127
+// A tile never spans two pages; what the last one of a page lacks is filled with zeros by the copy, and its scores are masked.
+//
+// Shared memory, bytes at 3 frames of 1560 tokens and 22 pairs:
+//   keys        2 x 112 x 128         57344   of two tiles; a tile is two boxes of 64 channels
+//   values      2 x 112 x 128         57344
+//   barriers    12                      128
+//   unrotated   24 pairs x 128 rows   12288   the queries' first channels, each thread's own words
+//   pages       2 x (16 + 2 frames)     800   number, bias, and (cos, sin) of 24 pairs for each frame; (1, 0) in the padding
+//
+// Each of those pairs has a barrier for being full and one for being free again. Who waits for whom:
+//   warp 0 waits for a tile's memory to be free, announces the bytes, and begins its copies; they fill it
+//   warp 1 waits for a page's memory to be free, writes it, and says that it is full
+//   a warp of rows, for tile i of all tiles:
+//     a page begins: its notice is full -> rotate the queries, which no product reads now; free the notice
+//     keys of i full -> begin their product; values of i - 1 full -> begin theirs, with the weights of i - 1
+//     product with the keys over -> free them; weights of i, beside the product with the values
+//     product with the values over -> free them; rescale the output, round the weights
+#pragma once
+
+#include "frame_attention_sm90_rows.cuh"
+
+namespace lolrt::cuda {
+
+// Lane 0 of warp 0. The first to use a stage finds it free: the phase before the first is over and has parity 1.
+__device__ __forceinline__ void copy_tiles(const Sm90Argument &argument, const Sm90Shared &shared, int head) {
+  const FrameAttention &op = argument.attention.op;
+  const int pages = static_cast<int>(op.pages), page_tokens = static_cast<int>(op.page_tokens);
+  int page = next_page(op, head, 0);
+  int place = page < pages ? op.page_table[page] : 0;
+  for (int tile = 0; page < pages;) {
+    page = next_page(op, head, page + 1);
+    const int following = page < pages ? op.page_table[page] : 0;
+    for (int token = 0; token < page_tokens; token += kSm90Keys, ++tile) {
+      const int stage = stage_of(tile), free = parity_of(tile) ^ 1;
+      wait_for_phase(shared.keys_free(stage), free);
+      arrive_expecting(shared.keys_full(stage), kTileBytes);
+#pragma unroll
+      for (int channel = 0; channel < kSm90Dim; channel += kBoxChannels) {
+        copy_box(shared.keys(stage) + channel / kBoxChannels * kBoxBytes, &argument.keys, shared.keys_full(stage), channel, token,
+                 head, place);
+      }
+      wait_for_phase(shared.values_free(stage), free);
+      arrive_expecting(shared.values_full(stage), kTileBytes);
+#pragma unroll
+      for (int channel = 0; channel < kSm90Dim; channel += kBoxChannels) {
+        copy_box(shared.values(stage) + channel / kBoxChannels * kBoxBytes, &argument.values, shared.values_full(stage), channel,
+                 token, head, place);
+      }
+    }
+    place = following;
+  }
+}
+
+// Warp 1.
+__device__ __forceinline__ void announce_pages(const AttentionArgument &argument, const Sm90Shared &shared, int head,
+                                               int first_frame, int frames, int lane) {
+  const FrameAttention &op = argument.op;
+  const int pages = static_cast<int>(op.pages), pairs = static_cast<int>(op.pairs);
+  const int room = turned_steps(argument.turned_chunks) * 8;  // pairs with their padding
+  int page = -1;
+  for (int number = 0; page < pages; ++number) {
+    page = next_page(op, head, page + 1);
+    const int stage = stage_of(number);
+    wait_for_phase(shared.page_free(stage), parity_of(number) ^ 1);
+    if (page < pages) {
+      for (int frame = 0; frame < frames; ++frame) {
+        const int64_t row = (page * op.frames + first_frame + frame) * op.heads + head;
+        const auto *from = reinterpret_cast<const float2 *>(op.rotation) + row * pairs;
+        for (int pair = lane; pair < room; pair += kWarpLanes) {
+          shared.rotation(stage)[frame * room + pair] = pair < pairs ? from[pair] : float2{1.0f, 0.0f};
+        }
+      }
+    }
+    if (lane == 0) {
+      PageNotice *notice = shared.notice(stage);
+      notice->page = page;
+      notice->bias = op.bias && page < pages ? op.bias[static_cast<int64_t>(page) * op.heads + head] * kLog2E : 0.0f;
+    }
+    sync_warp();
+    if (lane == 0) arrive(shared.page_full(stage));
+  }
+}
+
+template <class Element, bool Probe>
+__device__ __forceinline__ void attend_on_warpgroups(const Sm90Argument &argument) {
+  const FrameAttention &op = argument.attention.op;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpLanes, head = static_cast<int>(blockIdx.y);
+  const int first_row = static_cast<int>(blockIdx.x) * kAttentionRows, tokens = static_cast<int>(op.tokens);
+  const int first_frame = first_row / tokens;
+  const int frames = (min(first_row + kAttentionRows, argument.attention.rows) - 1) / tokens - first_frame + 1;
+  const Sm90Shared shared(turned_steps(argument.attention.turned_chunks), frames);
+  if (thread == 0) {
+    for (int stage = 0; stage < kSm90Stages; ++stage) {
+      for (Barrier *full : {shared.keys_full(stage), shared.values_full(stage), shared.page_full(stage)}) init_barrier(full, 1);
+      for (Barrier *free : {shared.keys_free(stage), shared.values_free(stage), shared.page_free(stage)}) {
+        init_barrier(free, kSm90RowThreads / kWarpLanes);
+      }
+    }
+    publish_barriers();
+  }
+  sync_block();
+  if (warp < kWarpgroupThreads / kWarpLanes) {
+    give_registers_back<kSm90CopyRegisters>();
+    if (thread == 0) copy_tiles(argument, shared, head);
+    if (warp == 1) announce_pages(argument.attention, shared, head, first_frame, frames, thread % kWarpLanes);
+  } else {
+    take_registers<kSm90RowRegisters>();
+    Sm90Rows<Element, Probe>(argument.attention, shared, head, first_row, first_frame, thread - kWarpgroupThreads).run();
+  }
+}
+
+template <class Element, bool Probe>
+__global__ void __launch_bounds__(kSm90Threads, 1) frame_attention_sm90_kernel(const __grid_constant__ Sm90Argument argument) {
+  if constexpr (kArchitecture == 0 || runs_on_warpgroups(kArchitecture, kSm90Dim)) {
+    attend_on_warpgroups<Element, Probe>(argument);
+  }
+}
+
+}  // namespace lolrt::cuda

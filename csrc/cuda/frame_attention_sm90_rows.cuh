@@ -1,0 +1,279 @@
+// The warps of frame_attention_sm90.cuh that hold rows: scores, weights and output of 64 rows to a warpgroup.
+#pragma once
+
+#include "frame_attention_sm90_shared.cuh"
+
+namespace lolrt::cuda {
+
+template <class Element, bool Probe>
+class Sm90Rows {
+  static constexpr int kSteps = kSm90Dim / 16, kColumns = kSm90Keys / 8, kGroups = kSm90Keys / 16, kChunks = kSm90Dim / 8;
+
+ public:
+  // `thread` counts from the first that holds rows.
+  __device__ __forceinline__ Sm90Rows(const AttentionArgument &argument, const Sm90Shared &shared, int head, int first_row,
+                                      int first_frame, int thread)
+      : argument_(argument),
+        op_(argument.op),
+        shared_(shared),
+        thread_(thread),
+        lane_(thread % kWarpLanes),
+        head_(head),
+        first_row_(first_row),
+        first_frame_(first_frame),
+        steps_(turned_steps(argument.turned_chunks)) {}
+
+  __device__ __forceinline__ void run() {
+    begin();
+    if (begin_page()) attend();
+    finish();
+  }
+
+ private:
+  // g = lane / 4 of a warp's 16 rows and g + 8, of the whole tensor; rows from argument_.rows on are not there.
+  __device__ __forceinline__ int row_of(int r) const { return first_row_ + thread_ / kWarpLanes * 16 + lane_ / 4 + r * 8; }
+
+  // Of the row's 16-byte chunks, this lane's words.
+  __device__ __forceinline__ uint32_t *words_of(const HeadRows &rows, int row) const {
+    const int tokens = static_cast<int>(op_.tokens);
+    Element *first =
+        static_cast<Element *>(rows.data) + row / tokens * rows.frame + row % tokens * rows.token + head_ * rows.head;
+    return reinterpret_cast<uint32_t *>(first) + lane_ % 4;
+  }
+
+  __device__ __forceinline__ void begin() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = row_of(r);
+      const bool valid = row < argument_.rows;
+      const uint32_t *from = words_of(op_.q, valid ? row : 0);
+#pragma unroll
+      for (int word = r; word < kSteps * 4; word += 2) {
+        queries_[word / 4][word % 4] = valid ? from[word / 2 * 4] : 0;
+      }
+      max_[r] = -INFINITY;
+      sum_[r] = 0.0f;
+    }
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const uint32_t (&words)[4] = queries_[step];
+      if (step < steps_) *shared_.unrotated(step, thread_) = {words[0], words[1], words[2], words[3]};
+    }
+#pragma unroll
+    for (int i = 0; i < kChunks * 4; ++i) out_[i] = 0.0f;
+  }
+
+  // False when there is none any more.
+  __device__ __forceinline__ bool begin_page() {
+    const int stage = stage_of(pages_begun_);
+    wait_for_phase(shared_.page_full(stage), parity_of(pages_begun_));
+    page_ = shared_.notice(stage)->page;
+    bias_ = shared_.notice(stage)->bias;
+    if (page_ == op_.pages) return false;
+    rotate_queries(shared_.rotation(stage));
+    sync_warp();
+    if (lane_ == 0) arrive(shared_.page_free(stage));
+    ++pages_begun_;
+    return true;
+  }
+
+  __device__ __forceinline__ void rotate_queries(const float2 *rotation) {
+    const int tokens = static_cast<int>(op_.tokens);
+    const float2 *table[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int frame = min(row_of(r), argument_.rows - 1) / tokens - first_frame_;
+      table[r] = rotation + frame * steps_ * 8 + lane_ % 4;
+    }
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      if (step >= steps_) break;
+      const uint4 x = *shared_.unrotated(step, thread_);
+      const uint32_t words[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 angle = table[i % 2][step * 8 + i / 2 * 4];
+        queries_[step][i] = turn<Element>(words[i], angle.x, angle.y);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void attend() {
+    const int page_tokens = static_cast<int>(op_.page_tokens);
+    int left = page_tokens;  // keys of the page from this tile on
+    begin_scores();
+    wait_for_products<0>();
+    pin(scores_);
+    release(shared_.keys_free(stage_of(tile_)));
+    weigh(left);
+    round_weights();
+    while (true) {
+      ++tile_;
+      left -= kSm90Keys;
+      if (left <= 0) {
+        if constexpr (Probe) end_page();
+        if (!begin_page()) break;
+        left = page_tokens;
+      }
+      begin_scores();
+      add_values();
+      wait_for_products<1>();
+      pin(scores_);
+      release(shared_.keys_free(stage_of(tile_)));
+      const bool raised = weigh(left);
+      wait_for_products<0>();
+      pin(out_);
+      release(shared_.values_free(stage_of(tile_ - 1)));
+      if (raised) rescale();
+      round_weights();
+    }
+    add_values();
+    wait_for_products<0>();
+    pin(out_);
+  }
+
+  __device__ __forceinline__ void release(Barrier *barrier) const {
+    if (lane_ == 0) arrive(barrier);
+  }
+
+  // Begins the product of the queries with the keys of the tile.
+  __device__ __forceinline__ void begin_scores() {
+    const int stage = stage_of(tile_);
+    const unsigned char *keys = shared_.keys(stage);
+    wait_for_phase(shared_.keys_full(stage), parity_of(tile_));
+    fence_products();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const int channel = step * 16;
+      const unsigned char *first = keys + channel / kBoxChannels * kBoxBytes + channel % kBoxChannels * 2;
+      multiply_rows<Element>(scores_, queries_[step], matrix_descriptor(first, 0), step > 0);
+    }
+    close_product_group();
+  }
+
+  // Begins the product of the weights with the values of the tile before.
+  __device__ __forceinline__ void add_values() {
+    const int stage = stage_of(tile_ - 1);
+    const unsigned char *values = shared_.values(stage);
+    wait_for_phase(shared_.values_full(stage), parity_of(tile_ - 1));
+    fence_products();
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      multiply_add_columns<Element>(out_, weights_[group], matrix_descriptor(values + group * 2 * kGroupBytes, kBoxBytes));
+    }
+    close_product_group();
+  }
+
+  // Scores become weights; whether what is there is to be rescaled by factor_.
+  __device__ __forceinline__ bool weigh(int left) {
+    if (left < kSm90Keys) mask(left);
+    const float c = argument_.score_scale;
+    float high[2];
+    bool raise = false;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float most = fmaxf(scores_[2 * r], scores_[2 * r + 1]);
+#pragma unroll
+      for (int n = 1; n < kColumns; ++n) most = fmaxf(most, fmaxf(scores_[4 * n + 2 * r], scores_[4 * n + 2 * r + 1]));
+      high[r] = fmaf(row_max(most), c, bias_);
+      raise |= high[r] > max_[r] + kRescaleAbove;
+    }
+    raise = any_lane(raise);
+    if (raise) raise_max(high);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float shift = bias_ - max_[r];
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+        for (int i = 4 * n + 2 * r; i < 4 * n + 2 * r + 2; ++i) {
+          scores_[i] = exp2_approx(fmaf(scores_[i], c, shift));
+          sum_[r] += scores_[i];
+        }
+      }
+    }
+    return raise;
+  }
+
+  // From the end, up to the first 8 keys that are all there.
+  __device__ __forceinline__ void mask(int left) {
+#pragma unroll
+    for (int n = kColumns - 1; n >= 0; --n) {
+      if (n * 8 + 8 <= left) break;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (n * 8 + lane_ % 4 * 2 + i >= left) scores_[4 * n + i] = scores_[4 * n + i + 2] = -INFINITY;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void raise_max(const float (&high)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float max = fmaxf(max_[r], high[r]);
+      // Nothing has been weighed while the maximum is -inf; it stays so when all scores are NaN.
+      factor_[r] = max_[r] == -INFINITY ? 0.0f : exp2_approx(max_[r] - max);
+      max_[r] = max;
+      sum_[r] *= factor_[r];
+    }
+  }
+
+  __device__ __forceinline__ void rescale() {
+#pragma unroll
+    for (int n = 0; n < kChunks; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out_[4 * n + i] *= factor_[i / 2];
+    }
+  }
+
+  __device__ __forceinline__ void round_weights() {
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        weights_[group][i] = pack<Element>(scores_[group * 8 + i * 2], scores_[group * 8 + i * 2 + 1]);
+      }
+    }
+  }
+
+  // ---- results ----
+
+  __device__ __forceinline__ void end_page() const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float sum = row_sum(sum_[r]);
+      const int row = row_of(r);
+      if (lane_ % 4 == 0 && row < argument_.rows) {
+        argument_.page_state[(head_ * op_.pages + page_) * argument_.rows + row] = {max_[r], sum};
+      }
+    }
+  }
+
+  __device__ __forceinline__ void finish() const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float sum = row_sum(sum_[r]);
+      // A head whose pages are all left out has no weights: its output is 0.
+      const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+      const int row = row_of(r);
+      if (row >= argument_.rows) continue;
+      uint32_t *words = words_of(op_.out, row);
+#pragma unroll
+      for (int n = 0; n < kChunks; ++n) {
+        words[4 * n] = pack<Element>(out_[4 * n + 2 * r] * inverse, out_[4 * n + 2 * r + 1] * inverse);
+      }
+    }
+  }
+
+  const AttentionArgument &argument_;
+  const FrameAttention &op_;
+  const Sm90Shared &shared_;
+  const int thread_, lane_, head_, first_row_, first_frame_, steps_;
+  int tile_ = 0, pages_begun_ = 0, page_ = 0;
+  float bias_ = 0.0f;
+  // Of two rows, as in device/warpgroup.cuh; sums are of this lane's columns.
+  uint32_t queries_[kSteps][4], weights_[kGroups][4];
+  float scores_[kSm90Keys / 2], out_[kSm90Dim / 2], max_[2], sum_[2], factor_[2];
+};
+
+}  // namespace lolrt::cuda
