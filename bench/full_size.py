@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="as for lolrt generate (default: 1.3B with random weights)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model = arguments.model or synth(Path(folder, "model"))
+        model = arguments.model or synth(Path(folder, "1.3B-random"))
         for line in measure(model, Path(folder, "video.mp4")):
             print(line, flush=True)
 

@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md, and its pictures, from the JSON of a run: `python -m bench.report out/bench.json`.
+"""Writes docs/benchmarks.md, and its pictures, from the JSON of a run, or of several: `python -m bench.report out/bench.json`.
 
 Nothing is measured here. Every section says what its figures contain and which command made them.
 """
@@ -198,9 +198,9 @@ def codegen(results: Results) -> Section | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.report", description="Writes docs/benchmarks.md from the JSON of a run.")
-    parser.add_argument("json", type=Path, nargs="?", default=Path("out/bench.json"))
-    results = Results.read(parser.parse_args().json)
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description="Writes docs/benchmarks.md from the JSON of runs.")
+    parser.add_argument("json", type=Path, nargs="*", default=[Path("out/bench.json")], help="of one machine, the best kernels' first")
+    results = Results.read(*parser.parse_args().json)
     path = DOCS / "benchmarks.md"
     path.write_text(report(results, DOCS))
     print(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lolrt.bench.row import Row
+from lolrt.errors import Error
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,17 @@ class Results:
         return cls(data)
 
     @classmethod
-    def read(cls, path: Path) -> Results:
-        return cls(json.loads(path.read_text()))
+    def read(cls, *paths: Path) -> Results:
+        """Runs of one machine, each of other instruction sets, as one. Raises `lolrt.Error` for runs of several machines."""
+        runs = [json.loads(path.read_text()) for path in paths]
+        machines = {run["machine_info"]["lolrt"]["cpu"] for run in runs}
+        if len(machines) > 1:
+            raise Error(f"the runs are of {len(machines)} machines, {' and '.join(sorted(machines))}; expected runs of one")
+        of_run = [run["lolrt"] for run in runs]
+        kernels = [kernels for run in of_run for kernels in run["kernels"]]
+        command = "` and `".join(run["command"] for run in of_run)
+        benchmarks = [benchmark for run in runs for benchmark in run["benchmarks"]]
+        return cls({**runs[0], "benchmarks": benchmarks, "lolrt": {**of_run[0], "command": command, "kernels": kernels}})
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,6 +44,7 @@ class Results:
 
     @property
     def command(self) -> str:
+        """As Markdown has it between its backquotes."""
         return self.data["lolrt"]["command"]
 
     @property

@@ -1,12 +1,13 @@
-"""Makes the README's pictures from the embedded model: `make figures`, or `python docs/figures.py sheet|collapse`.
+"""Makes the README's pictures from the embedded model: `make figures`, or `python docs/figures.py sheet|collapse|falls`.
 
 sheet: frames of the demo and of the model's example prompts. collapse: 12 rollouts of 240 latent frames each (a prompt and a noise
 seed each), the same ones with plain RoPE and with jitter: attention mass on the sink frames, and distance of the latents to them, as
-`lolrt.lab.measures` defines them.
+`lolrt.lab.measures` defines them. falls: of docs/collapse.md, decoded videos of the same policies, and what was measured on them.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from lolrt.lab.statistics import interval
 DOCS = Path(__file__).parent
 SHEET_SECONDS = (0, 4, 8, 12, 16, 20)
 ROLLOUTS, FRAMES = 12, 240
+PROMPTS = ("a red balloon over the hills at dusk", "a white boat on the sea at night")
 POLICIES = {
     "plain RoPE": "sigma=0",
     "jitter 0.8, drawn (seed 0)": "sigma=0.8",
@@ -74,8 +76,18 @@ def collapse(pipe: lolrt.Pipeline) -> None:
     figure.savefig(DOCS / "collapse.png", dpi=110)
 
 
+def falls(pipe: lolrt.Pipeline) -> None:
+    """What `lolrt lab rollout --prompts PROMPTS` measures: a row of frames for each policy and prompt, and a line of numbers."""
+    videos = [Video(policy, prompt, 0) for policy in POLICIES.values() for prompt in PROMPTS]
+    folder = Folder(DOCS.parent / "out" / "rollout", Plan("tiny", FRAMES))
+    run(folder, videos)
+    frames = [np.concatenate(list(folder.series(video)["thumbnails"]), axis=1) for video in videos]
+    Image.fromarray(np.concatenate(frames)).save(DOCS / "collapse" / "decoded.jpg", quality=88)
+    (DOCS / "collapse" / "decoded.jsonl").write_text("".join(json.dumps(folder.rows[video.key]) + "\n" for video in videos))
+
+
 if __name__ == "__main__":
     pipe = lolrt.load("tiny")
-    figures = {"sheet": sheet, "collapse": collapse}
+    figures = {"sheet": sheet, "collapse": collapse, "falls": falls}
     for name in sys.argv[1:] or figures:
         figures[name](pipe)

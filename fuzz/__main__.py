@@ -1,7 +1,7 @@
 """Runs the fuzz target of readers.py; the folder named first collects inputs that reach new code.
 
 pip install atheris
-python -m fuzz build/fuzz -max_total_time=300 -rss_limit_mb=4096 -timeout=10
+python -m fuzz build/fuzz -max_total_time=300 -rss_limit_mb=4096 -timeout=10 -len_control=0
 """
 
 import os
@@ -12,7 +12,10 @@ from pathlib import Path
 import atheris
 import torch  # noqa: F401 - before the instrumented imports: it is not what is tested, and large
 
-with atheris.instrument_imports(include=["lolrt.checkpoint", "pickletools", "zipfile"]):
+INSTRUMENTED = ("pickletools", "tomllib", "zipfile")
+for name in INSTRUMENTED:  # torch has imported them, uninstrumented
+    sys.modules.pop(name, None)
+with atheris.instrument_imports(include=["lolrt.checkpoint", *INSTRUMENTED]):
     from fuzz.readers import run, seeds
 
 corpus = Path(sys.argv[1])

@@ -12,7 +12,8 @@ ValueError for arguments that do not fit, UnsupportedError (a RuntimeError) for 
 RuntimeError for a defect of the library.
 
 If torch was imported first, the library computes on torch's threads, on at most as many as torch does; otherwise on threads of its
-own. The results are the same. The formulas, page layout and rules are in lolrt/include/lolrt/lolrt.h.
+own. The results are the same. torch's threads do not survive a fork: in the child of a process that has computed, the library waits for
+ever, as torch does, so start such processes by spawning. The formulas, page layout and rules are in lolrt/include/lolrt/lolrt.h.
 """
 
 from typing import Any, Literal, TypeAlias

@@ -69,9 +69,9 @@ class ChunkPages:
 
 
 class KVCache:
-    """Pages of all layers, [layers, pages, page_elements], and the table of those in use; allocated once, written in place, never moved.
+    """Pages of all layers, [layers, pages, page_elements], and the tables of those in use; allocated once, written in place, never moved.
 
-    So a chunk over a full window finds all that it reads and writes where the chunk before did.
+    So a chunk over a full window finds all that it reads and writes where the chunk before did, with and without recalled frames.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class KVCache:
         self.pages = torch.empty(layers, window.pool_pages, elements, dtype=dtype, device=device)
         self.layer_pages = self.pages.unbind(0)
         self._table = torch.zeros(window.pages, dtype=torch.int32, device=device)
+        self._recall_table = torch.zeros(window.pages + window.recall_frames, dtype=torch.int32, device=device)
         self._page_shape = tokens, heads, head_dim
         self._pool, self._window, self._store = self._empty()
         self._read()
@@ -117,8 +118,12 @@ class KVCache:
         assert store is not None
         places = store.find(query, self.config.recall_frames)
         frames = [*chunk.frames[:sinks], *(store.frames[place] for place in places), *chunk.frames[sinks:]]
-        pages = torch.tensor([store.pages[place] for place in places], dtype=torch.int32, device=self._table.device)
-        page_table = torch.cat([chunk.page_table[:sinks], pages, chunk.page_table[sinks:]])
+        pages = torch.tensor([store.pages[place] for place in places], dtype=torch.int32)
+        page_table = self._recall_table[: len(frames)]
+        recalled = slice(sinks, sinks + len(places))
+        page_table[: recalled.start] = chunk.page_table[:sinks]
+        page_table[recalled] = upload(pages, page_table.device)
+        page_table[recalled.stop :] = chunk.page_table[sinks:]
         return replace(chunk, frames=frames, page_table=page_table, recalled=len(places))
 
     def _mean_key(self, page: int) -> Tensor:
@@ -178,7 +183,8 @@ class KVCache:
             )
         pool, window, store = self._empty()
         try:
-            window.restore(state["frames"].tolist())
+            if len(state["frames"]):  # none: it was saved before its first chunk
+                window.restore(state["frames"].tolist())
         except (ValueError, MemoryError) as error:
             raise Error(f"the saved window does not fit into this stream's: {error}") from error
         self._pool, self._window, self._store = pool, window, store

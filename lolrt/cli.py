@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
 import signal
 import sys
@@ -25,7 +26,7 @@ CPU_FEATURES = ("fma", "f16c", "avx2", "avx512f", "avx512bw", "avx512_vnni", "av
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0, or 2 after one line on standard error when the user can mend what went wrong."""
+    """Runs a command; returns 0, 2 after one line on standard error when the user can mend what went wrong, or 130 after Ctrl-C."""
     arguments = parser().parse_args(argv)
     spin_briefly()
     try:
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Error as error:
         print(f"lolrt: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("lolrt: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -76,17 +80,16 @@ def parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--stretch", type=float, default=1.0, help="by how many times --length")
     generate.add_argument("--length", type=int, default=132, help="latent frames that the model covers without stretching")
-    generate.add_argument("--sink-bias", type=float, default=0.0, help="added to the attention scores of sinks; -inf shuts them out")
+    generate.add_argument(
+        "--sink-bias", type=float, default=0.0, help="added to the attention scores of sinks; --sink-bias=-inf shuts them out"
+    )
     generate.add_argument("--gate", choices=["always", "realigned", "synchronised"], default="always", help="when --sink-bias is added")
     generate.add_argument("--head-share", type=float, default=0.8, help="of a layer's heads that a synchronised gate waits for")
     generate.add_argument("--sinks", type=int, default=3, help="sink frames in the window")
     generate.add_argument("--recent", type=int, default=9, help="recent frames in the window, the chunk's own included")
     _add_recall(generate)
     generate.add_argument("--probe", action="store_true", help="write each chunk's attention mass per page to FILE.mass.csv")
-    generate.add_argument("--vae", choices=["full", "tiny"], default="full", help="tiny: the model's TAEHV, fast and less exact")
-    generate.add_argument(
-        "--vae-tile", metavar="PIXELS", type=positive(int), help="decode in tiles of this size: less memory, not quite the same"
-    )
+    _add_vae(generate)
     generate.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, or a GPU by its number, such as cuda:1")
     generate.add_argument("--threads", type=positive(int), help="CPU threads; by default all cores")
 
@@ -122,6 +125,8 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("--recent", type=int, default=9, help="recent frames in the window, the chunk's own included")
     _add_recall(info)
     info.add_argument("--dtype", choices=["bfloat16", "float32"], help="of weights and activations; by default what the kernels prefer")
+    info.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the model would run; cuda need not be there")
+    _add_vae(info)
 
     bench = commands.add_parser("bench", help="how fast the ops are on this machine, side by side with torch")
     bench.set_defaults(run=run_bench)
@@ -137,11 +142,18 @@ def _add_recall(command: argparse.ArgumentParser) -> None:
     command.add_argument("--store", type=int, default=24, help="frames that are kept for --recall at most")
 
 
+def _add_vae(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--vae", choices=["full", "tiny"], default="full", help="tiny: the model's TAEHV, fast and less exact")
+    command.add_argument(
+        "--vae-tile", metavar="PIXELS", type=positive(int), help="decode in tiles of this size: less working memory, not quite the same"
+    )
+
+
 def positive(kind: type) -> type:
     def parse(text: str) -> float:
         value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
         return value
 
     parse.__name__ = kind.__name__  # argparse names the type in its message
@@ -177,7 +189,6 @@ class Interrupt:
 
 
 def run_generate(arguments: argparse.Namespace) -> None:
-    # Checked before the slow imports: a wrong path should not cost seconds.
     if arguments.probe and arguments.output == "-":
         raise Error("--probe writes beside the video, so it needs a file: choose one with -o")
     with Interrupt() as interrupt:
@@ -186,13 +197,15 @@ def run_generate(arguments: argparse.Namespace) -> None:
         import lolrt
         from lolrt.device import usable
         from lolrt.script import Cue, follow, read_script
+        from lolrt.video import output_path
         from lolrt.video_reader import read_frames
 
+        output_path(arguments.output)  # a wrong name should not cost the minutes in which a large model encodes its prompts
         if arguments.threads:
             lolrt.set_threads(arguments.threads)
         device = usable(arguments.device)
-        if not 0 <= arguments.seed < 2**64 or not 0 <= arguments.jitter_seed < 2**32:
-            raise Error("--seed must be in 0 .. 2^64 - 1 and --jitter-seed in 0 .. 2^32 - 1")
+        if not 0 <= arguments.seed < 2**64:
+            raise Error("--seed must be in 0 .. 2^64 - 1")
         rope = lolrt.Rope(
             arguments.positions,
             arguments.sigma,
@@ -214,6 +227,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
         chunks = follow(stream, cues[1:], pipe.fps, recache=arguments.recache, over_chunks=arguments.switch_chunks)
         if device.type == "cuda":
             chunks = one_ahead(chunks)
+        written = 0  # the bar does not count where TQDM_DISABLE hides it
         total = None if arguments.endless else arguments.frames or round((arguments.seconds or DEFAULT_SECONDS) * pipe.fps) or 1
 
         with (
@@ -222,17 +236,18 @@ def run_generate(arguments: argparse.Namespace) -> None:
             tqdm(total=total, unit=" frames", dynamic_ncols=True, file=sys.stderr) as bar,
         ):
             for chunk in chunks:
-                frames = chunk.frames if total is None else chunk.frames[: total - bar.n]
+                frames = chunk.frames if total is None else chunk.frames[: total - written]
                 if chunk.switch is not None:
-                    bar.write(f"{bar.n / pipe.fps:.2f} s: {chunk.switch}", file=sys.stderr)
+                    bar.write(f"{written / pipe.fps:.2f} s: {chunk.switch}", file=sys.stderr)
                 writer.write(frames)
                 mass_log.write(chunk)
                 bar.set_postfix_str(f"sink mass {chunk.sink_mass:.3f}", refresh=False)
                 bar.update(len(frames))
-                if bar.n == total or interrupt.requested:
+                written += len(frames)
+                if written == total or interrupt.requested:
                     break
     if arguments.output != "-":
-        print(f"{arguments.output}: {bar.n} frames, {bar.n / pipe.fps:.1f} s at {pipe.fps} frames/s")
+        print(f"{arguments.output}: {written} frames, {written / pipe.fps:.1f} s at {pipe.fps} frames/s")
         if arguments.probe:
             print(f"{mass_log.path}: attention mass per chunk, layer, head and page")
 
@@ -373,18 +388,25 @@ def print_memory(arguments: argparse.Namespace) -> None:
     from lolrt.memory import plan_model
     from lolrt.pipeline import preferred_dtype
 
-    dtype = getattr(torch, arguments.dtype) if arguments.dtype else preferred_dtype()
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else preferred_dtype(arguments.device)
+    if arguments.device == "cuda" and dtype != torch.bfloat16:
+        raise Error("on CUDA models run in bfloat16: ask for that, or for the memory on the CPU")
     window = lolrt.Window(arguments.sinks, arguments.recent, recall_frames=arguments.recall, store_frames=arguments.store)
-    plan, (height, width) = plan_model(arguments.model, arguments.size, dtype, window)
+    plan, (height, width) = plan_model(
+        arguments.model, arguments.size, dtype, window, vae=arguments.vae, vae_tile=arguments.vae_tile, device=arguments.device
+    )
     print(
         f"{arguments.model}: a stream of {height} x {width} pixels, {str(dtype).removeprefix('torch.')}, window {arguments.sinks} + ",
         end="",
     )
     print(f"{arguments.recent}")
-    for title, rows in (("weights", plan.weights), ("stream", plan.stream), ("at most, in turn", plan.passing)):
+    tables = ("weights", plan.weights), ("stream", plan.stream), ("at most, in turn", plan.passing), ("before, if at all", plan.before)
+    for title, rows in tables:
         for name, count in rows.items():
-            print(f"{title:17}{name:32}{size(count):>12}")
-    print(f"{'in all':49}{size(plan.total):>12}, beside the process itself")
+            if count:
+                print(f"{title:19}{name:34}{size(count):>12}")
+    beside = "what CUDA and its libraries take; predicted, not measured" if arguments.device == "cuda" else "the process itself"
+    print(f"{'in all, at most':53}{size(plan.total):>12}, beside {beside}")
 
 
 def run_bench(arguments: argparse.Namespace) -> None:

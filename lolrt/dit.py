@@ -133,12 +133,18 @@ class TextContext:
     page_table: Tensor
 
 
-@dataclass(frozen=True)
 class Modulation:
-    """Shift, scale and gate of every layer at one timestep, float32 rows [1, dim], with "1 +" folded into the scales."""
+    """Shift, scale and gate of every layer at one timestep, with "1 +" folded into the scales.
 
-    layers: Sequence[tuple[Tensor, ...]]  # shift, scale, gate of attention; shift, scale, gate of the feed-forward
-    head: tuple[Tensor, Tensor]  # shift, scale
+    rows: float32 [6 * layers + 2, dim]: of each layer shift, scale and gate of attention, then those of the feed-forward; last, shift and
+    scale of the head. `layers` and `head` are its rows, [1, dim] each.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        *layers, head = rows.split(6)
+        self.layers: Sequence[Sequence[Tensor]] = [layer.split(1) for layer in layers]
+        self.head: Sequence[Tensor] = head.split(1)
 
 
 class CausalDiT(nn.Module):
@@ -185,20 +191,24 @@ class CausalDiT(nn.Module):
             raise Error(f"prompt_embeds are {list(prompt_embeds.shape)}; expected [1 to {text_len} text tokens, {text_dim}]")
 
     @torch.inference_mode()
-    def encode_text(self, prompt_embeds: Tensor) -> TextContext:
-        """Keys and values of a prompt [text_tokens, text_dim], filled up with zeros to text_len rows; no mask, as in the public code."""
+    def encode_text(self, prompt_embeds: Tensor, out: TextContext | None = None) -> TextContext:
+        """Keys and values of a prompt [text_tokens, text_dim], filled up with zeros to text_len rows; no mask, as in the public code.
+
+        out: another prompt's, whose place they take.
+        """
         config = self.config
         self.check_text(prompt_embeds)
         padding = config.text_len - prompt_embeds.shape[0]
         text = self.text_embedding(F.pad(upload(prompt_embeds.to(self.dtype), self.device), (0, 0, 0, padding)))
-        elements = ops.page_elements(self.dtype, config.text_len, config.num_heads, config.head_dim, self.device)
-        pages = torch.empty(config.num_layers, 1, elements, dtype=self.dtype, device=self.device)
-        page_table = torch.zeros(1, dtype=torch.int32, device=self.device)
-        for block, layer_pages in zip(self._blocks, pages, strict=True):
+        if out is None:
+            elements = ops.page_elements(self.dtype, config.text_len, config.num_heads, config.head_dim, self.device)
+            pages = torch.empty(config.num_layers, 1, elements, dtype=self.dtype, device=self.device)
+            out = TextContext(pages, torch.zeros(1, dtype=torch.int32, device=self.device))
+        for block, layer_pages in zip(self._blocks, out.pages, strict=True):
             attn = block.cross_attn
             k, v = self._split_heads(attn.k(text)[None]), self._split_heads(attn.v(text)[None])
-            ops.kv_write(k, v, layer_pages, page_table, weight=self._head_weight(attn.norm_k), eps=config.eps)
-        return TextContext(pages, page_table)
+            ops.kv_write(k, v, layer_pages, out.page_table, weight=self._head_weight(attn.norm_k), eps=config.eps)
+        return out
 
     @torch.inference_mode()
     def modulations(self, timesteps: Tensor) -> list[Modulation]:
@@ -210,12 +220,10 @@ class CausalDiT(nn.Module):
         return [self._modulation(e[i], projected[i]) for i in range(len(timesteps))]
 
     def _modulation(self, e: Tensor, projected: Tensor) -> Modulation:
-        layers = []
-        for block in self._blocks:
-            shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.modulation[0] + projected).float().split(1)
-            layers.append((shift, 1 + scale, gate, ffn_shift, 1 + ffn_scale, ffn_gate))
-        shift, scale = (self.head.modulation[0] + e).float().split(1)
-        return Modulation(layers, (shift, 1 + scale))
+        layers = [block.modulation[0] + projected for block in self._blocks]
+        rows = torch.cat([*layers, self.head.modulation[0] + e]).float()
+        rows[1::3] += 1  # the scales
+        return Modulation(rows)
 
     @torch.inference_mode()
     def forward(

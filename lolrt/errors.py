@@ -8,6 +8,9 @@ class Error(Exception):
 class CheckpointError(Error):
     """A file that is not the model it should be: damaged, or with missing, unexpected or mis-shaped tensors, or values not finite."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
 
 class PromptError(Error):
     """A prompt that the model's text encoder does not know."""
@@ -15,3 +18,8 @@ class PromptError(Error):
 
 class OutputError(Error):
     """A video that could not be written."""
+
+
+def printable(text: str) -> str:
+    """On one line, and nothing that a terminal obeys: names that come from a file may hold anything."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ from lolrt import _core, ops
 from lolrt.cache import KVCache, Window
 from lolrt.checkpoint import read_component, unfilled
 from lolrt.checkpoint.folder import WAN_SETTINGS
-from lolrt.checkpoint.shapes import dit_config, vae_config
-from lolrt.decoder import State
+from lolrt.checkpoint.shapes import dit_config, taehv_config, vae_config
+from lolrt.codec import Codec, State
 from lolrt.dit import CausalDiT, DiTConfig
 from lolrt.errors import Error
-from lolrt.pipeline import parts_of, sampler_of
+from lolrt.pipeline import VAEChoice, parts_of, sampler_of
+from lolrt.taehv import TAEHV, TAEHVConfig
+from lolrt.tiles import Tiled
 from lolrt.vae import CausalVAE
 from lolrt.vae_layers import VAEConfig
+from lolrt.vae_stream import planned_for_cuda
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,18 @@ class MemoryPlan:
     stream: dict[str, int]
     """As long as the stream goes on, from its first chunk on."""
     passing: dict[str, int]
-    """At most, while something runs; one after the other."""
+    """At most, while something runs."""
+    before: dict[str, int] = field(default_factory=dict)
+    """At most, while something runs ahead of the stream; one after the other, and gone when the stream begins."""
+    side_by_side: bool = False
+    """Whether what passes can be there all at a time, as on CUDA, where a chunk is decoded while the next one is denoised; or one after the
+    other."""
 
     @property
     def total(self) -> int:
         """The most that is allocated at any time."""
-        return sum(self.weights.values()) + sum(self.stream.values()) + max(self.passing.values())
+        passing = (sum if self.side_by_side else max)(self.passing.values())
+        return max(sum(self.weights.values()) + sum(self.stream.values()) + passing, *self.before.values(), 0)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -86,27 +96,92 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+@dataclass(frozen=True)
+class CodecMemory:
+    """Bytes of a codec on a stream, latent frame after latent frame, in one direction."""
+
+    weights: int
+    packed: int
+    """Of weights in the order that the kernels read them in: a second copy."""
+    carried: int
+    """Of what is kept from call to call."""
+    passing: int
+    """Beside that, at most, while a call runs."""
+
+
+def codec_memory(
+    config: VAEConfig | TAEHVConfig,
+    height: int,
+    width: int,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    frames: int = 1,
+    encoding: bool = False,
+    tile: int | None = None,
+) -> CodecMemory:
+    """Of decoding `frames` latent frames of height x width pixels a call, to pixels of 8 bits; or of encoding what makes so many.
+
+    tile: as of `lolrt.tiles.Tiled`. Raises `lolrt.Error` when the size or the tile does not fit.
+    """
+    factor = config.spatial_factor
+    rows, columns = height // factor, width // factor
+    if height % factor or width % factor:
+        raise Error(f"{height} x {width} pixels do not divide into latent pixels of {factor} x {factor}")
+    with unfilled():
+        whole: CausalVAE | TAEHV = CausalVAE(config) if isinstance(config, VAEConfig) else TAEHV(config)
+    whole.to(dtype)
+    codec: Codec = whole if tile is None else Tiled(whole, tile)
+    state: State = {}
+    with torch.inference_mode(), torch.device("meta"), LiveBytes() as live:
+        if encoding:
+            clips = [torch.empty(count, 3, height, width) for count in (1, frames * config.temporal_factor)]
+        else:
+            latents = torch.empty(frames, config.z_dim, rows, columns)
+        before = live.restart()
+        for call in range(3):  # the first is another thing, and the second the first of its size; nothing is packed anew
+            if encoding:
+                codec.encode(clips[min(call, 1)], state)
+            else:
+                video = codec.decode(latents, state)
+                video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+                del video
+        carried = _bytes(state.values())
+        packed = live.now - before - carried
+        return CodecMemory(_bytes(whole.parameters()), packed, carried, live.peak - before - carried - packed)
+
+
 def plan(
     dit: DiTConfig,
-    vae: VAEConfig,
+    vae: VAEConfig | TAEHVConfig,
     height: int,
     width: int,
     *,
     dtype: torch.dtype = torch.bfloat16,
     window: Window = Window(),
     passes: int = 4,
+    vae_tile: int | None = None,
+    text_encoder_bytes: int = 0,
+    device: str = "cpu",
 ) -> MemoryPlan:
-    """Of a stream of video of height x width pixels. passes: of the sampler.
+    """Of a stream of video of height x width pixels. passes: of the sampler; vae_tile: as of `lolrt.load`; text_encoder_bytes: of the
+    weights of an encoder that is let go before the model is loaded; device: "cpu", or "cuda", which need not be there.
 
+    On CUDA it is the device's memory, with the probe on, without what CUDA and its libraries take for themselves.
     Raises `lolrt.Error` when the size does not fit the model.
     """
+    on_cuda = device == "cuda"
+    with planned_for_cuda() if on_cuda else nullcontext():
+        decoding = codec_memory(vae, height, width, dtype=dtype, frames=window.chunk_frames, tile=vae_tile)
+        encoding = codec_memory(vae, height, width, dtype=dtype, encoding=True, tile=vae_tile)
     rows, columns = height // vae.spatial_factor, width // vae.spatial_factor
-    if height % vae.spatial_factor or width % vae.spatial_factor:
-        raise Error(f"{height} x {width} pixels do not divide into latent pixels of {vae.spatial_factor} x {vae.spatial_factor}")
     with unfilled():
-        model, decoder = CausalDiT(dit).to(dtype), CausalVAE(vae).to(dtype)
+        model = CausalDiT(dit).to(dtype)
     tokens = model.tokens_per_frame(rows, columns)
     model.join()
+
+    def pages_of(tokens: int) -> int:
+        return dit.num_layers * dtype.itemsize * ops.page_elements(dtype, tokens, dit.num_heads, dit.head_dim, torch.device(device))
+
     with torch.inference_mode(), torch.device("meta"), LiveBytes() as live:
         stream: dict[str, int] = {}
         passing: dict[str, int] = {}
@@ -114,10 +189,12 @@ def plan(
         def kept(name: str, before: int) -> None:
             stream[name] = live.now - before
 
-        start = live.restart()
-        text = model.encode_text(torch.empty(dit.text_len, dit.text_dim))
-        kept("keys and values of the text", start)
-        passing["text"] = live.peak - live.now
+        prompt = torch.empty(dit.text_len, dit.text_dim)
+        text = model.encode_text(prompt)
+        stream["keys and values of the text"] = pages_of(dit.text_len)
+        before = live.restart()
+        model.encode_text(prompt, out=text)
+        passing["a new prompt"] = live.peak - before
 
         before = live.restart()
         modulations = model.modulations(torch.empty(passes + 1))
@@ -125,9 +202,11 @@ def plan(
 
         before = live.restart()
         cache = KVCache(window, dit.num_layers, tokens, dit.num_heads, dit.head_dim, dtype, model.device)
-        for first_frame in range(0, window.pages, window.chunk_frames):  # until the window is full
-            pages = cache.advance(first_frame, window.chunk_frames)
-        kept(f"{window.pool_pages} pages of {dit.num_layers} layers", before)
+        size, first_frame = window.chunk_frames, 0
+        for end in range(window.pages % size or size, window.pages + 1, size):  # until the window is full, and no frame leaves it
+            pages = cache.advance(first_frame, end - first_frame)
+            first_frame = end
+        stream[f"{window.pool_pages} pages of {dit.num_layers} layers"] = window.pool_pages * pages_of(tokens)
 
         before = live.restart()
         attended = window.pages + window.recall_frames
@@ -140,39 +219,46 @@ def plan(
         mass = torch.empty(dit.num_layers, attended, window.chunk_frames, dit.num_heads)
         model(sample, modulations[0], text, pages, rotation, spatial, mass)
         passing["a pass of the DiT"] = live.peak - before
-        del mass
-
-        state: State = {}
-        before = live.restart()
-        for _ in range(2):  # the first chunk is another thing; both pack nothing anew
-            video = decoder.decode(sample, state)
-            video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-            del video
-        caches = _bytes(state.values())
-        packed = live.now - before - caches
-        passing["decoding of a chunk"] = live.peak - before - caches - packed
+        if on_cuda:  # a pool of memory for a pass, and what is copied into it and out of it
+            stream["CUDA graphs' own memory"] = live.peak - before + _bytes((sample, modulations[0].rows, mass))
+    passing["decoding of a chunk"] = decoding.passing
     stream["latents of the pages"] = 4 * window.pool_pages * dit.in_dim * rows * columns
-    stream["VAE's past frames"] = caches
-    stream["workspace of attention"] = _workspace(dit, window, tokens, dtype)
-    weights = {
-        "DiT": _bytes(model.parameters()),
-        "VAE": _bytes(decoder.parameters()),
-        "VAE's decoder, packed": packed,
+    stream["VAE's past frames"] = decoding.carried
+    stream["workspace of attention"] = (_cuda_workspace if on_cuda else _workspace)(dit, window, tokens, dtype)
+    weights = {"DiT": _bytes(model.parameters()), "VAE": decoding.weights, "VAE's decoder, packed": decoding.packed}
+    loaded = weights["DiT"] + encoding.weights
+    before_stream = {
+        "text encoder": text_encoder_bytes,
+        "encoding of a start": loaded + encoding.packed + encoding.carried + encoding.passing,
     }
-    return MemoryPlan(weights, stream, passing)
+    return MemoryPlan(weights, stream, passing, before_stream, side_by_side=on_cuda)
 
 
-def plan_model(model: str | Path, size: tuple[int, int] | None, dtype: torch.dtype, window: Window) -> tuple[MemoryPlan, tuple[int, int]]:
+def plan_model(
+    model: str | Path,
+    size: tuple[int, int] | None,
+    dtype: torch.dtype,
+    window: Window,
+    *,
+    vae: VAEChoice = "full",
+    vae_tile: int | None = None,
+    device: str = "cpu",
+) -> tuple[MemoryPlan, tuple[int, int]]:
     """Of a model that is not loaded, and the size that it is for: height and width in pixels, by default the model's own.
 
-    model: as of `lolrt.load`. Raises as `lolrt.load` does.
+    model, vae, vae_tile: as of `lolrt.load`; device: as of `plan`, and a text encoder runs on the CPU. Raises as `lolrt.load` does.
     """
-    parts = parts_of(model, {"dit", "vae"})
+    parts = parts_of(model, {"dit", "vae" if vae == "full" else "taehv"})
     settings = {**WAN_SETTINGS, **parts.settings}
     height, width = size or (settings["height"], settings["width"])
-    dit, vae = read_component(parts.source, "dit"), read_component(parts.source, "vae")
-    passes = len(sampler_of(settings, parts.source).timesteps)
-    memory = plan(dit_config(dit), vae_config(vae), height, width, dtype=dtype, window=window, passes=passes)
+    config: VAEConfig | TAEHVConfig = (
+        vae_config(read_component(parts.source, "vae")) if vae == "full" else taehv_config(read_component(parts.source, "taehv"))
+    )
+    encoder = read_component(parts.source, "text_encoder").tensors.values() if parts.text_encoder and device == "cpu" else ()
+    memory = plan(
+        dit_config(read_component(parts.source, "dit")), config, height, width, dtype=dtype, window=window,
+        passes=len(sampler_of(settings, parts.source).timesteps), vae_tile=vae_tile, text_encoder_bytes=_bytes(encoder), device=device,
+    )  # fmt: skip
     return memory, (height, width)
 
 
@@ -189,3 +275,9 @@ def _workspace(config: DiTConfig, window: Window, tokens: int, dtype: torch.dtyp
     rotation = torch.zeros(attended, window.chunk_frames, config.num_heads, config.temporal_pairs, 2)
     table = torch.arange(attended, dtype=torch.int32)
     return _core.frame_attention_workspace(q, pages, table, tokens, rotation, None, torch.empty_like(q), None)
+
+
+def _cuda_workspace(config: DiTConfig, window: Window, tokens: int, dtype: torch.dtype) -> int:
+    """Of the probe: maximum and sum, float32, of each row of queries and head at the end of each page. Written down here because a machine
+    that plans may have no CUDA half to ask."""
+    return 8 * config.num_heads * (window.pages + window.recall_frames) * window.chunk_frames * tokens

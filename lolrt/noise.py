@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lolrt import _core
+from lolrt.errors import Error
 
 # (first_frame, n_frames, step) -> float32 [n_frames, channels, height, width]; step 0 is the initial noise, step k the noise that is
 # injected before denoise pass k, and the number of denoise passes stands for the noise of the cache pass.
@@ -23,6 +24,10 @@ class Noise:
     channels: int
     height: int
     width: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise Error(f"seed is {self.seed}; expected a number from 0 to 2^64 - 1")
 
     def __call__(self, first_frame: int, n_frames: int, step: int) -> Tensor:
         out = torch.empty(n_frames, self.channels, self.height, self.width, device="cpu")

@@ -4,6 +4,13 @@ Called directly they go straight to the kernels; under `torch.compile`, on the m
 `torch.ops.lolrt.*` with fake implementations.
 All compute in float32 and round once. On the CPU they take float32 or bfloat16, the same for all of one call. On CUDA, where there are
 no `channel_norm` and `conv3d`, they take bfloat16 or float16 and queue their work on torch's current stream of the tensors' device.
+
+In place of tensors they take arrays of another library that speaks DLPack, such as NumPy and CuPy, all of a call from one library, and work
+on their memory; what they make themselves is torch's, for `from_dlpack` of the other library. Nothing is copied. On CUDA torch's stream
+waits for the array's by DLPack's protocol, but nobody waits in turn for what is written in place, so let both be one stream:
+
+    with torch.cuda.stream(torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr)):
+        ops.kv_write(k, v, pages, page_table)
 """
 
 from __future__ import annotations
@@ -24,8 +31,20 @@ _local = threading.local()
 
 
 def _traced(x: Tensor) -> bool:
-    """Whether ops are to appear as torch's: under torch.compile, and on tensors that have a shape and nothing else."""
+    """Whether ops are to appear as torch's: under torch.compile, on tensors that have a shape and nothing else, and on what is none."""
     return torch.compiler.is_compiling() or type(x) is not Tensor or x.is_meta
+
+
+def _tensor(x: Any) -> Any:
+    """An array of another library as a tensor over the same memory; all else as it is."""
+    return torch.from_dlpack(x) if hasattr(x, "__dlpack__") and not isinstance(x, Tensor) else x
+
+
+def _torch_op(name: str, *arguments: Any) -> Any:
+    """The op as torch's, which is what is traced, and for arrays of other libraries."""
+    if not isinstance(arguments[0], Tensor):
+        arguments = tuple(map(_tensor, arguments))
+    return getattr(torch.ops.lolrt, name)(*arguments)
 
 
 def page_elements(dtype: torch.dtype, tokens: int, heads: int, dim: int, device: torch.device = CPU) -> int:
@@ -52,7 +71,7 @@ def kv_write(
     `rotation_first_channel` on.
     """
     if _traced(k):
-        torch.ops.lolrt.kv_write(k, v, pages, page_table, weight, rotation, rotation_first_channel, eps)
+        _torch_op("kv_write", k, v, pages, page_table, weight, rotation, rotation_first_channel, eps)
     else:
         _kv_write(k, v, pages, page_table, weight, rotation, rotation_first_channel, eps)
 
@@ -62,13 +81,21 @@ def mean_key(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
 
     page: [page_elements]. The layout is that of lolrt.h.
     """
-    if page.is_cuda:
-        return page[: heads * tokens * dim].view(heads, tokens, dim).mean(1, dtype=torch.float32)
+    keys = (_row_keys if page.is_cuda else _packed_keys)(page, tokens, heads, dim)
+    return keys.mean(1, dtype=torch.float32)
+
+
+def _row_keys(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
+    """The keys in a page of CUDA's, [heads, tokens, dim]."""
+    return page[: heads * tokens * dim].view(heads, tokens, dim)
+
+
+def _packed_keys(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
+    """The keys in a page of the CPU's, [heads, tokens, dim]."""
     lanes, adjacent = 16, 2 if page.dtype == torch.bfloat16 else 1
     blocks = -(-tokens // lanes)
     packed = page[: heads * blocks * lanes * dim].view(heads, blocks, dim // adjacent, lanes, adjacent)
-    keys = packed.transpose(2, 3).reshape(heads, blocks * lanes, dim)
-    return keys[:, :tokens].mean(1, dtype=torch.float32)
+    return packed.transpose(2, 3).reshape(heads, blocks * lanes, dim)[:, :tokens]
 
 
 def normalize_queries(
@@ -81,7 +108,7 @@ def normalize_queries(
 ) -> Tensor:
     """What `kv_write` does to k, done to q [frames, tokens, heads, dim], which keeps its plain layout."""
     if _traced(q):
-        return torch.ops.lolrt.normalize_queries(q, weight, rotation, rotation_first_channel, eps)
+        return _torch_op("normalize_queries", q, weight, rotation, rotation_first_channel, eps)
     return _normalize_queries(q, weight, rotation, rotation_first_channel, eps)
 
 
@@ -103,7 +130,7 @@ def frame_attention(
     over the frame's queries. Source: LoL (arXiv 2601.16914), Alg. 1, written with relative offsets.
     """
     if _traced(q):
-        return torch.ops.lolrt.frame_attention(q, pages, page_table, page_tokens, rotation, bias, mass)
+        return _torch_op("frame_attention", q, pages, page_table, page_tokens, rotation, bias, mass)
     return _frame_attention(q, pages, page_table, page_tokens, rotation, bias, mass)
 
 
@@ -121,14 +148,14 @@ def modulated_norm(
     x, residual: [frames, tokens, channels]; gate, scale, shift: float32 [1 or frames, channels]; gate None is 1.
     """
     if _traced(x):
-        return torch.ops.lolrt.modulated_norm(x, scale, shift, residual, gate, eps)
+        return _torch_op("modulated_norm", x, scale, shift, residual, gate, eps)
     return _modulated_norm(x, scale, shift, residual, gate, eps)
 
 
 def gelu(x: Tensor) -> None:
     """GELU by its tanh form, in place. x: [frames, tokens, channels]."""
     if _traced(x):
-        torch.ops.lolrt.gelu(x)
+        _torch_op("gelu", x)
     else:
         _gelu(x)
 
@@ -139,7 +166,7 @@ def sampler_step(sample: Tensor, level: float, velocity: Tensor, *, after: float
     The clean sample is computed in float64 and rounded once, as published.
     """
     if _traced(sample):
-        return torch.ops.lolrt.sampler_step(sample, level, velocity, after, noise)
+        return _torch_op("sampler_step", sample, level, velocity, after, noise)
     return _sampler_step(sample, level, velocity, after, noise)
 
 
@@ -150,7 +177,7 @@ def channel_norm(x: Tensor, gamma: Tensor, out: Tensor, *, silu: bool) -> Tensor
     m pixels is filled with zeros; its dtype may differ from x's.
     """
     if _traced(x):
-        torch.ops.lolrt.channel_norm(x, gamma, out, silu)
+        _torch_op("channel_norm", x, gamma, out, silu)
     else:
         _core.channel_norm(x, gamma, silu, out)
     return out
@@ -171,7 +198,7 @@ def conv3d(
     for zeros; residual: like out, may be out; out: [frames, rows - kernel_rows + 1, columns - kernel_columns + 1, out].
     """
     if _traced(x):
-        torch.ops.lolrt.conv3d(x, weight, bias, out, past, residual)
+        _torch_op("conv3d", x, weight, bias, out, past, residual)
     else:
         _core.conv3d(past, x, weight, bias, residual, out)
     return out
@@ -200,6 +227,7 @@ def attention(
     Returns out [frames, tokens, heads, dim], and with `probe` also the mass, float32 [pages, frames, heads].
     Raises ValueError when shapes or dtypes do not fit.
     """
+    q, k, v = map(_tensor, (q, k, v))
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[2:] != k.shape[2:]:
         raise ValueError(
             f"q is {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)}; expected q [frames, tokens, heads, dim] "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Set
 from dataclasses import fields
 from pathlib import Path
@@ -97,7 +98,7 @@ def load_text(model: str | Path) -> TextEncoder:
 def parts_of(model: str | Path, needed: Set[str]) -> Parts:
     """The files of a model, `needed` ones among them; `model` and errors as of `load`."""
     path = MODELS / model if model in embedded_models() else Path(model)
-    if not path.exists():
+    if not os.path.exists(path):
         raise Error(f"no model {str(model)!r}: it is neither an embedded model ({', '.join(embedded_models())}) nor a path that exists")
     parts = find_parts(path)
     there = {"dit": parts.dit, "vae": parts.vae, "taehv": parts.taehv, "text_encoder": parts.text_encoder or parts.vocabulary}
@@ -116,7 +117,10 @@ def sampler_of(settings: dict[str, Any], source: Path) -> Sampler:
     unknown = values.keys() - {field.name for field in fields(Sampler)}
     if unknown:
         raise Error(f"{source} has unknown sampler settings: {', '.join(sorted(unknown))}; a newer lolrt may know them")
-    return Sampler(**values)
+    try:
+        return Sampler(**values)
+    except TypeError:
+        raise Error(f"{source}: sampler is {str(values)[:200]}, of which something is no number that should be one") from None
 
 
 class Pipeline:

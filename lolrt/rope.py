@@ -72,6 +72,8 @@ class Rope:
             raise Error(f'spread is {self.spread!r}; expected "uniform" or "stratified"')
         if self.scope not in ("model", "layer"):
             raise Error(f'scope is {self.scope!r}; expected "model" or "layer"')
+        if not 0 <= self.jitter_seed < 2**32:
+            raise Error(f"jitter_seed is {self.jitter_seed}; expected a number from 0 to 2^32 - 1")
         if not 0 <= self.sigma < 1:
             raise Error(f"sigma is {self.sigma}; expected 0 (plain RoPE) or more, and less than 1, so that every base stays positive")
         if not (np.isfinite(self.theta) and self.theta > 0):

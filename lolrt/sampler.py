@@ -43,7 +43,7 @@ class Sampler:
 
     def __post_init__(self) -> None:
         for name, steps in ("timesteps", self.timesteps), ("first_timesteps", self.first_timesteps or self.timesteps):
-            if not steps or any(not 1 <= t <= TRAIN_TIMESTEPS for t in steps) or any(a <= b for a, b in itertools.pairwise(steps)):
+            if not steps or any(not 1 <= t <= TRAIN_TIMESTEPS or t % 1 for t in steps) or any(a <= b for a, b in itertools.pairwise(steps)):
                 raise Error(
                     f"{name} are {list(steps)}; expected whole numbers from {TRAIN_TIMESTEPS} down to 1, each less than the one before"
                 )

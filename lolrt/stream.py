@@ -13,6 +13,7 @@ from lolrt.codec import Codec, State
 from lolrt.device import Coming, beside, finish, lane, upload
 from lolrt.dit import CausalDiT, Modulation
 from lolrt.errors import Error
+from lolrt.graph import GraphedPasses
 from lolrt.noise import Noise, NoiseSource
 from lolrt.rope import Rope, rotation_tables, spatial_rotation
 from lolrt.sampler import Sampler
@@ -88,7 +89,7 @@ class LatentStream:
         self.dit, self.rope, self.window, self.sampler, self.probe = dit, rope, window, sampler, probe
         self.next_frame = start_frame
         self.noise = noise or Noise(0, config.in_dim, height, width)
-        self._use_text(prompt_embeds.cpu())
+        self._prompt_embeds, self._text = prompt_embeds.cpu(), dit.encode_text(prompt_embeds)
         self._switch: PromptSwitch | None = None
         self._modulations = dit.modulations(sampler.model_timesteps)
         self._increments = rope.increments(config.num_layers, config.num_heads, config.temporal_pairs)
@@ -103,6 +104,7 @@ class LatentStream:
         self._rotation = torch.empty(len(self._increments) * frames * config.num_heads * config.temporal_pairs * 2, device=dit.device)
         # What the cache pass read, by page: with it the window's K and V can be made again.
         self._inputs = torch.zeros(window.pool_pages, config.in_dim, height, width, device=dit.device)
+        self._graphs = GraphedPasses(dit) if dit.device.type == "cuda" else None
         self._start = self._inputs[:0] if start is None else start.to(dit.device)
         self._start_frame = start_frame
         if self._start.shape[1:] != self._inputs.shape[1:]:
@@ -115,8 +117,9 @@ class LatentStream:
         """From the next chunk on, follows another text [text_tokens, text_dim].
 
         recache: which cached frames are run again with the new text: "window" (all but the sinks, as LongLive does), "sinks" (these as
-        well: the cache is then that of a stream which had this text from the start) or "none". over_chunks: the new text takes over by
-        equal steps in so many chunks, each with its own re-caching. A switch that is still on its way is overtaken from where it is.
+        well: the cache is then that of a stream of this text whose whole past are the window's latents) or "none". over_chunks: the new
+        text takes over by equal steps in so many chunks, each with its own re-caching. A switch that is still on its way is overtaken
+        from where it is.
         May be called from another thread. Raises `lolrt.Error` for a text that does not fit the model.
         """
         self.dit.check_text(prompt_embeds)
@@ -196,8 +199,9 @@ class LatentStream:
         """A chunk's rotation tables, and the bias that its positions decide."""
         sinks = self._sinks_behind(pages)
         offsets = self.rope.offsets(pages.frames, len(pages.chunk_page_table), sinks, pages.recalled)
-        table = rotation_tables(self._increments, offsets).mul_(self.rope.amplitude)
-        bias = self.window.gate.before(table, offsets, sinks)
+        table = rotation_tables(self._increments, offsets)
+        bias = self.window.gate.before(table, offsets, sinks)  # by the phases, whatever their amplitude
+        table.mul_(self.rope.amplitude)
         rotation = self._rotation[: table.numel()].view_as(table).copy_(upload(table, self.dit.device))
         return rotation, None if bias is None else upload(bias, self.dit.device)
 
@@ -205,24 +209,27 @@ class LatentStream:
         self, sample: Tensor, modulation: Modulation, pages: ChunkPages, rotation: Tensor, bias: Tensor | None,
         mass: Tensor | None = None, query: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        return self.dit(sample, modulation, self._text, pages, rotation, self._spatial_rotation, mass, bias, query)
+        # Until the window is full, each chunk sees another number of pages, and never again.
+        graphed = self._graphs is not None and len(pages.frames) >= self.window.pages
+        run = self._graphs if self._graphs is not None and graphed else self.dit
+        return run(sample, modulation, self._text, pages, rotation, self._spatial_rotation, mass, bias, query)
 
     def _use_text(self, prompt_embeds: Tensor) -> None:
-        self._prompt_embeds, self._text = prompt_embeds, self.dit.encode_text(prompt_embeds)
+        self._prompt_embeds = prompt_embeds
+        self.dit.encode_text(prompt_embeds, out=self._text)
 
     def _follow_switch(self) -> PromptSwitch | None:
         """Goes one chunk further in the switch that is on its way, if any, and returns it."""
         switch = self._switch
-        if switch is None:
+        if switch is None or switch.done:
             return None
         begin = time.perf_counter()
-        self._use_text(switch.advance())
+        self._use_text(switch.text())
         if switch.recache != "none":
             self._recache(0 if switch.recache == "sinks" else self.window.sink_frames)
         finish(self.dit.device)
         switch.recache_seconds += time.perf_counter() - begin
-        if switch.done and self._switch is switch:  # another thread may have asked for the next one
-            self._switch = None
+        switch.chunks_done += 1  # last: what is interrupted is done again
         return switch
 
     def _recache(self, first: int) -> None:
@@ -233,7 +240,8 @@ class LatentStream:
     def state_dict(self) -> dict[str, Tensor]:
         """All that a stream made with the same arguments needs to go on from here, bit for bit; copies, safe to keep."""
         state = {f"cache.{name}": tensor for name, tensor in self._cache.state_dict().items()}
-        state |= {f"switch.{name}": tensor for name, tensor in (self._switch.state_dict() if self._switch else {}).items()}
+        if self._switch is not None and not self._switch.done:
+            state |= {f"switch.{name}": tensor for name, tensor in self._switch.state_dict().items()}
         inputs = self._inputs[self._cache.page_table.long()]
         return {"next_frame": torch.tensor(self.next_frame), "prompt_embeds": self._prompt_embeds.clone(), "inputs": inputs, **state}
 
@@ -298,7 +306,9 @@ class Stream:
         return {**self.latent_stream.state_dict(), **{f"vae.{slot}": frames.clone() for slot, frames in self._vae_state.items()}}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See `LatentStream.load_state_dict`."""
+        """See `LatentStream.load_state_dict`; also refuses what a `LatentStream` saved, whose decoder would begin anew in the middle."""
+        if len(state.get("cache.frames", ())) and not any(name.startswith("vae.") for name in state):
+            raise Error("this is the state of a latent stream, without the frames that a VAE carries: load it into .latent_stream")
         self.latent_stream.load_state_dict(state)
         device = self.latent_stream.dit.device
         finish(device)

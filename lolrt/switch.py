@@ -54,12 +54,11 @@ class PromptSwitch:
         if self.chunks < 1:
             raise Error(f"a switch over {self.chunks} chunks; expected 1 or more")
 
-    def advance(self) -> Tensor:
-        """The text of the next chunk, [text_tokens, text_dim]."""
-        self.chunks_done += 1
+    def text(self) -> Tensor:
+        """Of the next chunk, [text_tokens, text_dim]."""
         rows = max(len(self.start), len(self.target))
         start, target = (F.pad(text.float(), (0, 0, 0, rows - len(text))) for text in (self.start, self.target))
-        return torch.lerp(start, target, self.chunks_done / self.chunks)  # at its end, the target to the bit
+        return torch.lerp(start, target, (self.chunks_done + 1) / self.chunks)  # at its end, the target to the bit
 
     @property
     def done(self) -> bool:

@@ -53,7 +53,7 @@ class MemBlock(nn.Module):
 
     def forward(self, x: Tensor, past: Tensor) -> Tensor:
         """x: [frames, channels, h, w]; past: the frame before the first of them, [1, channels, h, w]."""
-        before = torch.cat([past, x[:-1]])
+        before = torch.cat([past, x[:-1]]) if len(x) > 1 else past
         return F.relu(self.conv(torch.cat([x, before], 1)) + x)
 
 
@@ -66,7 +66,7 @@ class TPool(nn.Module):
         self.conv = nn.Conv2d(stride * channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.reshape(-1, self.stride * x.shape[1], *x.shape[2:]))
+        return self.conv(_channels_last(x.permute(0, 2, 3, 1).unflatten(0, (-1, self.stride)).movedim(1, 3).flatten(3)))
 
 
 class TGrow(nn.Module):
@@ -78,7 +78,13 @@ class TGrow(nn.Module):
         self.conv = nn.Conv2d(channels, saved_stride * channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.conv.weight[-self.outputs :]).reshape(-1, *x.shape[1:])
+        images = F.conv2d(x, self.conv.weight[-self.outputs :]).permute(0, 2, 3, 1)
+        return _channels_last(images.unflatten(3, (-1, x.shape[1])).movedim(3, 1).flatten(0, 1))
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """[frames, rows, columns, channels] as torch's convolutions take them, in this order in memory: of another they make copies."""
+    return images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
 class Limit(nn.Module):

@@ -9,8 +9,12 @@ from lolrt.errors import Error
 
 
 def set_threads(threads: int) -> None:
-    """Uses this many threads in the kernels and in torch, in the whole process; the kernels' results do not depend on it."""
-    if threads < 1:
-        raise Error(f"threads is {threads}; expected 1 or more")
+    """Uses this many threads in the kernels and in torch, in the whole process; the kernels' results do not depend on it.
+
+    Raises `lolrt.Error` for a number that the kernels do not take.
+    """
+    try:
+        _core.set_threads(threads)
+    except ValueError as error:
+        raise Error(str(error)) from None
     torch.set_num_threads(threads)
-    _core.set_threads(threads)

@@ -10,6 +10,8 @@ while its float32 convolutions of few channels are several times slower than our
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -26,13 +28,32 @@ from lolrt.vae_layers import AttentionBlock, CausalConv3d, ResidualBlock, RMSNor
 FULL_SIZE_BYTES = 32 << 20
 
 
+_planning = False  # for CUDA
+
+
+@contextmanager
+def planned_for_cuda() -> Iterator[None]:
+    """What is made inside, of weights without memory, goes the ways of CUDA."""
+    global _planning
+    _planning = True
+    try:
+        yield
+    finally:
+        _planning = False
+
+
+def on_cuda(x: Tensor) -> bool:
+    return x.is_cuda or _planning
+
+
 class Norm:
     def __init__(self, norm: nn.Module, silu: bool = True) -> None:
         norm = cast(RMSNorm, norm)
         self.gamma, self.silu = norm.gamma.detach().float().flatten(), silu
+        self.native = not on_cuda(self.gamma)
 
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
-        if x.is_cuda:
+        if not self.native:
             surround(self.in_torch(x), out)
             return out
         return ops.channel_norm(x, self.gamma, out, silu=self.silu)
@@ -84,6 +105,8 @@ class Convolution:
             if past is not None:
                 joined[: self.past_frames] = past
             out = F.conv3d(joined.permute(3, 0, 1, 2)[None], self.weight, self.bias)[0].permute(1, 2, 3, 0)
+            if not out.is_meta:  # there, where memory is planned, torch has no kernel whose layout it could know
+                out = out.contiguous()  # some of torch's kernels give channels first whatever they got
             out = out if residual is None else out.add_(residual)
         if past is not None:
             keep_last(past, new)
@@ -91,7 +114,7 @@ class Convolution:
 
 
 def runs_on_our_kernels(weight: Tensor) -> bool:
-    return weight.dtype == torch.float32 and not weight.is_cuda
+    return weight.dtype == torch.float32 and not on_cuda(weight)
 
 
 def weights_of(conv: nn.Conv2d | nn.Conv3d) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,15 @@ WRITE_ERRORS = (OSError, av.FFmpegError)
 CRF = 16
 
 
+def output_path(output: str | Path) -> Path | None:
+    """The file that an output names; None for "-", standard output. Raises `lolrt.OutputError` for what is no name of a video."""
+    if str(output) == "-":
+        return None
+    if Path(output).suffix != ".mp4":
+        raise OutputError(f"the output is {str(output)!r}; expected a name that ends in .mp4, or - for standard output")
+    return Path(output)
+
+
 class VideoWriter:
     """A context manager that writes frames to an mp4 file, or to standard output for the output "-".
 
@@ -34,9 +43,7 @@ class VideoWriter:
 
     def __init__(self, output: str | Path, height: int, width: int, fps: int) -> None:
         """height, width: of the frames, in pixels; fps: frames a second."""
-        self._path = None if str(output) == "-" else Path(output)
-        if self._path is not None and self._path.suffix != ".mp4":
-            raise OutputError(f"the output is {str(output)!r}; expected a name that ends in .mp4, or - for standard output")
+        self._path = output_path(output)
         if height < 2 or width < 2:
             raise OutputError(f"frames of {height} x {width} pixels are too small to encode")
         self._scale = max(1, -(-DISPLAY_HEIGHT // height)) if height < DISPLAY_HEIGHT else 1

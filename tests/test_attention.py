@@ -190,6 +190,27 @@ def test_scores_of_any_size(dtype: torch.dtype, page_tokens: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("bias", [-1e9, torch.finfo(torch.float32).min])
+def test_a_finite_bias_may_shut_a_page_out(dtype: torch.dtype, bias: float) -> None:
+    """Beside it scores are less than float32's last place, and times log2(e) the lowest number is -inf. Pages longer than a panel."""
+    case = Attention(dtype, pages=3, page_tokens=200, scale=1.0, bias=torch.tensor([[bias] * 2, [0.0] * 2, [bias] * 2]))
+    out, mass = case.run(probe=True)
+    ref, ref_mass = case.oracle()
+    check(out, case.torch(), ref, case.dim)
+    assert (mass[[0, 2]] == 0).all() and np.abs(fp64(mass) - ref_mass).max() <= (1e-4 if dtype == torch.float32 else 5e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_scores_whose_last_place_is_large(dtype: torch.dtype) -> None:
+    """They are 32 apart in float32, so that no maximum keeps all weights small. Each query sees one key alone."""
+    case = Attention(dtype, pages=2, page_tokens=200, pairs=0, scale=1e7)
+    out, mass = case.run(probe=True)
+    ref, ref_mass = case.oracle()
+    check(out, case.torch(), ref, case.dim)
+    assert np.abs(fp64(mass) - ref_mass).max() <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_nan_in_use_is_not_swallowed(dtype: torch.dtype) -> None:
     case = Attention(dtype, pages=2, tokens=7)
     case.k[1, 5, 0, 3] = torch.nan

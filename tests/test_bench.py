@@ -221,6 +221,20 @@ def test_the_report_gives_every_figure_a_command(tmp_path):
     assert "data" not in json.loads((tmp_path / "run.json").read_text())["benchmarks"][0]["stats"]
 
 
+def test_runs_of_one_machine_are_reported_as_one(tmp_path):
+    results(ROW).write(tmp_path / "best.json")
+    slow = results(replace(ROW, isa="avx2", name="slow"))
+    slow.data["lolrt"] |= {"command": "make slow", "kernels": ["avx2"], "codegen": []}
+    slow.write(tmp_path / "slow.json")
+    both = Results.read(tmp_path / "best.json", tmp_path / "slow.json")
+    assert both.rows == [ROW, replace(ROW, isa="avx2", name="slow")] and both.codegen == results().codegen
+    assert both.command == "make bench` and `make slow" and both.machine["kernels"] == "avx512bf16 | avx2"
+    slow.data["machine_info"]["lolrt"]["cpu"] = "another CPU"
+    slow.write(tmp_path / "slow.json")
+    with pytest.raises(Error, match="2 machines"):
+        Results.read(tmp_path / "best.json", tmp_path / "slow.json")
+
+
 def test_the_command_prints_a_table():
     text = output_of(sys.executable, "-m", "lolrt", "bench", "--quick", "--only", "modulated_norm/1.3B")
     assert re.search(r"^cpu  .*cores$", text, re.M) and re.search(r"^versions .*torch", text, re.M)

@@ -14,6 +14,7 @@ import av
 import pytest
 
 import lolrt
+from lolrt import cli
 from lolrt.pipeline import MODELS
 
 
@@ -51,6 +52,13 @@ def test_the_same_seed_gives_the_same_file(tmp_path, prompt):
     for name in ("a.mp4", "b.mp4"):
         assert run("generate", prompt, "-o", tmp_path / name, "--frames", 9, "--seed", 5, "--threads", 1).returncode == 0
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_a_run_without_a_bar_ends_as_well(tmp_path, prompt):
+    path = tmp_path / "v.mp4"
+    done = run("generate", prompt, "-o", path, "--frames", 9, env={**os.environ, "TQDM_DISABLE": "1"})
+    assert done.returncode == 0 and "9 frames" in done.stdout, done.stderr
+    assert decode(path)[0] == 9
 
 
 def test_standard_output_is_an_mp4(tmp_path, prompt):
@@ -167,7 +175,7 @@ def test_wrong_input_is_one_clear_line(tmp_path, prompt, data):
     out = tmp_path / "v.mp4"
     assert "unicorn" in (line := error_of("generate", "a red unicorn", "-o", out)) and "vocabulary" in line
     assert "neither an embedded model (tiny) nor a path" in error_of("generate", prompt, "-o", out, "--model", "huge")
-    assert "ends in .mp4" in error_of("generate", prompt, "-o", tmp_path / "v.gif")
+    assert "ends in .mp4" in error_of("generate", "a red unicorn", "-o", tmp_path / "v.gif")  # said before any text is encoded
     (tmp_path / "blocked").write_text("a file, where a folder should be")
     assert "cannot write" in error_of("generate", prompt, "-o", tmp_path / "blocked" / "v.mp4")
     assert "sigma" in error_of("generate", prompt, "-o", out, "--sigma", 1.5)
@@ -176,6 +184,8 @@ def test_wrong_input_is_one_clear_line(tmp_path, prompt, data):
     assert "nats" in error_of("generate", prompt, "-o", out, "--sink-bias", "nan")
     assert "head_share" in error_of("generate", prompt, "-o", out, "--head-share", 2)
     assert "--seed" in error_of("generate", prompt, "-o", out, "--seed", -1)
+    assert "jitter_seed" in error_of("generate", prompt, "-o", out, "--jitter-seed", -1)
+    assert "1024" in error_of("generate", prompt, "-o", out, "--threads", 5000)
     assert "it lacks text_encoder" in error_of("generate", prompt, "-o", out, "--model", data / "self_forcing_dmd_small.pt")
     assert not any(path.suffix == ".mp4" for path in tmp_path.iterdir())
 
@@ -189,10 +199,21 @@ def test_a_damaged_model_is_one_clear_line(tmp_path, prompt):
     assert str(weights) in line and "damaged" in line
 
 
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "check_kernels", interrupted)
+    assert cli.main(["info"]) == 130
+    assert capsys.readouterr().err == "lolrt: interrupted\n"
+
+
 def test_usage_errors_exit_with_2(tmp_path):
     assert run("generate").returncode == 2
     assert run("generate", "x", "-o", tmp_path / "v.mp4", "--frames", 0).returncode == 2
     assert run("generate", "x", "-o", tmp_path / "v.mp4", "--frames", 5, "--endless").returncode == 2
+    done = run("generate", "x", "-o", tmp_path / "v.mp4", "--seconds", "inf")
+    assert done.returncode == 2 and "finite" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_info_names_the_kernels_and_models():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from lolrt.checkpoint import find_parts, read_component, read_safetensors
 from lolrt.checkpoint.convert import convert
 from lolrt.checkpoint.synth import PRESETS, synth
 from lolrt.cli import main
-from lolrt.pipeline import MODELS
+from lolrt.pipeline import MODELS, preferred_dtype
+
+BYTES = preferred_dtype().itemsize
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -118,9 +121,39 @@ def test_inspect_says_what_is_wrong(tmp_path, capsys):
     assert "expected a folder" in refused(capsys, "inspect", tmp_path / "nowhere")
 
 
-def test_inspect_reads_adapters(tmp_path, capsys):
+def test_inspect_says_which_of_several_weights_are_used(self_forcing, tmp_path, capsys):
+    unused = "from 'generator', wrappers removed; used where a .toml file says weights = \"generator\""
+    assert unused in said(capsys, "inspect", self_forcing)
+    (tmp_path / "m.toml").write_text('dit = "downloads/x.pt"\nweights = "generator"\n')
+    told = said(capsys, "inspect", tmp_path / "m.toml")
+    assert unused not in told and 'wrappers removed; used where a .toml file says weights = "generator_ema"' in told
+
+
+def test_inspect_reads_adapters_and_checks_them_against_their_model(tmp_path, capsys):
+    tensors = layouts.lora_tensors(rank=4)
+    torch.save(tensors, tmp_path / "lora.pt")
+    told = said(capsys, "inspect", tmp_path / "lora.pt")
+    assert "adapters   of 20 layers, rank 4, scale 1" in told and "complete" not in told
+    layouts.save_wan(tmp_path, layouts.dit_tensors())
+    assert "complete   every adapter fits a layer of the DiT" in said(capsys, "inspect", tmp_path)
+    tensors["base_model.model.blocks.1.ffn.0.lora_A.weight"] = torch.tensor(1.0)
+    torch.save(tensors, tmp_path / "lora.pt")
+    assert "blocks.1.ffn.0 has A [] and B [320, 4] for a weight [320, 256]" in said(capsys, "inspect", tmp_path)
+
+
+def test_there_must_be_something_to_convert(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert "holds no weights that are known here" in refused(capsys, "convert", tmp_path / "empty", tmp_path / "x")
     torch.save(layouts.lora_tensors(rank=4), tmp_path / "lora.pt")
-    assert "adapters   of 20 layers, rank 4, scale 1" in said(capsys, "inspect", tmp_path / "lora.pt")
+    assert "not the DiT that they are for" in refused(capsys, "convert", tmp_path / "lora.pt", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_settings_are_converted_with_the_dit(tmp_path):
+    layouts.save_wan(tmp_path / "wan", layouts.dit_tensors())
+    (tmp_path / "m.toml").write_text('dit = "wan"\nfps = 24\n[sampler]\ntimesteps = [1000, 500]\n')
+    parts = find_parts(convert(tmp_path / "m.toml", tmp_path / "x"))
+    assert parts.settings["fps"] == 24 and parts.settings["sampler"] == {"timesteps": [1000, 500]}
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +164,9 @@ def small(tmp_path_factory) -> Path:
 def test_a_synthetic_model_makes_video(small, tmp_path, capsys):
     told = said(capsys, "generate", "a red car by the sea", "-o", tmp_path / "v.mp4", "--frames", 3, "--model", small)
     assert "3 frames" in told
+    assert "3 frames" in said(
+        capsys, "generate", "a red car by the sea", "-o", tmp_path / "t.mp4", "--frames", 3, "--model", small, "--vae", "tiny"
+    )
     dit = lolrt.load_dit(small)
     assert dit.config == PRESETS["small"].dit
     spread = torch.cat([parameter.flatten() for parameter in dit.parameters()]).float().std()
@@ -159,6 +195,34 @@ def test_info_plans_the_memory_of_a_model(capsys):
     told = said(capsys, "info", "--model", "tiny", "--size", "128x192", "--sinks", 1, "--recent", 5)
     assert "128 x 192 pixels" in told and "6 pages of 6 layers" in told and "in all" in told
     assert "do not divide" in refused(capsys, "info", "--model", "tiny", "--size", "64x97")
+    told = said(capsys, "info", "--model", "tiny", "--device", "cuda")
+    assert "bfloat16" in told and "CUDA graphs' own memory" in told and "predicted, not measured" in told
+    assert "on CUDA models run in bfloat16" in refused(capsys, "info", "--model", "tiny", "--device", "cuda", "--dtype", "float32")
+    assert "it lacks taehv" in refused(capsys, "info", "--model", "tiny", "--vae", "tiny")
+    assert "tiles of 12 pixels" in refused(capsys, "info", "--model", "tiny", "--vae-tile", 12)
+
+
+def test_info_counts_the_text_encoder_and_the_decoder_that_is_asked_for(self_forcing, capsys):
+    full, tiny = (said(capsys, "info", "--model", self_forcing, "--size", "64x96", "--vae", vae) for vae in ("full", "tiny"))
+    encoder = f"{2 * sum(t.numel() for t in layouts.text_encoder_tensors().values()) / 2**20:.1f} MiB"
+    for told in (full, tiny):
+        (line,) = [line for line in told.splitlines() if "text encoder" in line]
+        assert line.startswith("before, if at all") and line.endswith(encoder)
+    weights = [
+        next(line.split()[-2] for line in told.splitlines() if line.startswith("weights") and " VAE " in line) for told in (full, tiny)
+    ]
+    assert float(weights[0]) == pytest.approx(sum(map(torch.numel, layouts.vae_tensors().values())) * BYTES / 2**20, abs=0.06)
+    assert float(weights[1]) == pytest.approx(sum(map(torch.numel, layouts.taehv_tensors().values())) * BYTES / 2**20, abs=0.06)
+
+
+@pytest.mark.parametrize("sampler", ['shift = "x"', 'timesteps = ["a"]', "timesteps = 5", "timesteps = [999.5]", "steps = 4"])
+def test_wrong_settings_of_the_sampler_are_one_clear_line(sampler, small, tmp_path, capsys):
+    (tmp_path / "m.toml").write_text(f'dit = "{small}"\nvae = "{small}"\nvocabulary = "{small}"\n[sampler]\n{sampler}\n')
+    assert re.search("sampler|timesteps", refused(capsys, "info", "--model", tmp_path / "m.toml"))
+
+
+def test_a_name_too_long_for_a_file_is_one_clear_line(capsys):
+    assert "nor a path that exists" in refused(capsys, "info", "--model", "x" * 5000)
 
 
 def test_the_embedded_model_survives_conversion(tmp_path):

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_cli import error_of
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import lolrt
 from lolrt import ops
@@ -83,6 +85,30 @@ def test_passes_over_a_full_window_find_everything_where_the_last_one_did(small_
     half = len(places) // 2
     assert places[:half] == places[half:]
     assert tables[0] != tables[-2], "other pages are in the window"
+
+
+def test_a_pass_brings_nothing_to_the_device(far_dit, monkeypatch):
+    """A graph of it would bring the same again."""
+
+    class AllThere(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            assert all(x.is_meta for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)), func
+            return out
+
+    forward, passes = lolrt.CausalDiT.forward, []
+
+    def watched(*args, **options):
+        passes.append(1)
+        with AllThere():
+            return forward(*args, **options)
+
+    monkeypatch.setattr(lolrt.CausalDiT, "forward", watched)
+    window = lolrt.Window(3, 6, gate=lolrt.SinkGate(bias=-1.0))
+    stream = lolrt.LatentStream(far_dit, torch.randn(5, 64), 8, 8, window=window, probe=True, sampler=lolrt.Sampler((1000, 500)))
+    for _ in islice(stream, 4):
+        pass
+    assert len(passes) == 4 * 3
 
 
 def test_a_state_of_another_device_is_refused(small_dit, rollout_inputs):

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import lolrt
 from lolrt.checkpoint import find_parts, read_component, to_diffusers
+from lolrt.checkpoint.load import read_dit
 from lolrt.checkpoint.shapes import expected_shapes, faults
 
 
@@ -76,6 +77,20 @@ def test_averaged_weights_come_first_unless_others_are_asked_for(tmp_path):
         lolrt.load_dit(path, group="teacher")
 
 
+@pytest.mark.parametrize(
+    "others, used", [(("generator",), "generator"), (("model",), "model"), (("critic",), "generator_ema"), ((), "generator_ema")]
+)
+def test_adapters_are_merged_into_the_weights_that_are_not_averaged_where_there_are_such(others, used, tmp_path):
+    """LongLive's are trained on these; `save_pt` writes the others' negatives."""
+    tensors = layouts.dit_tensors()
+    path = layouts.save_pt("generator_ema", "model.{}".format, others=others)(tmp_path / "base", tensors)
+    torch.save({"generator_lora": layouts.lora_tensors(rank=4)}, tmp_path / "lora.pt")
+    merged = lolrt.load_dit(path, torch.float32, tmp_path / "lora.pt")
+    assert torch.equal(merged.head.head.bias, tensors["head.head.bias"] * (1 if used == "generator_ema" else -1))
+    component, _ = read_dit(path, tmp_path / "lora.pt")
+    assert component.group == used
+
+
 def test_other_entries_of_a_training_checkpoint_are_not_taken_for_the_model(tmp_path):
     layouts.save_pt("critic", "model.{}".format)(tmp_path, layouts.dit_tensors())
     with pytest.raises(lolrt.CheckpointError, match=r"holds DiT with Wan's names, from 'critic'.*expected a DiT"):
@@ -138,6 +153,8 @@ def test_a_toml_file_names_the_parts(tmp_path):
         ('model = "x.pt"', "names model; expected some of dit, lora"),
         ("dit = 3", "texts in quotes"),
         ('vae = "."', "holds no VAE"),
+        (f'dit = "{"x" * 5000}"', "which is not there"),
+        ("fps = " + "[" * 5000, "not readable TOML"),
     ],
 )
 def test_wrong_toml(text, hint, tmp_path):
@@ -157,9 +174,10 @@ def test_a_shard_of_another_model_is_told(tmp_path):
         lolrt.load_dit(tmp_path)
 
 
-def test_an_index_reads_nothing_outside_its_folder(tmp_path):
+@pytest.mark.parametrize("place", ["../secret.safetensors", "/etc/passwd", "nul\0.safetensors", "surrogate\ud800.safetensors"])
+def test_an_index_reads_nothing_outside_its_folder(place, tmp_path):
     index = tmp_path / "a.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"head.head.weight": "../secret.safetensors"}}))
+    index.write_text(json.dumps({"weight_map": {"head.head.weight": place}}))
     with pytest.raises(lolrt.CheckpointError, match="files beside it"):
         lolrt.load_dit(tmp_path)
 

@@ -12,8 +12,8 @@ import lolrt
 from lolrt.rope import rotation_tables
 
 
-def latents(dit: lolrt.CausalDiT, inputs: dict[str, torch.Tensor], window: lolrt.Window, chunks: int = 5) -> torch.Tensor:
-    stream = lolrt.LatentStream(dit, inputs["prompt_embeds"][:20], 8, 8, window=window)
+def latents(dit: lolrt.CausalDiT, inputs: dict[str, torch.Tensor], window: lolrt.Window, chunks: int = 5, **options) -> torch.Tensor:
+    stream = lolrt.LatentStream(dit, inputs["prompt_embeds"][:20], 8, 8, window=window, **options)
     return torch.cat([chunk.latents for chunk in islice(stream, chunks)])
 
 
@@ -48,6 +48,13 @@ def test_the_realigned_gate_is_shut_at_the_papers_frames():
     assert gated_starts(lolrt.Rope(sigma=0, positions="window"), gate) == []
     assert gated_starts(lolrt.Rope(sigma=0), lolrt.SinkGate(0.0, "realigned")) == []
     assert len(gated_starts(lolrt.Rope(sigma=0), lolrt.SinkGate(-2.0))) == 107
+
+
+def test_the_realigned_gate_goes_by_phases_alone(small_dit, rollout_inputs):
+    """A mean of cosines is never more than 1, also where YaRN lengthens the channels that are turned."""
+    rope = lolrt.Rope(sigma=0, frequencies="yarn", stretch=16)
+    gated = lolrt.Window(gate=lolrt.SinkGate(-math.inf, "realigned", kernel_level=1.0, after_frames=1))
+    assert torch.equal(*(latents(small_dit, rollout_inputs, window, rope=rope) for window in (gated, lolrt.Window())))
 
 
 def test_the_synchronised_gate_is_shut_in_layers_whose_heads_agree():

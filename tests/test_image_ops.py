@@ -210,6 +210,21 @@ def test_decoding_a_stream_matches_the_clip_path(dtype: torch.dtype) -> None:
     check(whole.to(dtype), public, fp64(ref), 27 * 32)
 
 
+def test_convolutions_may_lay_their_results_out_as_they_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's do in bfloat16 where the CPU has no AVX-512: channels first, whatever they were given."""
+    vae = lolrt.CausalVAE(lolrt.VAEConfig(dim=8)).bfloat16()
+    z = torch.randn(2, 16, 2, 3)
+    whole = vae.decode(z, {})
+    convolve, calls = F.conv3d, []
+
+    def channels_first(*args: Tensor) -> Tensor:
+        calls.append(args)
+        return convolve(*args).contiguous(memory_format=torch.contiguous_format)
+
+    monkeypatch.setattr(F, "conv3d", channels_first)
+    assert torch.equal(vae.decode(z, {}), whole) and calls
+
+
 def test_the_state_is_two_frames_a_convolution_and_does_not_grow() -> None:
     vae = lolrt.CausalVAE(lolrt.VAEConfig(dim=8))
     state: decoder.State = {}

@@ -24,7 +24,7 @@ from fuzz.readers import run, seeds
 from lolrt.cli import main
 from lolrt.pipeline import MODELS
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS, BIAS = "diffusion_pytorch_model.safetensors", "head.head.bias"
 Header = dict[str, Any]
 
 
@@ -65,6 +65,10 @@ def gap(header: Header) -> None:
     del header[first(header)]
 
 
+def renamed(header: Header) -> None:
+    header["\x1b[2J\n"] = header.pop(BIAS)
+
+
 def twice(header: Header) -> bytes:
     text = json.dumps(header)
     name = first(header)
@@ -81,7 +85,6 @@ def short_header() -> bytes:
     return struct.pack("<Q", int.from_bytes(whole[:8], "little") - 1) + whole[8:]
 
 
-BIAS = "head.head.bias"
 SAFETENSORS: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "ends before its header"),
     "seven bytes": (lambda: valid()[:7], "ends before its header"),
@@ -91,7 +94,7 @@ SAFETENSORS: dict[str, tuple[Callable[[], bytes], str]] = {
     "longer than its tensors": (lambda: valid() + b"\0" * 8, "of a file of"),
     "header length of 2^64 - 1": (lambda: b"\xff" * 8 + valid()[8:], "claims"),
     "header length one too small": (short_header, "no JSON|of a file of"),
-        "header length 0": (lambda: struct.pack("<Q", 0) + valid()[8:], "no JSON"),
+    "header length 0": (lambda: struct.pack("<Q", 0) + valid()[8:], "no JSON"),
     "no JSON": (lambda: rewritten(lambda _: b"{nonsense"), "no JSON"),
     "not UTF-8": (lambda: rewritten(lambda _: b'{"\xff": 1}'), "no JSON"),
     "deep JSON": (lambda: rewritten(lambda _: b'{"a":' * 100_000), "no JSON"),
@@ -104,6 +107,7 @@ SAFETENSORS: dict[str, tuple[Callable[[], bytes], str]] = {
     "offsets below 0": (lambda: rewritten(set_field(BIAS, "data_offsets", [-256, 0])), "expected whole numbers"),
     "offsets of floats": (lambda: rewritten(set_field(BIAS, "data_offsets", [0.0, 256.0])), "expected whole numbers"),
     "three offsets": (lambda: rewritten(set_field(BIAS, "data_offsets", [0, 1, 2])), "two offsets"),
+    "a name that commands the terminal": (lambda: rewritten(renamed), r"unexpected: \\x1b\[2J\\n"),
     "a shape of another size": (lambda: rewritten(set_field(BIAS, "shape", [65])), "takes another number"),
     "a huge shape": (lambda: rewritten(set_field(BIAS, "shape", [2**62, 2**62])), "takes another number"),
     "a shape of text": (lambda: rewritten(set_field(BIAS, "shape", "64")), "expected whole numbers"),
@@ -186,6 +190,17 @@ def without_records(path: Path) -> None:
     archived(path, [(name, content) for name, content in saved(path) if not name.endswith("/data/5")])
 
 
+def repeated(path: Path) -> None:
+    """A tensor whose strides are 0: a terabyte out of four bytes."""
+    torch.save({**layouts.dit_tensors(), BIAS: torch.zeros(1).expand(2**38)}, path)
+
+
+def shared(path: Path) -> None:
+    """Many names for the same bytes."""
+    whole = torch.zeros(320, 256)
+    torch.save({**layouts.dit_tensors(), **{f"blocks.{i}.ffn.0.weight": whole for i in range(900)}}, path)
+
+
 def truncated(kept: int) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         saved(path)
@@ -208,6 +223,8 @@ PICKLES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a terabyte by name": (lambda path: torch.save({"generator": Bomb()}, path), "asks for .*bytearray"),
     "a zip bomb": (zip_bomb, "is compressed"),
     "overlapping records": (overlapping_records, "compressed"),
+    "strides of 0": (repeated, "would unfold to 1,099,51"),
+    "one storage many times over": (shared, "would unfold to"),
     "records too short": (short_storage, "damaged"),
     "a record missing": (without_records, "damaged"),
     "no data.pkl": (lambda path: archived(path, [("x/version", b"3")]), "data.pkl"),
@@ -237,6 +254,10 @@ def refused(path: Path, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (path.parent / "ran").exists()
     line = line_of(path, capsys)
     assert line.startswith("lolrt: ") and re.search(hint, line)
+    assert main(["convert", str(path), str(path.with_name("converted")), "--dtype", "bfloat16"]) == 2
+    assert re.search(hint, capsys.readouterr().err) and not list(path.parent.glob("converted*"))
+    if main(["inspect", str(path)]):  # which looks at no values: what it cannot read at all, it refuses in the same words
+        assert re.search(hint, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", SAFETENSORS)

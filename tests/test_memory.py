@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,8 +16,13 @@ import torch
 from safetensors.torch import save_file
 
 import lolrt
+from lolrt.checkpoint import unfilled
 from lolrt.checkpoint.shapes import dit_shapes
-from lolrt.memory import plan
+from lolrt.memory import codec_memory, plan
+from lolrt.taehv import TAEHVConfig
+from lolrt.tiles import Tiled
+from lolrt.vae_layers import CausalConv3d, Downsample, Upsample
+from lolrt.vae_stream import planned_for_cuda
 
 # Large enough that the few tensors which are outside the plan (noise, the sampler's) stay far below the tolerance, and with little text,
 # as at real sizes: there the passes take more than the encoding of a prompt.
@@ -66,10 +72,124 @@ def test_a_stream_keeps_to_the_plan(dtype, height, width, window):
     assert allocated(chunks(latent_stream)) == pytest.approx((held + memory.passing["a pass of the DiT"], held), rel=WITHIN)
 
 
+@pytest.mark.parametrize("recache", ["window", "sinks"])
+def test_a_new_prompt_keeps_to_the_plan(recache):
+    """Of a model with as much text as pictures, where it would show."""
+    config, window = replace(DIT, text_len=512), lolrt.Window(1, 6, 2)
+    dit = lolrt.CausalDiT(config).requires_grad_(False).bfloat16()
+    dit.join()
+    first, second = torch.randn(500, DIT.text_dim), torch.randn(12, DIT.text_dim)
+    memory = plan(config, VAE, 64, 96, window=window, passes=1)
+
+    def run() -> object:
+        stream = lolrt.LatentStream(dit, first, 8, 12, window=window, sampler=lolrt.Sampler(timesteps=(1000,)))
+        list(islice(stream, 4))
+        stream.set_prompt(second, recache=recache)
+        next(stream)
+        return stream
+
+    run()
+    held = sum(memory.stream.values()) - memory.stream["workspace of attention"] - memory.stream["VAE's past frames"]
+    switching = memory.passing["a new prompt"]
+    assert switching > memory.passing["a pass of the DiT"]
+    assert allocated(run) == pytest.approx((held + switching, held), rel=WITHIN)
+
+
+TINY = TAEHVConfig(encoder_width=16, decoder_widths=(64, 32, 16, 16))
+
+
+@pytest.mark.parametrize("encoding", [False, True], ids=["decoding", "encoding"])
+@pytest.mark.parametrize(
+    "config, tile, dtype",
+    [
+        (VAE, None, torch.bfloat16), (VAE, None, torch.float32), (VAE, 64, torch.bfloat16), (TINY, None, torch.bfloat16),
+        (TINY, None, torch.float32),
+    ],
+    ids=["VAE-bf16", "VAE-float32", "tiles", "TAEHV-bf16", "TAEHV-float32"],
+)  # fmt: skip
+def test_a_codec_keeps_to_its_plan(config, tile, encoding, dtype):
+    whole = (lolrt.CausalVAE(config) if config is VAE else lolrt.TAEHV(config)).requires_grad_(False).to(dtype)
+    codec = Tiled(whole, tile) if tile else whole
+    memory = codec_memory(config, 96, 128, dtype=dtype, encoding=encoding, tile=tile)
+
+    def run() -> object:
+        state: dict[str, torch.Tensor] = {}
+        for call in range(3):
+            if encoding:
+                codec.encode(clips[min(call, 1)], state)
+            else:
+                codec.decode(latents, state).add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return state
+
+    latents, clips = torch.randn(1, 16, 12, 16), [torch.rand(count, 3, 96, 128) for count in (1, 4)]
+    run()  # packs the weights
+    assert allocated(run) == pytest.approx((memory.carried + memory.passing, memory.carried), rel=WITHIN)
+
+
+@pytest.mark.parametrize("encoding, most_mib", [(False, 2500), (True, 1750)], ids=["decoding", "encoding"])
+def test_wans_vae_at_480x832_stays_within_the_bound_that_is_stated(encoding, most_mib):
+    """docs/streams.md. What is carried is worked out here too: of every convolution over time, two frames of its input with a margin of
+    one pixel around them where it is 3 x 3, and of every halving of time, one frame."""
+    memory = codec_memory(lolrt.VAEConfig(), 480, 832, encoding=encoding)
+    assert memory.carried + memory.passing <= most_mib << 20
+    carried = 0
+    with unfilled():
+        coder = getattr(lolrt.CausalVAE(lolrt.VAEConfig()), "encoder" if encoding else "decoder")
+    rows, columns = (480, 832) if encoding else (60, 104)
+    for module in coder.modules():
+        if isinstance(module, Downsample):
+            rows, columns = rows // 2, columns // 2
+            carried += 2 * rows * columns * module.time_conv.in_channels if module.time_conv else 0
+        elif isinstance(module, Upsample):
+            carried += 2 * 2 * rows * columns * module.time_conv.in_channels if module.time_conv else 0
+            rows, columns = 2 * rows, 2 * columns
+        elif isinstance(module, CausalConv3d) and module.kernel_size == (3, 3, 3):
+            carried += 2 * 2 * (rows + 2) * (columns + 2) * module.in_channels
+    assert memory.carried == carried
+
+
 def test_pages_grow_with_the_window():
     short, long = (plan(DIT, VAE, 128, 192, window=window).stream for window in (lolrt.Window(), lolrt.Window(3, 15)))
     assert long["18 pages of 8 layers"] == pytest.approx(1.5 * short["12 pages of 8 layers"], rel=1e-5)
     assert all(long[name] == short[name] for name in ("VAE's past frames", "keys and values of the text"))
+
+
+def test_on_cuda_pages_are_plain_rows_and_passes_have_memory_of_their_own():
+    window = lolrt.Window(3, 9, recall_frames=3)
+    cuda, cpu = (plan(DIT, VAE, 64, 96, window=window, device=device) for device in ("cuda", "cpu"))
+    tokens, row = 24, 2 * 2 * DIT.dim  # bytes of a token's K and V in bfloat16
+    assert cuda.stream["36 pages of 8 layers"] == 36 * 8 * tokens * row
+    assert cuda.stream["keys and values of the text"] == 8 * DIT.text_len * row
+    assert cpu.stream["36 pages of 8 layers"] == 36 * 8 * 32 * DIT.dim * 2 + 36 * 8 * 24 * DIT.dim * 2, "K by 16 tokens"
+    assert cuda.weights == cpu.weights
+    total, own = cuda.total, cuda.stream.pop("CUDA graphs' own memory")
+    copies = 4 * (3 * 16 * 8 * 12 + (6 * 8 + 2) * DIT.dim + 8 * 15 * 3 * 3)  # sample, modulation, attention mass
+    assert own == cuda.passing["a pass of the DiT"] + copies
+    assert cuda.stream.keys() == cpu.stream.keys()
+    assert total == own + sum(sum(part.values()) for part in (cuda.weights, cuda.stream, cuda.passing))
+
+
+def test_decoding_as_on_cuda_keeps_to_the_plan():
+    """Its norms are torch's there, and take more."""
+    vae = lolrt.CausalVAE(VAE).requires_grad_(False).bfloat16()
+    state: dict[str, torch.Tensor] = {}
+    latents = torch.randn(3, 16, 16, 24)
+
+    def decode() -> None:
+        vae.decode(latents, state).add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    with planned_for_cuda(), torch.inference_mode():
+        decode()
+        peak, _ = allocated(decode)
+    planned, on_cpu = (plan(DIT, VAE, 128, 192, device=device).passing["decoding of a chunk"] for device in ("cuda", "cpu"))
+    assert peak == pytest.approx(planned, rel=WITHIN)
+    assert planned > 1.2 * on_cpu
+
+
+def test_a_window_that_is_no_multiple_of_a_chunk():
+    """Its frames leave it in the middle of a chunk, and a store of one would have to choose among frames without values."""
+    window = lolrt.Window(3, 10, recall_frames=1, store_frames=1)
+    assert "14 pages of 8 layers" in plan(DIT, VAE, 128, 192, window=window).stream
 
 
 def test_a_size_that_does_not_fit_is_told():
@@ -106,15 +226,29 @@ def large(tmp_path_factory) -> Path:
     tensors = {name: torch.full(shape, 0.01) for name, shape in dit_shapes(config).items()}
     torch.save({"generator_ema": {f"model.{name}": tensor for name, tensor in tensors.items()}}, folder / "x.pt")
     save_file(tensors, folder / "x.safetensors")
+    layouts.save_sharded(folder / "shards", tensors)
+    whole = (folder / "x.safetensors").read_bytes()
+    length = int.from_bytes(whole[:8], "little")  # with a header of an odd length, as old writers left it, no tensor is aligned
+    (folder / "odd.safetensors").write_bytes((length + 1).to_bytes(8, "little") + whole[8 : 8 + length] + b" " + whole[8 + length :])
     layouts.save_wan(folder / "small", layouts.dit_tensors())
     return folder
 
 
-@pytest.mark.parametrize("name, dtype", [("x.pt", "bfloat16"), ("x.safetensors", "float32")])
+CASES = [
+    ("x.pt", "bfloat16"),
+    ("x.safetensors", "float32"),
+    ("x.safetensors", "bfloat16"),
+    ("shards", "float32"),
+    ("odd.safetensors", "float32"),
+]
+
+
+@pytest.mark.parametrize("name, dtype", CASES)
 def test_loading_peaks_below_1_2_times_the_file(name, dtype, large):
     command = [sys.executable, "-c", LOADING, large / "small", large / name, dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     peak, weights = map(int, done.stdout.split())
-    file = (large / name).stat().st_size
+    file = sum(path.stat().st_size for path in ((large / name).iterdir() if (large / name).is_dir() else [large / name]))
     assert weights == pytest.approx(file if dtype == "float32" else file / 2, rel=0.01)
-    assert peak < 1.2 * weights + (0 if dtype == "float32" else LARGEST), "the weights, and the one tensor that is being converted"
+    copied = dtype != "float32" or name.startswith("odd")
+    assert peak < 1.2 * weights + (LARGEST if copied else 0), "the weights, and the one tensor that is being converted"

@@ -148,6 +148,7 @@ def test_spatial_rotation_is_wans():
         ({"sigma": 1.0}, "less than 1"),
         ({"sigma": -0.1}, "0 (plain RoPE)"),
         ({"sigma": math.nan}, "sigma"),
+        ({"jitter_seed": -1}, "2^32 - 1"),
         ({"positions": "relative"}, '"absolute", "window" or "anchored"'),
         ({"share": 1.5}, "share"),
         ({"spread": "normal"}, '"uniform" or "stratified"'),

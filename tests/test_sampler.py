@@ -59,6 +59,8 @@ def test_noise_depends_on_its_key_alone():
     assert torch.equal(noise(3, 2, 2), whole[3:5])
     assert not torch.equal(noise(3, 2, 1), whole[3:5])
     assert not torch.equal(lolrt.Noise(8, 4, 3, 5)(3, 2, 2), whole[3:5])
+    with pytest.raises(lolrt.Error, match="seed is -1"):
+        lolrt.Noise(-1, 4, 3, 5)
 
 
 @pytest.mark.parametrize(

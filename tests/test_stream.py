@@ -70,6 +70,12 @@ def test_resuming_before_the_window_is_full(dit, rollout_inputs):
     assert torch.equal(latents(resumed, 5), latents(whole, 5))
 
 
+def test_resuming_before_the_first_chunk(small_dit, rollout_inputs):
+    whole, resumed = stream(small_dit, rollout_inputs), stream(small_dit, rollout_inputs)
+    resumed.load_state_dict(whole.state_dict())
+    assert torch.equal(latents(resumed, 3), latents(whole, 3))
+
+
 def test_a_state_of_another_size_is_refused_and_changes_nothing(small_dit, rollout_inputs):
     other = lolrt.LatentStream(small_dit, rollout_inputs["prompt_embeds"], 4, 4)
     next(other)
@@ -179,6 +185,13 @@ def test_embedded_model_resumes_bit_for_bit(tiny):
         chunk = next(resumed)
         assert chunk.first_frame == expected.first_frame
         assert torch.equal(chunk.latents, expected.latents) and torch.equal(chunk.frames, expected.frames)
+
+
+def test_a_decoder_does_not_begin_anew_in_the_middle(tiny):
+    latent_stream = tiny.latent_stream(tiny.example_prompts[1])
+    next(latent_stream)
+    with pytest.raises(lolrt.Error, match="without the frames that a VAE carries"):
+        tiny.stream(tiny.example_prompts[1]).load_state_dict(latent_stream.state_dict())
 
 
 def resident_bytes() -> int:

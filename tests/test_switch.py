@@ -156,6 +156,20 @@ def test_resuming_forgets_a_switch_that_the_saved_stream_had_not_seen(small_dit,
     assert torch.equal(next(resumed).latents, next(whole).latents)
 
 
+def test_a_switch_that_is_interrupted_is_done_again(small_dit, texts, monkeypatch):
+    def interrupted(first: int) -> None:
+        raise KeyboardInterrupt
+
+    source, twin = stream(small_dit, texts[0]), stream(small_dit, texts[0])
+    for one in (source, twin):
+        latents(one, 2)
+        one.set_prompt(texts[1], over_chunks=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(source, "_recache", interrupted)
+        next(source)
+    assert torch.equal(latents(source, 3), latents(twin, 3))
+
+
 def test_switches_that_cannot_be_are_told_at_once(small_dit, texts):
     source, twin = stream(small_dit, texts[0]), stream(small_dit, texts[0])
     with pytest.raises(lolrt.Error, match=r"expected \[1 to 512 text tokens, 64\]"):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -68,6 +72,43 @@ def model_step(tensors: dict[str, torch.Tensor], pages: torch.Tensor, weight: to
     out = ops.modulated_norm(tensors["q"].flatten(2).clone(), row, 0 * row, residual=out, gate=row) + mass.sum()
     ops.gelu(out)
     return ops.sampler_step(out, 0.9, out.flip(0).contiguous(), after=0.5, noise=out.clone())
+
+
+def test_arrays_of_numpy_are_taken_for_tensors():
+    """Each op, and those that write in place write into the array."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 5, 3, 64, generator=g)
+    weight, rotation, table = torch.rand(3, 64, generator=g), torch.randn(2, 2, 3, 8, 2, generator=g), torch.tensor([2, 0]).int()
+    x, row = torch.randn(2, 5, 192, generator=g), torch.rand(1, 192, generator=g)
+    pages = torch.zeros(3, ops.page_elements(torch.float32, 5, 3, 64))
+    images, (filters, bias) = (
+        torch.randn(2, 6, 7, 16, generator=g),
+        ops.pack_convolution(torch.randn(4, 16, 1, 3, 3, generator=g), torch.ones(4)),
+    )
+
+    def everything(given: Callable[[torch.Tensor], Any]) -> list[Any]:
+        own, mass, changed, residual = given(pages), given(torch.zeros(2, 2, 3)), given(x), given(x)
+        normed, convolved = given(torch.zeros(2, 8, 9, 16)), given(torch.zeros(2, 4, 5, 4))
+        ops.kv_write(given(k), given(v), own, given(table), weight=given(weight))
+        ops.gelu(changed)
+        return [
+            own,
+            ops.normalize_queries(given(q), weight=given(weight)),
+            ops.frame_attention(given(q), own, given(table), 5, rotation=given(rotation), bias=given(row[:, :6].view(2, 3)), mass=mass),
+            mass,
+            changed,
+            ops.modulated_norm(residual, given(row), given(row), residual=given(x), gate=given(row)),
+            residual,
+            ops.sampler_step(given(x), 0.9, given(x + 1), after=0.5, noise=given(x - 1)),
+            ops.channel_norm(given(images), given(row[0, :16].contiguous()), normed, silu=True),
+            ops.conv3d(given(images), given(filters), given(bias), convolved),
+            lolrt.attention(given(q), given(k), given(v), given(rotation)),
+        ]
+
+    arrays, tensors = everything(lambda t: t.numpy().copy()), everything(torch.clone)
+    assert sum(isinstance(array, np.ndarray) for array in arrays) == 6, "those that were given"
+    for array, tensor in zip(arrays, tensors, strict=True):
+        assert tensor.any() and np.array_equal(array, tensor)
 
 
 def test_compiled_without_a_graph_break_the_ops_give_the_same_bits():

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lolrt
-from lolrt import embeddings, umt5
+from lolrt import embeddings, pipeline, umt5
 from lolrt.checkpoint import read_component
 from lolrt.checkpoint.names import to_wan
+from lolrt.checkpoint.synth import synth
+from lolrt.cli import main
 from lolrt.umt5 import CachedUMT5, UMT5Encoder, clean
 
 transformers = pytest.importorskip("transformers")
@@ -197,6 +199,46 @@ def test_a_model_finds_its_encoder_and_the_users_cache(source, tokenizer, tmp_pa
     assert rows.shape == (4, 32)
     (entry,) = (tmp_path / "own" / "text").iterdir()
     assert torch.equal(load_file(entry)["rows"], rows)
+
+
+@pytest.fixture
+def model(source, tokenizer, tmp_path) -> Path:
+    """A whole model with a UMT5 encoder, and one without it beside, other.toml."""
+    sizes = {"dim": 64, "num_heads": 2, "ffn_dim": 96, "num_layers": 1, "text_dim": 32, "vae": {"dim": 8}, "height": 64, "width": 64}
+    (tmp_path / "sizes.json").write_text(json.dumps(sizes))
+    folder = synth(tmp_path / "random", str(tmp_path / "sizes.json"))
+    both = f'dit = "{folder}"\nvae = "{folder}"\nheight = 64\nwidth = 64\n'
+    (tmp_path / "other.toml").write_text(both)
+    (tmp_path / "model.toml").write_text(f'{both}text_encoder = "{source}"\ntokenizer = "{tokenizer}"\n')
+    return tmp_path / "model.toml"
+
+
+def test_all_prompts_are_encoded_and_the_encoder_is_gone_before_the_dit_is_loaded(model, source, loads, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOLRT_CACHE", str(tmp_path / "own"))
+    (tmp_path / "script.txt").write_text("0 a red car\n0.5 a blue boat\n")
+    load_dit, told = pipeline.load_dit, []
+
+    def load(*arguments, **options):
+        told.append(([weight() for weight in loads], str(source) in Path("/proc/self/maps").read_text()))
+        return load_dit(*arguments, **options)
+
+    monkeypatch.setattr(pipeline, "load_dit", load)
+    made = ["--script", str(tmp_path / "script.txt"), "--frames", "12", "--threads", "1"]
+    assert main(["generate", *made, "-o", str(tmp_path / "a.mp4"), "--model", str(model)]) == 0
+    assert told == [([None], False)], "one encoder was loaded, and neither it nor its file is in memory"
+    assert len(loads) == 1, "the second prompt was not encoded on the way"
+
+
+def test_what_was_encoded_serves_where_there_is_no_encoder(model, source, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOLRT_CACHE", str(tmp_path / "own"))
+    text, made = tmp_path / "text.safetensors", ["a red car", "--frames", "9", "--threads", "1"]
+    assert main(["encode", "a red car", "a blue boat", "-o", str(text), "--model", str(model)]) == 0
+    assert main(["generate", *made, "-o", str(tmp_path / "a.mp4"), "--model", str(model)]) == 0
+    source.unlink()
+    monkeypatch.setenv("LOLRT_CACHE", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(umt5, "_transformers", lambda: pytest.fail("transformers were asked for"))
+    assert main(["generate", *made, "-o", str(tmp_path / "b.mp4"), "--model", str(tmp_path / "other.toml"), "--text", str(text)]) == 0
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
 def test_a_file_of_embeddings_stands_in_for_the_encoder(tmp_path, tiny):

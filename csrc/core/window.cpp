@@ -130,10 +130,7 @@ lolrt_status lolrt_pool_create(int64_t pages, lolrt_pool **pool) {
     if (pages < 1 || pages > kMaxPages || pool == nullptr) {
       fail(LOLRT_INVALID_ARGUMENT, "pool_create: pages is %" PRId64 "; expected 1 to %" PRId64, pages, kMaxPages);
     }
-    auto *created = new lolrt_pool;
-    created->holders.resize(pages);
-    created->free = pages;
-    *pool = created;
+    *pool = new lolrt_pool{std::vector<int32_t>(pages), pages};
   });
 }
 

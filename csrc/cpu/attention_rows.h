@@ -134,7 +134,7 @@ class AttentionRows {
     panel.count = 0;
     for (int &lanes : panel.lanes) lanes = 0;
     for (int column = 0; column < PanelKeys && at.page < op_.pages;) {
-      const float bias = op_.bias ? op_.bias[at.page * op_.heads + tile.head] * kLog2E : 0.0f;
+      const float bias = page_bias(at.page, tile.head);
       const int64_t left = bias == -INFINITY ? 0 : op_.page_tokens - at.token;
       const bool last = left <= PanelKeys - column;
       const Part part{at.page, at.token, last ? static_cast<int>(left) : PanelKeys - column, column, at.token == 0};
@@ -172,7 +172,7 @@ class AttentionRows {
   // raised(factor) is called when the row's maximum moves, to rescale weights of earlier panels.
   template <class Raised>
   void weigh_row(int r, const float *scores, Element *weights, const Panel &panel, const Rows &s, const Raised &raised) const {
-    if (s.max[r] == -INFINITY) raised(raise_max(r, scores, panel, s));
+    if (s.max[r] == -INFINITY) raise(r, scores, panel, s, raised);
     if (panel.is_whole) {
       weigh_whole(r, scores, weights, panel, s, raised);
     } else {
@@ -186,6 +186,9 @@ class AttentionRows {
   const int64_t out_row_;
 
  private:
+  // In powers of two; -inf leaves the page out.
+  float page_bias(int64_t page, int64_t head) const { return op_.bias ? op_.bias[page * op_.heads + head] * kLog2E : 0.0f; }
+
   const T *page(const Part &part) const { return static_cast<const T *>(op_.pool) + op_.page_table[part.page] * op_.page_stride; }
 
   // A panel full of one page's keys.
@@ -206,12 +209,11 @@ class AttentionRows {
         rounded[g] = Op::narrow(group);
         sum = Op::multiply_add(rounded[g], Op::ones(), sum);
       }
-      if (__builtin_expect(!Isa::any_above(sum, kRescaleAbove), 1)) {
+      if (__builtin_expect(!Isa::any_above(sum, kRescaleAbove), 1) || !raise(r, scores, panel, s, raised)) {
         add(sum, s.lanes + r * W);
         if (op_.mass) add(sum, s.page_lanes + r * W);
         break;
       }
-      raised(raise_max(r, scores, panel, s));
     }
 #pragma GCC unroll 16
     for (int g = 0; g < kGroups; ++g) Op::store(weights + g * W, rounded[g]);
@@ -240,8 +242,7 @@ class AttentionRows {
         sums[g] = Op::multiply_add(rounded[g], Op::ones(), Isa::zero());
         all = Isa::add(all, sums[g]);
       }
-      if (!Isa::any_above(all, kRescaleAbove)) break;
-      raised(raise_max(r, scores, panel, s));
+      if (!Isa::any_above(all, kRescaleAbove) || !raise(r, scores, panel, s, raised)) break;
     }
 #pragma GCC unroll 16
     for (int g = 0; g < kGroups; ++g) Op::store(weights + g * W, rounded[g]);
@@ -268,7 +269,16 @@ class AttentionRows {
     for (int64_t i = 0; i < count; i += W) Isa::store(row + i, Isa::mul(Isa::set(factor), Isa::load(row + i)));
   }
 
-  // Makes the row's maximum that of the panel, which is higher. Returns what everything weighed so far has to be multiplied by.
+  // Whether the row's maximum has moved, so that its weights have to be made anew. Large weights need not move it: where scores
+  // or biases are so large that float32 does not tell the panel's highest score from the maximum, they are taken as they are.
+  template <class Raised>
+  bool raise(int r, const float *scores, const Panel &panel, const Rows &s, const Raised &raised) const {
+    const float factor = raise_max(r, scores, panel, s);
+    raised(factor);
+    return factor != 1.0f;
+  }
+
+  // Makes the row's maximum that of the panel, if that is higher. Returns what everything weighed so far has to be multiplied by.
   [[gnu::noinline]] float raise_max(int r, const float *scores, const Panel &panel, const Rows &s) const {
     const Vec c = Isa::set(score_scale_);
     Vec high = Isa::set(-INFINITY);
@@ -278,6 +288,7 @@ class AttentionRows {
       high = Isa::max(high, Isa::first_n(score, panel.lanes[j], -INFINITY));
     }
     const float max = std::ceil(Isa::reduce_max(high));
+    if (max <= s.max[r]) return 1.0f;
     const float factor = s.max[r] == -INFINITY ? 0.0f : std::exp2(s.max[r] - max);
     s.max[r] = max;
     multiply_row(s.lanes + r * W, W, factor);
@@ -368,7 +379,7 @@ class AttentionRows {
   void store_mass_part(int64_t task, const Tile &tile, const Rows &s) const {
     for (int64_t page = 0; page < op_.pages; ++page) {
       float part = 0.0f;
-      if (!op_.bias || op_.bias[page * op_.heads + tile.head] != -INFINITY) {
+      if (page_bias(page, tile.head) != -INFINITY) {
         const float *max = s.page_max + page * MaxRows, *sum = s.page_sum + page * MaxRows;
         Vec parts = Isa::zero();
         for (int r = 0; r < tile.rows; r += W) {

@@ -88,12 +88,20 @@ class FrameAttentionKernel : public AttentionRows<FrameAttentionKernel<Isa, T>, 
     }
   }
 
+  // A row of 16 pairs of bfloat16 to two rows of floats.
+  static void widen(const Bf16 *pairs, float *to) {
+    for (int i = 0; i < kBlock; i += W) {
+      const typename Isa::Pairs x = Isa::load_pairs(pairs + 2 * i);
+      Isa::store(to + i, x.first);
+      Isa::store(to + kBlock + i, x.second);
+    }
+  }
+
   // A part's keys as operands [count / 16][dim / depth][16].
   const Element *key_operands(const T *keys, int count, const Scratch &s) const {
     if constexpr (widens) {
-      const auto *pairs = reinterpret_cast<const uint32_t *>(keys);
-      const int64_t groups = (count + kBlock - 1) / kBlock * (op_.dim / 2);
-      for (int64_t i = 0; i < groups; ++i) Isa::widen_pairs(pairs + 16 * i, s.keys + 32 * i, s.keys + 32 * i + 16, 16);
+      const int64_t rows = (count + kBlock - 1) / kBlock * op_.dim;
+      for (int64_t row = 0; row < rows; row += 2) widen(keys + row * kBlock, s.keys + row * kBlock);
       return s.keys;
     } else {
       return reinterpret_cast<const Element *>(keys);
@@ -103,12 +111,9 @@ class FrameAttentionKernel : public AttentionRows<FrameAttentionKernel<Isa, T>, 
   // A part's values as operands [dim / 16][count / depth][16], blocks of 16 channels value_block() elements apart.
   const Element *value_operands(const T *values, const Part &part, const Scratch &s) const {
     if constexpr (widens) {
-      const auto *pairs = reinterpret_cast<const uint32_t *>(values);
       float *to = s.values + part.column * kBlock;
-      for (int64_t c = 0; c < op_.dim; c += kBlock, pairs += layout_.value_block / 2, to += value_block()) {
-        for (int t = 0; t < part.count; t += 2) {
-          Isa::widen_pairs(pairs + t / 2 * kBlock, to + t * kBlock, to + (t + 1) * kBlock, kBlock);
-        }
+      for (int64_t c = 0; c < op_.dim; c += kBlock, values += layout_.value_block, to += value_block()) {
+        for (int t = 0; t < part.count; t += 2) widen(values + t * kBlock, to + t * kBlock);
       }
       return s.values + part.column * kBlock;
     } else {

@@ -44,9 +44,7 @@ struct Avx2Isa {
     store(all, vec);
     copy_n(to, all, lanes);
   }
-  static Vec round_bf16(Vec vec) {
-    return _mm256_castsi256_ps(_mm256_and_si256(rounded_bits(vec), _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
-  }
+  static Vec round_bf16(Vec vec) { return _mm256_castsi256_ps(high_half(rounded_bits(vec))); }
 
   static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
   static Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
@@ -69,6 +67,32 @@ struct Avx2Isa {
   }
   static Vec first_n(Vec vec, int lanes, float other) {
     return _mm256_blendv_ps(_mm256_set1_ps(other), vec, _mm256_castsi256_ps(first_lanes(lanes)));
+  }
+
+  struct Pairs {
+    Vec first, second;
+  };
+  static Pairs load_pairs(const Bf16 *from) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)), _mm256_castsi256_ps(high_half(bits))};
+  }
+  static Pairs load_pairs_n(const Bf16 *from, int pairs) {
+    alignas(32) Bf16 all[2 * width] = {};
+    std::memcpy(all, from, pairs * 2 * sizeof(Bf16));
+    return load_pairs(all);
+  }
+  static Pairs round_bf16(const Pairs &x) { return {round_bf16(x.first), round_bf16(x.second)}; }
+  static Vec narrow_pairs(const Pairs &x) {
+    const __m256i low = _mm256_srli_epi32(rounded_bits(x.first), 16);
+    return _mm256_castsi256_ps(_mm256_or_si256(low, high_half(rounded_bits(x.second))));
+  }
+  static Pairs unzip(Vec low, Vec high) {
+    const auto in_order = [](Vec vec) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(vec), 0xd8)); };
+    return {in_order(_mm256_shuffle_ps(low, high, 0x88)), in_order(_mm256_shuffle_ps(low, high, 0xdd))};
+  }
+  static Pairs rotate(const Pairs &x, const Pairs &angle) {
+    return {_mm256_fmsub_ps(x.first, angle.first, _mm256_mul_ps(x.second, angle.second)),
+            _mm256_fmadd_ps(x.second, angle.first, _mm256_mul_ps(x.first, angle.second))};
   }
 
   static Vec rotate(Vec x, Vec angle) {
@@ -113,20 +137,6 @@ struct Avx2Isa {
     return _mm256_mul_ps(value, _mm256_castsi256_ps(exponent));
   }
 
-  static void widen_pairs(const uint32_t *pairs, float *first, float *second, int64_t count) {
-    int64_t i = 0;
-    for (; i + width <= count; i += width) {
-      const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(pairs + i));
-      store(first + i, _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)));
-      store(second + i, _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int>(0xffff0000u)))));
-    }
-    for (; i < count; ++i) {
-      const uint32_t low = pairs[i] << 16, high = pairs[i] & 0xffff0000u;
-      std::memcpy(first + i, &low, sizeof low);
-      std::memcpy(second + i, &high, sizeof high);
-    }
-  }
-
   static void stream_line(const void *from, void *to) {
     const auto *half = static_cast<const __m256i *>(from);
     _mm256_stream_si256(static_cast<__m256i *>(to), _mm256_load_si256(half));
@@ -161,6 +171,7 @@ struct Avx2Isa {
   static __m256i first_lanes(int lanes) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
+  static __m256i high_half(__m256i bits) { return _mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int>(0xffff0000u))); }
   static Vec widened(__m128i bits) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)); }
   // A NaN stays one without being rounded: arithmetic has made it a quiet one, whose mark is in the upper half.
   static __m256i rounded_bits(Vec vec) {

@@ -41,9 +41,7 @@ struct Avx512Isa {
   static void store(Bf16 *to, Vec vec) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), narrowed(vec)); }
   static void store_n(float *to, Vec vec, int lanes) { _mm512_mask_storeu_ps(to, first_lanes(lanes), vec); }
   static void store_n(Bf16 *to, Vec vec, int lanes) { _mm256_mask_storeu_epi16(to, first_lanes(lanes), narrowed(vec)); }
-  static Vec round_bf16(Vec vec) {
-    return _mm512_castsi512_ps(_mm512_and_si512(rounded_bits(vec), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
-  }
+  static Vec round_bf16(Vec vec) { return _mm512_castsi512_ps(high_half(rounded_bits(vec))); }
 
   static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
   static Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
@@ -56,6 +54,28 @@ struct Avx512Isa {
   static bool any_above(Vec vec, float bound) { return _mm512_cmp_ps_mask(vec, _mm512_set1_ps(bound), _CMP_GT_OQ) != 0; }
   static Vec first_n(Vec vec, int lanes, float other) {
     return _mm512_mask_blend_ps(first_lanes(lanes), _mm512_set1_ps(other), vec);
+  }
+
+  struct Pairs {
+    Vec first, second;
+  };
+  static Pairs load_pairs(const Bf16 *from) { return widened_pairs(_mm512_loadu_si512(from)); }
+  static Pairs load_pairs_n(const Bf16 *from, int pairs) {
+    return widened_pairs(_mm512_maskz_loadu_epi32(first_lanes(pairs), from));
+  }
+  static Pairs round_bf16(const Pairs &x) { return {round_bf16(x.first), round_bf16(x.second)}; }
+  static Vec narrow_pairs(const Pairs &x) {
+    const __m512i low = _mm512_srli_epi32(rounded_bits(x.first), 16);
+    return _mm512_castsi512_ps(_mm512_or_si512(low, high_half(rounded_bits(x.second))));
+  }
+  static Pairs unzip(Vec low, Vec high) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    return {_mm512_permutex2var_ps(low, even, high), _mm512_permutex2var_ps(low, odd, high)};
+  }
+  static Pairs rotate(const Pairs &x, const Pairs &angle) {
+    return {_mm512_fmsub_ps(x.first, angle.first, _mm512_mul_ps(x.second, angle.second)),
+            _mm512_fmadd_ps(x.second, angle.first, _mm512_mul_ps(x.first, angle.second))};
   }
 
   static Vec rotate(Vec x, Vec angle) {
@@ -100,15 +120,6 @@ struct Avx512Isa {
   }
   static Vec scale(Vec value, Vec whole) { return _mm512_scalef_ps(value, whole); }
 
-  static void widen_pairs(const uint32_t *pairs, float *first, float *second, int64_t count) {
-    for (int64_t i = 0; i < count; i += width) {
-      const int lanes = count - i < width ? static_cast<int>(count - i) : width;
-      const __m512i bits = _mm512_maskz_loadu_epi32(first_lanes(lanes), pairs + i);
-      store_n(first + i, _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)), lanes);
-      store_n(second + i, _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u)))), lanes);
-    }
-  }
-
   static void stream_line(const void *from, void *to) {
     _mm512_stream_si512(static_cast<__m512i *>(to), _mm512_load_si512(from));
   }
@@ -127,6 +138,10 @@ struct Avx512Isa {
   static Vec widened(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
 
  private:
+  static __m512i high_half(__m512i bits) { return _mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u))); }
+  static Pairs widened_pairs(__m512i bits) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)), _mm512_castsi512_ps(high_half(bits))};
+  }
   static __m512i rounded_bits(Vec vec) {
     const __m512i bits = _mm512_castps_si512(vec), lowest = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(lowest, _mm512_set1_epi32(0x7fff)));

@@ -51,6 +51,22 @@ struct Avx512Bf16Isa : Avx512Isa {
     _mm256_mask_storeu_epi16(to, first_lanes(lanes), (__m256i)_mm512_cvtneps_pbh(vec));
   }
   static Vec round_bf16(Vec vec) { return widened((__m256i)_mm512_cvtneps_pbh(vec)); }
+  static Pairs round_bf16(const Pairs &x) {
+    const __m512i halves = narrowed(x), first = _mm512_slli_epi32(lane_numbers(), 16);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(width << 16));
+    constexpr __mmask32 upper = 0xaaaaaaaa;
+    return {_mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(upper, first, halves)),
+            _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(upper, second, halves))};
+  }
+  static Vec narrow_pairs(const Pairs &x) {
+    const __m512i first = lane_numbers(), second = _mm512_add_epi32(first, _mm512_set1_epi32(width));
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_or_si512(first, _mm512_slli_epi32(second, 16)), narrowed(x)));
+  }
+
+ private:
+  static __m512i lane_numbers() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+  // All first halves, then all second ones.
+  static __m512i narrowed(const Pairs &x) { return (__m512i)_mm512_cvtne2ps_pbh(x.second, x.first); }
 };
 
 }  // namespace

@@ -107,12 +107,43 @@ struct ScalarIsa {
     return vec;
   }
 
+  // `width` pairs of bfloat16, as floats.
+  struct Pairs {
+    Vec first, second;
+  };
+  static Pairs load_pairs(const Bf16 *from) { return load_pairs_n(from, width); }
+  // The first `pairs` pairs; the others are 0 and their memory is not touched.
+  static Pairs load_pairs_n(const Bf16 *from, int pairs) {
+    Pairs x{};
+    for (int i = 0; i < pairs; ++i) {
+      x.first[i] = load_n(from + 2 * i, 1)[0];
+      x.second[i] = load_n(from + 2 * i + 1, 1)[0];
+    }
+    return x;
+  }
+  static Pairs round_bf16(const Pairs &x) { return {round_bf16(x.first), round_bf16(x.second)}; }
+  // Rounded to bfloat16 and side by side again: the lanes are bits.
+  static Vec narrow_pairs(const Pairs &x) {
+    return reinterpret_cast<Vec>((rounded_bits(x.first) >> 16) | (rounded_bits(x.second) & 0xffff0000u));
+  }
+  // The lanes of (low, high) with even and with odd numbers.
+  static Pairs unzip(Vec low, Vec high) { return {Vec{low[0], low[2], high[0], high[2]}, Vec{low[1], low[3], high[1], high[3]}}; }
+
   // Turns the pairs (x0, x1) of x by the pairs (cos, sin) of angle; see lolrt.h for the formula, whose fma is a fused one.
   static Vec rotate(Vec x, Vec angle) {
     Vec y;
     for (int i = 0; i < width; i += 2) {
       y[i] = std::fma(x[i], angle[i], -(x[i + 1] * angle[i + 1]));
       y[i + 1] = std::fma(x[i + 1], angle[i], x[i] * angle[i + 1]);
+    }
+    return y;
+  }
+
+  static Pairs rotate(const Pairs &x, const Pairs &angle) {
+    Pairs y;
+    for (int i = 0; i < width; ++i) {
+      y.first[i] = std::fma(x.first[i], angle.first[i], -(x.second[i] * angle.second[i]));
+      y.second[i] = std::fma(x.second[i], angle.first[i], x.first[i] * angle.second[i]);
     }
     return y;
   }
@@ -143,15 +174,6 @@ struct ScalarIsa {
   static Vec scale(Vec value, Vec whole) {
     const Bits exponent = (reinterpret_cast<Bits>(whole) << 23) + (127u << 23);
     return value * reinterpret_cast<Vec>(exponent);
-  }
-
-  // Splits `count` pairs of bfloat16 into their first and second halves, as floats.
-  static void widen_pairs(const uint32_t *pairs, float *first, float *second, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      const uint32_t low = pairs[i] << 16, high = pairs[i] & 0xffff0000u;
-      std::memcpy(first + i, &low, sizeof low);
-      std::memcpy(second + i, &high, sizeof high);
-    }
   }
 
   // Copies a cache line to where nobody reads it soon, past the caches if that is possible. Other threads see it after fence().

@@ -14,11 +14,11 @@
 #include "core/threads.h"
 #include "cpu/bf16.h"
 #include "cpu/tuning.h"
+#include "cpu/words.h"
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 namespace lolrt {
 namespace {
@@ -26,11 +26,14 @@ namespace {
 template <class Isa, class T>
 class KvWriteKernel {
   using Vec = typename Isa::Vec;
+  using Row = Words<Isa, T>;
   static constexpr int W = Isa::width;
   static constexpr int kBlock = PageLayout::block_tokens;
   static constexpr int64_t kChannels = PageLayout::block_channels;
-  static constexpr bool is_bf16 = std::is_same<T, Bf16>::value;
-  static constexpr int depth = is_bf16 ? 2 : 1;  // channels of K, and tokens of V, that lie side by side in a page
+  static constexpr int depth = Row::depth;  // channels of K, and tokens of V, that lie side by side in a page
+  static constexpr int kChunk = W * depth;  // channels that are projected together
+  static constexpr int64_t kMaxChannels = PageLayout::max_dim;
+  static_assert(kMaxChannels % kChunk == 0, "the last chunk of a row has room");
 
  public:
   static void run(const KvWrite &op) {
@@ -49,37 +52,56 @@ class KvWriteKernel {
     int64_t frame, first;  // first token
     int tokens;
   };
-  using Stage = float[kBlock][PageLayout::max_dim / depth];  // 16 rows of K, as words
+  using Stage = float[kBlock][kMaxChannels / depth];  // 16 rows of K, as words
+  struct alignas(64) Angles {                         // of the block's tokens and of each channel, as Row::turned reads them
+    float values[kBlock][kMaxChannels];
+    float *operator[](int t) { return values[t]; }
+    const float *operator[](int t) const { return values[t]; }
+  };
 
   static constexpr int64_t kLine = PageLayout::part_bytes;
-  static constexpr int64_t kBlockBytes = kBlock * PageLayout::max_dim * sizeof(T);
+  static constexpr int64_t kBlockBytes = kBlock * kMaxChannels * sizeof(T);
 
   explicit KvWriteKernel(const KvWrite &op)
       : op_(op),
         layout_(LOLRT_DEVICE_CPU, op.dtype, op.tokens, op.heads, op.dim),
+        turned_from_(op.rotation_first_channel),
+        turned_to_(op.rotation_first_channel + 2 * op.pairs),
         streams_(op.frames * layout_.elements * static_cast<int64_t>(sizeof(T)) > kStreamedBytes &&
                  reinterpret_cast<uintptr_t>(op.pages) % kLine == 0 && op.page_stride * sizeof(T) % kLine == 0) {}
 
   void write(const Block &block) const {
-    if (op_.q.data) write_queries(block);
+    Angles angles;
+    if (op_.rotation) take_angles(block, angles);
+    if (op_.q.data) write_queries(block, angles);
     if (op_.k.data) {
       T *page = static_cast<T *>(op_.pages) + op_.page_table[block.frame] * op_.page_stride;
-      write_heads(block, page, page + layout_.values);
+      write_heads(block, angles, page, page + layout_.values);
     }
   }
 
-  void write_queries(const Block &block) const {
+  // The angles of the chunks that any are for; channels of theirs that are not turned get the identity.
+  void take_angles(const Block &block, Angles &angles) const {
+    alignas(64) float row[kMaxChannels];
+    const int64_t first = turned_from_ / kChunk * kChunk;
+    for (int64_t c = first; c < kMaxChannels; ++c) row[c] = c % 2 ? 0.0f : 1.0f;
+    for (int t = 0; t < block.tokens; ++t) {
+      const float *cos_sin = op_.rotation + (block.first + t) * op_.pairs * 2;
+      for (int64_t c = turned_from_; c < turned_to_; ++c) row[c] = cos_sin[c - turned_from_];
+      for (int64_t c = first; c < turned_to_; c += kChunk) Row::store_angles(row + c, angles[t] + c);
+    }
+  }
+
+  void write_queries(const Block &block, const Angles &angles) const {
     float scale[kBlock];
     for (int t = 0; t < block.tokens; ++t) scale[t] = inverse_rms(op_.q, op_.q_weight, block, t);
-    for (int t = 0; t < block.tokens; ++t) {
-      for (int64_t head = 0; head < op_.heads; ++head) {
-        T *to = op_.q_out.template row<T>(block.frame, block.first + t, head);
-        project(op_.q, op_.q_weight, block, t, head, scale[t], to);
-      }
+    for (int64_t head = 0; head < op_.heads; ++head) {
+      project(op_.q, op_.q_weight, block, head, scale, angles,
+              [&](int t) { return op_.q_out.template row<T>(block.frame, block.first + t, head); });
     }
   }
 
-  void write_heads(const Block &block, T *keys, T *values) const {
+  void write_heads(const Block &block, const Angles &angles, T *keys, T *values) const {
     float scale[kBlock];
     for (int t = 0; t < block.tokens; ++t) scale[t] = inverse_rms(op_.k, op_.k_weight, block, t);
     const bool streams = streams_ && block.tokens == kBlock && op_.dim % kChannels == 0;  // whole lines
@@ -89,9 +111,7 @@ class KvWriteKernel {
       T *key = keys + head * layout_.key_head + block.first * op_.dim;
       T *value = values + head * layout_.value_head + block.first * kChannels;
       if (!streams) prefetch_block(key, value, block);
-      for (int t = 0; t < block.tokens; ++t) {
-        project(op_.k, op_.k_weight, block, t, head, scale[t], reinterpret_cast<T *>(stage[t]));
-      }
+      project(op_.k, op_.k_weight, block, head, scale, angles, [&](int t) { return reinterpret_cast<T *>(stage[t]); });
       if (streams) {
         auto *lines = reinterpret_cast<T *>(assembled);
         store_keys(stage, block, lines);
@@ -130,58 +150,55 @@ class KvWriteKernel {
     for (int64_t head = 0; head < op_.heads; ++head) {
       const T *row = x.template row<const T>(block.frame, block.first + t, head);
       int64_t c = 0;
-      for (; c + W <= op_.dim; c += W) {
-        const Vec value = Isa::load(row + c);
-        squares = Isa::multiply_add(value, value, squares);
-      }
-      if (c < op_.dim) {
-        const Vec value = Isa::load_n(row + c, static_cast<int>(op_.dim - c));
-        squares = Isa::multiply_add(value, value, squares);
-      }
+      for (; c + kChunk <= op_.dim; c += kChunk) squares = Row::load(row + c).add_squares(squares);
+      if (c < op_.dim) squares = Row::load_n(row + c, static_cast<int>((op_.dim - c) / depth)).add_squares(squares);
     }
     const float mean = Isa::reduce_add(squares) / static_cast<float>(op_.heads * op_.dim);
     return 1.0f / std::sqrt(mean + op_.eps);
   }
 
-  // One head of one token: normalised, weighted, rotated. `to` may be the row itself.
-  void project(const HeadRows &x, const void *weight, const Block &block, int t, int64_t head, float scale, T *to) const {
-    const int64_t token = block.first + t;
-    const T *from = x.template row<const T>(block.frame, token, head);
+  // One head of a block's tokens: normalised, weighted, rotated. to(t) is where a token's row goes, which may be where it is.
+  template <class To>
+  void project(const HeadRows &x, const void *weight, const Block &block, int64_t head, const float *scale, const Angles &angles,
+               const To &to) const {
     const T *by = weight ? static_cast<const T *>(weight) + head * op_.dim : nullptr;
-    const float *angles = op_.rotation ? op_.rotation + token * op_.pairs * 2 : nullptr;
-    const int64_t first = angles ? op_.rotation_first_channel : op_.dim, end = angles ? first + 2 * op_.pairs : op_.dim;
-    project_channels(from, by, scale, nullptr, to, 0, first);
-    project_channels(from, by, scale, angles, to, first, end);
-    project_channels(from, by, scale, nullptr, to, end, op_.dim);
+    const auto from = [&](int t) { return x.template row<const T>(block.frame, block.first + t, head); };
+    for (int64_t c = 0; c < op_.dim; c += kChunk) {
+      const int64_t left = op_.dim - c;
+      const bool turns = op_.rotation && turned_from_ < c + kChunk && c < turned_to_;
+      if (by == nullptr && !turns) {
+        const int64_t bytes = (left < kChunk ? left : kChunk) * static_cast<int64_t>(sizeof(T));
+        for (int t = 0; t < block.tokens; ++t) std::memmove(to(t) + c, from(t) + c, bytes);
+      } else if (left >= kChunk) {
+        const auto store = [](T *at, Vec bits) { std::memcpy(at, &bits, sizeof bits); };
+        project_chunk(block, c, by, scale, turns ? &angles : nullptr, from, to, [](const T *at) { return Row::load(at); }, store);
+      } else {
+        const int words = static_cast<int>(left / depth);
+        const auto store = [words](T *at, Vec bits) { std::memcpy(at, &bits, words * sizeof(float)); };
+        project_chunk(
+            block, c, by, scale, turns ? &angles : nullptr, from, to, [words](const T *at) { return Row::load_n(at, words); },
+            store);
+      }
+    }
   }
 
-  // Channels [first, end) of a row; `weight` and `angles` may be NULL, and angles[0] belongs to channel `first`.
-  static void project_channels(const T *from, const T *weight, float scale, const float *angles, T *to, int64_t first,
-                               int64_t end) {
-    if (weight == nullptr && angles == nullptr) {
-      if (to != from) std::memcpy(to + first, from + first, (end - first) * sizeof(T));
-      return;
-    }
-    const Vec by_scale = Isa::set(scale);
-    const auto projected = [&](int64_t c, const auto &load) {
-      Vec value = load(from + c);
-      if (weight) value = Isa::mul(round(Isa::mul(value, by_scale)), load(weight + c));
-      if (angles) value = Isa::rotate(weight ? round(value) : value, load(angles + (c - first)));
-      return value;
+  // The channels of a chunk, from `c` on; either `weight` or `angles` may be NULL.
+  template <class From, class To, class Load, class Store>
+  static void project_chunk(const Block &block, int64_t c, const T *weight, const float *scale, const Angles *angles,
+                            const From &from, const To &to, const Load &load, const Store &store) {
+    const auto each = [&](const auto &projected) {
+      for (int t = 0; t < block.tokens; ++t) store(to(t) + c, projected(load(from(t) + c), t).packed());
     };
-    int64_t c = first;
-    for (; c + W <= end; c += W) Isa::store(to + c, projected(c, [](const auto *at) { return Isa::load(at); }));
-    if (c < end) {
-      const int lanes = static_cast<int>(end - c);
-      Isa::store_n(to + c, projected(c, [lanes](const auto *at) { return Isa::load_n(at, lanes); }), lanes);
-    }
-  }
-
-  static Vec round(Vec value) {
-    if constexpr (is_bf16) {
-      return Isa::round_bf16(value);
+    if (weight) {
+      const Row by = load(weight + c);
+      const auto weighted = [&](const Row &x, int t) { return x.times(Isa::set(scale[t])).rounded().times(by); };
+      if (angles) {
+        each([&](const Row &x, int t) { return weighted(x, t).rounded().turned((*angles)[t] + c); });
+      } else {
+        each(weighted);
+      }
     } else {
-      return value;
+      each([&](const Row &x, int t) { return x.turned((*angles)[t] + c); });
     }
   }
 
@@ -237,6 +254,7 @@ class KvWriteKernel {
 
   const KvWrite &op_;
   const PageLayout layout_;
+  const int64_t turned_from_, turned_to_;  // channels
   const bool streams_;
 };
 

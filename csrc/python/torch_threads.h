@@ -15,6 +15,7 @@
 #  include <link.h>
 
 #  include <cstring>
+#  include <string>
 #endif
 
 namespace lolrt {
@@ -55,13 +56,15 @@ inline void openmp_parallel_for(void *context, lolrt_task body, void *arg, int64
 // Hands the library torch's threads if torch is loaded and computes with OpenMP; otherwise the library keeps its own.
 inline void use_torch_threads() {
 #if defined(__linux__)
-  const auto find_torch = [](dl_phdr_info *info, size_t, void *found) -> int {
+  const auto find_torch = [](dl_phdr_info *info, size_t, void *path) -> int {
     if (std::strstr(info->dlpi_name, "/libtorch_cpu.so") == nullptr) return 0;
-    *static_cast<void **>(found) = dlopen(info->dlpi_name, RTLD_NOLOAD | RTLD_LAZY);
+    *static_cast<std::string *>(path) = info->dlpi_name;
     return 1;
   };
-  void *torch = nullptr;
-  dl_iterate_phdr(find_torch, &torch);
+  std::string path;
+  dl_iterate_phdr(find_torch, &path);
+  // Not in the callback: the loader's locks are held there, and dlopen takes them in another order.
+  void *torch = path.empty() ? nullptr : dlopen(path.c_str(), RTLD_NOLOAD | RTLD_LAZY);
   if (torch == nullptr) return;
   static OpenMp runtime;
   // The lookup goes through torch's own dependencies, so that another runtime in the process is not mistaken for its.

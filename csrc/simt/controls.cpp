@@ -17,6 +17,9 @@ LOLRT_API void lolrt_simt_buffers(const void *const *starts, const uint64_t *byt
 // NULL: the emulator again.
 LOLRT_API void lolrt_simt_runner(Runner runs) { runner() = runs; }
 
+// A launch that a runner has kept, now; what was wrong, or NULL.
+LOLRT_API const char *lolrt_simt_run(const Launch *launch) { return run(*launch); }
+
 // As in Counts, since the last call.
 LOLRT_API void lolrt_simt_counts(Counts *out) {
   *out = counts();

@@ -43,23 +43,28 @@ Counts &counts();
 void clear_buffers();
 void add_buffer(const void *start, uint64_t bytes);
 
-// A launch as its launcher asks for it. The kernel is a function of one argument.
+// A launch as its launcher asks for it. The kernel is a function of one argument, which `enter` calls with it; it is given the
+// launch.
 struct Launch {
   const void *kernel;
   Index blocks;
   unsigned threads, shared_bytes;
   const void *argument;
   uint64_t argument_bytes;
+  void (*enter)(const void *launch);
 };
 
 // Runs launches in the emulator's place, and says what was wrong, or NULL; none unless a test sets one. It is an interpreter of
-// what nvcc has made of the same kernels.
+// what nvcc has made of the same kernels, or it keeps launches, to run them later.
 using Runner = const char *(*)(const Launch *);
 Runner &runner();
 
 // Runs enter(argument) in every thread; returns what was wrong, or NULL.
 const char *run(Index blocks, unsigned threads, unsigned shared_bytes, void (*enter)(const void *), const void *argument,
                 uint64_t argument_bytes);
+inline const char *run(const Launch &launch) {
+  return run(launch.blocks, launch.threads, launch.shared_bytes, launch.enter, &launch, sizeof launch);
+}
 
 // ---- for threads ----
 

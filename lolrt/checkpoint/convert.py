@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lolrt.checkpoint.folder import WAN_SETTINGS, new_folder, write_dit, write_json, write_vae, write_weights
-from lolrt.checkpoint.formats import Component
+from lolrt.checkpoint.formats import KINDS, Component
 from lolrt.checkpoint.load import read_dit, weight
 from lolrt.checkpoint.lora import LoRA
 from lolrt.checkpoint.mapped import give_back
@@ -24,10 +24,14 @@ def convert(source: str | Path, destination: str | Path, dtype: torch.dtype | No
     """Writes all parts of a model that are found in `source` to the new folder `destination`, adapters merged; returns it.
 
     dtype: of the weights, by default each part's own (the widest in its file; a merged DiT's is the DiT's). Memory: one tensor at a time.
-    Raises `lolrt.CheckpointError` for what `lolrt.load_dit` would refuse, and `lolrt.OutputError` when the folder is there already or
-    cannot be written; nothing is left behind then.
+    Raises `lolrt.CheckpointError` where there are no weights, or adapters without their DiT, and for what `lolrt.load_dit` would refuse,
+    and `lolrt.OutputError` when the folder is there already or cannot be written; nothing is left behind then.
     """
     parts = find_parts(source)
+    if parts.lora and not parts.dit:
+        raise CheckpointError(f"{source} has adapters ({parts.lora}) and not the DiT that they are for; name both in a .toml file")
+    if not any(getattr(parts, kind) for kind in KINDS):
+        raise CheckpointError(f"{source} holds no weights that are known here; nothing was written")
     with new_folder(Path(destination)) as folder:
         if parts.dit:
             dit, adapters = read_dit(source)
@@ -46,7 +50,7 @@ def convert(source: str | Path, destination: str | Path, dtype: torch.dtype | No
         if parts.vocabulary:
             for name in ("text.json", "text.safetensors"):
                 shutil.copyfile(parts.vocabulary / name, folder / name)
-        if parts.dit and parts.vae:
+        if parts.dit:
             write_json(folder / "model.json", {"name": Path(destination).name, **WAN_SETTINGS, **parts.settings})
     return Path(destination)
 

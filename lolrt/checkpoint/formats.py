@@ -19,7 +19,8 @@ TITLES = {"dit": "DiT", "vae": "VAE", "text_encoder": "UMT5 text encoder", "taeh
 
 # Where files keep the weights that are to be used, the first that is there. A file of a training run has others too: the critic's,
 # the optimizer's.
-GROUPS = ("", "generator_ema", "generator", "model", "generator_lora", "state_dict")
+AVERAGED = "generator_ema"
+GROUPS = ("", AVERAGED, "generator", "model", "generator_lora", "state_dict")
 
 # Names that wrappers of a module leave in the names of its tensors: at the front, and anywhere.
 FRONT = ("model", "net", "base_model")
@@ -106,12 +107,12 @@ def _under_wan_names(kind: Kind, layout: str, tensors: dict[str, Tensor], source
     return renamed
 
 
-def choose(components: list[Component], kind: Kind, source: Path, group: str | None = None) -> Component:
-    """The part of this kind that is to be used: of `group`, or of the first of GROUPS.
+def choose(components: list[Component], kind: Kind, source: Path, group: str | None = None, averaged: bool = True) -> Component:
+    """The part of this kind that is to be used: of `group`, or of the first of GROUPS; unless `averaged`, averaged weights come last.
 
     Raises `lolrt.CheckpointError`, saying what there is.
     """
-    order = GROUPS if group is None else (group,)
+    order = tuple(sorted(GROUPS, key=lambda name: not averaged and name == AVERAGED)) if group is None else (group,)
     usable = [component for component in components if component.kind == kind and component.group in order]
     if not usable:
         there = "; ".join(map(str, components)) or "nothing that is known here"

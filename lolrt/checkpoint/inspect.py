@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lolrt.checkpoint.formats import KINDS, TITLES, Component
+from lolrt.checkpoint.formats import KINDS, TITLES, Component, choose
 from lolrt.checkpoint.lora import LoRA
-from lolrt.checkpoint.parts import components_of, find_parts
-from lolrt.checkpoint.shapes import dit_config, expected_shapes, faults, text_encoder_config, vae_config
-from lolrt.errors import CheckpointError
+from lolrt.checkpoint.names import Kind
+from lolrt.checkpoint.parts import Parts, components_of, find_parts, read_component
+from lolrt.checkpoint.shapes import dit_config, expected_shapes, faults, taehv_config, text_encoder_config, vae_config
+from lolrt.errors import CheckpointError, printable
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -28,9 +29,11 @@ def inspect(path: str | Path) -> Iterator[str]:
     parts = find_parts(path)
     files = dict.fromkeys(place for kind in KINDS if (place := getattr(parts, kind)) is not None)
     for file in files:
-        for component in components_of(file):
-            yield f"{file}: {component}"
-            yield from (f"    {line}" for line in _about(component))
+        components = components_of(file)
+        for component in components:
+            used = component is _used(components, component.kind, parts)
+            yield printable(f"{file}: {component}" + ("" if used else f'; used where a .toml file says weights = "{component.group}"'))
+            yield from (f"    {printable(line)}" for line in _about(component, parts))
     for title, folder in (("tokenizer", parts.tokenizer), ("vocabulary", parts.vocabulary)):
         if folder:
             yield f"{folder}: {title}"
@@ -39,7 +42,15 @@ def inspect(path: str | Path) -> Iterator[str]:
     yield "nothing is missing for a pipeline" if not missing else f"not there, and needed for a pipeline: {', '.join(missing)}"
 
 
-def _about(component: Component) -> Iterator[str]:
+def _used(components: list[Component], kind: Kind, parts: Parts) -> Component | None:
+    """Of several of a kind in one file, such as averaged weights and others, the one that would be loaded."""
+    try:
+        return choose(components, kind, parts.source, parts.group if kind == "dit" else None, averaged=parts.lora is None)
+    except CheckpointError:
+        return None
+
+
+def _about(component: Component, parts: Parts) -> Iterator[str]:
     tensors = component.tensors.values()
     elements = sum(tensor.numel() for tensor in tensors)
     yield f"tensors    {len(component.tensors)}, {elements:,} parameters; {_dtypes(list(tensors))}"
@@ -47,10 +58,14 @@ def _about(component: Component) -> Iterator[str]:
         if component.kind == "lora":
             adapters = LoRA(component)
             yield f"adapters   of {len(adapters.layers)} layers, {adapters.describe()}"
+            if parts.dit:
+                adapters.check(expected_shapes(read_component(parts.source, "dit", averaged=False)))
+                yield "complete   every adapter fits a layer of the DiT"
             return
         yield f"config     {_config(component)}; {'from the JSON file beside it' if component.config else 'read off the tensors'}"
-        yield from (f"wrong      {clause}" for clause in faults(expected_shapes(component), component.tensors))
-        if not faults(expected_shapes(component), component.tensors):
+        wrong = faults(expected_shapes(component), component.tensors)
+        yield from (f"wrong      {clause}" for clause in wrong)
+        if not wrong:
             yield "complete   every tensor is there, in its shape, and no other"
     except CheckpointError as error:
         yield f"wrong      {error}"
@@ -66,9 +81,9 @@ def _dtypes(tensors: list[Tensor]) -> str:
 
 
 def _config(component: Component) -> str:
-    of_kind: dict[str, Callable[[Component], Any]] = {"dit": dit_config, "vae": vae_config, "text_encoder": text_encoder_config}
-    if component.kind not in of_kind:
-        return "TAEHV's, for 16 latent channels"
+    of_kind: dict[str, Callable[[Component], Any]] = {
+        "dit": dit_config, "vae": vae_config, "text_encoder": text_encoder_config, "taehv": taehv_config
+    }  # fmt: skip
     config = asdict(of_kind[component.kind](component))
     shown = {name: value for name, value in config.items() if value is not None and not name.startswith("latents_")}
     return ", ".join(f"{name} {list(value) if isinstance(value, tuple) else value}" for name, value in shown.items())

@@ -57,10 +57,7 @@ def read_dit(path: str | Path, lora: str | Path | None = None, group: str | None
     """A DiT and the adapters that belong to it; arguments and errors as of `load_dit`."""
     place = lora or find_parts(path).lora
     adapters = LoRA(read_component(place, "lora")) if place else None
-    component = read_component(path, "dit", group)
-    if adapters and not group and component.group == "generator_ema":
-        component = read_component(path, "dit", "generator")
-    return component, adapters
+    return read_component(path, "dit", group, averaged=adapters is None), adapters
 
 
 def load_vae(

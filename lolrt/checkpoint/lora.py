@@ -52,7 +52,8 @@ class LoRA:
 
     def describe(self) -> str:
         """Ranks and scales."""
-        ranks = {layer: len(self._tensors[f"{layer}.lora_A.weight"]) for layer in self.layers if f"{layer}.lora_A.weight" in self._tensors}
+        found = {layer: self._tensors.get(f"{layer}.lora_A.weight") for layer in self.layers}
+        ranks = {layer: len(a) for layer, a in found.items() if a is not None and a.ndim == 2}
         scales = sorted({self._scale(layer, rank) for layer, rank in ranks.items() if rank})
         return f"rank {', '.join(map(str, sorted(set(ranks.values()))))}, scale {', '.join(f'{scale:g}' for scale in scales)}"
 

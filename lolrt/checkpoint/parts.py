@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -75,9 +76,9 @@ def find_parts(model: str | Path) -> Parts:
     path = Path(model)
     if path.suffix == ".toml":
         return _from_toml(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # Path's own methods raise for names that are too long and folders that are closed
         return _in_folder(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(
             f"{path} does not exist; expected a folder, a .safetensors, .pt or .pth file, or a .toml that names the parts"
         )
@@ -93,7 +94,7 @@ def _from_toml(path: Path) -> Parts:
         values = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable TOML: {error}") from error
     names = ("dit", "lora", "vae", "text_encoder", "taehv", "tokenizer", "vocabulary")
     unknown = values.keys() - {*names, *SETTINGS, "weights"}
@@ -102,7 +103,7 @@ def _from_toml(path: Path) -> Parts:
     if not all(isinstance(values[name], str) for name in (*names, "weights") if name in values):
         raise CheckpointError(f"{path}: {', '.join(names)} and weights are texts in quotes")
     found: dict[str, Any] = {name: path.parent / values[name] for name in names if name in values}
-    missing = [str(place) for place in found.values() if not place.exists()]
+    missing = [str(place) for place in found.values() if not os.path.exists(place)]
     if missing:
         raise CheckpointError(f"{path} names {', '.join(missing)}, which is not there")
     for kind in formats.KINDS:
@@ -183,9 +184,14 @@ def _is_safetensors(path: Path) -> bool:
 
 def _weight_map(index: Path) -> dict[str, str]:
     table = read_json(index).get("weight_map")
-    if not isinstance(table, dict) or not all(isinstance(name, str) and Path(name).name == name for name in table.values()):
+    if not isinstance(table, dict) or not all(isinstance(name, str) and _is_plain(name) for name in table.values()):
         raise CheckpointError(f"{index} has no weight_map of tensors to files beside it; fetch it again")
     return table
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it is of a file in the same folder."""
+    return Path(name).name == name and name.isprintable()
 
 
 def _read_index(index: Path) -> dict[str, Tensor]:
@@ -212,10 +218,11 @@ def _config(kind: Kind, folder: Path) -> dict[str, Any]:
     return {}
 
 
-def read_component(path: str | Path, kind: Kind, group: str | None = None) -> Component:
+def read_component(path: str | Path, kind: Kind, group: str | None = None, averaged: bool = True) -> Component:
     """One part of a model, its tensors under Wan's names, mapped and not yet read.
 
-    path: as of `find_parts`. group: which weights of a training checkpoint, such as "generator"; by default the averaged ones.
+    path: as of `find_parts`. group: which weights of a training checkpoint, such as "generator"; by default the averaged ones, or, unless
+    `averaged`, these only where there are no others.
     Raises `lolrt.CheckpointError` when there is no such part, or more than one.
     """
     parts = find_parts(path)
@@ -223,4 +230,4 @@ def read_component(path: str | Path, kind: Kind, group: str | None = None) -> Co
     if place is None:
         there = ", ".join(formats.TITLES[other] for other in formats.KINDS if getattr(parts, other) is not None)
         raise CheckpointError(f"{path} holds no {formats.TITLES[kind]}; it holds {there or 'nothing that is known here'}")
-    return formats.choose(components_of(place), kind, place, group or (parts.group if kind == "dit" else None))
+    return formats.choose(components_of(place), kind, place, group or (parts.group if kind == "dit" else None), averaged)

@@ -24,11 +24,15 @@ HARMLESS = {
 }
 MOST_PICKLE_BYTES = 64_000_000
 
+# Tied weights are stored once, and a group may be another one's weights. More than so many times over is no model's.
+MOST_SHARING = 4
+
 
 def read_pickle(path: Path) -> dict[Any, Any]:
     """The dictionary in a file, its tensors mapped rather than read.
 
-    Raises `lolrt.CheckpointError` for a file that is not there, is damaged, is compressed, names code, or holds no dictionary.
+    Raises `lolrt.CheckpointError` for a file that is not there, is damaged, is compressed, names code, holds no dictionary, or whose
+    tensors claim more than it stores.
     """
     try:
         _check(path)
@@ -42,10 +46,15 @@ def read_pickle(path: Path) -> dict[Any, Any]:
         raise CheckpointError(f"{path} is damaged or no plain checkpoint ({reason}); fetch it again") from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected a dictionary of tensors")
-    for values in [loaded, *(value for value in loaded.values() if isinstance(value, dict))]:
-        for tensor in values.values():
-            if isinstance(tensor, torch.Tensor):
-                mark(tensor)
+    groups = [loaded, *(value for value in loaded.values() if isinstance(value, dict))]
+    tensors = [tensor for group in groups for tensor in group.values() if isinstance(tensor, torch.Tensor)]
+    claimed = sum(tensor.nbytes for tensor in tensors)
+    if claimed > MOST_SHARING * path.stat().st_size:
+        raise CheckpointError(
+            f"{path} is no plain checkpoint: its tensors repeat what it stores, and would unfold to {claimed:,} bytes; do not trust it"
+        )
+    for tensor in tensors:
+        mark(tensor)
     return loaded
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lolrt.checkpoint.mapped import mark
+from lolrt.checkpoint.mapped import give_back, mark
 from lolrt.errors import CheckpointError, OutputError
 
 DTYPES = {
@@ -62,7 +62,9 @@ def damaged(path: Path, reason: str) -> CheckpointError:
 
 def _view(data: Tensor, entry: Entry) -> Tensor:
     if data.data_ptr() % entry.dtype.itemsize:  # headers of old writers are not filled up to a multiple of 8
-        return data.clone().view(entry.dtype).view(entry.shape)
+        copy = data.clone()
+        give_back(mark(data))
+        return copy.view(entry.dtype).view(entry.shape)
     return mark(data.view(entry.dtype).view(entry.shape))
 
 

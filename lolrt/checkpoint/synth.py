@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lolrt.checkpoint.folder import WAN_SETTINGS, new_folder, write_dit, write_json, write_vae
+from lolrt.checkpoint.folder import WAN_SETTINGS, new_folder, write_dit, write_json, write_vae, write_weights
 from lolrt.checkpoint.safetensors_file import write_safetensors
-from lolrt.checkpoint.shapes import Shapes, dit_shapes, read_json, vae_shapes, with_values
+from lolrt.checkpoint.shapes import Shapes, dit_shapes, read_json, taehv_shapes, vae_shapes, with_values
 from lolrt.dit import DiTConfig
 from lolrt.errors import Error
+from lolrt.taehv import TAEHVConfig
 from lolrt.vae_layers import VAEConfig
 
 # The text side is the embedded model's vocabulary: UMT5's tokenizer cannot be drawn at random.
@@ -56,6 +57,7 @@ def sizes(config: str) -> Sizes:
 def synth(destination: str | Path, config: str = "1.3b", seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Path:
     """Writes a model folder with random weights, tensor by tensor; the same seed gives the same files. Returns the folder.
 
+    DiT, VAE, a TAEHV where the VAE makes latents as Wan's does, and the embedded model's vocabulary in place of a text encoder.
     Norms are near 1, biases near 0, other weights normal with the variance that keeps activations of the order of 1.
     Raises `lolrt.Error` for a config that is none, and `lolrt.OutputError` when the folder is there already or cannot be written.
     """
@@ -63,6 +65,10 @@ def synth(destination: str | Path, config: str = "1.3b", seed: int = 0, dtype: t
     with new_folder(Path(destination)) as folder:
         write_dit(folder, model.dit, dtype, _random(dit_shapes(model.dit), f"{seed} dit"))
         write_vae(folder, model.vae, dtype, _random(vae_shapes(model.vae), f"{seed} vae"))
+        taehv = TAEHVConfig(z_dim=model.vae.z_dim)
+        if (taehv.spatial_factor, taehv.temporal_factor) == (model.vae.spatial_factor, model.vae.temporal_factor):
+            shapes = taehv_shapes(taehv)
+            write_weights(folder, "taehv", shapes, dtype, _random(shapes, f"{seed} taehv"))
         shutil.copyfile(VOCABULARY / "text.json", folder / "text.json")
         words = json.loads((VOCABULARY / "text.json").read_text())["words"]
         table: Shapes = {"embedding.weight": (len(words), model.dit.text_dim)}

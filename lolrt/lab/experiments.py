@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import islice, product
+from itertools import chain, islice, product
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from lolrt.lab import measures, tables
 from lolrt.lab.plans import EXPERIMENTS, PLAIN, Cells, Setting
 from lolrt.lab.policy import Policy
 from lolrt.lab.results import Cell, Result
-from lolrt.lab.rollout import Folder, Plan, Video, loaded, predicted_frames
+from lolrt.lab.rollout import Folder, Plan, Video, collapse_at, loaded, predicted_frames
 from lolrt.lab.rollout import run as run_videos
 from lolrt.pipeline import Pipeline
 from lolrt.stream import LatentStream
@@ -59,8 +59,9 @@ def run(name: str, model: str, frames: int, videos: int, draws: int, only: Seque
 
 def rolled_out(folder: Folder, cells: Cells, videos: Sequence[tuple[str, int]]) -> dict[str, Cell]:
     """Collapse and motion of each cell, of rollouts that the folder holds. Motion is over plain RoPE's in the same video, because scenes
-    differ far more in their motion than policies do."""
-    places = [*map(str, predicted_frames(loaded(folder.plan.model), folder.plan.frames)), "elsewhere"]
+    differ far more in their motion than policies do. "own" is at each policy's own frames, where all policies of the cell have some."""
+    pipe, frames = loaded(folder.plan.model), folder.plan.frames
+    places = [*map(str, predicted_frames(pipe, frames)), "elsewhere"]
     known = folder.rows[Video(PLAIN["plain"][0], *videos[0]).key]
     names = [name for what in ("dip", "rise", "synchrony") for place in places if (name := f"{what}_{place}") in known]
     found = {}
@@ -68,7 +69,14 @@ def rolled_out(folder: Folder, cells: Cells, videos: Sequence[tuple[str, int]]) 
         numbers = {name: folder.table(policies, videos, name) for name in (*names, "sink_collapse", "motion")}
         numbers["motion"] = numbers["motion"] / folder.table(PLAIN["plain"], videos, "motion")
         drops = [measures.drop(measures.nearest(folder.series(Video(policies[0], *video))["distance"])) for video in videos]
-        found[cell] = Cell(policies, numbers, measures.snap_back(np.stack(drops)))
+        own_frames = [predicted_frames(pipe, frames, policy) for policy in policies]
+        if all(own_frames):
+            at = [
+                [collapse_at(folder.series(Video(policy, *video)), own) for video in videos]
+                for policy, own in zip(policies, own_frames, strict=True)
+            ]
+            numbers |= {f"{what}_own": np.array([[one[what] for one in row] for row in at]) for what in at[0][0]}
+        found[cell] = Cell(policies, numbers, measures.snap_back(np.stack(drops)), own_frames if any(own_frames) else [])
     return found
 
 
@@ -103,15 +111,16 @@ def sweep(pipe: Pipeline, policy: str, prompt: str, seed: int, starts: Sequence[
 
 def swept(pipe: Pipeline, frames: int, policies: Sequence[str], videos: Sequence[tuple[str, int]], cell: str, every: bool) -> Cell:
     """The offset sweep of a cell. every: a chunk is said to begin at each multiple of its length up to `frames`, and the medians of which
-    `measures` speaks are over the sweep past its first 33 frames; otherwise only at the predicted frames, at their neighbours, and at
-    every third chunk elsewhere, over which the medians are then.
+    `measures` speaks are over the sweep past its first 33 frames; otherwise only at the predicted frames and at the policies' own, at
+    their neighbours, and at every third chunk elsewhere, over which the medians are then.
     """
     chunk = Policy.parse(policies[0]).window.chunk_frames
     predicted = predicted_frames(pipe, frames)
+    own_frames = [predicted_frames(pipe, frames, policy) for policy in policies]
     apart = sorted({frame // chunk for frame in measures.elsewhere(frames, predicted)})
-    around = {frame // chunk + step for frame in predicted for step in (-1, 0, 1)}
+    around = {frame // chunk + step for frame in (*predicted, *chain(*own_frames)) for step in (-1, 0, 1)}
     numbers_of = range(HELD_CHUNKS, frames // chunk) if every else sorted({*around, *apart[::3]})
-    usual = [i for i, number in enumerate(numbers_of) if (i >= measures.REFERENCE_FRAMES // 3 if every else number in apart)]
+    usual = [i for i, number in enumerate(numbers_of) if (i >= measures.REFERENCE_FRAMES // 3 if every else number not in around)]
     starts = chunk * np.array(numbers_of)
     pairs = tqdm(list(product(policies, videos)), desc=cell, unit=" sweeps")
     masses = np.array([sweep(pipe, policy, prompt, seed, starts.tolist()) for policy, (prompt, seed) in pairs])
@@ -119,12 +128,22 @@ def swept(pipe: Pipeline, frames: int, policies: Sequence[str], videos: Sequence
     middle = np.median(totals[:, usual], axis=1, keepdims=True)
     rises = np.divide(totals, middle, out=np.zeros_like(totals), where=middle > 0)
     together = (masses > measures.RAISED * np.median(masses[:, usual], axis=1, keepdims=True)).mean((2, 3))
-    places = {str(frame): [frame // chunk] for frame in predicted} | ({"elsewhere": apart} if every else {})
+    places = {str(frame): [[frame // chunk]] * len(policies) for frame in predicted}
+    if every:
+        places["elsewhere"] = [apart] * len(policies)
+    if all(own_frames):
+        places["own"] = [[frame // chunk for frame in own] for own in own_frames]
     numbers: dict[str, np.ndarray] = {}
     for place, chunks in places.items():
-        at = [list(numbers_of).index(number) for number in chunks]
         for what, series in (("rise", rises), ("synchrony", together)):
-            most = np.mean([series[:, i - 1 : i + 2].max(1) for i in at], axis=0)
-            numbers[f"{what}_{place}"] = most.reshape(len(policies), len(videos))
+            of_policy = zip(series.reshape(len(policies), len(videos), -1), chunks, strict=True)
+            numbers[f"{what}_{place}"] = np.array(
+                [_highest(rows, [list(numbers_of).index(number) for number in at]) for rows, at in of_policy]
+            )
     series = {"start": starts, "mass": totals.mean(0), "synchrony": together.mean(0)} if every else {}
-    return Cell(list(policies), numbers, series=series)
+    return Cell(list(policies), numbers, series=series, own_frames=own_frames if any(own_frames) else [])
+
+
+def _highest(rows: np.ndarray, at: Sequence[int]) -> np.ndarray:
+    """Of series [videos, n]: the highest of each of these entries and its two neighbours, mean over the entries."""
+    return np.mean([rows[:, i - 1 : i + 2].max(1) for i in at], axis=0)

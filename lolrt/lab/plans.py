@@ -15,6 +15,7 @@ BASES = (6000, 8000, 12000, 16000, 20000)
 SINKS = (1, 5)
 PERIODS = {6: 51, 7: 77, 8: 118, 9: 179, 10: 272}  # of the pairs that RIFLEx may slow down, counted from 1: theta 10000, 44 channels
 LENGTH = 132  # the last frames before the first collapse
+SYNCHRONISED = "bias=-inf,when=synchronised,head_share=0.4"
 
 Cells = dict[str, list[str]]
 PLAIN: Cells = {"plain": ["sigma=0"]}
@@ -93,10 +94,18 @@ def rivals(setting: Setting) -> Cells:
         "RIFLEx": [f"sigma=0,frequencies=riflex,{stretch}"],
         "window positions": ["sigma=0,positions=window"],
         "sinks anchored at 20": ["sigma=0,positions=anchored"],
+        "no sinks": ["sigma=0,sink_frames=0,recent_frames=12"],
+    }
+
+
+def gates(setting: Setting) -> Cells:
+    return {
+        **drawn(setting),
         "sinks held back by 2 nats": ["sigma=0,bias=-2"],
         "sinks shut where realigned": ["sigma=0,bias=-inf,when=realigned"],
-        "sinks shut where synchronised": ["sigma=0,bias=-inf,when=synchronised,head_share=0.4"],
-        "no sinks": ["sigma=0,sink_frames=0,recent_frames=12"],
+        "sinks shut where synchronised": [f"sigma=0,{SYNCHRONISED}"],
+        "jitter 0.8, and shut where synchronised": setting.jitter(f"sigma=0.8,{SYNCHRONISED}"),
+        "stratified, and shut where synchronised": setting.jitter(f"sigma=0.8,spread=stratified,{SYNCHRONISED}"),
     }
 
 
@@ -119,6 +128,7 @@ EXPERIMENTS = {
     ),
     "bases": Experiment("are bases that are chosen better than drawn ones?", chosen),
     "rivals": Experiment("what do other policies do?", rivals),
+    "gates": Experiment("does it help to hold the sinks back, and to do so beside jitter?", gates),
     "base": Experiment(
         "does another base for all heads help?",
         lambda _: {**PLAIN, **{f"base {base}": [f"bases={base}"] for base in BASES}},

@@ -15,7 +15,7 @@ from lolrt.lab import measures, pictures, statistics
 from lolrt.lab.phase import phase_table
 from lolrt.lab.plots import inline_figure, inline_image, pyplot
 from lolrt.lab.policy import Policy
-from lolrt.lab.rollout import Folder, Video, loaded, predicted_frames
+from lolrt.lab.rollout import Folder, Video, loaded, predicted_frames, radians
 
 STYLE = """body { font: 15px/1.45 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; font-size: 13px } td, th { padding: .2em .7em; text-align: right; border-bottom: 1px solid #ddd }
@@ -121,12 +121,11 @@ def heads_plot(series: dict[str, list[dict[str, np.ndarray]]], predicted: Sequen
 
 
 def kernel_plot(folder: Folder, policies: Sequence[str], predicted: Sequence[int]) -> str:
-    config = loaded(folder.plan.model).dit.config
     figure, axis = pyplot().subplots(figsize=(11, 3), constrained_layout=True)
     for text in policies:
         policy = Policy.parse(text)
-        radians = policy.rope.radians(config.num_layers, config.num_heads, config.temporal_pairs).reshape(-1, config.temporal_pairs)
-        table = phase_table(radians, folder.plan.frames, policy.window.sink_frames, policy.window.chunk_frames)
+        frequencies = radians(loaded(folder.plan.model), policy)
+        table = phase_table(frequencies, folder.plan.frames, policy.window.sink_frames, policy.window.chunk_frames)
         axis.plot(table.starts, table.chunk_real, linewidth=1.2, label=text or "(default)")
     _mark(axis, predicted)
     axis.legend(fontsize=7)

@@ -21,12 +21,14 @@ class Cell:
     """Name of a measure -> float64 [policies, videos]."""
     snap_back: tuple[int, float, float] | None = None
     """Of the first draw: frame, mean drop there, p."""
+    own_frames: list[list[int]] = field(default_factory=list)
+    """Of each policy, as `rollout.predicted_frames` says; none where no policy has any."""
     series: dict[str, np.ndarray] = field(default_factory=dict)
     """Of an offset sweep: start, and mass on the sinks and share of heads raised there, means over draws and videos."""
 
     def at_predicted(self, measure: str) -> np.ndarray:
         """[policies, videos]: a measure, such as "dip", mean of the predicted frames."""
-        names = [name for name in self.numbers if name.startswith(f"{measure}_") and not name.endswith("_elsewhere")]
+        names = [name for name in self.numbers if name.removeprefix(f"{measure}_").isdigit()]
         return np.mean([self.numbers[name] for name in names], axis=0)
 
 
@@ -70,7 +72,8 @@ class Result:
             cells = {}
             for name, cell in kept.pop("cells").items():
                 arrays = {what: {key: np.array(values) for key, values in cell.pop(what).items()} for what in ("numbers", "series")}
-                cells[name] = Cell(**arrays, policies=cell["policies"], snap_back=tuple(cell["snap_back"]) if cell["snap_back"] else None)
+                cell["snap_back"] = tuple(cell["snap_back"]) if cell["snap_back"] else None
+                cells[name] = Cell(**cell, **arrays)
             videos = [(prompt, seed) for prompt, seed in kept.pop("videos")]
             return cls(**kept, videos=videos, cells=cells)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

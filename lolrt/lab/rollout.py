@@ -32,7 +32,6 @@ from lolrt.lab import measures, pictures
 from lolrt.lab.phase import phase_table
 from lolrt.lab.policy import Policy
 from lolrt.pipeline import Pipeline
-from lolrt.rope import Rope
 from lolrt.stream import Chunk, LatentChunk
 
 SIGNATURE_SIZE = (4, 6)
@@ -72,14 +71,20 @@ def loaded(model: str) -> Pipeline:
     return lolrt.load(model)
 
 
-def plain_radians(pipe: Pipeline) -> np.ndarray:
-    """Frequencies of the model's plain RoPE, [1, pairs]: those of its one head that stands for all."""
-    return Rope(sigma=0.0).radians(1, 1, pipe.dit.config.temporal_pairs)[0]
+def radians(pipe: Pipeline, policy: Policy) -> np.ndarray:
+    """Frequencies of all heads of all layers, [layers * heads, pairs]; of one layer where layers are alike."""
+    config = pipe.dit.config
+    return policy.rope.radians(config.num_layers, config.num_heads, config.temporal_pairs).reshape(-1, config.temporal_pairs)
 
 
-def predicted_frames(pipe: Pipeline, frames: int) -> list[int]:
-    """Where plain RoPE is to collapse in a rollout of so many frames, as far as there are frames enough around it to tell."""
-    predicted = phase_table(plain_radians(pipe), max(frames, 400)).predicted()
+def predicted_frames(pipe: Pipeline, frames: int, policy: str = "sigma=0") -> list[int]:
+    """Own frames: where a policy is to collapse in a rollout of so many frames: the two highest maxima past frame 100, of 400, of the real
+    part of the phase kernel of its frequencies, mean over heads, as far as there are frames enough around them to tell. None where
+    there are no sinks, or where they do not fall behind. "Predicted" frames are plain RoPE's own."""
+    parsed = Policy.parse(policy)
+    if parsed.rope.positions != "absolute" or parsed.window.sink_frames == 0:
+        return []
+    predicted = phase_table(radians(pipe, parsed), max(frames, 400)).predicted()
     return [frame for frame in predicted if frame + measures.FLANKS[1][1] <= frames]
 
 
@@ -151,21 +156,29 @@ def record(plan: Plan, video: Video) -> dict[str, np.ndarray]:
     return recorder.arrays()
 
 
+def collapse_at(series: dict[str, np.ndarray], frames: Sequence[int]) -> dict[str, float]:
+    """Dip, rise and synchrony at frames of one video: their means."""
+    near, mass = measures.nearest(series["distance"]), series["mass"]
+    total, together = measures.sink_mass(mass), measures.synchrony(mass)
+    per_chunk = len(near) // len(mass)
+    chunks = sorted({frame // per_chunk for frame in frames})
+    return {
+        "dip": float(np.mean([measures.dip(near, frame) for frame in frames])),
+        "rise": float(np.mean([measures.rise(total, chunk) for chunk in chunks])),
+        "synchrony": float(np.mean([together[chunk - 1 : chunk + 2].max() for chunk in chunks])),
+    }
+
+
 def summary(series: dict[str, np.ndarray], predicted: Sequence[int], height: int, width: int) -> dict[str, float]:
     """The numbers of one video: what `measures` and `pictures` define, at each predicted frame where they are of one."""
-    near, mass = measures.nearest(series["distance"]), series["mass"]
-    per_chunk = len(near) // len(mass)
-    total, together = measures.sink_mass(mass), measures.synchrony(mass)
+    near = measures.nearest(series["distance"])
     row = {"sink_collapse": measures.sink_collapse(near)}
     places = {str(frame): [frame] for frame in predicted} | {"elsewhere": measures.elsewhere(len(near), predicted)}
     for place, frames in places.items():
-        chunks = sorted({frame // per_chunk for frame in frames})
         if frames:
-            row[f"dip_{place}"] = float(np.mean([measures.dip(near, frame) for frame in frames]))
-            row[f"rise_{place}"] = float(np.mean([measures.rise(total, chunk) for chunk in chunks]))
-            row[f"synchrony_{place}"] = float(np.mean([together[chunk - 1 : chunk + 2].max() for chunk in chunks]))
-    row["sink_mass"] = float(np.median(total))
-    row["synchrony"] = float(np.median(together))
+            row |= {f"{what}_{place}": value for what, value in collapse_at(series, frames).items()}
+    row["sink_mass"] = float(np.median(measures.sink_mass(series["mass"])))
+    row["synchrony"] = float(np.median(measures.synchrony(series["mass"])))
     row["motion"] = measures.motion(series["step"])
     row["loop_lag"], row["loop"] = measures.loop(series["signature"])
     if "flow" in series:

@@ -27,9 +27,10 @@ def interval(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interv
     return difference(values, np.zeros((1, values.shape[1])), resamples, seed)
 
 
-def difference(values: np.ndarray, others: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interval:
+def difference(values: np.ndarray, others: np.ndarray, resamples: int = 2000, seed: int = 0, paired: bool = False) -> Interval:
     """Differences: the mean of one policy minus that of another one over the same videos, and its interval by the same bootstrap: both
-    have the same videos drawn, and draws of their own. Where it does not contain 0, the two are told apart."""
+    have the same videos drawn, and jitter draws of their own; where the n-th draw of both is one and the same (a seed's eps under another
+    sigma, or in fewer heads), draws are paired and drawn together. Where the interval does not contain 0, the two are told apart."""
     # [draws, videos], [other draws, videos]
     random = np.random.default_rng(seed)
     columns = random.integers(0, values.shape[1], (resamples, values.shape[1]))
@@ -38,5 +39,6 @@ def difference(values: np.ndarray, others: np.ndarray, resamples: int = 2000, se
         rows = random.integers(0, len(table), (resamples, len(table)))
         return table[rows[:, :, None], columns[:, None, :]].mean((1, 2))
 
-    low, high = np.percentile(means(values) - means(others), [2.5, 97.5])
+    differences = means(values - others) if paired else means(values) - means(others)
+    low, high = np.percentile(differences, [2.5, 97.5])
     return Interval(float(values.mean() - others.mean()), float(low), float(high))

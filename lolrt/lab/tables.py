@@ -26,17 +26,25 @@ def setting(result: Result) -> str:
 
 
 def table(result: Result) -> str:
-    """A row a cell: every number with its interval; of rollouts also the worst Sink-Collapse and the snap-back test."""
-    names = list(next(iter(result.cells.values())).numbers)
+    """A row a cell: every number with its interval, and nothing where a cell lacks it; of rollouts also the worst Sink-Collapse, the
+    snap-back test, and the policy's own frames."""
+    names = list(dict.fromkeys(name for cell in result.cells.values() for name in cell.numbers))
     rollouts = any(cell.snap_back for cell in result.cells.values())
-    rows = [["", *(name.replace("_", " ") for name in names), *(["sink collapse max", "snap-back frame, drop, p"] if rollouts else [])]]
+    heads = ["sink collapse max", "snap-back frame, drop, p", "own frames"] if rollouts else []
+    rows = [["", *(name.replace("_", " ") for name in names), *heads]]
     for name, cell in result.cells.items():
-        row = [name, *(str(interval(cell.numbers[number])) for number in names)]
+        row = [name, *(str(interval(cell.numbers[number])) if number in cell.numbers else "" for number in names)]
         if cell.snap_back:
             frame, drop, p = cell.snap_back
-            row += [f"{cell.numbers['sink_collapse'].max():.2f}", f"{frame}, {drop:.2f}, {p:.3f}"]
+            row += [f"{cell.numbers['sink_collapse'].max():.2f}", f"{frame}, {drop:.2f}, {p:.3f}", own_frames(cell)]
         rows.append(row)
     return markdown(rows)
+
+
+def own_frames(cell: Cell) -> str:
+    """The own frames of a cell's policies, where these agree on them."""
+    alike = {", ".join(map(str, own)) for own in cell.own_frames}
+    return alike.pop() if len(alike) == 1 else "by draw" if alike else ""
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -120,6 +120,7 @@ class Emulated:
         self.path = library
         self._abi = Abi(library)
         self._simt = ctypes.CDLL(str(library.with_name("liblolrt_cuda.so")))
+        self._simt.lolrt_simt_run.restype = ctypes.c_char_p
         self.settings()
 
     def settings(self, seed: int = 0, architecture: int = 800) -> None:
@@ -132,6 +133,15 @@ class Emulated:
         values = (ctypes.c_uint64 * len(names))()
         self._simt.lolrt_simt_counts(ctypes.byref(values))
         return dict(zip(names, values, strict=True))
+
+    def runs_with(self, runner: Any) -> None:
+        """What runs launches in the emulator's place, a `Runner` of csrc/simt/simt.h; None: the emulator again."""
+        self._simt.lolrt_simt_runner(runner)
+
+    def launch(self, kept: ctypes.Structure) -> None:
+        """A launch that such a runner has kept."""
+        problem = self._simt.lolrt_simt_run(ctypes.byref(kept))
+        assert problem is None, problem.decode()
 
     def page_elements(self, dtype: torch.dtype, tokens: int, heads: int, dim: int) -> int:
         return self._abi.page_elements(dtype, tokens, heads, dim)
@@ -158,6 +168,7 @@ class Emulated:
 
     def buffers(self, tensors: list[Tensor]) -> None:
         """The memory that the next calls may touch: that of these tensors."""
+        self.tensors = tensors
         storages = [x.untyped_storage() for x in tensors]
         starts = (ctypes.c_void_p * len(storages))(*(storage.data_ptr() for storage in storages))
         sizes = (ctypes.c_uint64 * len(storages))(*(storage.nbytes() for storage in storages))

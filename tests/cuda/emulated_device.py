@@ -23,6 +23,7 @@ from torch import Tensor
 import lolrt
 from lolrt import _core, ops
 
+_PACKED_KEYS = ops._packed_keys
 _capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _capsule_pointer.restype, _capsule_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
 
@@ -86,8 +87,10 @@ def core_beside(library: Path) -> ModuleType:
 @contextmanager
 def computing_with(core: EmulatedCore | ModuleType) -> Iterator[None]:
     """Inside, this is what `lolrt.ops` calls."""
-    before, ops._core = ops._core, core
+    before = ops._core, ops._packed_keys
+    ops._core = core
+    ops._packed_keys = ops._row_keys if isinstance(core, EmulatedCore) else _PACKED_KEYS  # of pages that lie on the CPU
     try:
         yield
     finally:
-        ops._core = before
+        ops._core, ops._packed_keys = before

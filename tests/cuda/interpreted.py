@@ -32,8 +32,8 @@ def has_nvcc() -> bool:
     return shutil.which("nvcc") is not None
 
 
-class _Launch(ctypes.Structure):
-    """csrc/simt/simt.h."""
+class Asked(ctypes.Structure):
+    """`Launch` of csrc/simt/simt.h."""
 
     _fields_ = (
         ("kernel", ctypes.c_void_p),
@@ -42,10 +42,11 @@ class _Launch(ctypes.Structure):
         ("shared_bytes", ctypes.c_uint),
         ("argument", ctypes.c_void_p),
         ("argument_bytes", ctypes.c_uint64),
+        ("enter", ctypes.c_void_p),
     )
 
 
-_RUNNER = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_Launch))
+RUNNER = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(Asked))
 
 
 def _signatures(mangled: list[str]) -> list[str]:
@@ -68,7 +69,7 @@ class Interpreted(Emulated):
         self._counts: Counter[str] = Counter()
         self._problem = ctypes.create_string_buffer(b"")
         self._failure: Exception | None = None
-        self._runner = _RUNNER(self._run)
+        self._runner = RUNNER(self._run)
 
     def counts(self) -> dict[str, int]:
         """Of all launches since the last call: what the emulator counts, and `other_conflicts`, those of loads and stores."""
@@ -91,12 +92,12 @@ class Interpreted(Emulated):
         storages = [x.untyped_storage() for x in (*arguments.values(), *others) if isinstance(x, Tensor)]
         self._memory = Memory([(storage.data_ptr(), storage.nbytes()) for storage in storages])
         self._failure = None
-        self._simt.lolrt_simt_runner(self._runner)
+        self.runs_with(self._runner)
         self.settings(architecture=self.architecture)
         try:
             super()._call(op, kind, arguments, *others)
         finally:
-            self._simt.lolrt_simt_runner(None)
+            self.runs_with(None)
             self.settings()
             if self._failure is not None:
                 raise self._failure

@@ -3,6 +3,7 @@ it ships; torch's matrix products are the CPU's where the kernels are emulated."
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 import lolrt
 from lolrt import _core
+from lolrt.memory import plan
 
 BF16 = torch.bfloat16
 # Chunks of the rollouts: at the fifth the window is full, from then on frames fall out of it.
@@ -92,6 +94,55 @@ def test_the_embedded_model_makes_the_latents_of_the_cpus_kernels(device: str, c
     assert rms(on_cuda - on_cpu) <= 2 * BF16_RMS * on_cpu.std().item()
 
 
+def small_model(dtype: torch.dtype) -> lolrt.CausalDiT:
+    """A DiT with weights that are drawn: what a model does with a policy does not need a trained one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = lolrt.DiTConfig(dim=128, ffn_dim=256, text_dim=16, text_len=8, num_heads=2, num_layers=2)
+        return lolrt.CausalDiT(config).requires_grad_(False).to(dtype)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        lolrt.Window(1, 2, 1, recall_frames=2, store_frames=3),
+        lolrt.Window(1, 2, 1, gate=lolrt.SinkGate(-math.inf, "synchronised", head_share=0.0)),
+    ],
+    ids=["recall", "synchronised gate"],
+)
+def test_recall_and_a_synchronised_gate_decide_as_on_the_cpu(device: str, window: lolrt.Window) -> None:
+    """Both decide by what the kernels made, keys and queries or attention mass: the same frames come back, in the same layers and chunks
+    the sinks are shut out, and the latents are as near as two ways to round are."""
+    prompt = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+
+    def rollout(dtype: torch.dtype, where: str) -> tuple[Tensor, list[object]]:
+        dit = small_model(dtype).to(where)
+        stream = lolrt.LatentStream(dit, prompt, 4, 4, window=window, sampler=lolrt.Sampler((1000, 500)), probe=True)
+        chunks = list(islice(stream, 8))
+        shut = [(chunk.mass[..., : chunk.sink_frames] == 0).all(-1).flatten(1).all(1).tolist() for chunk in chunks]
+        return torch.cat([chunk.latents.cpu() for chunk in chunks]), [[chunk.page_frames for chunk in chunks], shut]
+
+    on_cuda, decided = rollout(BF16, device)
+    with computing_with(_core):
+        (on_cpu, decided_on_cpu), (exact, decided_exactly) = rollout(BF16, "cpu"), rollout(torch.float32, "cpu")
+    assert decided == decided_on_cpu == decided_exactly
+    pages, shut = decided
+    assert any(map(any, shut)) and not all(map(all, shut)) if window.gate.probes else len(pages[-1]) == 5
+    assert rms(on_cuda - exact) <= 2 * rms(on_cpu - exact)
+    assert rms(on_cuda - on_cpu) <= 2 * BF16_RMS * on_cpu.std().item()
+
+
+def test_the_planned_workspace_is_what_the_kernels_ask_for(core: EmulatedCore) -> None:
+    window = lolrt.Window(1, 4, 2, recall_frames=1)
+    planned = plan(small_model(BF16).config, lolrt.VAEConfig(dim=16), 32, 48, window=window, device="cuda")
+    tokens, pages = 6, 6
+    q, pool = torch.empty(2, tokens, 2, 64, dtype=BF16), torch.empty(8, 2 * 2 * tokens * 64, dtype=BF16)
+    table, mass = torch.zeros(pages, dtype=torch.int32), torch.empty(pages, 2, 2)
+    room_to_align = 63
+    asked = core.frame_attention_workspace(q, pool, table, tokens, None, None, q, mass)
+    assert planned.stream["workspace of attention"] == asked - room_to_align
+
+
 def test_arrays_of_other_libraries_reach_the_kernels(core: EmulatedCore, emulated_library: Emulated) -> None:
     """By DLPack's protocol alone, as CuPy's do."""
     x = torch.randn(2, 3, 64).bfloat16()
@@ -114,26 +165,3 @@ def test_arrays_of_other_libraries_reach_the_kernels(core: EmulatedCore, emulate
 def test_without_a_driver_the_binding_says_so() -> None:
     with pytest.raises(RuntimeError, match=r"gelu: CUDA: .*(driver|device)|CUDA half does not load"):
         _core.gelu(OnCuda(torch.zeros(1, 1, 8, dtype=BF16)))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_a_gpu_replays_a_pass_as_a_cuda_graph(data: Path, rollout_inputs: dict[str, Tensor]) -> None:
-    """Captured over one chunk, replayed over the next: what differs between the two is in buffers that the stream has written."""
-    dit = lolrt.load_dit(data / "self_forcing_dmd_small.pt", BF16, device="cuda")
-    stream = lolrt.LatentStream(dit, rollout_inputs["prompt_embeds"], 8, 8)
-    list(islice(stream, CHUNKS))
-    sample = torch.randn(3, 16, 8, 8, device="cuda")
-
-    def one_pass() -> Tensor:
-        return stream._run(sample, stream._modulations[0], pages, rotation, bias)
-
-    graph = torch.cuda.CUDAGraph()
-    for chunk in range(2):
-        pages = stream._cache.advance(3 * (CHUNKS + chunk), 3)
-        rotation, bias = stream._positions(pages)
-        expected = one_pass().clone()
-        if chunk == 0:
-            with torch.cuda.graph(graph):
-                out = one_pass()
-        graph.replay()
-        assert torch.equal(out, expected)

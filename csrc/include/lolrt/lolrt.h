@@ -14,6 +14,15 @@
  * Devices. The tensors of a call are all on the CPU or all on one CUDA device, which must be the current one; those that an op
  * takes as pointers, a workspace too, are there as well. A call on CUDA queues its work on the descriptor's `stream` and returns;
  * what its tensors hold is not looked at by the host, so entries of a page_table are the caller's responsibility.
+ *
+ * CUDA graphs. Calls may be captured: they launch kernels on `stream` and do nothing else there. What is launched follows from
+ * the descriptor alone, that is from sizes, strides, numbers and pointers. What changes from chunk to chunk is behind the
+ * pointers: which pages are in the window and where the chunk's K and V go (the page_tables of frame_attention and kv_write; the
+ * latter can be the end of the former), the positions (rotation), gates (bias). So once the window is full and its number of
+ * pages stays, one captured pass serves every later chunk: before each replay, copy the new page table, rotation and bias to
+ * where the captured ones were, with cudaMemcpyAsync on the stream of the replay, from pinned memory that is left alone until the
+ * copy is done. lolrt_window_read gives the pages, lolrt_rotation_table the rotation, in host memory. Tensors and workspaces of
+ * captured calls must stay where they were for as long as the graph is replayed.
  */
 #ifndef LOLRT_LOLRT_H
 #define LOLRT_LOLRT_H

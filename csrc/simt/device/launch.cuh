@@ -20,24 +20,18 @@ inline Device current_device() { return {simt::settings().architecture, nullptr}
 
 template <class Argument>
 const char *launch(void (*kernel)(Argument), const Grid &grid, void *, const Argument &argument) {
-  if (simt::runner() != nullptr) {
-    const simt::Launch asked{reinterpret_cast<const void *>(kernel),
-                             {grid.x, grid.y, grid.z},
-                             grid.threads,
-                             grid.shared_bytes,
-                             &argument,
-                             sizeof argument};
-    return simt::runner()(&asked);
-  }
-  struct Call {
-    void (*kernel)(Argument);
-    const Argument &argument;
-  } call{kernel, argument};
   const auto enter = [](const void *all) {
-    const auto *here = static_cast<const Call *>(all);
-    here->kernel(here->argument);
+    const auto *launch = static_cast<const simt::Launch *>(all);
+    reinterpret_cast<void (*)(Argument)>(const_cast<void *>(launch->kernel))(*static_cast<const Argument *>(launch->argument));
   };
-  return simt::run({grid.x, grid.y, grid.z}, grid.threads, grid.shared_bytes, enter, &call, sizeof call);
+  const simt::Launch asked{reinterpret_cast<const void *>(kernel),
+                           {grid.x, grid.y, grid.z},
+                           grid.threads,
+                           grid.shared_bytes,
+                           &argument,
+                           sizeof argument,
+                           enter};
+  return simt::runner() != nullptr ? simt::runner()(&asked) : simt::run(asked);
 }
 
 }  // namespace lolrt::cuda
