@@ -65,3 +65,11 @@ def ptx_of_small_tiles(ptx: interpreted.Interpreted) -> interpreted.Interpreted:
     """Attention for sm_86, with half the keys in a tile."""
     units = [interpreted.KERNELS / "frame_attention.cu"]
     return interpreted.Interpreted(emulated.BUILD / emulated.LIBRARY.name, interpreted.compile_ptx(units, architecture="86"), 860)
+
+
+@pytest.fixture(scope="session")
+def ptx_of_sm90(ptx: interpreted.Interpreted) -> interpreted.Interpreted:
+    """Attention for sm_90a; the kernel of its mass is sm_80's."""
+    found = interpreted.compile_ptx([interpreted.KERNELS / "frame_attention_sm90.cu"], architecture="90a")
+    mass = {name: kernel for name, kernel in ptx.kernels.items() if "attention_mass" in name}
+    return interpreted.Interpreted(emulated.BUILD / emulated.LIBRARY.name, found | mass, 900)

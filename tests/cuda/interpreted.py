@@ -61,7 +61,7 @@ class Interpreted(Emulated):
     def __init__(self, library: Path, found: dict[str, Kernel], architecture: int = 800) -> None:
         """found: kernels by their mangled names; architecture as of __CUDA_ARCH__."""
         super().__init__(library)
-        self._architecture = architecture
+        self.architecture = architecture
         self.kernels = found
         self._kernels = dict(zip(_signatures(list(found)), found.values(), strict=True))
         self._programs: dict[str, Program] = {}
@@ -93,7 +93,7 @@ class Interpreted(Emulated):
         self._memory = Memory([(storage.data_ptr(), storage.nbytes()) for storage in storages])
         self._failure = None
         self.runs_with(self._runner)
-        self.settings(architecture=self._architecture)
+        self.settings(architecture=self.architecture)
         try:
             super()._call(op, kind, arguments, *others)
         finally:

@@ -12,7 +12,7 @@ import torch
 from ptx import Launch, Memory, Program, PtxError, kernels, run
 
 RNG = np.random.default_rng(5)
-REGISTERS = ".reg .pred %p<9>; .reg .b16 %h<9>; .reg .b32 %r<40>; .reg .b64 %d<9>;"
+REGISTERS = ".reg .pred %p<9>; .reg .b16 %h<9>; .reg .b32 %r<99>; .reg .b64 %d<9>;"
 # %d1 is the thread's place in 32 words of input, %d2 that in 32 of output, both a row for each thread.
 ROW = """
     mov.u32 %r1, %tid.x; mul.wide.u32 %d8, %r1, 128;
@@ -20,17 +20,20 @@ ROW = """
 """
 
 
-def execute(body: str, data: np.ndarray, threads: int = 32, shared_bytes: int = 4096) -> tuple[np.ndarray, Counter[str]]:
-    """data: words [threads, 32], or numbers of that size; what the threads wrote, the same."""
+def execute(
+    body: str, data: np.ndarray, threads: int = 32, shared_bytes: int = 4096, tensor_map: bytes = bytes(128)
+) -> tuple[np.ndarray, Counter[str]]:
+    """data: words [threads, 32], or numbers of that size; what the threads wrote, the same. The tensor map is the parameter `map`."""
     text = f"""
     .extern .shared .align 128 .b8 memory[];
-    .visible .entry test(.param .u64 in, .param .u64 out)
+    .visible .entry test(.param .u64 in, .param .u64 out, .param .align 64 .b8 map[128])
     {{ {REGISTERS} {ROW} {body} ret; }}"""
     out = np.full((threads, 32), 0xFFFFFFFF, np.uint32)
     pointers = np.array([data.ctypes.data, out.ctypes.data], np.uint64)
+    parameters = pointers.tobytes().ljust(64, b"\0") + tensor_map
     memory = Memory([(array.ctypes.data, array.nbytes) for array in (data, out)])
     (kernel,) = kernels(text).values()
-    return out, run(Program(kernel), Launch((1, 1, 1), threads, shared_bytes, pointers.tobytes()), memory)
+    return out, run(Program(kernel), Launch((1, 1, 1), threads, shared_bytes, parameters), memory)
 
 
 def inputs(threads: int = 32) -> np.ndarray:
@@ -337,7 +340,7 @@ MISTAKES = {
     "a register that nobody has written": ("ld.global.u32 %r3, [%d7];", "outside every buffer"),
     "outside shared memory": ("ld.shared.u32 %r3, [%r2+4096];", "byte 4096 is outside the 4096 bytes of shared memory"),
     "odd in shared memory": ("ld.shared.v4.u32 {%r3, %r4, %r5, %r6}, [%r2+8];", "not aligned to 16 bytes"),
-    "outside the parameters": ("ld.param.u64 %d3, [in+16];", "byte 16 is outside the 16 bytes of parameters"),
+    "outside the parameters": ("ld.param.u64 %d3, [in+192];", "byte 192 is outside the 192 bytes of parameters"),
     "a lane that is not there": ("setp.eq.s32 %p1, %r1, 5; @%p1 ret; bar.warp.sync -1;", "deadlock.* 31 at bar.warp.sync -1; 33 of 64"),
     "a thread that is not there": ("setp.eq.s32 %p1, %r1, 5; @%p1 ret; bar.sync 0;", "deadlock.* 63 at bar.sync 0"),
     "two places": (

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not has_nvcc(), reason="there is no nvcc, whose 
 class Mutation:
     name: str
     file: str
-    """Of csrc/cuda/device."""
+    """Of csrc/cuda/device, or above."""
     old: str
     new: str
     finds: str
@@ -67,6 +67,49 @@ MUTATIONS = [
 ]
 
 
+def sm90(name: str, file: str, old: str, new: str, finds: str) -> Mutation:
+    return Mutation(name, file, old, new, finds, "frame_attention_sm90")
+
+
+PRODUCTS, BARRIERS, BOXES, DESCRIPTORS = "warpgroup.cuh", "barrier.cuh", "bulk_copy.cuh", "../matrix_descriptor.cuh"
+PRODUCT_UNDER_WAY = "registers of a product under way are touched|a product under way and a write are not ordered"
+A = '"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])'
+LAYOUT = "numbers|outside|race"
+MUTATIONS += [
+    sm90("operands of a swapped", PRODUCTS, A, '"r"(a[0]), "r"(a[2]), "r"(a[1]), "r"(a[3])', "numbers"),
+    sm90("results swapped", PRODUCTS, '"%0, %1, %2,', '"%1, %0, %2,', "numbers"),
+    sm90("keys transposed", PRODUCTS, "add, 1, 1, 0;", "add, 1, 1, 1;", LAYOUT),
+    sm90("values not transposed", PRODUCTS, "%68, 1, 1, 1, 1;", "%68, 1, 1, 1, 0;", LAYOUT),
+    sm90("scores never begun anew", PRODUCTS, "%60, add, 1, 1, 0;", "%60, 1, 1, 1, 0;", "numbers"),
+    sm90("output begun anew for each product", PRODUCTS, "%68, 1, 1, 1, 1;", "%68, 0, 1, 1, 1;", "numbers"),
+    sm90("bf16 taken for fp16", PRODUCTS, 'LOLRT_PRODUCTS(Bf16, "bf16")', 'LOLRT_PRODUCTS(Bf16, "f16")', "numbers"),
+    sm90("no fence of registers", PRODUCTS, "wgmma.fence.sync.aligned;", "", "touched and no fence followed"),
+    sm90("group not closed", PRODUCTS, "wgmma.commit_group.sync.aligned;", "", PRODUCT_UNDER_WAY),
+    sm90("no wait for products", PRODUCTS, "wgmma.wait_group.sync.aligned %0;", "// %0", PRODUCT_UNDER_WAY),
+    sm90("wait for one product too few", PRODUCTS, '"n"(Pending)', '"n"(Pending + 1)', PRODUCT_UNDER_WAY),
+    sm90("registers taken, not given", PRODUCTS, "setmaxnreg.dec", "setmaxnreg.inc", "deadlock|registers a thread and asks for"),
+    sm90("registers given, not taken", PRODUCTS, "setmaxnreg.inc", "setmaxnreg.dec", "registers a thread and asks for"),
+    sm90("offsets of the descriptor swapped", DESCRIPTORS, "<< 32 |", "<< 16 |", LAYOUT),
+    sm90("stride of 16 rows, not 8", DESCRIPTORS, "kGroupBytes >> 4}", "kGroupBytes >> 3}", LAYOUT),
+    sm90("offset between columns in bytes", DESCRIPTORS, "next_columns >> 4", "next_columns", LAYOUT),
+    sm90("swizzle of 64 bytes", DESCRIPTORS, "uint64_t{1} << 62", "uint64_t{2} << 62", LAYOUT),
+    sm90("no swizzle", DESCRIPTORS, "uint64_t{1} << 62", "uint64_t{0} << 62", LAYOUT),
+    sm90("the other parity", BARRIERS, '"r"(parity)', '"r"(parity ^ 1)', f"{UNDER_WAY}|deadlock"),
+    sm90("tried, but not waited for", BARRIERS, "while (over == 0)", "while (false)", f"{UNDER_WAY}|more than the 1 arrivals"),
+    sm90("no arrivals", BARRIERS, "mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];", "// %0", "deadlock: .* mbarrier.try_wait"),
+    sm90("no bytes expected", BARRIERS, "arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;",
+         "arrive.release.cta.shared::cta.b64 _, [%0]; // %1", f"{UNDER_WAY}|race"),
+    sm90("barrier and bytes swapped", BARRIERS, "_, [%0], %1;", "_, [%1], %0;", "nobody has initialised|outside|not aligned"),
+    sm90("arrivals and barrier swapped", BARRIERS, "[%0], %1;\\n\" ::\"r\"(shared_address(barrier)), \"r\"(arrivals)",
+         "[%0], %1;\\n\" ::\"r\"(arrivals), \"r\"(shared_address(barrier))", "outside|not aligned"),
+    sm90("barriers not published", BARRIERS, "fence.mbarrier_init.release.cluster;", "", "no fence has published"),
+    sm90("coordinates swapped", BOXES, "{%3, %4, %5, %6}", "{%3, %4, %6, %5}", "numbers"),
+    sm90("channels and tokens swapped", BOXES, "{%3, %4, %5, %6}", "{%4, %3, %5, %6}", "numbers"),
+    sm90("target and barrier swapped", BOXES, "[%0], [%1, {%3, %4, %5, %6}], [%2]", "[%2], [%1, {%3, %4, %5, %6}], [%0]",
+         "initialised|not aligned"),
+]  # fmt: skip
+
+
 def compile_mutant(mutation: Mutation, into: Path) -> Interpreted:
     """Its kernel; of attention only one."""
     sources = Path(shutil.copytree(KERNELS, into / "cuda"))
@@ -82,14 +125,19 @@ def compile_mutant(mutation: Mutation, into: Path) -> Interpreted:
         text, count = re.subn(r"kChoices\[\] = .*?;", one, unit.read_text(), flags=re.DOTALL)
         assert count == 1
         unit.write_text(text)
+    if mutation.kernel == "frame_attention_sm90":
+        shipped = unit.read_text().replace("kernel_of<Fp16>(probe)", "nullptr")
+        one = "  return frame_attention_sm90_kernel<Element, false>;"
+        text, count = re.subn(r"  return probe \? .*?;", one, shipped, flags=re.DOTALL)
+        assert count == 1
+        unit.write_text(text)
+        return Interpreted(BUILD / LIBRARY.name, compile_ptx([unit], sources, "90a"), 900)
     return Interpreted(BUILD / LIBRARY.name, compile_ptx([unit], sources))
 
 
-def attend(cuda: Interpreted, dtype: torch.dtype) -> None:
+def attend(cuda: Interpreted, dtype: torch.dtype, dim: int, page_tokens: int, pages: int) -> None:
     """Scores that rise from key to key, by more the later the query."""
-    case = CudaAttention(
-        dtype, dim=64 if dtype == torch.bfloat16 else 128, tokens=40, page_tokens=77, pages=2, frames=1, heads=1, cuda=cuda
-    )
+    case = CudaAttention(dtype, dim=dim, tokens=40, page_tokens=page_tokens, pages=pages, frames=1, heads=1, cuda=cuda)
     case.scale = 1.0
     case.k = (case.k * torch.linspace(0.1, 4, case.page_tokens)[:, None, None]).to(dtype)
     case.q = (case.q * torch.linspace(0.1, 4, case.tokens)[:, None, None]).to(dtype)
@@ -102,7 +150,9 @@ def attend(cuda: Interpreted, dtype: torch.dtype) -> None:
 def found(cuda: Interpreted, kernel: str, dtype: torch.dtype) -> str:
     try:
         if kernel == "frame_attention":
-            attend(cuda, dtype)
+            attend(cuda, dtype, 64 if dtype == torch.bfloat16 else 128, 77, 2)
+        elif kernel == "frame_attention_sm90":
+            attend(cuda, dtype, 128, 150, 3)
         elif kernel == "kv_write":
             rows.test_kv_write_rounds_where_public_code_does(cuda)
         else:
@@ -122,24 +172,56 @@ def test_nothing_is_found_in_the_kernel_as_it_is(ptx: Interpreted, kernel: str, 
     assert found(ptx, kernel, dtype) == ""
 
 
+def test_nothing_is_found_in_the_kernel_of_sm90_as_it_is(ptx_of_sm90: Interpreted) -> None:
+    assert found(ptx_of_sm90, "frame_attention_sm90", torch.bfloat16) == ""
+
+
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_mutation_is_found(mutation: Mutation, ptx: Interpreted, tmp_path: Path) -> None:
     report = found(compile_mutant(mutation, tmp_path), mutation.kernel, mutation.dtype)
     assert re.search(mutation.finds, report), f"found: {report or 'nothing'}"
 
 
+def reports_without(cuda: Interpreted, name: str, opcode: str, kernel: str) -> list[str]:
+    """What is found when one after the other of those instructions is removed from a compiled kernel for bfloat16."""
+    (mangled,) = (mangled for mangled in cuda.kernels if name in mangled)
+    compiled = cuda.kernels[mangled]
+    places = [place for place, instruction in enumerate(compiled.code) if instruction.opcode == opcode]
+    assert places
+    reports = []
+    for place in places:
+        code = list(compiled.code)
+        code[place] = Instruction("mov.u32", ("_", "0"), "", "removed")
+        mutant = Interpreted(BUILD / LIBRARY.name, {mangled: replace(compiled, code=code)}, cuda.architecture)
+        reports.append(found(mutant, kernel, torch.bfloat16))
+    return reports
+
+
 @pytest.mark.parametrize("opcode", ["bar.sync", "bar.warp.sync", "cp.async.wait_group", "cp.async.commit_group"])
 def test_each_of_them_is_missed(opcode: str, ptx: Interpreted) -> None:
-    """One at a time of those in a compiled kernel of attention."""
-    (name,) = (name for name in ptx.kernels if "frame_attention_kernelINS0_4Bf16ELi64ELi64ELb0E" in name)
-    kernel = ptx.kernels[name]
-    places = [place for place, instruction in enumerate(kernel.code) if instruction.opcode == opcode]
-    assert places
-    for place in places:
-        code = list(kernel.code)
-        code[place] = Instruction("mov.u32", ("_", "0"), "", "removed")
-        report = found(Interpreted(BUILD / LIBRARY.name, {name: replace(kernel, code=code)}), "frame_attention", torch.bfloat16)
-        assert re.search(f"race: .* are not ordered|{UNDER_WAY}|nobody waits", report), f"{place} of {places}: {report or 'nothing'}"
+    for report in reports_without(ptx, "frame_attention_kernelINS0_4Bf16ELi64ELi64ELb0E", opcode, "frame_attention"):
+        assert re.search(f"race: .* are not ordered|{UNDER_WAY}|nobody waits", report), report or "nothing"
+
+
+@pytest.mark.parametrize(
+    ("opcode", "finds"),
+    [
+        ("wgmma.commit_group.sync.aligned", PRODUCT_UNDER_WAY),
+        ("wgmma.wait_group.sync.aligned", f"{PRODUCT_UNDER_WAY}|nobody waits"),
+        ("mbarrier.arrive.release.cta.shared::cta.b64", "deadlock: .* mbarrier.try_wait"),
+        ("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64", "deadlock: .* mbarrier.try_wait"),
+    ],
+)
+def test_each_of_them_is_missed_on_sm90(opcode: str, finds: str, ptx_of_sm90: Interpreted) -> None:
+    for report in reports_without(ptx_of_sm90, "frame_attention_sm90_kernelINS0_4Bf16ELb0E", opcode, "frame_attention_sm90"):
+        assert re.search(finds, report), report or "nothing"
+
+
+def test_all_fences_of_products_but_one_are_missed(ptx_of_sm90: Interpreted) -> None:
+    """In the loop the fence of the scores, which comes first, is one for the values' registers too."""
+    reports = reports_without(ptx_of_sm90, "frame_attention_sm90_kernelINS0_4Bf16ELb0E", "wgmma.fence.sync.aligned", "frame_attention_sm90")
+    assert [bool(report) for report in reports].count(False) == 1
+    assert all(re.search("touched and no fence followed", report) for report in reports if report)
 
 
 def test_the_emulator_compiles_none_of_these_files(ptx: Interpreted) -> None:

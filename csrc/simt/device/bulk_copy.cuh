@@ -7,10 +7,11 @@
 
 namespace lolrt::cuda {
 
-using TensorMap = TensorBox;
+// As large as the driver's, so that kernels' arguments lie as on a GPU.
+struct alignas(128) TensorMap : TensorBox {};
 
 inline const char *encode_tensor_map(TensorMap *map, const TensorBox &box) {
-  *map = box;
+  static_cast<TensorBox &>(*map) = box;
   return simt::tensor_problem(box);
 }
 

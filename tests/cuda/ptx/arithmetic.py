@@ -61,6 +61,11 @@ def integers(x: Operands, name: str, kind: str) -> Execute:
     return elementwise(x, functions[name], kind, kind, kind)
 
 
+@instruction(rf"mad\.lo\.{INTEGER}")
+def product_and_sum(x: Operands, kind: str) -> Execute:
+    return elementwise(x, lambda a, b, c: a * b + c, kind, kind, kind, kind)
+
+
 @instruction(r"mul\.wide\.([us])(16|32)")
 def wide_product(x: Operands, sign: str, bits: str) -> Execute:
     kind, wide = sign + bits, f"{sign}{2 * int(bits)}"

@@ -12,13 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .barriers import Barriers
+from .boxes import Boxes
 from .copies import Copies
 from .memory import FaultError, Memory, Parameters
 from .operands import TYPES, Mask, bits_type
 from .parse import PtxError
 from .program import Program
 from .shared import LANES, Shared
-from .warps import BLOCK, WARP
+from .warpgroups import WARPGROUP_THREADS, Warpgroups
+from .warps import BLOCK, WARP, WARPGROUP
 
 AT_ONCE = 1024
 """Threads that run side by side, of as many blocks as that is."""
@@ -39,6 +42,8 @@ def run(program: Program, launch: Launch, memory: Memory) -> Counter[str]:
         raise PtxError(f"{program.name} has {program.parameter_bytes} bytes of parameters, not {len(launch.parameters)}")
     if launch.threads % LANES != 0:
         raise PtxError("a block is whole warps")
+    if launch.threads % WARPGROUP_THREADS != 0 and any(block.meets == WARPGROUP for block in program.blocks):
+        raise PtxError("a block with products of warpgroups is whole warpgroups")
     counts: Counter[str] = Counter()
     blocks = np.arange(np.prod(launch.grid))
     for first in range(0, len(blocks), max(1, AT_ONCE // launch.threads)):
@@ -55,7 +60,13 @@ class Machine:
         self.memory = memory
         self.shared = Shared(len(blocks), launch.threads, launch.shared_bytes)
         self.copies = Copies(self.threads)
-        self.spaces = {"global": memory, "shared": self.shared, "param": Parameters(launch.parameters)}
+        self.barriers = Barriers(self.shared, launch.threads)
+        self.boxes = Boxes()
+        self.warpgroups = Warpgroups(len(blocks), launch.threads, program.of_products)
+        self.has_tried = np.zeros(self.threads, bool)
+        """A phase that was not over: the next time the thread waits for it."""
+        self.parameters = Parameters(launch.parameters)
+        self.spaces = {"global": memory, "shared": self.shared, "param": self.parameters}
         self.counts: Counter[str] = Counter(blocks=len(blocks))
         # What nobody has written is all ones: a NaN, and an address nowhere.
         ones = {kind: np.full(self.threads, -1).astype(bits_type(TYPES[kind])) for kind in set(program.registers)}
@@ -68,7 +79,7 @@ class Machine:
         self.special = {f"%ctaid.{axis}": np.repeat(place, launch.threads).astype(np.uint32) for axis, place in places.items()}
         self.special["%tid.x"] = (self._all % launch.threads).astype(np.uint32)
         self._program = program
-        self._together = {WARP: LANES, BLOCK: launch.threads}
+        self._together = {WARP: LANES, WARPGROUP: WARPGROUP_THREADS, BLOCK: launch.threads}
         self._at = np.zeros(self.threads, np.int64)  # of each thread its basic block
         self._doing = ""
 
@@ -99,29 +110,34 @@ class Machine:
             axes = ", ".join(str(self.special[f"%ctaid.{axis}"][fault.thread]) for axis in "xyz")
             thread = self.special["%tid.x"][fault.thread]
             raise PtxError(f"block ({axes}), thread {thread}: {fault}: {self._doing}") from fault
-        self.counts["bank_conflicts"] = self.shared.conflicts["ldmatrix"]
+        self.counts["bank_conflicts"] += self.shared.conflicts["ldmatrix"]
         self.counts["other_conflicts"] = self.shared.conflicts["other"]
 
     def _choose(self) -> tuple[int, np.ndarray] | None:
         """A basic block and the threads that can run it; None when all have ended."""
-        lowest = int(self._at.min())
         end = len(self._program.blocks)
-        if lowest == end:
-            return None
-        threads = self._ready(lowest)
-        if threads.any():
-            return lowest, threads
-        for number in np.unique(self._at)[1:]:
-            if number != end and (threads := self._ready(int(number))).any():
-                return int(number), threads
-        raise PtxError(self._deadlock())
+        while True:
+            numbers = np.unique(self._at)
+            if numbers[0] == end:
+                self.boxes.check_none()
+                return None
+            for number in numbers[numbers != end].tolist():
+                if (threads := self._ready(number)).any():
+                    return number, threads
+            if not self.boxes.deliver(self):
+                raise PtxError(self._deadlock())
 
     def _ready(self, number: int) -> np.ndarray:
         here = self._at == number
-        meets = self._program.blocks[number].meets
-        if meets is None or here.all():
-            return here
-        return np.repeat(here.reshape(-1, self._together[meets]).all(1), self._together[meets])
+        block = self._program.blocks[number]
+        if block.meets is not None and not here.all():
+            here = np.repeat(here.reshape(-1, self._together[block.meets]).all(1), self._together[block.meets])
+        if block.ready is not None and here.any():
+            self._doing = block.steps[0].text
+            there = np.flatnonzero(here)
+            here = np.zeros(self.threads, bool)
+            here[there] = block.ready(self, there)
+        return here
 
     def _deadlock(self) -> str:
         at = Counter(self._at.tolist())
@@ -134,12 +150,15 @@ class Machine:
         mask: Mask = None if threads.all() else threads
         for step in block.steps:
             self._doing = step.text
-            if step.guard is None:
-                step.execute(self, mask)
-            else:
-                chosen = step.guard(self) & threads
-                if chosen.any():
-                    step.execute(self, None if chosen.all() else chosen)
+            chosen = mask
+            if step.guard is not None:
+                guarded = step.guard(self) & threads
+                if not guarded.any():
+                    continue
+                chosen = None if guarded.all() else guarded
+            if step.reads or step.writes:
+                self.warpgroups.touch(step.reads, step.writes, self.active(chosen))
+            step.execute(self, chosen)
         self._at[threads] = number + 1
         if block.target is not None:
             self._doing = block.text
@@ -148,3 +167,4 @@ class Machine:
         ended = threads & (self._at == len(self._program.blocks))
         if ended.any():
             self.copies.check_none(np.flatnonzero(ended))
+            self.warpgroups.check_none(np.flatnonzero(ended))

@@ -68,9 +68,13 @@ class Parameters:
 
     def load(self, threads: np.ndarray, addresses: np.ndarray, dtype: np.dtype, count: int) -> np.ndarray:
         size = count * dtype.itemsize
+        return self.bytes(threads, addresses, size, size).view(dtype)
+
+    def bytes(self, threads: np.ndarray, addresses: np.ndarray, size: int, alignment: int) -> np.ndarray:
+        """[threads, size]."""
         offsets = addresses - PARAMETERS_AT
         outside = (offsets < 0) | (offsets + size > len(self._data))
         if outside.any():
             raise FaultError(threads[outside][0], f"byte {offsets[outside][0]} is outside the {len(self._data)} bytes of parameters")
-        check_alignment(threads, offsets, size)
-        return self._data[offsets[:, None] + np.arange(size)].view(dtype)
+        check_alignment(threads, offsets, alignment)
+        return self._data[offsets[:, None] + np.arange(size)]

@@ -49,9 +49,9 @@ def _pack(x: Operands, kind: str) -> Execute:
     return execute
 
 
-# Addresses of global memory are generic ones.
-@instruction(r"cvta\.to\.global\.u64")
-def to_global(x: Operands) -> Execute:
+# Addresses of global memory and of parameters are generic ones.
+@instruction(r"cvta\.(?:to\.global|param)\.u64")
+def convert_address(x: Operands) -> Execute:
     return elementwise(x, lambda a: a, "u64", "u64")
 
 

@@ -24,6 +24,8 @@ Mask = np.ndarray | None
 Execute = Callable[["Machine", Mask], None]
 Read = Callable[["Machine"], Array]
 Write = Callable[["Machine", Array, Mask], None]
+Ready = Callable[["Machine", Array], Array]
+"""Which of some threads need wait no longer."""
 
 _LETTERS = {"u": "u", "b": "u", "s": "i"}
 TYPES: dict[str, np.dtype] = {
@@ -49,6 +51,9 @@ class Operands:
         self._kernel = kernel
         self._numbers = numbers
         self._instruction = instruction
+        self.reads: set[int] = set()
+        self.writes: set[int] = set()
+        """Numbers of the registers that have been asked for."""
 
     def __getitem__(self, index: int) -> str:
         return self._instruction.operands[index]
@@ -61,6 +66,7 @@ class Operands:
         dtype = TYPES[kind]
         if text in self._numbers:
             number = self._numbers[text]
+            self.reads.add(number)
             width = TYPES[self._kernel.registers[text]].itemsize
             if width < dtype.itemsize:
                 raise self.error(f"{text} is narrower than .{kind}")
@@ -78,9 +84,8 @@ class Operands:
         """Gives a register values of that type; a wider register extends them."""
         if text == "_":
             return lambda m, value, mask: None
-        if text not in self._numbers:
-            raise self.error(f"{text} is not a register")
-        number, dtype, register = self._numbers[text], TYPES[kind], TYPES[self._kernel.registers[text]]
+        number, dtype, register = self.number(text), TYPES[kind], TYPES[self._kernel.registers[text]]
+        self.writes.add(number)
         register = bits_type(register)
         extended = np.dtype(f"{dtype.kind}{register.itemsize}") if dtype.kind in "iu" else dtype
         if extended.itemsize != register.itemsize:
@@ -91,6 +96,12 @@ class Operands:
             m.registers[number] = m.spread(bits) if mask is None else np.where(mask, bits, m.registers[number])
 
         return store
+
+    def number(self, text: str) -> int:
+        """Of a register."""
+        if text not in self._numbers:
+            raise self.error(f"{text} is not a register")
+        return self._numbers[text]
 
     def address(self, text: str) -> Read:
         """Of "[%rd1+16]" or "[name+16]"; int64, or shared memory's own addresses where the register has 32 bits."""
@@ -123,6 +134,7 @@ class Operands:
 
 Build = Callable[..., Execute]
 _TABLE: list[tuple[re.Pattern[str], Build]] = []
+_CONDITIONS: list[tuple[re.Pattern[str], Callable[..., Ready]]] = []
 
 
 def instruction(pattern: str) -> Callable[[Build], Build]:
@@ -133,6 +145,24 @@ def instruction(pattern: str) -> Callable[[Build], Build]:
         return build
 
     return register
+
+
+def condition(pattern: str) -> Callable[[Callable[..., Ready]], Callable[..., Ready]]:
+    """The same for what threads wait for before such an instruction."""
+
+    def register(build: Callable[..., Ready]) -> Callable[..., Ready]:
+        _CONDITIONS.append((re.compile(pattern), build))
+        return build
+
+    return register
+
+
+def waits(opcode: str) -> bool:
+    return any(pattern.fullmatch(opcode) for pattern, _ in _CONDITIONS)
+
+
+def build_condition(operands: Operands, opcode: str) -> Ready | None:
+    return next((builder(operands, *match.groups()) for pattern, builder in _CONDITIONS if (match := pattern.fullmatch(opcode))), None)
 
 
 def build(operands: Operands, opcode: str) -> Execute:

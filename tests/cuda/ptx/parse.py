@@ -118,7 +118,14 @@ def _instruction(text: str, names: dict[str, str]) -> Instruction:
 
 def split(operands: str) -> list[str]:
     """At the commas outside braces and brackets."""
-    return [part.strip() for part in re.split(r",(?![^{\[]*[}\]])", operands) if part.strip()]
+    depth, found = 0, [""]
+    for character in operands:
+        depth += (character in "{[") - (character in "}]")
+        if character == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += character
+    return [part.strip() for part in found if part.strip()]
 
 
 def parts(vector: str) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 # Importing the families enters their instructions into the table.
-from . import arithmetic, copies, matrices, moves, warps  # noqa: F401
-from .operands import Execute, Operands, Read, build
-from .parse import Instruction, Kernel
+from . import arithmetic, barriers, boxes, copies, matrices, moves, warpgroups, warps  # noqa: F401
+from .operands import Execute, Operands, Read, Ready, build, build_condition, waits
+from .parse import Instruction, Kernel, parts
 
 
 @dataclass
@@ -15,6 +15,9 @@ class Step:
     execute: Execute
     guard: Read | None
     text: str
+    reads: frozenset[int]
+    writes: frozenset[int]
+    """Of the registers that products of warpgroups use, those that another instruction does."""
 
 
 @dataclass
@@ -23,7 +26,9 @@ class BasicBlock:
 
     steps: list[Step] = field(default_factory=list)
     meets: str | None = None
-    """warps.WARP or BLOCK: the block begins when all of these are there."""
+    """warps.WARP, WARPGROUP or BLOCK: the block begins when all of these are there."""
+    ready: Ready | None = None
+    """And when they need wait no longer for what its first step asks for."""
     target: int | None = None
     """Where a branch at its end goes, for those for whom `guard` holds; the others go to the next block."""
     guard: Read | None = None
@@ -40,7 +45,13 @@ class Program:
         self.registers = [kernel.registers[name] for name in kernel.registers]
         self._kernel = kernel
         self._numbers = {name: number for number, name in enumerate(kernel.registers)}
+        self.of_products = self._of_products()
         self.blocks = self._split()
+
+    def _of_products(self) -> frozenset[int]:
+        """Registers of results and of a of products of warpgroups."""
+        products = [instruction for instruction in self._kernel.code if instruction.opcode.startswith("wgmma.mma_async")]
+        return frozenset(self._numbers[name] for each in products for vector in each.operands[:2] for name in parts(vector))
 
     def _split(self) -> list[BasicBlock]:
         code = self._kernel.code
@@ -48,7 +59,7 @@ class Program:
         for number, instruction in enumerate(code):
             if _ends(instruction):
                 starts.add(number + 1)
-            if warps.meeting(instruction.opcode):
+            if warps.meeting(instruction.opcode) or waits(instruction.opcode):
                 starts.add(number)
         ordered = sorted(start for start in starts if start < len(code))
         block_at = {start: number for number, start in enumerate(ordered)} | {len(code): len(ordered)}
@@ -58,6 +69,8 @@ class Program:
             for instruction in code[start:end]:
                 operands = Operands(self._kernel, self._numbers, instruction)
                 guard = self._guard(operands, instruction.guard)
+                if not block.steps:
+                    block.ready = build_condition(operands, instruction.opcode)
                 if _ends(instruction):
                     block.text, block.guard = instruction.text, guard
                     branches = instruction.opcode.startswith("bra")
@@ -65,9 +78,14 @@ class Program:
                 elif guard and warps.meeting(instruction.opcode):
                     raise operands.error("a condition on an instruction where threads meet is not known")
                 else:
-                    block.steps.append(Step(build(operands, instruction.opcode), guard, instruction.text))
+                    block.steps.append(self._step(operands, instruction, guard))
             blocks.append(block)
         return blocks
+
+    def _step(self, operands: Operands, instruction: Instruction, guard: Read | None) -> Step:
+        execute = build(operands, instruction.opcode)
+        others = frozenset() if instruction.opcode.startswith("wgmma.mma_async") else self.of_products
+        return Step(execute, guard, instruction.text, others & operands.reads, others & operands.writes)
 
     @staticmethod
     def _guard(operands: Operands, guard: str) -> Read | None:

@@ -12,13 +12,15 @@ from .shared import LANES
 if TYPE_CHECKING:
     from .machine import Machine
 
-WARP, BLOCK = "warp", "block"
+WARP, WARPGROUP, BLOCK = "warp", "warpgroup", "block"
 
 
 def meeting(opcode: str) -> str | None:
-    """Who has to be there: the lanes of the WARP, the threads of the BLOCK, or just the thread that executes it."""
+    """Who has to be there: the lanes of the WARP, the threads of the WARPGROUP or BLOCK, or just the thread that executes it."""
     if opcode == "bar.sync":
         return BLOCK
+    if opcode.startswith(("wgmma", "setmaxnreg")):
+        return WARPGROUP
     return WARP if ".sync" in opcode else None
 
 
