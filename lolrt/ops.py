@@ -225,9 +225,11 @@ def attention(
     q: [frames, tokens, heads, dim]; k, v: [pages, tokens, heads, dim], k rotated by place but not by time; rotation: float32
     [pages, frames, heads, pairs, 2] (see `frame_attention`) or None; bias: float32 [pages, heads].
     Returns out [frames, tokens, heads, dim], and with `probe` also the mass, float32 [pages, frames, heads].
-    Raises ValueError when shapes or dtypes do not fit.
+    Computes no gradients. Raises ValueError when shapes or dtypes do not fit, and for tensors that ask for gradients.
     """
     q, k, v = map(_tensor, (q, k, v))
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        raise ValueError("attention computes no gradients; call it under torch.inference_mode(), or with detached tensors")
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[2:] != k.shape[2:]:
         raise ValueError(
             f"q is {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)}; expected q [frames, tokens, heads, dim] "

@@ -61,6 +61,15 @@ def test_shapes_that_do_not_fit_are_told(change, hint):
         lolrt.attention(**{**example(), **change})
 
 
+def test_gradients_are_not_dropped_in_silence() -> None:
+    tensors = example()
+    tensors["k"].requires_grad_()
+    with pytest.raises(ValueError, match="no gradients"):
+        lolrt.attention(**tensors)
+    with torch.inference_mode():
+        lolrt.attention(**tensors)
+
+
 def model_step(tensors: dict[str, torch.Tensor], pages: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """All ops in a row, as a block of the model uses them."""
     page_table = torch.arange(5, dtype=torch.int32)
