@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from collapse_claims import BASELINE, CAUSE, DRAWN, SECOND_CAUSE, Claim, against, at_own_frames, steps
+from collapse_claims import BASELINE, CAUSE, DRAWN, SECOND_CAUSE, Claim, against, at_own_frames, held_back, steps
 from PIL import Image
 
 from lolrt.lab import tables
@@ -78,12 +78,16 @@ kind. Only its latents were measured.
 With the content held fixed, by the sweep:
 
 {section("second-baseline-sweep", results, SECOND_CAUSE)}
+
+The gates:
+
+{section("second-gates", results, held_back(results["second-gates"]))}
 """
 
 
 def document(results: dict[str, Result]) -> str:
     sigma, more, share, bases, gates, rivals, base = (
-        results[name] for name in ("sigma", "sigma-2", "share", "bases-sweep", "gates-sweep", "rivals", "base-sweep")
+        results[name] for name in ("sigma", "sigma-2", "share", "bases-sweep", "gates", "rivals", "base-sweep")
     )
     return f"""# Sink-collapse on the embedded model
 
@@ -204,6 +208,28 @@ frames. It sees whether heads turn to the sinks, not what the picture then does.
 
 Own frames: {"; ".join(f"{cell}: {tables.own_frames(found)}" for cell, found in base.cells.items())}.
 
+## One pair slowed down
+
+The same sweep. As in RIFLEx, the pair turns once in the 240 frames, where it would turn more often (pairs are counted from 1; RIFLEx itself
+would take 8).
+
+{section("dimension-sweep", results, against(results["dimension-sweep"], "plain", "less mass", "rise", "<"))}
+
+## Other numbers of sinks
+
+With as many recent frames as make 12 together.
+
+{
+        section(
+            "sinks",
+            results,
+            [
+                *against(results["sinks"], "plain", "shallower", "dip", ">"),
+                *(Claim(f"{cell}: dip deeper than elsewhere", cell, "dip", "<", cell, "dip_elsewhere") for cell in results["sinks"].cells),
+            ],
+        )
+    }
+
 ## Bases that are chosen
 
 The same sweep. A draw of chosen bases is the order in which the heads have them; *by layer*, all heads of all layers have draws of their
@@ -213,12 +239,11 @@ own, where LoL leaves open whether layers share theirs; *least ripple* shifts ba
 
 ## Gates on the sinks
 
-The same sweep. *Held back by 2 nats*: a constant bias; *shut where realigned*: no sinks in chunks where the kernel is 0.5 and more; *shut
+*Held back by 2 nats*: a constant bias; *shut where realigned*: no sinks in chunks where the kernel is 0.5 and more; *shut
 where synchronised*: none in layers of which more than 40 % of the heads turn to a sink, by a probe of the chunk's first pass
 (`lolrt.SinkGate`).
 
-{section("gates-sweep", results, against(gates, "plain", "less mass", "rise", "<"))}
-
+{section("gates", results, held_back(gates))}
 {second_training(results)}
 ## What this says
 
@@ -240,9 +265,16 @@ Explained:
 - Rivals do as LoL's table 1 has it. PI and YaRN fall back less at 132 and 201 and lose a third to two thirds of the motion; RIFLEx is not
   told apart from plain RoPE; NTK loses little motion and moves the fall: its videos fall back together at 188 (snap-back test), where its
   kernel has its next highest maximum.
+- No single pair that is slowed down makes heads turn less, as LoL says of its videos.
+- With one sink, three or five there is collapse, deeper the more there are, though heads turn more to a single one.
 - Another base for all heads moves the turn to the sinks to where its own kernel is highest, and ends it nowhere, as LoL says: at 6000,
   16000 and 20000 it is at their own frames and no longer at 132 and 201; 8000 shares 132 with plain RoPE; at 12000, whose own frames are
   106 and 163, heads turn less there than at 132 and 201 still.
+- **A gate where the kernel predicts the return** is better than drawn jitter in the picture, on both models, at a motion that is not told
+  apart: plain RoPE with the sinks left out there and nowhere else falls back at 132 and 201 no more than elsewhere, though the chunks
+  beside the ones that are shut still turn to the sinks (the rise). LoL names that as an outlook, for training; here it is inference alone.
+  A gate where a probe sees heads synchronise does as well on `tiny`, and is no better than drawn jitter on the second model, which still
+  falls back under it; so does a constant bias of -2 nats on `tiny`. Jitter and gate together were not run.
 - **Positions in the window** are not in LoL's tables. They fall back less than drawn jitter, at a motion that is not told apart from plain
   RoPE's, and do not depend on the frame number by construction. They are told apart from LoL's draws, not from no sinks at all, and what
   a larger model, trained on absolute positions, makes of them was not run.
@@ -253,11 +285,11 @@ Null results, and results that are too weak to act on:
   drawn jitter is not told apart. LoL's trade-off between collapse and motion is a matter of a few per cent here, if there is one.
 - Sink-Collapse, the largest fall of a video anywhere, hardly tells policies apart on `tiny`, perhaps because its scenes come back to
   their opening by themselves (without sinks it is 51): measure at predicted frames, against elsewhere.
-- The gates weaken the turn to the sinks, and do not remove it. A gate is decided chunk by chunk, so that the neighbours of a chunk that is
-  shut count here; what the picture does under one, alone or beside jitter, was not measured.
-- `sigma="auto"` has no ground yet, and there is none. Chosen bases were compared by the sweep alone, at two videos and few orders, and not
-  at equal motion in rollouts; stratified jitter beats drawn jitter in the picture of one model of two, and moves less there.
-  `spread=stratified` is there for models with few heads, `positions=window` for those that bear it.
+- `sigma="auto"` has no ground, and there is none: what beats drawn jitter on `tiny` is no choice of sigma or bases, but a gate, or
+  positions in the window. Chosen bases were compared by the sweep alone, at two videos and few orders, and not at equal motion in
+  rollouts; stratified jitter beats drawn jitter in the picture of one model of two, and moves less there. On a model with more heads
+  draws are less of a lottery: this is no ground to prefer a gate on Wan.
+
 ## What was not run
 
 More videos and draws than in the tables:
@@ -268,7 +300,7 @@ More videos and draws than in the tables:
 
 They share rollouts (`-o` names the folder that keeps them), `--jobs` takes more cores, and `--cells` picks rows. Further:
 
-- Bases, gates, numbers of sinks and single pairs in rollouts; bases and gates above are of the sweep alone.
+- Other bases, chosen bases and single pairs in rollouts, which were seen by the sweep alone.
 - Decoded video: Dynamic Degree by optical flow, drift of luminance, saturation and sharpness, contact sheets. `lolrt lab rollout --seeds
   0 1` measures them for plain RoPE, drawn and stratified jitter; motion above is that of latents.
 - A published checkpoint: `lolrt lab rollout --model PATH --policies sigma=0 sigma=0.8 --prompts "..." --latents`, two rollouts of 80

@@ -91,3 +91,13 @@ def at_own_frames(result: Result) -> list[Claim]:
         for cell, found in result.cells.items()
         if cell not in ("plain", DRAWN, EVEN) and "dip_own" in found.numbers
     ]
+
+
+def held_back(result: Result) -> list[Claim]:
+    """What gates are asked: against plain RoPE, against LoL at equal motion, and whether anything is left of the fall."""
+    return [
+        *against(result, "plain", "shallower", "dip", ">"),
+        *against(result, DRAWN, "shallower", "dip", ">"),
+        *(Claim(f"{cell}: dip deeper than elsewhere", cell, "dip", "<", cell, "dip_elsewhere") for cell in result.cells),
+        *against(result, DRAWN, "less motion", "motion", "<"),
+    ]
