@@ -34,6 +34,11 @@ def test_attention_matches_the_oracle(ptx: Interpreted, dtype: torch.dtype, dim:
     compare(CudaAttention(dtype, dim=dim, cuda=ptx, **shape))
 
 
+@kinds
+def test_a_tile_that_is_cut(ptx: Interpreted, dtype: torch.dtype, dim: int) -> None:
+    compare(CudaAttention(dtype, dim=dim, tokens=9, page_tokens=520, pages=2, frames=1, heads=1, cuda=ptx))
+
+
 def test_a_window_of_sinks_alone(ptx: Interpreted) -> None:
     attention.test_a_window_of_sinks_alone(ptx)
 
