@@ -15,6 +15,7 @@ alone there, where nothing overlaps.
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -122,12 +123,22 @@ def rounds(work: Work, blocks: int, machine: Machine, overlap: float) -> float:
 
 
 def split(work: Work, blocks: int, pages: int, machine: Machine, overlap: float, partial_bytes: int) -> float:
-    """Cycles when (block, page) units are dealt out evenly, a run of them to each of as many blocks as fit: each leaves at most two
-    results unfinished, which are written, read and combined at the rate of the memory."""
+    """Cycles when the tiles that do not fill a round are cut by pages, as csrc/cuda/work_split.cuh does: each block takes the slot that is
+    free first. Parts are written, and read again by what puts them together, at the rate of the memory."""
     slots = work.resident * machine.multiprocessors
-    units = -(-blocks * pages // slots)
-    combined = 2 * 2 * slots * partial_bytes / (machine.dram_gb / machine.ghz)
-    return units * work.resident * work.cycles(machine, overlap) / pages + combined
+    full, rest = divmod(blocks, slots)
+    last, parts = min((_last_pages(rest, pages, part, slots), -(-pages // part)) for part in range(1, pages + 1)) if rest else (0, 1)
+    combined = 0.0 if parts == 1 else 2 * rest * parts * partial_bytes / (machine.dram_gb / machine.ghz)
+    return (full * pages + last) * work.resident * work.cycles(machine, overlap) / pages + combined
+
+
+def _last_pages(tiles: int, pages: int, part: int, slots: int) -> int:
+    """Of the slot that does most."""
+    free = [0] * slots
+    for first in range(0, pages, part):
+        for _ in range(tiles):
+            heapq.heapreplace(free, free[0] + min(part, pages - first))
+    return max(free)
 
 
 def fraction(work: Work, blocks: int, machine: Machine, taken: float) -> float:
@@ -290,10 +301,10 @@ def table(shape: Shape = Shape()) -> list[list[str]]:
         work = frame_attention(kernel(functions, machine), shape)
         partial = 128 * (shape.dim + 2) * 4
         launches = {
-            "one block a tile": rounds(work, shape.blocks, machine, a),
-            "split by page": split(work, shape.blocks, shape.pages, machine, a, partial),
-            "split, all overlapped": split(work, shape.blocks, shape.pages, machine, 0.0, partial),
-            "split, none overlapped": split(work, shape.blocks, shape.pages, machine, 1.0, partial),
+            "a block a tile": rounds(work, shape.blocks, machine, a),
+            "last tiles cut": split(work, shape.blocks, shape.pages, machine, a, partial),
+            "cut, all overlapped": split(work, shape.blocks, shape.pages, machine, 0.0, partial),
+            "cut, none overlapped": split(work, shape.blocks, shape.pages, machine, 1.0, partial),
         }
         for name, taken in launches.items():
             rows.append(_row(f"ours, {name}", machine, fraction(work, shape.blocks, machine, taken), a))

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/ops.h"
+#include "work_split.cuh"
 
 #include <device/element.cuh>
 #include <device/threads.cuh>
@@ -10,7 +11,6 @@
 
 namespace lolrt::cuda {
 
-constexpr int kAttentionRows = 128;  // of a block
 constexpr float kLog2E = 0x1.715476p+0f;
 // In powers of two; weights up to 2^8 lose no accuracy, and the output is almost never rescaled.
 constexpr float kRescaleAbove = 8.0f;
@@ -20,7 +20,7 @@ __host__ __device__ constexpr bool runs_on_warpgroups(int architecture, int dim)
 
 __host__ __device__ constexpr int rounded_pairs(int64_t pairs) { return static_cast<int>((pairs + 3) / 4 * 4); }
 
-// Frames whose rows a block may have.
+// Frames whose rows a tile may have.
 constexpr int attention_frames(int64_t frames, int64_t tokens) {
   const int64_t touched = (kAttentionRows + tokens - 2) / tokens + 1;
   return static_cast<int>(touched < frames ? touched : frames);
@@ -33,13 +33,16 @@ struct AttentionArgument {
   float score_scale;      // the scale times log2(e)
   int64_t head_elements;  // of K, and of V, of one head in a page
   int64_t values;         // elements from a page's K to its V
-  float2 *page_state;     // [heads][pages][rows], for the mass: running maximum and sum of the weights at each page's end
+  WorkSplit split;
+  float2 *page_state;  // [heads][pages][rows], for the mass: running maximum and sum of the weights at each page's end
+  float2 *part_state;  // [cut tiles' parts][128]: maximum and sum of the weights of a part's rows
+  float *part_out;     // [cut tiles' parts][128][dim]: their output, not divided by the sum
 };
 
-// The first page from `page` on that is not left out for the head; op.pages when there is none.
-__device__ __forceinline__ int next_page(const FrameAttention &op, int head, int page) {
+// The first page from `page` on that is not left out for the head; pages_end when there is none before.
+__device__ __forceinline__ int next_page(const FrameAttention &op, int head, int page, int pages_end) {
   if (op.bias) {
-    while (page < op.pages && op.bias[static_cast<int64_t>(page) * op.heads + head] == -INFINITY) ++page;
+    while (page < pages_end && op.bias[static_cast<int64_t>(page) * op.heads + head] == -INFINITY) ++page;
   }
   return page;
 }
@@ -59,6 +62,42 @@ __device__ __forceinline__ float row_sum(float value) {
 __device__ __forceinline__ float row_max(float value) {
   value = fmaxf(value, exchange(value, 1));
   return fmaxf(value, exchange(value, 2));
+}
+
+// What weights with respect to a maximum are multiplied by when it becomes `max`. Nothing has been weighed while it is -inf; it
+// stays so when all scores are NaN.
+__device__ __forceinline__ float rescaling(float from, float max) { return from == -INFINITY ? 0.0f : exp2_approx(from - max); }
+
+// A row of q or out, by pairs of elements.
+__device__ __forceinline__ uint32_t *row_words(const FrameAttention &op, const HeadRows &rows, int head, int row) {
+  const int tokens = static_cast<int>(op.tokens);
+  const int64_t element = row / tokens * rows.frame + row % tokens * rows.token + head * rows.head;
+  return reinterpret_cast<uint32_t *>(static_cast<uint16_t *>(rows.data) + element);
+}
+
+// Stores a row that four lanes share, chunk by chunk of 8 channels; `row` is the tile's, `sum` this lane's part, and `pair(n)`
+// its two channels of chunk n.
+template <class Element, int Dim, class Pair>
+__device__ __forceinline__ void store_row(const AttentionArgument &argument, const Segment &segment, int row, float max,
+                                          float lane_sum, const Pair &pair) {
+  const int quarter = static_cast<int>(threadIdx.x) % 4;
+  const float sum = row_sum(lane_sum);
+  if (segment.part >= 0) {
+    const int64_t part_row = static_cast<int64_t>(segment.part) * kAttentionRows + row;
+    if (quarter == 0) argument.part_state[part_row] = {max, sum};
+    auto *pairs = reinterpret_cast<float2 *>(argument.part_out + part_row * Dim) + quarter;
+#pragma unroll
+    for (int n = 0; n < Dim / 8; ++n) pairs[4 * n] = pair(n);
+  } else if (segment.first_row + row < argument.rows) {
+    // A head whose pages are all left out has no weights: its output is 0.
+    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    uint32_t *words = row_words(argument.op, argument.op.out, segment.head, segment.first_row + row) + quarter;
+#pragma unroll
+    for (int n = 0; n < Dim / 8; ++n) {
+      const float2 x = pair(n);
+      words[4 * n] = pack<Element>(x.x * inverse, x.y * inverse);
+    }
+  }
 }
 
 }  // namespace lolrt::cuda

@@ -8,27 +8,41 @@ namespace lolrt::cuda {
 constexpr int kMassThreads = 128;
 
 // mass[page, frame, head] = mean over the frame's tokens of the weight that they spend on the page: what the sum of the weights
-// has grown by on it. A block is one such number.
+// has grown by on it, in its part of the tile, by the sum over all parts. A block is one such number.
 __global__ void __launch_bounds__(kMassThreads) attention_mass_kernel(const __grid_constant__ AttentionArgument argument) {
   const FrameAttention &op = argument.op;
-  const int64_t page = blockIdx.x, frame = blockIdx.y, head = blockIdx.z, rows = op.frames * op.tokens;
+  const WorkSplit &split = argument.split;
+  const int page = static_cast<int>(blockIdx.x), frame = static_cast<int>(blockIdx.y), head = static_cast<int>(blockIdx.z);
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes, warp = static_cast<int>(threadIdx.x) / kWarpLanes;
-  const auto left_out = [&](int64_t other) { return op.bias && op.bias[other * op.heads + head] == -INFINITY; };
+  const auto left_out = [&](int other) { return op.bias && op.bias[other * op.heads + head] == -INFINITY; };
+  // The last page before `end` that has been weighed; before `first` when there is none.
+  const auto last_before = [&](int end, int first) {
+    while (--end >= first && left_out(end)) continue;
+    return end;
+  };
+  const int tokens = static_cast<int>(op.tokens), pages = static_cast<int>(op.pages);
   float sum = 0.0f;
-  if (!left_out(page)) {
-    int64_t last = op.pages - 1, before = page - 1;
-    while (left_out(last)) --last;
-    while (before >= 0 && left_out(before)) --before;
-    const float2 *state = argument.page_state + head * op.pages * rows + frame * op.tokens;
-    for (int64_t token = threadIdx.x; token < op.tokens; token += kMassThreads) {
-      const float2 all = state[last * rows + token], here = state[page * rows + token];
-      float weight = here.y * exp2_approx(here.x - all.x);
-      if (before >= 0) {
-        const float2 earlier = state[before * rows + token];
-        weight -= earlier.y * exp2_approx(earlier.x - all.x);
-      }
-      sum += weight / all.y;
+  for (int token = static_cast<int>(threadIdx.x); token < tokens && !left_out(page); token += kMassThreads) {
+    const int row = frame * tokens + token, tile = head * split.head_tiles + row / kAttentionRows;
+    const float2 *state = argument.page_state + head * op.pages * argument.rows + row;
+    const auto state_at = [&](int other) { return state[static_cast<int64_t>(other) * argument.rows]; };
+    float2 all{-INFINITY, 0.0f};
+    for (int begin = 0, end; begin < pages; begin = end) {
+      end = split.part_end(tile, begin);
+      const int last = last_before(end, begin);
+      if (last < begin) continue;
+      const float2 part = state_at(last);
+      const float max = fmaxf(all.x, part.x);
+      all = {max, all.y * rescaling(all.x, max) + part.y * rescaling(part.x, max)};
     }
+    const float2 here = state_at(page);
+    float weight = here.y * rescaling(here.x, all.x);
+    const int begin = split.part_begin(tile, page), before = last_before(page, begin);
+    if (before >= begin) {
+      const float2 earlier = state_at(before);
+      weight -= earlier.y * rescaling(earlier.x, all.x);
+    }
+    sum += weight / all.y;
   }
   for (int mask = 1; mask < kWarpLanes; mask *= 2) sum += exchange(sum, mask);
   auto *sums = reinterpret_cast<float *>(shared_memory());

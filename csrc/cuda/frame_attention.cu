@@ -1,4 +1,5 @@
-// Launches frame_attention: which kernel, how many blocks, how much shared memory.
+// Launches frame_attention: which kernels, how the work is split, how much shared memory.
+#include "attention_combine.cuh"
 #include "attention_mass.cuh"
 #include "frame_attention.cuh"
 #include "frame_attention_sm90.h"
@@ -37,11 +38,10 @@ constexpr int64_t kMaxSharedBytes = 99 * 1024, kMaxSm90SharedBytes = 227 * 1024;
 
 CudaOutcome check(const FrameAttention &op) {
   const int64_t rows = op.frames * op.tokens;
-  if (op.heads > 65535 || op.pages > 65535 || op.frames > 65535 || rows > INT32_MAX - kAttentionRows) {
+  if (op.heads > 65535 || op.pages > 65535 || op.frames > 65535 || rows > INT32_MAX / (op.heads * op.pages)) {
     return problem(LOLRT_UNSUPPORTED,
                    "frame_attention: %" PRId64 " heads, %" PRId64 " pages and %" PRId64
-                   " rows of queries; a grid has at most 65535, "
-                   "65535 and 2^31",
+                   " rows of queries; there may be 65535 of the first two, and the product of all has to be below 2^31",
                    op.heads, op.pages, rows);
   }
   if (!rows_aligned(op.q) || !rows_aligned(op.out)) {
@@ -54,10 +54,27 @@ CudaOutcome check(const FrameAttention &op) {
   return kDone;
 }
 
+WorkSplit split_of(const FrameAttention &op, const Device &device) {
+  const int blocks = runs_on_warpgroups(device.architecture, static_cast<int>(op.dim)) ? 1 : 2;  // on a multiprocessor
+  const int64_t tiles = (op.frames * op.tokens + kAttentionRows - 1) / kAttentionRows;
+  return split_work(tiles, op.heads, op.pages, op.page_tokens, blocks * device.multiprocessors);
+}
+
+// Where things lie in the workspace: offsets in bytes.
+struct Workspace {
+  Workspace(const FrameAttention &op, const WorkSplit &split)
+      : part_state(sizeof(float) * split.cut * split.parts * kAttentionRows * op.dim),
+        page_state(part_state + sizeof(float2) * split.cut * split.parts * kAttentionRows),
+        bytes(page_state + (op.mass ? sizeof(float2) * op.heads * op.pages * op.frames * op.tokens : 0)) {}
+
+  uint64_t part_state, page_state, bytes;
+};
+
 }  // namespace
 
 uint64_t frame_attention_workspace(const FrameAttention &op) {
-  return op.mass ? sizeof(float2) * op.heads * op.pages * op.frames * op.tokens : 0;
+  const Device device = current_device();
+  return device.problem != nullptr ? 0 : Workspace(op, split_of(op, device)).bytes;
 }
 
 CudaOutcome frame_attention(const FrameAttention &op) {
@@ -87,17 +104,26 @@ CudaOutcome frame_attention(const FrameAttention &op) {
                    attention_frames(op.frames, op.tokens), op.tokens, op.pairs);
   }
   const PageLayout layout(LOLRT_DEVICE_CUDA, op.dtype, op.page_tokens, op.heads, op.dim);
+  const WorkSplit split = split_of(op, device);
+  const Workspace offsets(op, split);
+  auto *workspace = static_cast<char *>(op.workspace);
   const AttentionArgument argument{op,
                                    static_cast<int>(op.frames * op.tokens),
                                    rounded_pairs(op.pairs) / 4,
                                    op.scale * kLog2E,
                                    layout.key_head,
                                    layout.values,
-                                   static_cast<float2 *>(op.workspace)};
-  const auto blocks = static_cast<unsigned>((op.frames * op.tokens + kAttentionRows - 1) / kAttentionRows);
-  const Grid grid{blocks, static_cast<unsigned>(op.heads), 1, kAttentionThreads, static_cast<unsigned>(shared_bytes)};
+                                   split,
+                                   reinterpret_cast<float2 *>(workspace + offsets.page_state),
+                                   reinterpret_cast<float2 *>(workspace + offsets.part_state),
+                                   reinterpret_cast<float *>(workspace)};
+  const Grid grid{static_cast<unsigned>(split.blocks()), 1, 1, kAttentionThreads, static_cast<unsigned>(shared_bytes)};
   const char *error = warpgroups ? launch_attention_sm90(argument)
                                  : launch(choice->kernel[keys == 64][op.mass != nullptr], grid, op.place.stream, argument);
+  if (error == nullptr && split.cut > 0) {
+    const Grid rows{static_cast<unsigned>(split.cut), kAttentionRows / kCombineRows, 1, kCombineThreads, 0};
+    error = launch(attention_combine_kernel, rows, op.place.stream, argument);
+  }
   if (error == nullptr && op.mass) {
     const Grid masses{static_cast<unsigned>(op.pages), static_cast<unsigned>(op.frames), static_cast<unsigned>(op.heads),
                       kMassThreads, kMassThreads / kWarpLanes * sizeof(float)};

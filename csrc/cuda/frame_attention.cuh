@@ -5,9 +5,10 @@
 // Tensors: q, out T [frames, tokens, heads, dim]; K and V T [heads][tokens][dim] in each page; rotation float32 [pages, frames,
 // heads, pairs, 2]; bias float32 [pages, heads]. T is Bf16 or Fp16. All rows are 16-byte aligned.
 //
-// A block is 128 query rows of one head, the frames' rows one after another, and all keys. It has 4 warps of 32 rows; a warp
-// keeps its rows' output and scores in registers. Keys come in tiles of `Keys`; a tile never spans two pages, the last one of a
-// page may be partial: what it lacks is filled with zeros, its scores are masked, and half a tile is skipped where it is empty.
+// A block is 128 query rows of one head, the frames' rows one after another, and the keys of all pages or of some
+// (work_split.cuh). It has 4 warps of 32 rows; a warp keeps its rows' output and scores in registers. Keys come in tiles of
+// `Keys`; a tile never spans two pages, the last one of a page may be partial: what it lacks is filled with zeros, its scores are
+// masked, and half a tile is skipped where it is empty.
 //
 // Shared memory, bytes at dim 128 and 64 keys:
 //   queries   128 x dim        32768   rotated for the page in hand
@@ -61,21 +62,22 @@ class AttentionBlock {
   __device__ __forceinline__ explicit AttentionBlock(const AttentionArgument &argument)
       : argument_(argument),
         op_(argument.op),
+        segment_(argument.split.segment(static_cast<int>(blockIdx.x))),
         shared_(shared_memory()),
         thread_(static_cast<int>(threadIdx.x)),
         lane_(thread_ % kWarpLanes),
         warp_row_(thread_ / kWarpLanes * kAttentionWarpRows),
-        head_(static_cast<int>(blockIdx.y)),
-        first_row_(static_cast<int>(blockIdx.x) * kAttentionRows),
+        head_(segment_.head),
+        first_row_(segment_.first_row),
         rows_(argument.rows),
         page_tokens_(static_cast<int>(op_.page_tokens)),
-        pages_(static_cast<int>(op_.pages)),
+        pages_end_(segment_.pages_end),
         turned_chunks_(argument.turned_chunks) {}
 
   __device__ __forceinline__ void run() {
     begin();
-    int page = next_page(op_, head_, 0);
-    if (page < pages_) attend(page);
+    const int page = next_page(op_, head_, segment_.page, pages_end_);
+    if (page < pages_end_) attend(page);
     finish();
   }
 
@@ -105,9 +107,9 @@ class AttentionBlock {
     copy_rotation(page);
     copy_tile(kKeysAt, place, 0, page_tokens_);
     close_copy_group();
-    while (page < pages_) {
+    while (page < pages_end_) {
       const float bias = op_.bias ? op_.bias[static_cast<int64_t>(page) * op_.heads + head_] * kLog2E : 0.0f;
-      const int following = next_page(op_, head_, page + 1);
+      const int following = next_page(op_, head_, page + 1, pages_end_);
       for (int left = page_tokens_; left > 0; left -= Keys) {  // keys of the page from this tile on
         wait_for_copies<0>();
         sync_block();
@@ -117,7 +119,7 @@ class AttentionBlock {
         const auto begin_next_tile = [&] {
           if (left > Keys) {
             copy_tile(kKeysAt, place, 0, left - Keys);
-          } else if (following < pages_) {
+          } else if (following < pages_end_) {
             place = op_.page_table[following];
             copy_queries(turned_chunks_);
             copy_rotation(following);
@@ -315,8 +317,7 @@ class AttentionBlock {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float max = fmaxf(max_[half][r], high[half][r]);
-        // Nothing has been weighed while the maximum is -inf; it stays so when all scores are NaN.
-        const float factor = max_[half][r] == -INFINITY ? 0.0f : exp2_approx(max_[half][r] - max);
+        const float factor = rescaling(max_[half][r], max);
         max_[half][r] = max;
         sum_[half][r] *= factor;
 #pragma unroll
@@ -348,12 +349,13 @@ class AttentionBlock {
 
   // ---- results ----
 
-  // Of the whole tensor; rows from rows_ on are not there.
-  __device__ __forceinline__ int row_of(int half, int r) const { return first_row_ + warp_row_ + half * 16 + r * 8 + lane_ / 4; }
+  // Of the tile.
+  __device__ __forceinline__ int row_of(int half, int r) const { return warp_row_ + half * 16 + r * 8 + lane_ / 4; }
 
   __device__ __forceinline__ void end_page(int page) const {
-    // A pointer's worth of registers, which the loop over tiles does not have.
-    const int first_row = computed_here(row_of(0, 0)), head = computed_here(head_);
+    // What would be a few registers in the loop over tiles, which has none left, is computed anew.
+    const Segment segment = argument_.split.segment(computed_here(static_cast<int>(blockIdx.x)));
+    const int first_row = segment.first_row + computed_here(row_of(0, 0));
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
 #pragma unroll
@@ -361,38 +363,28 @@ class AttentionBlock {
         const float sum = row_sum(sum_[half][r]);
         const int row = first_row + half * 16 + r * 8;
         if (lane_ % 4 == 0 && row < rows_) {
-          argument_.page_state[(static_cast<int64_t>(head) * pages_ + page) * rows_ + row] = {max_[half][r], sum};
+          argument_.page_state[(segment.head * op_.pages + page) * rows_ + row] = {max_[half][r], sum};
         }
       }
     }
   }
 
-  __device__ __forceinline__ void finish() {
+  __device__ __forceinline__ void finish() const {
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const float sum = row_sum(sum_[half][r]);
-        // A head whose pages are all left out has no weights: its output is 0.
-        const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-        const int row = row_of(half, r);
-        if (row >= rows_) continue;
-        const int tokens = static_cast<int>(op_.tokens);
-        Element *to = static_cast<Element *>(op_.out.data) + row / tokens * op_.out.frame + row % tokens * op_.out.token +
-                      head_ * op_.out.head;
-        auto *words = reinterpret_cast<uint32_t *>(to) + lane_ % 4;
-#pragma unroll
-        for (int n = 0; n < kChunks; ++n) {
-          words[4 * n] = pack<Element>(out_[half][n][2 * r] * inverse, out_[half][n][2 * r + 1] * inverse);
-        }
+        store_row<Element, Dim>(argument_, segment_, row_of(half, r), max_[half][r], sum_[half][r],
+                                [&](int n) { return float2{out_[half][n][2 * r], out_[half][n][2 * r + 1]}; });
       }
     }
   }
 
   const AttentionArgument &argument_;
   const FrameAttention &op_;
+  const Segment segment_;
   unsigned char *const shared_;
-  const int thread_, lane_, warp_row_, head_, first_row_, rows_, page_tokens_, pages_, turned_chunks_;
+  const int thread_, lane_, warp_row_, head_, first_row_, rows_, page_tokens_, pages_end_, turned_chunks_;
   // Of rows g and g + 8 of each 16, g = lane / 4, as in device/matrix.cuh; sums are of this lane's columns.
   float out_[kHalves][kChunks][4], max_[kHalves][2], sum_[kHalves][2];
 };

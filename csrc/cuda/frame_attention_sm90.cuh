@@ -1,7 +1,8 @@
 // frame_attention on the warpgroup products of sm_90a; formula, tensors and roundings are those of frame_attention.cuh, at dim
 // 128.
 //
-// A block is 128 query rows of one head, the frames' rows one after another, and all keys, in tiles of 112. Its 12 warps:
+// A block is 128 query rows of one head, the frames' rows one after another, and the keys of all pages or of some
+// (work_split.cuh), in tiles of 112. Its 12 warps:
 //   0      copies tiles of keys and values (TMA)
 //   1      says which page is next, with its bias and the block's rotation
 //   4-7    rows 0-63: scores, weights and output in registers; the queries too, rotated for the page in hand
@@ -30,14 +31,14 @@
 namespace lolrt::cuda {
 
 // Lane 0 of warp 0. The first to use a stage finds it free: the phase before the first is over and has parity 1.
-__device__ __forceinline__ void copy_tiles(const Sm90Argument &argument, const Sm90Shared &shared, int head) {
+__device__ __forceinline__ void copy_tiles(const Sm90Argument &argument, const Sm90Shared &shared, const Segment &segment) {
   const FrameAttention &op = argument.attention.op;
-  const int pages = static_cast<int>(op.pages), page_tokens = static_cast<int>(op.page_tokens);
-  int page = next_page(op, head, 0);
-  int place = page < pages ? op.page_table[page] : 0;
-  for (int tile = 0; page < pages;) {
-    page = next_page(op, head, page + 1);
-    const int following = page < pages ? op.page_table[page] : 0;
+  const int pages_end = segment.pages_end, page_tokens = static_cast<int>(op.page_tokens);
+  int page = next_page(op, segment.head, segment.page, pages_end);
+  int place = page < pages_end ? op.page_table[page] : 0;
+  for (int tile = 0; page < pages_end;) {
+    page = next_page(op, segment.head, page + 1, pages_end);
+    const int following = page < pages_end ? op.page_table[page] : 0;
     for (int token = 0; token < page_tokens; token += kSm90Keys, ++tile) {
       const int stage = stage_of(tile), free = parity_of(tile) ^ 1;
       wait_for_phase(shared.keys_free(stage), free);
@@ -45,14 +46,14 @@ __device__ __forceinline__ void copy_tiles(const Sm90Argument &argument, const S
 #pragma unroll
       for (int channel = 0; channel < kSm90Dim; channel += kBoxChannels) {
         copy_box(shared.keys(stage) + channel / kBoxChannels * kBoxBytes, &argument.keys, shared.keys_full(stage), channel, token,
-                 head, place);
+                 segment.head, place);
       }
       wait_for_phase(shared.values_free(stage), free);
       arrive_expecting(shared.values_full(stage), kTileBytes);
 #pragma unroll
       for (int channel = 0; channel < kSm90Dim; channel += kBoxChannels) {
         copy_box(shared.values(stage) + channel / kBoxChannels * kBoxBytes, &argument.values, shared.values_full(stage), channel,
-                 token, head, place);
+                 token, segment.head, place);
       }
     }
     place = following;
@@ -60,19 +61,19 @@ __device__ __forceinline__ void copy_tiles(const Sm90Argument &argument, const S
 }
 
 // Warp 1.
-__device__ __forceinline__ void announce_pages(const AttentionArgument &argument, const Sm90Shared &shared, int head,
-                                               int first_frame, int frames, int lane) {
+__device__ __forceinline__ void announce_pages(const AttentionArgument &argument, const Sm90Shared &shared,
+                                               const Segment &segment, int first_frame, int frames, int lane) {
   const FrameAttention &op = argument.op;
-  const int pages = static_cast<int>(op.pages), pairs = static_cast<int>(op.pairs);
+  const int pages_end = segment.pages_end, pairs = static_cast<int>(op.pairs);
   const int room = turned_steps(argument.turned_chunks) * 8;  // pairs with their padding
-  int page = -1;
-  for (int number = 0; page < pages; ++number) {
-    page = next_page(op, head, page + 1);
+  int page = segment.page - 1;
+  for (int number = 0; page < pages_end; ++number) {
+    page = next_page(op, segment.head, page + 1, pages_end);
     const int stage = stage_of(number);
     wait_for_phase(shared.page_free(stage), parity_of(number) ^ 1);
-    if (page < pages) {
+    if (page < pages_end) {
       for (int frame = 0; frame < frames; ++frame) {
-        const int64_t row = (page * op.frames + first_frame + frame) * op.heads + head;
+        const int64_t row = (page * op.frames + first_frame + frame) * op.heads + segment.head;
         const auto *from = reinterpret_cast<const float2 *>(op.rotation) + row * pairs;
         for (int pair = lane; pair < room; pair += kWarpLanes) {
           shared.rotation(stage)[frame * room + pair] = pair < pairs ? from[pair] : float2{1.0f, 0.0f};
@@ -82,7 +83,8 @@ __device__ __forceinline__ void announce_pages(const AttentionArgument &argument
     if (lane == 0) {
       PageNotice *notice = shared.notice(stage);
       notice->page = page;
-      notice->bias = op.bias && page < pages ? op.bias[static_cast<int64_t>(page) * op.heads + head] * kLog2E : 0.0f;
+      const bool biased = op.bias && page < pages_end;
+      notice->bias = biased ? op.bias[static_cast<int64_t>(page) * op.heads + segment.head] * kLog2E : 0.0f;
     }
     sync_warp();
     if (lane == 0) arrive(shared.page_full(stage));
@@ -92,10 +94,10 @@ __device__ __forceinline__ void announce_pages(const AttentionArgument &argument
 template <class Element, bool Probe>
 __device__ __forceinline__ void attend_on_warpgroups(const Sm90Argument &argument) {
   const FrameAttention &op = argument.attention.op;
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpLanes, head = static_cast<int>(blockIdx.y);
-  const int first_row = static_cast<int>(blockIdx.x) * kAttentionRows, tokens = static_cast<int>(op.tokens);
-  const int first_frame = first_row / tokens;
-  const int frames = (min(first_row + kAttentionRows, argument.attention.rows) - 1) / tokens - first_frame + 1;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpLanes, tokens = static_cast<int>(op.tokens);
+  const Segment segment = argument.attention.split.segment(static_cast<int>(blockIdx.x));
+  const int first_frame = segment.first_row / tokens;
+  const int frames = (min(segment.first_row + kAttentionRows, argument.attention.rows) - 1) / tokens - first_frame + 1;
   const Sm90Shared shared(turned_steps(argument.attention.turned_chunks), frames);
   if (thread == 0) {
     for (int stage = 0; stage < kSm90Stages; ++stage) {
@@ -109,11 +111,11 @@ __device__ __forceinline__ void attend_on_warpgroups(const Sm90Argument &argumen
   sync_block();
   if (warp < kWarpgroupThreads / kWarpLanes) {
     give_registers_back<kSm90CopyRegisters>();
-    if (thread == 0) copy_tiles(argument, shared, head);
-    if (warp == 1) announce_pages(argument.attention, shared, head, first_frame, frames, thread % kWarpLanes);
+    if (thread == 0) copy_tiles(argument, shared, segment);
+    if (warp == 1) announce_pages(argument.attention, shared, segment, first_frame, frames, thread % kWarpLanes);
   } else {
     take_registers<kSm90RowRegisters>();
-    Sm90Rows<Element, Probe>(argument.attention, shared, head, first_row, first_frame, thread - kWarpgroupThreads).run();
+    Sm90Rows<Element, Probe>(argument.attention, shared, segment, first_frame, thread - kWarpgroupThreads).run();
   }
 }
 

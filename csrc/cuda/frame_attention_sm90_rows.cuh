@@ -11,15 +11,14 @@ class Sm90Rows {
 
  public:
   // `thread` counts from the first that holds rows.
-  __device__ __forceinline__ Sm90Rows(const AttentionArgument &argument, const Sm90Shared &shared, int head, int first_row,
+  __device__ __forceinline__ Sm90Rows(const AttentionArgument &argument, const Sm90Shared &shared, const Segment &segment,
                                       int first_frame, int thread)
       : argument_(argument),
         op_(argument.op),
         shared_(shared),
+        segment_(segment),
         thread_(thread),
         lane_(thread % kWarpLanes),
-        head_(head),
-        first_row_(first_row),
         first_frame_(first_frame),
         steps_(turned_steps(argument.turned_chunks)) {}
 
@@ -31,14 +30,8 @@ class Sm90Rows {
 
  private:
   // g = lane / 4 of a warp's 16 rows and g + 8, of the whole tensor; rows from argument_.rows on are not there.
-  __device__ __forceinline__ int row_of(int r) const { return first_row_ + thread_ / kWarpLanes * 16 + lane_ / 4 + r * 8; }
-
-  // Of the row's 16-byte chunks, this lane's words.
-  __device__ __forceinline__ uint32_t *words_of(const HeadRows &rows, int row) const {
-    const int tokens = static_cast<int>(op_.tokens);
-    Element *first =
-        static_cast<Element *>(rows.data) + row / tokens * rows.frame + row % tokens * rows.token + head_ * rows.head;
-    return reinterpret_cast<uint32_t *>(first) + lane_ % 4;
+  __device__ __forceinline__ int row_of(int r) const {
+    return segment_.first_row + thread_ / kWarpLanes * 16 + lane_ / 4 + r * 8;
   }
 
   __device__ __forceinline__ void begin() {
@@ -46,7 +39,7 @@ class Sm90Rows {
     for (int r = 0; r < 2; ++r) {
       const int row = row_of(r);
       const bool valid = row < argument_.rows;
-      const uint32_t *from = words_of(op_.q, valid ? row : 0);
+      const uint32_t *from = row_words(op_, op_.q, segment_.head, valid ? row : 0) + lane_ % 4;
 #pragma unroll
       for (int word = r; word < kSteps * 4; word += 2) {
         queries_[word / 4][word % 4] = valid ? from[word / 2 * 4] : 0;
@@ -69,7 +62,7 @@ class Sm90Rows {
     wait_for_phase(shared_.page_full(stage), parity_of(pages_begun_));
     page_ = shared_.notice(stage)->page;
     bias_ = shared_.notice(stage)->bias;
-    if (page_ == op_.pages) return false;
+    if (page_ == segment_.pages_end) return false;
     rotate_queries(shared_.rotation(stage));
     sync_warp();
     if (lane_ == 0) arrive(shared_.page_free(stage));
@@ -211,8 +204,7 @@ class Sm90Rows {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float max = fmaxf(max_[r], high[r]);
-      // Nothing has been weighed while the maximum is -inf; it stays so when all scores are NaN.
-      factor_[r] = max_[r] == -INFINITY ? 0.0f : exp2_approx(max_[r] - max);
+      factor_[r] = rescaling(max_[r], max);
       max_[r] = max;
       sum_[r] *= factor_[r];
     }
@@ -244,7 +236,7 @@ class Sm90Rows {
       const float sum = row_sum(sum_[r]);
       const int row = row_of(r);
       if (lane_ % 4 == 0 && row < argument_.rows) {
-        argument_.page_state[(head_ * op_.pages + page_) * argument_.rows + row] = {max_[r], sum};
+        argument_.page_state[(segment_.head * op_.pages + page_) * argument_.rows + row] = {max_[r], sum};
       }
     }
   }
@@ -252,23 +244,16 @@ class Sm90Rows {
   __device__ __forceinline__ void finish() const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float sum = row_sum(sum_[r]);
-      // A head whose pages are all left out has no weights: its output is 0.
-      const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-      const int row = row_of(r);
-      if (row >= argument_.rows) continue;
-      uint32_t *words = words_of(op_.out, row);
-#pragma unroll
-      for (int n = 0; n < kChunks; ++n) {
-        words[4 * n] = pack<Element>(out_[4 * n + 2 * r] * inverse, out_[4 * n + 2 * r + 1] * inverse);
-      }
+      store_row<Element, kSm90Dim>(argument_, segment_, row_of(r) - segment_.first_row, max_[r], sum_[r],
+                                   [&](int n) { return float2{out_[4 * n + 2 * r], out_[4 * n + 2 * r + 1]}; });
     }
   }
 
   const AttentionArgument &argument_;
   const FrameAttention &op_;
   const Sm90Shared &shared_;
-  const int thread_, lane_, head_, first_row_, first_frame_, steps_;
+  const Segment &segment_;
+  const int thread_, lane_, first_frame_, steps_;
   int tile_ = 0, pages_begun_ = 0, page_ = 0;
   float bias_ = 0.0f;
   // Of two rows, as in device/warpgroup.cuh; sums are of this lane's columns.

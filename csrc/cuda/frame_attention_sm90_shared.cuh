@@ -31,7 +31,7 @@ struct Sm90Argument {
 
 // What the rows' warps are told about a page; the rotation, float2 [frames][8 * steps], follows.
 struct PageNotice {
-  int page;    // op.pages: there is none any more
+  int page;    // the segment's pages_end: there is none any more
   float bias;  // times log2(e)
   int unused[2];
 };

@@ -7,7 +7,9 @@ using namespace lolrt::simt;
 
 extern "C" {
 
-LOLRT_API void lolrt_simt_settings(uint64_t seed, int architecture) { settings() = {seed, architecture}; }
+LOLRT_API void lolrt_simt_settings(uint64_t seed, int architecture, int multiprocessors) {
+  settings() = {seed, architecture, multiprocessors};
+}
 
 LOLRT_API void lolrt_simt_buffers(const void *const *starts, const uint64_t *bytes, int count) {
   clear_buffers();

@@ -27,6 +27,7 @@ struct Index {
 struct Settings {
   uint64_t seed = 0;
   int architecture = 800;  // as of __CUDA_ARCH__
+  int multiprocessors = 2;
 };
 
 // Of all launches since they were last set to zero; of shared memory what the largest block had.

@@ -39,16 +39,18 @@ def emulated_library() -> emulated.Emulated:
 
 
 # The tile of attention differs between architectures, and sm_90 has a kernel of its own; the seeds give the order of things as they
-# come, and a random one. Where there is a GPU, the same tests run on it.
-@pytest.fixture(params=[(800, 0), (860, 7), (900, 0), (900, 5), None], ids=["sm_80", "sm_86-random", "sm_90", "sm_90-random", "gpu"])
+# come, and a random one; how many multiprocessors there are decides which tiles of queries are cut. Where there is a GPU, the same tests
+# run on it.
+@pytest.fixture(
+    params=[(0, 800, 2), (7, 860, 1), (0, 900, 3), (5, 900, 5), None], ids=["sm_80", "sm_86-random", "sm_90", "sm_90-random", "gpu"]
+)
 def cuda(request: pytest.FixtureRequest, emulated_library: emulated.Emulated) -> Iterator[emulated.Emulated | Gpu]:
     if request.param is None:
         if not torch.cuda.is_available():
             pytest.skip("there is no GPU")
         yield Gpu()
         return
-    architecture, seed = request.param
-    emulated_library.settings(seed, architecture)
+    emulated_library.settings(*request.param)
     yield emulated_library
     emulated_library.settings()
 

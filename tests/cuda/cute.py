@@ -39,6 +39,13 @@ def layout(text: str, struct: str, field: str) -> Any:
     return parse(named[1])
 
 
+def named_layout(text: str, name: str, columns: int = 0) -> Any:
+    """`using NAME = Layout<..>` outside structs; where it is a template, of so many columns."""
+    match = re.search(rf"using {name}\s*=\s*(Layout<.*?);", text, re.DOTALL)
+    assert match, f"CuTe has no {name}"
+    return parse(match[1].replace("Int<N/8>", str(columns // 8)))
+
+
 def swizzle(text: str, name: str) -> Any:
     """`using NAME = ComposedLayout<Swizzle<..>, ..>`."""
     match = re.search(rf"using {name}\s*=\s*ComposedLayout<Swizzle<(\d+),(\d+),(\d+)>", text)

@@ -123,9 +123,9 @@ class Emulated:
         self._simt.lolrt_simt_run.restype = ctypes.c_char_p
         self.settings()
 
-    def settings(self, seed: int = 0, architecture: int = 800) -> None:
+    def settings(self, seed: int = 0, architecture: int = 800, multiprocessors: int = 2) -> None:
         """With a seed other than 0 threads, blocks and copies come in a random order; architecture as of __CUDA_ARCH__."""
-        self._simt.lolrt_simt_settings(ctypes.c_uint64(seed), architecture)
+        self._simt.lolrt_simt_settings(ctypes.c_uint64(seed), architecture, multiprocessors)
 
     def counts(self) -> dict[str, int]:
         """Of all launches since the last call."""

@@ -82,6 +82,56 @@ def test_the_published_page(cuda: Emulated) -> None:
     compare(CudaAttention(torch.bfloat16, dim=128, tokens=5, page_tokens=1560, pages=2, heads=1, frames=2, cuda=cuda))
 
 
+@kinds
+def test_a_tile_that_is_cut(cuda: Emulated, dtype: torch.dtype, dim: int) -> None:
+    """Into parts of two pages, two and one; where there are two slots, of three and two."""
+    compare(CudaAttention(dtype, dim=dim, tokens=12, pages=5, page_tokens=260, heads=1, cuda=cuda))
+
+
+def test_whole_tiles_and_one_that_is_cut(cuda: Emulated) -> None:
+    compare(CudaAttention(torch.bfloat16, dim=128, tokens=130, pages=2, page_tokens=520, heads=1, frames=2, cuda=cuda))
+
+
+def test_cut_tiles_leave_pages_out(cuda: Emulated) -> None:
+    """Of one head all pages of a part, and the last page of another; of the other head all but one; of the last all."""
+    bias = 9 * torch.randn(5, 3, generator=torch.Generator().manual_seed(4))
+    bias[[0, 1, 3], 0] = bias[[0, 1, 2, 4], 1] = bias[:, 2] = -torch.inf
+    case = CudaAttention(torch.bfloat16, dim=128, tokens=20, pages=5, page_tokens=256, heads=3, bias=bias, cuda=cuda)
+    out, mass = case.run(probe=True)
+    assert (out[:, :, 2] == 0).all() and (mass[:, :, 2] == 0).all()
+    assert torch.equal(case.run()[0], out)
+    case.bias = bias.index_fill(1, torch.tensor(2), 0.0)  # a head without pages has no oracle
+    ref, ref_mass = case.oracle()
+    check(out[:, :, :2], case.torch()[:, :, :2], ref[:, :, :2], 128)
+    assert np.abs(fp64(mass)[:, :, :2] - ref_mass[:, :, :2]).max() <= 2e-2
+
+
+def test_nan_in_a_part_is_not_swallowed(cuda: Emulated) -> None:
+    case = CudaAttention(torch.bfloat16, dim=128, pages=3, tokens=7, page_tokens=300, cuda=cuda)
+    case.k[2, 5, 0, 3] = torch.nan
+    case.write()
+    out, _ = case.run()
+    assert out[:, :, 0].isnan().all() and not out[:, :, 1].isnan().any()
+
+
+@pytest.mark.parametrize("architecture", [800, 900])
+def test_same_bits_for_the_same_split(emulated_library: Emulated, architecture: int) -> None:
+    """In any order of blocks; parts are put together in the order of their pages."""
+    case = CudaAttention(torch.bfloat16, dim=128, tokens=10, pages=4, page_tokens=260, heads=1, cuda=emulated_library)
+    outputs = []
+    for multiprocessors, seed in ((1, 0), (3, 0), (3, 1), (3, 2)):
+        emulated_library.settings(seed, architecture, multiprocessors)
+        emulated_library.counts()
+        outputs.append(case.run(probe=True))
+        # A tile, or its parts; what puts them together: 16 rows a block; the mass of each page and frame.
+        parts = {1: 2 if architecture == 800 else 1, 3: 2}[multiprocessors]
+        assert emulated_library.counts()["blocks"] == parts + 8 * (parts > 1) + 4 * case.frames
+    emulated_library.settings()
+    for out, mass in outputs[2:]:
+        assert torch.equal(out, outputs[1][0]) and torch.equal(mass, outputs[1][1])
+    torch.testing.assert_close(outputs[0][0], outputs[1][0], atol=2**-7 * outputs[0][0].abs().max().item(), rtol=0)
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_attention_at_any_geometry(cuda: Emulated, data: st.DataObject) -> None:

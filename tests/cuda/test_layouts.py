@@ -7,7 +7,7 @@ import ctypes
 
 import numpy as np
 import pytest
-from cute import header, layout, pycute, swizzle
+from cute import header, layout, named_layout, pycute, swizzle
 from emulated import BUILD, Emulated
 
 LANES = range(32)
@@ -16,7 +16,7 @@ LANES = range(32)
 @pytest.fixture(scope="module")
 def layouts(emulated_library: Emulated) -> ctypes.CDLL:
     library = ctypes.CDLL(str(BUILD / "liblayouts.so"))
-    library.layouts_use_tensor_core.restype = ctypes.c_char_p
+    library.layouts_use_tensor_core.restype = library.layouts_use_warpgroup.restype = ctypes.c_char_p
     return library
 
 
@@ -64,6 +64,37 @@ def test_matrices_are_loaded_to_the_lanes_that_the_hardware_loads_them_to(layout
     halves = layout(text, "Copy_Traits<SM75_U16x8_LDSM_T>", "DstLayout")
     expected = [[elements[halves(lane, 16 * half) // 16] for half in range(8)] for lane in LANES]
     assert (done["loaded_transposed"].view(np.uint16) == expected).all()
+
+
+def test_product_of_a_warpgroup_is_that_of_the_matrices(layouts: ctypes.CDLL) -> None:
+    """Fragments as CuTe has them, and matrices in shared memory as it places them, by rows and by columns."""
+    text = header("mma_traits_sm90_gmma")
+    of_a = named_layout(text, "ALayout_64x16")
+    permute = {name: swizzle(text, f"Layout_{name}_SW128_Atom_Bits") for name in ("K", "MN")}
+    rng = np.random.default_rng(6)
+    a, rows, columns = (rng.integers(-8, 9, shape).astype(np.float64) for shape in ((64, 16), (112, 64), (16, 128)))
+    fragment_a = np.array([[a[of_a(thread, value) % 64, of_a(thread, value) // 64] for value in range(8)] for thread in range(128)])
+
+    def product(matrix: np.ndarray, places: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """With the elements of the matrix at those bytes of shared memory."""
+        memory = np.zeros(112 * 64, np.uint16)
+        memory[np.array(places) // 2] = bf16_bits(matrix.ravel())
+        results = np.zeros((128, 56), np.float32), np.zeros((128, 64), np.float32)
+        arrays = (bf16_bits(fragment_a).view(np.uint32), memory, *results)
+        problem = layouts.layouts_use_warpgroup(*(ctypes.c_void_p(array.ctypes.data) for array in arrays))
+        assert problem is None, problem
+        return results
+
+    def expected(d: np.ndarray) -> np.ndarray:
+        of_d = named_layout(text, "CLayout_64xN", d.shape[1])
+        values = range(d.shape[1] // 2)
+        return np.array([[d[of_d(thread, value) % 64, of_d(thread, value) // 64] for value in values] for thread in range(128)])
+
+    # Rows of 64 elements, 128 bytes; of columns first those of 64, then the 64 after them.
+    by_rows, _ = product(rows, [permute["K"](row * 128 + k * 2) for row in range(112) for k in range(64)])
+    assert (by_rows == expected(a @ rows[:, :16].T)).all()
+    places = [permute["MN"](n // 64 * 2048 + k * 128 + n % 64 * 2) for k in range(16) for n in range(128)]
+    assert (product(columns, places)[1] == expected(a @ columns)).all()
 
 
 @pytest.mark.parametrize("dim", [64, 128])

@@ -51,9 +51,13 @@ def test_rounds_of_blocks_that_have_a_multiprocessor_to_themselves() -> None:
 
 
 def test_split() -> None:
-    """5 blocks of 3 pages are 15 units, 4 for each of 4 slots: 4 x 2 x 120 / 3 cycles. 8 partial results of 100 bytes are written and read,
-    at 64 bytes a cycle."""
-    assert model.split(work(80), 5, 3, SMALL, 0.5, 100) == pytest.approx(320 + 2 * 8 * 100 / 64)
+    """5 tiles of 3 pages on 4 slots: 4 are whole, one is cut into 3, so that a slot has 4 pages: 4 x 2 x 120 / 3 cycles. 3 parts of 100
+    bytes are written and read, at 64 bytes a cycle."""
+    assert model.split(work(80), 5, 3, SMALL, 0.5, 100) == pytest.approx(320 + 2 * 3 * 100 / 64)
+
+
+def test_what_fills_its_rounds_is_not_cut() -> None:
+    assert model.split(work(80), 8, 3, SMALL, 0.5, 100) == model.rounds(work(80), 8, SMALL, 0.5)
 
 
 def test_fraction_of_the_peak() -> None:

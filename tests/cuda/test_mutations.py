@@ -43,6 +43,7 @@ WAIT = "        wait_for_copies<0>();\n        sync_block();\n        copy_tile(
 SECOND = "    wait_for_copies<0>();\n    sync_block();\n    begin_next_tile();"
 NOT_ORDERED = "race: .* are not ordered"
 UNDER_WAY = "an access and a copy under way"
+SPLIT, COMBINE = "work_split.cuh", "attention_combine.cuh"
 MUTATIONS = [
     Mutation("no barrier before the scores", WAIT, WAIT.replace("sync_block();", ""), f"{NOT_ORDERED}|{UNDER_WAY}"),
     Mutation("no barrier before the values", SECOND, SECOND.replace("sync_block();", ""), f"{NOT_ORDERED}|{UNDER_WAY}"),
@@ -87,7 +88,7 @@ MUTATIONS = [
     Mutation("padding of the rotation left as it is", "    pad_rotation();\n", "", "numbers|not finite"),
     Mutation("page off by one", "place = op_.page_table[following];", "place = op_.page_table[page];", "numbers: error"),
     Mutation("sum not rescaled", "        sum_[half][r] *= factor;\n", "", "numbers: error"),
-    Mutation("mass of all pages so far", "if (before >= 0) {", "if (false) {", "numbers: mass", "attention_mass.cuh", probe=True),
+    Mutation("mass of all pages so far", "if (before >= begin) {", "if (false) {", "numbers: mass", "attention_mass.cuh", probe=True),
     Mutation("sum over half a warp", "mask < kWarpLanes; mask", "mask < kWarpLanes / 2; mask", "numbers", "rows.cuh", "kv_write"),
     Mutation("all frames to one page", "op.page_table[frame]", "op.page_table[0]", "accesses of two blocks", "kv_write.cu", "kv_write"),
     Mutation("values over the keys", "(part == kValues ? argument.values : 0)", "0", "accesses of two blocks", "kv_write.cu", "kv_write"),
@@ -107,6 +108,23 @@ MUTATIONS = [
         "rows.cuh",
         "gelu",
     ),
+    Mutation("parts over each other", "number < 0 ? -1 : number}", "number < 0 ? -1 : number % cut}", "accesses of two blocks", SPLIT),
+    Mutation("all parts from the first page on", "number < 0 ? 0 : number / cut * part_pages", "0", "numbers: error", SPLIT),
+    Mutation("a part goes on to the end", "page + part_pages > pages ?", "page >= 0 ?", "numbers: error", SPLIT),
+    Mutation("parts not put together", "split.cut > 0", "split.cut > 9", "not finite", "frame_attention.cu"),
+    Mutation("parts of another tile", "part * split.cut + cut_tile", "cut_tile * split.parts + part", "numbers: error", COMBINE),
+    Mutation(
+        "a part left out",
+        "part = 0; part < split.parts; ++part) {\n        const float factor",
+        "part = 1; part < split.parts; ++part) {\n        const float factor",
+        "numbers",
+        COMBINE,
+    ),
+    Mutation("outputs of parts not rescaled", "fmaf(x.x, factor, out.x)", "out.x + x.x", "numbers: error", COMBINE),
+    Mutation("sums of parts not rescaled", "fmaf(state.y, rescaling(state.x, max), sum)", "sum + state.y", "numbers: error", COMBINE),
+    Mutation("rows of a part stored for the output", "if (segment.part >= 0) {", "if (segment.part > 0) {", "not finite", "attention.cuh"),
+    Mutation("mass since the first part", "split.part_begin(tile, page)", "0", "numbers: mass", "attention_mass.cuh", probe=True),
+    Mutation("mass by the last part", "all.y * rescaling(all.x, max) + ", "", "numbers: mass", "attention_mass.cuh", probe=True),
     Mutation("no memory for the rotation", " + 8 * rounded_pairs(pairs) * attention_frames(frames, tokens)", "", "outside"),
 ]
 
@@ -196,11 +214,19 @@ MUTATIONS += [
         "numbers|not finite|outside every buffer",
         "frame_attention_sm90.cu",
     ),
+    sm90("pages of the first part announced", "int page = segment.page - 1;", "int page = -1;", "numbers|deadlock", COPIES),
+    sm90(
+        "keys of the first part copied",
+        "next_page(op, segment.head, segment.page, pages_end)",
+        "next_page(op, segment.head, 0, pages_end)",
+        "numbers|deadlock|copies",
+        COPIES,
+    ),
     sm90("values of the keys' memory", "box_of(op, argument.values, ", "box_of(op, 0, ", "numbers: error", "frame_attention_sm90.cu"),
     sm90("page off by one", "    place = following;\n", "", "numbers: error", COPIES),
     sm90(
         "another head's keys",
-        "channel, token,\n                 head, place",
+        "channel, token,\n                 segment.head, place",
         "channel, token,\n                 0, place",
         "numbers: error",
         COPIES,
@@ -306,10 +332,10 @@ def attend(cuda: Emulated, probe: bool, rise: float, page_tokens: int) -> None:
 def cases(cuda: Emulated, kernel: str, probe: bool) -> Iterator[Callable[[], None]]:
     """What raises AbiError or AssertionError when something is wrong."""
     if kernel == "frame_attention":
-        for rise, page_tokens in ((0.0, 77), (6.0, 77), (0.0, 3)):
+        for rise, page_tokens in ((0.0, 77), (6.0, 77), (0.0, 3), (1.0, 300)):
             yield partial(attend, cuda, probe, rise, page_tokens)
     elif kernel == "frame_attention_sm90":
-        for rise, page_tokens in ((0.0, 250), (6.0, 130), (0.0, 3)):
+        for rise, page_tokens in ((0.0, 250), (6.0, 130), (0.0, 3), (1.0, 300)):
             yield partial(attend, cuda, probe, rise, page_tokens)
     elif kernel == "kv_write":
         yield partial(rows.test_kv_write_matches_the_oracle, cuda, torch.bfloat16, True, 5, 4, 128, 10, 44)
@@ -321,7 +347,7 @@ def cases(cuda: Emulated, kernel: str, probe: bool) -> Iterator[Callable[[], Non
 
 def found(cuda: Emulated, kernel: str = "frame_attention", probe: bool = False) -> str:
     for seed, case in itertools.product((0, 1), cases(cuda, kernel, probe)):
-        cuda.settings(seed, 900 if kernel == "frame_attention_sm90" else 800)
+        cuda.settings(seed, 900 if kernel == "frame_attention_sm90" else 800, multiprocessors=3)
         try:
             case()
         except AbiError as error:

@@ -44,6 +44,11 @@ def test_small_tiles(ptx_of_small_tiles: Interpreted, dtype: torch.dtype, dim: i
     compare(CudaAttention(dtype, dim=dim, tokens=70, page_tokens=77, pages=2, frames=2, heads=1, bias=bias, cuda=ptx_of_small_tiles))
 
 
+@kinds
+def test_a_tile_that_is_cut(ptx: Interpreted, dtype: torch.dtype, dim: int) -> None:
+    compare(CudaAttention(dtype, dim=dim, tokens=9, page_tokens=520, pages=2, frames=1, heads=1, cuda=ptx))
+
+
 def test_a_window_of_sinks_alone(ptx: Interpreted) -> None:
     attention.test_a_window_of_sinks_alone(ptx)
 

@@ -69,6 +69,8 @@ def towards_zero(a: int, b: int) -> int:
         "mul.lo.s32": lambda a, b: a * b,
         "div.s32": lambda a, b: towards_zero(signed(a), signed(b)),
         "div.u32": lambda a, b: a // b,
+        "rem.s32": lambda a, b: signed(a) - towards_zero(signed(a), signed(b)) * signed(b),
+        "rem.u32": lambda a, b: a % b,
         "min.s32": lambda a, b: min(signed(a), signed(b)),
         "max.u32": max,
         "and.b32": lambda a, b: a & b,
@@ -85,6 +87,12 @@ def test_integers(opcode: str, function: object) -> None:
         data[:, 1] %= 40
     out, _ = execute(f"{LOAD} {opcode} %r6, %r3, %r4; st.global.u32 [%d2], %r6;", data)
     assert [int(x) for x in out[:, 0]] == [function(int(a), int(b)) & 0xFFFFFFFF for a, b in data[:, :2]]
+
+
+def test_product_and_sum_of_integers() -> None:
+    data = inputs()
+    out, _ = execute(f"{LOAD} mad.lo.s32 %r6, %r3, %r4, %r5; st.global.u32 [%d2], %r6;", data)
+    assert [int(x) for x in out[:, 0]] == [(int(a) * int(b) + int(c)) & 0xFFFFFFFF for a, b, c in data[:, :3]]
 
 
 def test_wide_products_and_conversions() -> None:

@@ -14,16 +14,18 @@ struct Grid {
 // Tensor cores, shared memory and so tiles differ between architectures: 100 * major + 10 * minor of the current device, or 0 and
 // what is wrong.
 struct Device {
-  int architecture;
+  int architecture, multiprocessors;
   const char *problem;
 };
 
 inline Device current_device() {
-  int device = 0, major = 0, minor = 0;
+  int device = 0, major = 0, minor = 0, multiprocessors = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  return error == cudaSuccess ? Device{100 * major + 10 * minor, nullptr} : Device{0, cudaGetErrorString(error)};
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return {0, 0, cudaGetErrorString(error)};
+  return {100 * major + 10 * minor, multiprocessors, nullptr};
 }
 
 // Queues kernel(argument); returns what is wrong, or NULL.

@@ -12,11 +12,11 @@ struct Grid {
 };
 
 struct Device {
-  int architecture;
+  int architecture, multiprocessors;
   const char *problem;
 };
 
-inline Device current_device() { return {simt::settings().architecture, nullptr}; }
+inline Device current_device() { return {simt::settings().architecture, simt::settings().multiprocessors, nullptr}; }
 
 template <class Argument>
 const char *launch(void (*kernel)(Argument), const Grid &grid, void *, const Argument &argument) {

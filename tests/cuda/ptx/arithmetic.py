@@ -21,6 +21,11 @@ def quotient(a: Array, b: Array) -> Array:
     return np.where(b == 0, ~b.dtype.type(0), towards_zero)
 
 
+def remainder(a: Array, b: Array) -> Array:
+    """With the sign of a; by zero, which is not specified, something."""
+    return a - quotient(a, b) * b
+
+
 def fused(a: Array, b: Array, c: Array) -> Array:
     """a * b + c rounded once: the product is exact in float64; the sum is rounded to odd there, so that the second rounding is right
     (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008)."""
@@ -55,9 +60,10 @@ def exp2(x: Array, flush: bool) -> Array:
     return np.where(y < tiny, np.float32(0), y) if flush else y
 
 
-@instruction(rf"(add|sub|mul\.lo|div|min|max)\.{INTEGER}")
+@instruction(rf"(add|sub|mul\.lo|div|rem|min|max)\.{INTEGER}")
 def integers(x: Operands, name: str, kind: str) -> Execute:
-    functions = {"add": np.add, "sub": np.subtract, "mul.lo": np.multiply, "div": quotient, "min": np.minimum, "max": np.maximum}
+    functions = {"add": np.add, "sub": np.subtract, "mul.lo": np.multiply, "div": quotient, "rem": remainder}
+    functions |= {"min": np.minimum, "max": np.maximum}
     return elementwise(x, functions[name], kind, kind, kind)
 
 
