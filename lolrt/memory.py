@@ -279,6 +279,6 @@ def _workspace(config: DiTConfig, window: Window, tokens: int, dtype: torch.dtyp
 
 def _cuda_workspace(config: DiTConfig, window: Window, tokens: int, dtype: torch.dtype) -> int:
     """Of the probe: maximum and sum, float32, of each row of queries and head at the end of each page. Written down here because a machine
-    that plans may have no CUDA half to ask. Tiles of queries that are cut, as many as the device's multiprocessors want, take more: 9 MiB at the
-    1.3B shape on 108 or 132 of them."""
+    that plans may have no CUDA half to ask. Tiles of queries that are cut, as many as the device's multiprocessors want, take more: 9 MiB
+    at the 1.3B shape on 108 or 132 of them."""
     return 8 * config.num_heads * (window.pages + window.recall_frames) * window.chunk_frames * tokens
