@@ -423,8 +423,8 @@ def test_the_document_is_made_of_what_is_kept(monkeypatch):
     docs = Path(__file__).parent.parent / "docs"
     monkeypatch.syspath_prepend(docs)
     document = importlib.import_module("collapse")
-    results = document.read()
-    assert document.document(results) == (docs / "collapse.md").read_text()
+    results, decoded = document.read()
+    assert document.document(results, decoded) == (docs / "collapse.md").read_text()
     for result in results.values():
         asked = plans.EXPERIMENTS[result.name].cells(plans.Setting(result.draws, result.frames, layers=6, heads=4, pairs=22))
         assert all(cell.policies == asked[name] for name, cell in result.cells.items())
