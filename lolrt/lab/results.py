@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -72,11 +71,10 @@ class Result:
             kept = json.loads(path.read_text())
             cells = {}
             for name, cell in kept.pop("cells").items():
-                arrays: dict[str, Any] = {
-                    what: {key: np.array(values) for key, values in cell.pop(what).items()} for what in ("numbers", "series")
-                }
+                for what in ("numbers", "series"):
+                    cell[what] = {key: np.array(values) for key, values in cell[what].items()}
                 cell["snap_back"] = tuple(cell["snap_back"]) if cell["snap_back"] else None
-                cells[name] = Cell(**cell, **arrays)
+                cells[name] = Cell(**cell)
             videos = [(prompt, seed) for prompt, seed in kept.pop("videos")]
             return cls(**kept, videos=videos, cells=cells)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
