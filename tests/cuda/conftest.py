@@ -7,6 +7,7 @@ import emulated
 import interpreted
 import pytest
 import torch
+from emulated_device import EmulatedCore, core_beside
 from gpu import Gpu
 
 from bench import sass
@@ -36,6 +37,11 @@ def machine_code(cuda_half: Path, disassembler: None) -> list[sass.Function]:
 @pytest.fixture(scope="session")
 def emulated_library() -> emulated.Emulated:
     return emulated.Emulated(emulated.build())
+
+
+@pytest.fixture(scope="session")
+def core(emulated_library: emulated.Emulated) -> EmulatedCore:
+    return EmulatedCore(emulated_library, core_beside(emulated_library.path))
 
 
 # The tile of attention differs between architectures, and sm_90 has a kernel of its own; the seeds give the order of things as they

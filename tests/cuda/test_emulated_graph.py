@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from emulated import Emulated
-from emulated_device import EmulatedCore, computing_with, core_beside
+from emulated_device import EmulatedCore, computing_with
 from emulated_graph import Graph
 from torch import Tensor
 
@@ -33,11 +33,6 @@ FULL = 3
 OPTIONS = dict(sampler=lolrt.Sampler((1000, 500)), probe=True)
 CONFIG = lolrt.DiTConfig(dim=128, ffn_dim=256, text_dim=16, text_len=8, num_heads=2, num_layers=2)
 PROMPT = torch.randn(5, CONFIG.text_dim, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(scope="module")
-def core(emulated_library: Emulated) -> EmulatedCore:
-    return EmulatedCore(emulated_library, core_beside(emulated_library.path))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from emulated import Emulated
-from emulated_device import EmulatedCore, OnCuda, computing_with, core_beside
+from emulated_device import EmulatedCore, OnCuda, computing_with
 from safetensors.torch import load_file
 from test_parity import BF16_MAX, BF16_RMS, POLICIES
 from torch import Tensor
@@ -23,11 +23,6 @@ from lolrt.memory import plan
 BF16 = torch.bfloat16
 # Chunks of the rollouts: at the fifth the window is full, from then on frames fall out of it.
 CHUNKS = 6
-
-
-@pytest.fixture(scope="module")
-def core(emulated_library: Emulated) -> EmulatedCore:
-    return EmulatedCore(emulated_library, core_beside(emulated_library.path))
 
 
 @pytest.fixture(params=["emulated", "gpu"])
