@@ -3,7 +3,7 @@
     max|out - ref| <= 2 * max|torch - ref| + atol
 
 where `torch` is what public code computes in the tensors' own dtype, and atol is one rounding of the largest output to that dtype
-and the random walk of the float32 roundings in the longest sum (2^-24 each, sqrt(terms) of them).
+and the random walk of the float32 roundings in the longest sum (2^-24 each, of a product and of its sum, sqrt(2 terms) of them).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def fp64(x: Tensor | None) -> np.ndarray | None:
 
 def check(out: Tensor, baseline: Tensor, ref: np.ndarray, terms: int) -> None:
     """The rule of this file, for results of sums of `terms` terms."""
-    atol = (torch.finfo(out.dtype).eps / 2 + terms**0.5 * 2**-24) * np.abs(ref).max()
+    atol = (torch.finfo(out.dtype).eps / 2 + (2 * terms) ** 0.5 * 2**-24) * np.abs(ref).max()
     error, allowed = np.abs(fp64(out) - ref).max(), np.abs(fp64(baseline) - ref).max()
     assert np.isfinite(fp64(out)).all()
     assert error <= 2 * allowed + atol, f"error {error:.3g}, torch's {allowed:.3g}, atol {atol:.3g}"

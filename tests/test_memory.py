@@ -250,5 +250,6 @@ def test_loading_peaks_below_1_2_times_the_file(name, dtype, large):
     peak, weights = map(int, done.stdout.split())
     file = sum(path.stat().st_size for path in ((large / name).iterdir() if (large / name).is_dir() else [large / name]))
     assert weights == pytest.approx(file if dtype == "float32" else file / 2, rel=0.01)
-    copied = dtype != "float32" or name.startswith("odd")
-    assert peak < 1.2 * weights + (LARGEST if copied else 0), "the weights, and the one tensor that is being converted"
+    # The one tensor that is being converted comes on top; where all are copied, as they are not aligned, as mapped and as a copy.
+    beside = 2 * LARGEST if name.startswith("odd") else LARGEST if dtype != "float32" else 0
+    assert peak < 1.2 * weights + beside

@@ -153,6 +153,7 @@ def test_every_kernel_is_run(ptx: Interpreted, ptx_of_small_tiles: Interpreted) 
         for dtype, dim in attention.KINDS:
             for probe in (False, True):
                 CudaAttention(dtype, dim=dim, tokens=3, page_tokens=3, pages=1, frames=1, heads=1, cuda=cuda).run(probe=probe)
+        CudaAttention(torch.bfloat16, dim=64, tokens=3, page_tokens=520, pages=2, frames=1, heads=1, cuda=cuda).run()  # a tile that is cut
     x = torch.randn(1, 2, 1, 8).bfloat16()
     ptx.kv_write(q=x, q_out=torch.empty_like(x))
     ptx.gelu(x[:, :, 0].clone())
