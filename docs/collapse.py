@@ -83,9 +83,9 @@ def second_training(results: dict[str, Result]) -> str:
 
 The same script with another seed, for data, weights and noise, and shorter:
 `python -m lolrt.train.tiny --seed 1 --minutes-vae 6 --minutes-dit 20 --work build/second --out build/second/tiny` (interrupted and resumed
-on the way, the VAE no further than 3.3 minutes). That is 664 steps of the DiT in the place of 3198; the error of its flow on held-out clips is 0.43 in first chunks and 0.29 in
-later ones, where that of `tiny` is 0.23 and 0.12, and pictures are reproduced to 26.5 dB in the place of 34.7: a rougher model of the same
-kind. Only its latents were measured.
+on the way, the VAE no further than 3.3 minutes). That is 664 steps of the DiT in the place of 3198; the error of its flow on held-out
+clips is 0.43 in first chunks and 0.29 in later ones, where that of `tiny` is 0.23 and 0.12, and pictures are reproduced to 26.5 dB in the
+place of 34.7: a rougher model of the same kind. Only its latents were measured.
 
 {section("second-baseline", results, BASELINE)}
 
