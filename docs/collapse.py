@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from collapse_claims import BASELINE, CAUSE, DRAWN, SECOND_CAUSE, Claim, against, at_own_frames, held_back, steps
+from collapse_claims import BASELINE, CAUSE, DRAWN, SECOND_CAUSE, Claim, against, at_own_frames, better_bases, held_back, steps
 from PIL import Image
 
 from lolrt.lab import tables
@@ -96,6 +96,10 @@ With the content held fixed, by the sweep:
 The gates:
 
 {section("second-gates", results, held_back(results["second-gates"]))}
+
+Bases for each layer:
+
+{section("second-bases", results, better_bases(results["second-bases"]))}
 """
 
 
@@ -245,17 +249,7 @@ With as many recent frames as make 12 together.
 A draw of chosen bases is the order in which the heads have them; *by layer*, all heads of all layers have draws of their
 own, where LoL leaves open whether layers share theirs; *least ripple* shifts bases as far as the drawn ones on average (root mean square).
 
-{
-        section(
-            "bases",
-            results,
-            [
-                *against(bases, DRAWN, "shallower", "dip", ">"),
-                *against(bases, DRAWN, "less mass", "rise", "<"),
-                *against(bases, DRAWN, "less motion", "motion", "<"),
-            ],
-        )
-    }
+{section("bases", results, better_bases(bases))}
 
 ## Gates on the sinks
 
@@ -291,9 +285,9 @@ Explained:
 - Under jitter that is spread evenly heads turn to the sinks less than under jitter that is drawn, here, with four heads, where it also
   shifts bases further than most draws do. That pictures then fall back less is not told apart: orders of the same
   bases differ as well. Chosen bases of the same shift (least ripple), and draws for every layer, turn fewer heads than one draw for all
-  layers: four heads have too few bases for the phases of a bad draw to part. Both together, stratified bases in an order of its own for
-  every layer (`Rope(spread="stratified", scope="layer")`), is what falls back less than LoL's draws in the picture too, at a motion that is
-  not told apart.
+  layers: four heads have too few bases for the phases of a bad draw to part. **Both together**, bases that are spread evenly over
+  all heads of all layers (`--spread stratified --scope layer`), fall back less than LoL's draws in the picture too, on both models, at a
+  motion that is not told apart.
 - Rivals do as LoL's table 1 has it. PI and YaRN fall back less at 132 and 201 and lose a third to two thirds of the motion; RIFLEx is not
   told apart from plain RoPE; NTK loses little motion and moves the fall: its videos fall back together at 188 (snap-back test), where its
   kernel has its next highest maximum.
@@ -317,9 +311,9 @@ Null results, and results that are too weak to act on:
   drawn jitter is not told apart. LoL's trade-off between collapse and motion is a matter of a few per cent here, if there is one.
 - Sink-Collapse, the largest fall of a video anywhere, hardly tells policies apart on `tiny`, perhaps because its scenes come back to
   their opening by themselves (without sinks it is 51): measure at predicted frames, against elsewhere.
-- `sigma="auto"` has no ground, and there is none: what beats drawn jitter on `tiny` is no choice of sigma, but a gate, positions in the
-  window, or stratified bases by layer, which were not compared with each other. On a model with more heads and layers draws are less
-  of a lottery: this is no ground to prefer any of them on Wan.
+- There is no `sigma="auto"`: what beats drawn jitter here is no choice of sigma, but stratified bases by layer, a gate, or positions in the
+  window, which were not compared with each other. On a model with more heads and layers draws are less of a lottery: this is no ground to
+  prefer any of them on Wan, and all are there to be tried.
 
 ## What was not run
 

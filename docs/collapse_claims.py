@@ -84,6 +84,15 @@ def against(result: Result, other: str, text: str, measure: str, sign: str) -> l
     return [Claim(f"{text}: {cell} against {other}", cell, measure, sign, other) for cell in cells]
 
 
+def better_bases(result: Result) -> list[Claim]:
+    """What chosen bases are asked: less of the fall and of its cause than LoL's draws, at equal motion."""
+    return [
+        *against(result, DRAWN, "shallower", "dip", ">"),
+        *against(result, DRAWN, "less mass", "rise", "<"),
+        *against(result, DRAWN, "less motion", "motion", "<"),
+    ]
+
+
 def at_own_frames(result: Result) -> list[Claim]:
     """That a cell falls back at its own frames, if it has any."""
     return [

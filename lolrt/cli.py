@@ -73,6 +73,9 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--sigma", type=float, default=0.8, help="strength of the per-head RoPE jitter; 0 is plain RoPE")
     generate.add_argument("--jitter-seed", type=int, default=0, help="draws the jitter")
     generate.add_argument("--spread", choices=["uniform", "stratified"], default="uniform", help="how the jitter is drawn")
+    generate.add_argument(
+        "--scope", choices=["model", "layer"], default="model", help="whether layers share the heads' jitter or have their own"
+    )
     generate.add_argument("--positions", choices=["absolute", "window", "anchored"], default="absolute", help="what RoPE counts")
     generate.add_argument("--anchor", type=int, default=20, help="frames that anchored sinks stay behind at most")
     generate.add_argument(
@@ -211,6 +214,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
             arguments.sigma,
             arguments.jitter_seed,
             arguments.spread,
+            arguments.scope,
             frequencies=arguments.frequencies,
             length_frames=arguments.length,
             stretch=arguments.stretch,

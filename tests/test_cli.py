@@ -171,6 +171,19 @@ def error_of(*arguments: object, **options: object) -> str:
     return lines[0]
 
 
+def test_options_of_the_jitter_reach_the_stream(monkeypatch, prompt, tmp_path):
+    made, rope = [], lolrt.Rope
+
+    def seen(*arguments, **options):
+        made.append(rope(*arguments, **options))
+        raise lolrt.Error("seen")
+
+    monkeypatch.setattr(lolrt, "Rope", seen)
+    options = ["--sigma", "0.5", "--jitter-seed", "3", "--spread", "stratified", "--scope", "layer", "--positions", "window"]
+    assert cli.main(["generate", prompt, "-o", str(tmp_path / "v.mp4"), *options]) == 2
+    assert made == [rope("window", 0.5, 3, "stratified", "layer")]
+
+
 def test_wrong_input_is_one_clear_line(tmp_path, prompt, data):
     out = tmp_path / "v.mp4"
     assert "unicorn" in (line := error_of("generate", "a red unicorn", "-o", out)) and "vocabulary" in line
