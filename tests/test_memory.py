@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -246,10 +247,11 @@ CASES = [
 @pytest.mark.parametrize("name, dtype", CASES)
 def test_loading_peaks_below_1_2_times_the_file(name, dtype, large):
     command = [sys.executable, "-c", LOADING, large / "small", large / name, dtype]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    # malloc gives large blocks back at once; else what it keeps for later differs from run to run, by the largest tensor.
+    variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=variables)
     peak, weights = map(int, done.stdout.split())
     file = sum(path.stat().st_size for path in ((large / name).iterdir() if (large / name).is_dir() else [large / name]))
     assert weights == pytest.approx(file if dtype == "float32" else file / 2, rel=0.01)
-    # The one tensor that is being converted comes on top; where all are copied, as they are not aligned, as mapped and as a copy.
-    beside = 2 * LARGEST if name.startswith("odd") else LARGEST if dtype != "float32" else 0
-    assert peak < 1.2 * weights + beside
+    copied = dtype != "float32" or name.startswith("odd")
+    assert peak < 1.2 * weights + (LARGEST if copied else 0), "the weights, and the one tensor that is being converted"
