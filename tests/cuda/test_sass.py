@@ -63,6 +63,27 @@ arch = sm_90a
 """
 
 
+def softmax_floor(scores: int, rows: int) -> dict[str, int]:
+    """Instructions that a warp needs between the products of a tile; scores and rows are those of which a lane has a part."""
+    return {
+        # Of a score: 2^x; scaled and less the row's maximum; into the row's sum. Of a row besides: its highest score scaled, compared
+        # with the running maximum plus 8; and bias less maximum. (The last two could be kept, 8 registers that are not there: the
+        # kernel of sm_80 has all 255.)
+        "MUFU": scores,
+        "FFMA": scores + rows,
+        "FADD": scores + 2 * rows,
+        "FSETP": rows,
+        # The lane's own scores, then those of the three lanes that share the row, in two exchanges.
+        "FMNMX": scores - rows + 2 * rows,
+        "SHFL": 2 * rows,
+        "VOTE": 1,
+        # Two weights into a word.
+        "F2FP": scores // 2,
+        # Nothing is rescaled.
+        "FMUL": 0,
+    }
+
+
 @dataclass(frozen=True)
 class Tile:
     dim: int
@@ -87,21 +108,7 @@ class Tile:
             "LDSM": 2 * (WARP_ROWS * self.dim + 2 * matrices) // 512,
             # 16 bytes a thread, of the next tile's K and this one's V.
             "LDGSTS": 2 * 2 * matrices // (16 * BLOCK_THREADS),
-            # Of a score: 2^x; scaled and less the row's maximum; into the row's sum. Of a row besides: its highest score scaled,
-            # compared with the running maximum plus 8; and bias less maximum. (The last two could be kept, 8 registers that are
-            # not there: the kernel has all 255.)
-            "MUFU": scores,
-            "FFMA": scores + rows,
-            "FADD": scores + 2 * rows,
-            "FSETP": rows,
-            # The lane's own scores, then those of the three lanes that share the row, in two exchanges.
-            "FMNMX": scores - rows + 2 * rows,
-            "SHFL": 2 * rows,
-            "VOTE": 1,
-            # Two weights into a word.
-            "F2FP": scores // 2,
-            # Nothing is rescaled.
-            "FMUL": 0,
+            **softmax_floor(scores, rows),
             # The two barriers of a tile; the groups of its copies and the waits for them.
             "BAR": 2,
             "LDGDEPBAR": 2,
@@ -121,16 +128,7 @@ class WarpgroupTile(Tile):
         return {
             # One instruction multiplies 16 channels by all keys, or 16 keys' weights by all channels.
             "HGMMA": self.dim // 16 + self.keys // 16,
-            # As above; what the scores have is in registers.
-            "MUFU": scores,
-            "FFMA": scores + rows,
-            "FADD": scores + 2 * rows,
-            "FSETP": rows,
-            "FMNMX": scores - rows + 2 * rows,
-            "SHFL": 2 * rows,
-            "VOTE": 1,
-            "F2FP": scores // 2,
-            "FMUL": 0,
+            **softmax_floor(scores, rows),
             # Of each product a fence and a wait.
             "WARPGROUP": 4,
             # Keys, and values, wait for and given back.
