@@ -241,6 +241,7 @@ CASES = [
     ("x.safetensors", "bfloat16"),
     ("shards", "float32"),
     ("odd.safetensors", "float32"),
+    ("odd.safetensors", "bfloat16"),
 ]
 
 

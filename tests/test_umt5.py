@@ -96,6 +96,29 @@ def test_embeddings_are_those_of_transformers(name, layout, tokenizer, tmp_path)
         assert (rows - expected).abs().max() <= FP32_MAX * expected.std()
 
 
+def test_a_whole_umt5_in_pickled_shards_gives_its_encoder(tokenizer, tmp_path):
+    """As google/umt5-xxl is published: encoder and decoder, and no safetensors."""
+    model = reference(CONFIGS["plain"])
+    whole = transformers.UMT5ForConditionalGeneration(model.config)
+    tensors = whole.state_dict() | model.state_dict()
+    assert len(tensors) > 2 * len(model.state_dict()), "most tensors are the decoder's"
+    places = {name: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, name in enumerate(tensors)}
+    for place in set(places.values()):
+        torch.save({name: tensors[name].clone() for name in tensors if places[name] == place}, tmp_path / place)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict()))
+    torch.save({"a": Path("no tensor")}, tmp_path / "training_args.bin")
+    (rows,) = UMT5Encoder(read_component(tmp_path, "text_encoder"), tokenizer).encode(PROMPTS[:1])
+    expected = expected_rows(model, tokenizer, PROMPTS[0])
+    assert (rows - expected).abs().max() <= FP32_MAX * expected.std()
+
+
+def test_pickles_beside_safetensors_of_the_same_weights_are_left_out(tokenizer, tmp_path):
+    folder = save(reference(CONFIGS["plain"]), tmp_path, "transformers")
+    torch.save(reference(CONFIGS["plain"], seed=1).state_dict(), folder / "pytorch_model.bin")
+    assert read_component(tmp_path, "text_encoder").source == folder / "model.safetensors"
+
+
 def test_long_prompts_end_at_512_tokens(tokenizer, tmp_path):
     encoder = UMT5Encoder(read_component(save(reference(CONFIGS["plain"]), tmp_path, "Wan"), "text_encoder"), tokenizer)
     (rows,) = encoder.encode(["sea " * 600])

@@ -56,7 +56,7 @@ def recognise(content: Mapping[Any, Any], source: Path) -> list[Component]:
     """All parts of models in a file; `content` is what was read from it."""
     found = []
     for group, tensors in _groups(content):
-        bare, wrapped = _unwrap(tensors, source)
+        bare, wrapped = _unwrap(_encoder(tensors), source)
         kind, layout = _kind(bare)
         if kind is not None:
             found.append(Component(kind, layout, group, source, _under_wan_names(kind, layout, bare, source), wrapped))
@@ -79,6 +79,13 @@ def _unwrap(tensors: dict[str, Tensor], source: Path) -> tuple[dict[str, Tensor]
         if bare.setdefault(".".join(parts), tensor) is not tensor:
             raise CheckpointError(f"{source} has {'.'.join(parts)} twice, as {name} too; it is unclear which one counts")
     return bare, bare.keys() != tensors.keys()
+
+
+def _encoder(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a whole UMT5, encoder and decoder, what the encoder needs."""
+    if not any(name.startswith("decoder.block.0.layer.1.EncDecAttention.") for name in tensors):
+        return tensors
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(("decoder.", "lm_head."))}
 
 
 def _kind(tensors: dict[str, Tensor]) -> tuple[Kind | None, str]:

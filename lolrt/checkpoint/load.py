@@ -115,6 +115,8 @@ def weight(tensor: Tensor, dtype: torch.dtype, name: str = "", lora: LoRA | None
     """A mapped tensor, merged with its adapter, in this dtype; None if it has values that are not finite."""
     merged = lora.merge(name, tensor) if lora else tensor
     converted = merged.to(dtype).contiguous()
+    if converted.data_ptr() % dtype.itemsize:  # a mapped tensor behind a header of an odd length
+        converted = converted.clone()
     if converted.data_ptr() != tensor.data_ptr():
         give_back(tensor)
     finite = converted.numel() == 0 or all(map(torch.isfinite, torch.aminmax(converted)))  # NaN is passed on by both

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,8 +25,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-INDEX = ".safetensors.index.json"
-SUFFIXES = (".safetensors", ".pt", ".pth", INDEX)
+INDEX = (".safetensors.index.json", ".bin.index.json")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".safetensors.index.json")
+TORCH = re.compile(r"(diffusion_)?pytorch_model.*\.bin(\.index\.json)?")  # as transformers and diffusers write pickles
 TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 # What may be said of a model as a whole, its type, and what else it has to be.
@@ -150,8 +152,15 @@ def _in_folder(folder: Path) -> Parts:
 
 
 def _weights(folder: Path) -> Iterator[Path]:
-    """Files of weights in a folder and those right below it; an index stands for the files that it lists."""
-    files = sorted(path for place in ("*", "*/*") for path in folder.glob(place) if path.is_file() and path.name.endswith(SUFFIXES))
+    """Files of weights in a folder and those right below it; an index stands for the files that it lists.
+
+    transformers' and diffusers' pickles count only where no safetensors lie beside them: hubs keep both of the same weights.
+    """
+    everything = sorted(path for place in ("*", "*/*") for path in folder.glob(place) if path.is_file())
+    safe = {path.parent for path in everything if path.suffix == ".safetensors"}
+    files = [
+        path for path in everything if path.name.endswith(SUFFIXES) or (TORCH.fullmatch(path.name) and path.parent not in safe)
+    ]
     listed = {path.parent / name for path in files if path.name.endswith(INDEX) for name in _weight_map(path).values()}
     return (path for path in files if path not in listed)
 
@@ -164,6 +173,10 @@ def components_of(path: Path) -> list[Component]:
 def _read(path: Path) -> Mapping[Any, Any]:
     if path.name.endswith(INDEX):
         return _read_index(path)
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> Mapping[Any, Any]:
     return read_safetensors(path) if _is_safetensors(path) else read_pickle(path)
 
 
@@ -175,9 +188,11 @@ def _some_names(path: Path) -> str:
 
 def _is_safetensors(path: Path) -> bool:
     """By its content: a pickle is a zip archive or begins with an opcode; the header of safetensors is JSON."""
+    if path.suffix == ".safetensors":
+        return True
     try:
         with open(path, "rb") as file:
-            return file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
+            return file.read(9)[8:] == b"{"
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -198,10 +213,10 @@ def _read_index(index: Path) -> dict[str, Tensor]:
     table = _weight_map(index)
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(table.values())):
-        shard = read_safetensors(index.parent / name)
+        shard = _read_file(index.parent / name)
         listed = {tensor for tensor, place in table.items() if place == name}
         if listed != shard.keys():
-            differ = ", ".join(sorted(listed ^ shard.keys()))
+            differ = ", ".join(sorted(map(str, listed ^ shard.keys())))
             raise CheckpointError(f"{index.parent / name} and {index.name} differ in {differ}; they belong to different models")
         tensors |= shard
     return tensors

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lolrt.checkpoint.mapped import give_back, mark
+from lolrt.checkpoint.mapped import mark
 from lolrt.errors import CheckpointError, OutputError
 
 DTYPES = {
@@ -41,6 +41,9 @@ class Entry(NamedTuple):
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, mapped rather than read: pages come in when they are touched, and writing to a tensor leaves the file alone.
 
+    Where the header's length is no multiple of 8, as old writers left it, tensors are not aligned: torch copies them as they are, but
+    whoever keeps one makes a copy (`load.weight`).
+
     Raises `lolrt.CheckpointError` for a file that is not there, is cut off, or whose header contradicts itself or the file.
     """
     try:
@@ -53,7 +56,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     start, entries = _header(path, data)
-    return {name: _view(data[start + entry.begin : start + entry.end], entry) for name, entry in entries.items()}
+    return {name: mark(_view(data[start + entry.begin : start + entry.end], entry)) for name, entry in entries.items()}
 
 
 def damaged(path: Path, reason: str) -> CheckpointError:
@@ -61,11 +64,11 @@ def damaged(path: Path, reason: str) -> CheckpointError:
 
 
 def _view(data: Tensor, entry: Entry) -> Tensor:
-    if data.data_ptr() % entry.dtype.itemsize:  # headers of old writers are not filled up to a multiple of 8
-        copy = data.clone()
-        give_back(mark(data))
-        return copy.view(entry.dtype).view(entry.shape)
-    return mark(data.view(entry.dtype).view(entry.shape))
+    if len(data) == 0:
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    if data.data_ptr() % entry.dtype.itemsize:
+        return torch.frombuffer(data.numpy(), dtype=entry.dtype).view(entry.shape)
+    return data.view(entry.dtype).view(entry.shape)
 
 
 def _header(path: Path, data: Tensor) -> tuple[int, dict[str, Entry]]:
