@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import os
 import signal
 import sys
@@ -12,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from lolrt import __version__
 from lolrt.errors import Error, OutputError
 from lolrt.lab.cli import add_commands as add_lab_commands
 from lolrt.openmp import spin_briefly
+from lolrt.options import frame_size, positive
 
 if TYPE_CHECKING:
     from lolrt.stream import Chunk
@@ -52,6 +53,7 @@ def check_kernels() -> None:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="lolrt", description="Endless video from streaming autoregressive diffusion models.")
+    top.add_argument("--version", action="version", version=f"lolrt {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     generate = commands.add_parser("generate", help="write a video of a prompt", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -152,25 +154,6 @@ def _add_vae(command: argparse.ArgumentParser) -> None:
     )
 
 
-def positive(kind: type) -> type:
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names the type in its message
-    return parse  # type: ignore[return-value]
-
-
-def frame_size(text: str) -> tuple[int, int]:
-    """HEIGHTxWIDTH in pixels."""
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text} is no size such as 480x832")
-    return int(height), int(width)
-
-
 class Interrupt:
     """Turns the first Ctrl-C (or SIGTERM) into a flag, so that a run ends between two chunks; the second one is a KeyboardInterrupt."""
 
@@ -201,9 +184,12 @@ def run_generate(arguments: argparse.Namespace) -> None:
         from lolrt.device import usable
         from lolrt.script import Cue, follow, read_script
         from lolrt.video import output_path
-        from lolrt.video_reader import read_frames
+        from lolrt.video_reader import check_readable, read_frames
 
-        output_path(arguments.output)  # a wrong name should not cost the minutes in which a large model encodes its prompts
+        # A wrong name should not cost the minutes in which a large model encodes its prompts and is loaded.
+        output_path(arguments.output)
+        if arguments.start:
+            check_readable(arguments.start)
         if arguments.threads:
             lolrt.set_threads(arguments.threads)
         device = usable(arguments.device)
@@ -359,11 +345,10 @@ def run_info(arguments: argparse.Namespace) -> None:
     import av
     import torch
 
-    import lolrt
     from lolrt import _core
     from lolrt.pipeline import embedded_models
 
-    print(f"lolrt      {lolrt.__version__} (core {_core.version()}, ABI {_core.abi_version()})")
+    print(f"lolrt      {__version__} (core {_core.version()}, ABI {_core.abi_version()})")
     print(f"python     {platform.python_version()}, torch {torch.__version__}, PyAV {av.__version__}")
     print(f"cpu        {platform.machine()}, {os.cpu_count()} cores; {' '.join(cpu_features()) or 'features unknown'}")
     print(f"kernels    {_core.isa()} (this CPU can run: {', '.join(_core.isas())}; LOLRT_ISA chooses), {_core.threads()} threads")

@@ -1,0 +1,25 @@
+"""Kinds of values on the command line, which argparse tells wrong ones of."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+
+def positive(kind: type) -> type:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names the type in its message
+    return parse  # type: ignore[return-value]
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH in pixels."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text} is no size such as 480x832")
+    return int(height), int(width)
