@@ -15,7 +15,7 @@ from lolrt import __version__
 from lolrt.errors import Error, OutputError
 from lolrt.lab.cli import add_commands as add_lab_commands
 from lolrt.openmp import spin_briefly
-from lolrt.options import frame_size, positive
+from lolrt.options import HelpWithDefaults, frame_size, positive
 
 if TYPE_CHECKING:
     from lolrt.stream import Chunk
@@ -56,10 +56,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"lolrt {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    generate = commands.add_parser("generate", help="write a video of a prompt", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    generate = commands.add_parser("generate", help="write a video of a prompt", formatter_class=HelpWithDefaults)
     generate.set_defaults(run=run_generate)
     prompts = generate.add_mutually_exclusive_group(required=True)
-    prompts.add_argument("prompt", metavar="PROMPT", nargs="?")
+    prompts.add_argument("prompt", metavar="PROMPT", nargs="?", help="what the video shows")
     prompts.add_argument("--script", metavar="FILE", help='prompts and when they begin: lines such as "0 a car" and "1:08.5 a boat"')
     generate.add_argument("-o", "--output", metavar="FILE", required=True, help="an .mp4 file, or - for standard output")
     generate.add_argument("--model", default="tiny", help=MODEL_HELP)
@@ -102,27 +102,37 @@ def parser() -> argparse.ArgumentParser:
     inspect.set_defaults(run=run_inspect)
     inspect.add_argument("path", metavar="PATH", help="a folder, a file of weights, or a .toml file")
 
-    convert = commands.add_parser("convert", help="write any known checkpoint as one folder that loads fast")
+    convert = commands.add_parser(
+        "convert", help="write any known checkpoint as one folder that loads fast", formatter_class=HelpWithDefaults
+    )
     convert.set_defaults(run=run_convert)
     convert.add_argument("source", metavar="SRC", help="a folder, a file of weights, or a .toml file")
     convert.add_argument("destination", metavar="DST", help="a folder that is not there yet")
     convert.add_argument("--dtype", choices=["bfloat16", "float32"], help="of the weights; by default as they are")
 
-    synth = commands.add_parser("synth", help="write a model of any size with random weights, to try things with")
+    synth = commands.add_parser(
+        "synth", help="write a model of any size with random weights, to try things with", formatter_class=HelpWithDefaults
+    )
     synth.set_defaults(run=run_synth)
     synth.add_argument("destination", metavar="DIR", help="a folder that is not there yet")
-    synth.add_argument("--config", default="1.3b", help="1.3b (the default), small, or a JSON file such as Wan's config.json")
+    synth.add_argument("--config", default="1.3b", help="1.3b, small, or a JSON file such as Wan's config.json")
     synth.add_argument("--seed", type=int, default=0, help="of the weights")
     synth.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the weights")
 
-    encode = commands.add_parser("encode", help="write embeddings of prompts, for machines without the text encoder")
+    encode = commands.add_parser(
+        "encode", help="write embeddings of prompts, for machines without the text encoder", formatter_class=HelpWithDefaults
+    )
     encode.set_defaults(run=run_encode)
-    encode.add_argument("prompts", metavar="PROMPT", nargs="*")
+    encode.add_argument("prompts", metavar="PROMPT", nargs="*", help="prompts to encode")
     encode.add_argument("--script", metavar="FILE", help="a script whose prompts to encode as well")
     encode.add_argument("-o", "--output", metavar="FILE", required=True, help="a .safetensors file, for generate --text")
     encode.add_argument("--model", default="tiny", help=MODEL_HELP)
 
-    info = commands.add_parser("info", help="versions, CPU features, kernels, models; with --model, the memory that a stream of it takes")
+    info = commands.add_parser(
+        "info",
+        help="versions, CPU features, kernels, models; with --model, the memory that a stream of it takes",
+        formatter_class=HelpWithDefaults,
+    )
     info.set_defaults(run=run_info)
     info.add_argument("--model", help=MODEL_HELP)
     info.add_argument("--size", metavar="HxW", type=frame_size, help="of the video, such as 480x832; by default the model's own")

@@ -1,9 +1,17 @@
-"""Kinds of values on the command line, which argparse tells wrong ones of."""
+"""What the command line and the laboratory's have in common: kinds of values, and how help is written."""
 
 from __future__ import annotations
 
 import argparse
 import math
+
+
+class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the defaults that say something: not those of options that are off or have none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_nothing = action.default is None or action.default is False or action.default == []
+        return action.help if says_nothing else super()._get_help_string(action)
 
 
 def positive(kind: type) -> type:

@@ -19,8 +19,8 @@ EARLY_FRAMES = 0.1
 def read_frames(path: str | Path, height: int, width: int, fps: float) -> Iterator[Tensor]:
     """The frames of a video file at `fps` frames a second, or the one of an image: uint8 [height, width, 3] RGB, one at a time.
 
-    At each time, the frame that is shown then. Pictures are turned as the file says (EXIF's orientation, a video's display matrix; not
-    mirrored, which cameras do not ask for), scaled to cover height x width, in pixels, and cropped around their middle.
+    At each time, the frame that is shown then. Pictures are turned by the angle that the file says (EXIF's orientation, a video's display
+    matrix; whether to mirror them too PyAV does not tell), scaled to cover height x width, in pixels, and cropped around their middle.
     Raises `lolrt.Error` when the file cannot be read as pictures.
     """
     try:

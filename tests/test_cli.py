@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -262,6 +265,26 @@ def test_usage_errors_exit_with_2(tmp_path):
 def test_the_version_is_told():
     done = run("--version")
     assert (done.returncode, done.stdout) == (0, f"lolrt {lolrt.__version__}\n")
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """It and those of its commands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from parsers(command)
+
+
+def test_help_says_something_of_every_option_and_no_default_that_is_none():
+    commands = list(parsers(cli.parser()))
+    assert len(commands) == 14
+    for command in commands:
+        for action in command._actions:
+            assert action.help or isinstance(action, argparse._SubParsersAction), f"{command.prog} {action.dest}"
+        assert not re.search(r"default: (None|False|\[\])", command.format_help()), command.prog
+    told = next(command for command in commands if command.prog.endswith("generate")).format_help()
+    assert "(default: 0.8)" in told and "of the noise (default: 0)" in told
 
 
 def test_info_names_the_kernels_and_models():

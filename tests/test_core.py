@@ -294,7 +294,7 @@ def attention_arguments() -> dict[str, object]:
         ("scale", math.nan, "scale is"),
         ("scale", math.inf, "scale is inf"),
         ("out", torch.zeros(1, 5, 3, 8).expand(2, 5, 3, 8), r"out is written, but .* shape \[2, 5, 3, 8\] with strides \[0, "),
-        ("out", torch.zeros(110).as_strided((2, 5, 3, 8), (4, 24, 8, 1)), "out is written, but its elements share memory"),
+        ("out", torch.zeros(124).as_strided((2, 5, 3, 8), (4, 24, 8, 1)), "out is written, but its elements share memory"),
         ("out", None, "out is missing"),
         ("mass", torch.zeros(4, 2, 2), "mass: expected"),
         ("workspace", torch.zeros(100, dtype=torch.uint8), r"workspace has \d+ bytes .* expected \d+"),

@@ -66,8 +66,8 @@ struct Steps {
   uint64_t stride, count;
 };
 
-// Whether each dimension's steps are wider than all that the dimensions with narrower ones span: then no two elements share memory.
-// Dimensions that interleave are refused, though some of them would not.
+// Whether each dimension's steps are wider than all that the dimensions with narrower ones span: then no two elements share
+// memory. Dimensions that interleave are refused, though some of them would not.
 bool elements_apart(const View &view, int dims) {
   std::array<Steps, View::max_dims> steps{};
   auto end = steps.begin();

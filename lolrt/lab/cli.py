@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from lolrt.errors import Error
-from lolrt.options import positive
+from lolrt.options import HelpWithDefaults, positive
 
 POLICIES = ("sigma=0", "sigma=0.8", "sigma=0.8,spread=stratified")
 JITTERED = POLICIES[-1]
@@ -21,13 +21,13 @@ RECALLS = (
 
 def add_commands(lab: argparse.ArgumentParser) -> None:
     commands = lab.add_subparsers(required=True, metavar="COMMAND")
-    formatter = argparse.ArgumentDefaultsHelpFormatter
+    formatter = HelpWithDefaults
 
     phase = commands.add_parser("phase", help="where the phases of rotary positions come back to the sinks", formatter_class=formatter)
     phase.set_defaults(run=run_phase)
     phase.add_argument("--split", type=int, nargs=3, default=[44, 42, 42], metavar=("TIME", "ROW", "COLUMN"), help="channels of a head")
-    phase.add_argument("--heads", type=positive(int), default=12)
-    phase.add_argument("--layers", type=positive(int), default=1, help="matters where bases differ by layer")
+    phase.add_argument("--heads", type=positive(int), default=12, help="of a layer")
+    phase.add_argument("--layers", type=positive(int), default=1, help="of the model; they matter where bases differ by layer")
     phase.add_argument("--policy", default="sigma=0", help="fields of Rope and Window: sigma=0.8,theta=6000,sink_frames=1,...")
     phase.add_argument("--frames", type=int, default=400, help="latent frames to look at")
     phase.add_argument("--after", type=int, default=100, help="latent frames that are left out of the prediction")

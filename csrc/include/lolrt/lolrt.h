@@ -135,8 +135,8 @@ LOLRT_API lolrt_status lolrt_window_restore(lolrt_window *window, const int64_t 
  *   CPU   K  bfloat16 [heads][ceil(tokens/16)][dim/2][16][2]         float32 [heads][ceil(tokens/16)][dim][16]
  *         V  bfloat16 [heads][ceil(dim/16)][ceil(tokens/2)][16][2]   float32 [heads][ceil(dim/16)][tokens][16]
  *   CUDA  K and V  bfloat16 or float16 [heads][tokens][dim], rows as they come
- * each part rounded up to 64 bytes. What padding holds never reaches an output. Tokens are 1 to 2^24, heads 1 to 4096; dim is as for
- * the ops. */
+ * each part rounded up to 64 bytes. What padding holds never reaches an output. Tokens are 1 to 2^24, heads 1 to 4096;
+ * dim is as for the ops. */
 LOLRT_API lolrt_status lolrt_page_elements(int32_t device_type, lolrt_dtype dtype, int64_t tokens, int64_t heads, int64_t dim,
                                            int64_t *elements);
 
