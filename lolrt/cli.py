@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import os
 import signal
 import sys
@@ -12,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from lolrt import __version__
 from lolrt.errors import Error, OutputError
 from lolrt.lab.cli import add_commands as add_lab_commands
 from lolrt.openmp import spin_briefly
+from lolrt.options import HelpWithDefaults, frame_size, positive
 
 if TYPE_CHECKING:
     from lolrt.stream import Chunk
@@ -52,12 +53,13 @@ def check_kernels() -> None:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="lolrt", description="Endless video from streaming autoregressive diffusion models.")
+    top.add_argument("--version", action="version", version=f"lolrt {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    generate = commands.add_parser("generate", help="write a video of a prompt", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    generate = commands.add_parser("generate", help="write a video of a prompt", formatter_class=HelpWithDefaults)
     generate.set_defaults(run=run_generate)
     prompts = generate.add_mutually_exclusive_group(required=True)
-    prompts.add_argument("prompt", metavar="PROMPT", nargs="?")
+    prompts.add_argument("prompt", metavar="PROMPT", nargs="?", help="what the video shows")
     prompts.add_argument("--script", metavar="FILE", help='prompts and when they begin: lines such as "0 a car" and "1:08.5 a boat"')
     generate.add_argument("-o", "--output", metavar="FILE", required=True, help="an .mp4 file, or - for standard output")
     generate.add_argument("--model", default="tiny", help=MODEL_HELP)
@@ -100,27 +102,37 @@ def parser() -> argparse.ArgumentParser:
     inspect.set_defaults(run=run_inspect)
     inspect.add_argument("path", metavar="PATH", help="a folder, a file of weights, or a .toml file")
 
-    convert = commands.add_parser("convert", help="write any known checkpoint as one folder that loads fast")
+    convert = commands.add_parser(
+        "convert", help="write any known checkpoint as one folder that loads fast", formatter_class=HelpWithDefaults
+    )
     convert.set_defaults(run=run_convert)
     convert.add_argument("source", metavar="SRC", help="a folder, a file of weights, or a .toml file")
     convert.add_argument("destination", metavar="DST", help="a folder that is not there yet")
     convert.add_argument("--dtype", choices=["bfloat16", "float32"], help="of the weights; by default as they are")
 
-    synth = commands.add_parser("synth", help="write a model of any size with random weights, to try things with")
+    synth = commands.add_parser(
+        "synth", help="write a model of any size with random weights, to try things with", formatter_class=HelpWithDefaults
+    )
     synth.set_defaults(run=run_synth)
     synth.add_argument("destination", metavar="DIR", help="a folder that is not there yet")
-    synth.add_argument("--config", default="1.3b", help="1.3b (the default), small, or a JSON file such as Wan's config.json")
+    synth.add_argument("--config", default="1.3b", help="1.3b, small, or a JSON file such as Wan's config.json")
     synth.add_argument("--seed", type=int, default=0, help="of the weights")
     synth.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the weights")
 
-    encode = commands.add_parser("encode", help="write embeddings of prompts, for machines without the text encoder")
+    encode = commands.add_parser(
+        "encode", help="write embeddings of prompts, for machines without the text encoder", formatter_class=HelpWithDefaults
+    )
     encode.set_defaults(run=run_encode)
-    encode.add_argument("prompts", metavar="PROMPT", nargs="*")
+    encode.add_argument("prompts", metavar="PROMPT", nargs="*", help="prompts to encode")
     encode.add_argument("--script", metavar="FILE", help="a script whose prompts to encode as well")
     encode.add_argument("-o", "--output", metavar="FILE", required=True, help="a .safetensors file, for generate --text")
     encode.add_argument("--model", default="tiny", help=MODEL_HELP)
 
-    info = commands.add_parser("info", help="versions, CPU features, kernels, models; with --model, the memory that a stream of it takes")
+    info = commands.add_parser(
+        "info",
+        help="versions, CPU features, kernels, models; with --model, the memory that a stream of it takes",
+        formatter_class=HelpWithDefaults,
+    )
     info.set_defaults(run=run_info)
     info.add_argument("--model", help=MODEL_HELP)
     info.add_argument("--size", metavar="HxW", type=frame_size, help="of the video, such as 480x832; by default the model's own")
@@ -150,25 +162,6 @@ def _add_vae(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--vae-tile", metavar="PIXELS", type=positive(int), help="decode in tiles of this size: less working memory, not quite the same"
     )
-
-
-def positive(kind: type) -> type:
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names the type in its message
-    return parse  # type: ignore[return-value]
-
-
-def frame_size(text: str) -> tuple[int, int]:
-    """HEIGHTxWIDTH in pixels."""
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text} is no size such as 480x832")
-    return int(height), int(width)
 
 
 class Interrupt:
@@ -201,9 +194,12 @@ def run_generate(arguments: argparse.Namespace) -> None:
         from lolrt.device import usable
         from lolrt.script import Cue, follow, read_script
         from lolrt.video import output_path
-        from lolrt.video_reader import read_frames
+        from lolrt.video_reader import check_readable, read_frames
 
-        output_path(arguments.output)  # a wrong name should not cost the minutes in which a large model encodes its prompts
+        # A wrong name should not cost the minutes in which a large model encodes its prompts and is loaded.
+        output_path(arguments.output)
+        if arguments.start:
+            check_readable(arguments.start)
         if arguments.threads:
             lolrt.set_threads(arguments.threads)
         device = usable(arguments.device)
@@ -359,11 +355,10 @@ def run_info(arguments: argparse.Namespace) -> None:
     import av
     import torch
 
-    import lolrt
     from lolrt import _core
     from lolrt.pipeline import embedded_models
 
-    print(f"lolrt      {lolrt.__version__} (core {_core.version()}, ABI {_core.abi_version()})")
+    print(f"lolrt      {__version__} (core {_core.version()}, ABI {_core.abi_version()})")
     print(f"python     {platform.python_version()}, torch {torch.__version__}, PyAV {av.__version__}")
     print(f"cpu        {platform.machine()}, {os.cpu_count()} cores; {' '.join(cpu_features()) or 'features unknown'}")
     print(f"kernels    {_core.isa()} (this CPU can run: {', '.join(_core.isas())}; LOLRT_ISA chooses), {_core.threads()} threads")

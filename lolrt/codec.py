@@ -26,6 +26,10 @@ class Codec(Protocol):
     @property
     def config(self) -> CodecConfig: ...
 
+    @property
+    def description(self) -> str:
+        """In a few words; what one codec carries from call to call is nothing to a codec that is described otherwise."""
+
     def encode(self, video: Tensor, state: State) -> Tensor:
         """Next video frames of a stream to its next normalised latents.
 

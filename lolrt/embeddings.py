@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from lolrt.errors import CheckpointError, OutputError, PromptError
+from lolrt.errors import CheckpointError, PromptError
+from lolrt.files import write_whole
 from lolrt.text import TextEncoder
 
 # The entry of a file's metadata that lists its prompts; the embedding of prompt i is the tensor of that name.
@@ -66,13 +66,4 @@ def write_embedding(path: Path, rows: Tensor) -> None:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """The file appears whole or not at all: others may be reading the same cache."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, partial, metadata)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(f"cannot write {path} ({error}); choose another place, for the cache with LOLRT_CACHE") from error
+    write_whole(path, save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, metadata))

@@ -128,6 +128,8 @@ def frame_attention(
     sin of (t_q - t_k) * frequency, turning q's first 2 * pairs channels (pair i = channels 2 i and 2 i + 1). bias: float32
     [pages, heads], added to the scores. mass: float32 [pages, frames, heads], filled with the softmax weight spent on each page, mean
     over the frame's queries. Source: LoL (arXiv 2601.16914), Alg. 1, written with relative offsets.
+    Raises ValueError when shapes or dtypes do not fit, and `lolrt._core.UnsupportedError` for what there are no kernels for: a dim that is
+    odd or more than 256, on CUDA any but 64 and 128; tensors on another device than q.
     """
     if _traced(q):
         return _torch_op("frame_attention", q, pages, page_table, page_tokens, rotation, bias, mass)
@@ -163,7 +165,7 @@ def gelu(x: Tensor) -> None:
 def sampler_step(sample: Tensor, level: float, velocity: Tensor, *, after: float = 0.0, noise: Tensor | None = None) -> Tensor:
     """(1 - after) * clean + after * noise, clean being sample - level * velocity; without noise, clean. All float32, of one shape.
 
-    The clean sample is computed in float64 and rounded once, as published.
+    The clean sample is computed in float64 and rounded once, as published. Raises ValueError when shapes or dtypes do not fit.
     """
     if _traced(sample):
         return _torch_op("sampler_step", sample, level, velocity, after, noise)
@@ -300,6 +302,9 @@ def _gelu(x: Tensor) -> None:
 
 
 def _sampler_step(sample: Tensor, level: float, velocity: Tensor, after: float, noise: Tensor | None) -> Tensor:
+    for name, x in ("velocity", velocity), ("noise", noise):
+        if x is not None and x.shape != sample.shape:
+            raise ValueError(f"sampler_step: {name} is {list(x.shape)}; expected the sample's shape, {list(sample.shape)}")
     out = torch.empty(sample.shape, device=sample.device)
     flat = [None if x is None else x.reshape(-1) for x in (sample, velocity, noise)]
     _run(_core.sampler_step, sample, flat[0], level, flat[1], after, flat[2], out.view(-1))

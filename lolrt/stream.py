@@ -303,12 +303,18 @@ class Stream:
     def state_dict(self) -> dict[str, Tensor]:
         """See `LatentStream.state_dict`; with the frames that the VAE carries."""
         finish(self.latent_stream.dit.device)
-        return {**self.latent_stream.state_dict(), **{f"vae.{slot}": frames.clone() for slot, frames in self._vae_state.items()}}
+        codec = torch.tensor(list(self.vae.description.encode()), dtype=torch.uint8)
+        carried = {f"vae.{slot}": frames.clone() for slot, frames in self._vae_state.items()}
+        return {**self.latent_stream.state_dict(), "codec": codec, **carried}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See `LatentStream.load_state_dict`; also refuses what a `LatentStream` saved, whose decoder would begin anew in the middle."""
-        if len(state.get("cache.frames", ())) and not any(name.startswith("vae.") for name in state):
+        """See `LatentStream.load_state_dict`; also refuses what a stream with another kind of VAE saved, or a `LatentStream`, whose decoder
+        would begin anew in the middle."""
+        if "codec" not in state:
             raise Error("this is the state of a latent stream, without the frames that a VAE carries: load it into .latent_stream")
+        saved = bytes(state["codec"].tolist()).decode()
+        if saved != self.vae.description:
+            raise Error(f"the state was saved with {saved}, and this stream has {self.vae.description}: load the model with the same VAE")
         self.latent_stream.load_state_dict(state)
         device = self.latent_stream.dit.device
         finish(device)

@@ -117,6 +117,10 @@ class TAEHV(nn.Module):
         self.decoder = nn.Sequential(*decoder, nn.ReLU(), nn.Conv2d(widths[-1], 3, 3, padding=1))
 
     @property
+    def description(self) -> str:
+        return f"a TAEHV of {self.config.decoder_widths[0]} channels"
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.decoder[1].weight.dtype  # type: ignore[return-value, union-attr]
 

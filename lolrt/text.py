@@ -33,10 +33,15 @@ class VocabularyEncoder(TextEncoder):
     """
 
     def __init__(self, folder: Path) -> None:
-        description = read_json(folder / "text.json")
+        description, tensors = read_json(folder / "text.json"), read_safetensors(folder / "text.safetensors")
+        missing = [name for name in ("groups", "words") if name not in description]
+        if missing:
+            raise CheckpointError(f"{folder / 'text.json'} lacks {' and '.join(map(repr, missing))}; fetch the file again")
+        if "embedding.weight" not in tensors:
+            raise CheckpointError(f"{folder / 'text.safetensors'} lacks 'embedding.weight'; fetch the file again")
         self.groups: dict[str, list[str]] = description["groups"]
         self.words: list[str] = description["words"]
-        self.embedding = read_safetensors(folder / "text.safetensors")["embedding.weight"]
+        self.embedding = tensors["embedding.weight"]
         if len(self.words) != len(self.embedding):
             raise CheckpointError(
                 f"{folder} has {len(self.words)} words and {len(self.embedding)} rows of text; they belong to different models"

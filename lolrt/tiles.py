@@ -31,6 +31,10 @@ class Tiled:
     def config(self) -> CodecConfig:
         return self.codec.config
 
+    @property
+    def description(self) -> str:
+        return f"{self.codec.description} in tiles of {self._size * self.config.spatial_factor} pixels"
+
     @torch.inference_mode()
     def encode(self, video: Tensor, state: State) -> Tensor:
         """See `lolrt.codec.Codec.encode`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import html
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lolrt.checkpoint import assign, read_component, to_diffusers
 from lolrt.checkpoint.formats import Component
 from lolrt.checkpoint.shapes import text_encoder_config, unfilled
 from lolrt.embeddings import read_embedding, write_embedding
-from lolrt.errors import CheckpointError, Error
+from lolrt.errors import CheckpointError, Error, OutputError
 from lolrt.text import TextEncoder
 
 # Rows of text that Wan's models were trained with.
@@ -108,7 +109,7 @@ class CachedUMT5(TextEncoder):
     """A UMT5 encoder that is in memory only while it encodes, and that encodes no prompt twice: embeddings are kept on disk.
 
     source: a model, as of `lolrt.load`; tokenizer: the folder of its tokenizer; folder: of the cache, one file an embedding, named by
-    what went into it: the encoder, its tokenizer, and the text.
+    what went into it: the encoder, its tokenizer, and the text. What cannot be kept is warned of, and given all the same.
     """
 
     def __init__(self, source: Path, tokenizer: Path, folder: Path) -> None:
@@ -122,7 +123,11 @@ class CachedUMT5(TextEncoder):
         missing = [i for i, found in enumerate(rows) if found is None]
         if missing:
             encoder = UMT5Encoder(read_component(self._source, "text_encoder"), self._tokenizer)
-            for i, encoded in zip(missing, encoder.encode([prompts[i] for i in missing]), strict=True):
-                rows[i] = encoded
-                write_embedding(places[i], encoded)
+            encoded = dict(zip(missing, encoder.encode([prompts[i] for i in missing]), strict=True))
+            rows = [encoded.get(i, found) for i, found in enumerate(rows)]
+            try:
+                for i, embedding in encoded.items():
+                    write_embedding(places[i], embedding)
+            except OutputError as error:
+                warnings.warn(f"{error} for the cache with LOLRT_CACHE; until then the same text is encoded every time", stacklevel=2)
         return [found for found in rows if found is not None]

@@ -34,6 +34,10 @@ class CausalVAE(nn.Module):
             if isinstance(module, (CausalConv3d, Downsample)):
                 module.slot = name
 
+    @property
+    def description(self) -> str:
+        return f"a full VAE of {self.config.dim} channels"
+
     def normalize(self, latents: Tensor) -> Tensor:
         """Raw latents [batch, z, frames, h, w] to those that the DiT works on: (z - mean) / std per channel."""
         mean, std = self._statistics(latents)

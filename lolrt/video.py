@@ -37,7 +37,7 @@ class VideoWriter:
     """A context manager that writes frames to an mp4 file, or to standard output for the output "-".
 
     A file grows under the name `<stem>.partial.mp4` and gets its own name when it is whole. If writing fails, what has been written
-    stays under the partial name, where it can be played but not be taken for the whole.
+    stays under the partial name, where it can be played but not be taken for the whole; nothing stays where no picture was written.
     Raises `lolrt.OutputError` when the output cannot be written.
     """
 
@@ -48,10 +48,15 @@ class VideoWriter:
             raise OutputError(f"frames of {height} x {width} pixels are too small to encode")
         self._scale = max(1, -(-DISPLAY_HEIGHT // height)) if height < DISPLAY_HEIGHT else 1
         self._file = self._open()
+        self._has_pictures = False
         # One fragment a key frame, and a key frame a second: nothing is kept back, and no index grows.
         movflags = "frag_keyframe+empty_moov+default_base_moof+skip_trailer"
         self._container = av.open(self._file, "w", format="mp4", options={"movflags": movflags})
-        self._stream = self._container.add_stream("libx264", rate=fps, options={"crf": str(CRF), "g": str(fps)})
+        try:
+            self._stream = self._container.add_stream("libx264", rate=fps, options={"crf": str(CRF), "g": str(fps)})
+        except (*WRITE_ERRORS, ValueError) as error:
+            self._abandon()
+            raise OutputError(f"cannot encode video: {error}; PyAV's own packages can") from error
         # 4:2:0 halves the colours' resolution, so sides are even.
         self._stream.height, self._stream.width = self._scale * height // 2 * 2, self._scale * width // 2 * 2
         self._stream.pix_fmt = "yuv420p"
@@ -83,6 +88,7 @@ class VideoWriter:
         try:
             for packet in self._stream.encode(frame):
                 self._container.mux(packet)
+                self._has_pictures = True
         except WRITE_ERRORS as error:
             raise self._failure(error) from error
 
@@ -90,7 +96,8 @@ class VideoWriter:
         reason = getattr(error, "strerror", None) or error
         if self._path is None:
             return OutputError(f"standard output is gone: {reason}")
-        return OutputError(f"cannot go on writing {self._path}: {reason}; what was written is in {self.partial_path}")
+        written = f"what was written is in {self.partial_path}" if self._has_pictures else "nothing was written"
+        return OutputError(f"cannot go on writing {self._path}: {reason}; {written}")
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -107,6 +114,8 @@ class VideoWriter:
                 self._file.close()
                 if error is None:
                     self.partial_path.replace(self._path)
+                elif not self._has_pictures:
+                    self.partial_path.unlink()
         except WRITE_ERRORS as failure:
             self._abandon()
             raise self._failure(failure) from failure
@@ -115,7 +124,9 @@ class VideoWriter:
             raise
 
     def _abandon(self) -> None:
-        """Lets go of a file that cannot be written any more."""
+        """Lets go of a file that cannot be written any more, and removes it if it holds no picture."""
         for close in (self._container.close, self._file.close):
             with contextlib.suppress(*WRITE_ERRORS):  # the failure that brought us here says it all
                 close()
+        if self.partial_path is not None and not self._has_pictures:
+            self.partial_path.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,8 @@ EARLY_FRAMES = 0.1
 def read_frames(path: str | Path, height: int, width: int, fps: float) -> Iterator[Tensor]:
     """The frames of a video file at `fps` frames a second, or the one of an image: uint8 [height, width, 3] RGB, one at a time.
 
-    At each time, the frame that is shown then. Pictures are scaled to cover height x width, in pixels, and cropped around their middle.
+    At each time, the frame that is shown then. Pictures are turned by the angle that the file says (EXIF's orientation, a video's display
+    matrix; whether to mirror them too PyAV does not tell), scaled to cover height x width, in pixels, and cropped around their middle.
     Raises `lolrt.Error` when the file cannot be read as pictures.
     """
     try:
@@ -29,6 +31,12 @@ def read_frames(path: str | Path, height: int, width: int, fps: float) -> Iterat
                 yield _fit(picture, height, width)
     except (OSError, av.FFmpegError) as error:
         raise Error(f"cannot read {path} as an image or a video: {getattr(error, 'strerror', None) or error}") from error
+
+
+def check_readable(path: str | Path) -> None:
+    """Raises as `read_frames` does, and where there is no picture at all, after the first one; a pipe, which is read but once, is left."""
+    if not Path(path).is_fifo() and next(read_frames(path, 16, 16, 1), None) is None:
+        raise Error(f"{path} has no pictures; expected an image or a video")
 
 
 def _at_rate(pictures: Iterator[av.VideoFrame], fps: float) -> Iterator[av.VideoFrame]:
@@ -48,8 +56,11 @@ def _at_rate(pictures: Iterator[av.VideoFrame], fps: float) -> Iterator[av.Video
 
 
 def _fit(picture: av.VideoFrame, height: int, width: int) -> Tensor:
-    scale = max(height / picture.height, width / picture.width)
-    tall, wide = max(height, round(scale * picture.height)), max(width, round(scale * picture.width))
-    image = picture.reformat(wide, tall, "rgb24", interpolation="BICUBIC").to_ndarray()
+    quarters = round(picture.rotation / 90) % 4  # counterclockwise
+    rows, columns = (picture.width, picture.height) if quarters % 2 else (picture.height, picture.width)
+    scale = max(height / rows, width / columns)
+    tall, wide = max(height, round(scale * rows)), max(width, round(scale * columns))
+    scaled = picture.reformat(*((tall, wide) if quarters % 2 else (wide, tall)), "rgb24", interpolation="BICUBIC")
+    image = np.rot90(scaled.to_ndarray(), quarters)
     top, left = (tall - height) // 2, (wide - width) // 2
     return torch.from_numpy(image[top : top + height, left : left + width].copy())

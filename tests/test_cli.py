@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import pytest
+import torch
 
 import lolrt
 from lolrt import cli
@@ -103,7 +107,8 @@ def test_a_video_goes_on_from_another(tmp_path, prompt):
         done = run("generate", prompt, "-o", tmp_path / name, "--frames", 20, *arguments)
         assert done.returncode == 0, done.stderr
     assert decode(tmp_path / "b.mp4")[0] == 20
-    line = error_of("generate", prompt, "-o", tmp_path / "c.mp4", "--start", tmp_path / "nothing.png")
+    # Said before the prompt is encoded, and the model loaded.
+    line = error_of("generate", "a red unicorn", "-o", tmp_path / "c.mp4", "--start", tmp_path / "nothing.png")
     assert "cannot read" in line and "nothing.png" in line
 
 
@@ -139,6 +144,34 @@ def test_a_killed_run_leaves_what_it_wrote_as_partial(tmp_path, prompt):
     assert not path.exists()
     with av.open(str(partial)) as container:
         assert sum(1 for _ in container.demux(video=0)) >= 16
+
+
+@pytest.mark.parametrize("error", [lolrt.OutputError("a file beside it cannot be written"), KeyboardInterrupt()])
+def test_what_fails_before_the_first_picture_leaves_nothing(error, tmp_path):
+    with pytest.raises(type(error)), lolrt.VideoWriter(tmp_path / "v.mp4", 64, 96, 16):
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_size_that_cannot_be_encoded_leaves_nothing(tmp_path):
+    frames = torch.zeros(1, 2, 20_000, 3, dtype=torch.uint8)  # enlarged to 256 x 2,560,000
+    with pytest.raises(lolrt.OutputError, match="nothing was written"), lolrt.VideoWriter(tmp_path / "v.mp4", 2, 20_000, 16) as writer:
+        writer.write(frames)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_that_is_not_there_leaves_nothing(tmp_path, monkeypatch):
+    def add_stream(*_: object, **__: object) -> None:
+        raise av.codec.codec.UnknownCodecError("libx264")
+
+    class Container:
+        def __init__(self, *_: object, **__: object) -> None:
+            self.add_stream, self.close = add_stream, lambda: None
+
+    monkeypatch.setattr(av, "open", Container)
+    with pytest.raises(lolrt.OutputError, match="cannot encode video: libx264"):
+        lolrt.VideoWriter(tmp_path / "v.mp4", 64, 96, 16)
+    assert not list(tmp_path.iterdir())
 
 
 def limit_file_size() -> None:
@@ -227,6 +260,31 @@ def test_usage_errors_exit_with_2(tmp_path):
     assert run("generate", "x", "-o", tmp_path / "v.mp4", "--frames", 5, "--endless").returncode == 2
     done = run("generate", "x", "-o", tmp_path / "v.mp4", "--seconds", "inf")
     assert done.returncode == 2 and "finite" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_version_is_told():
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"lolrt {lolrt.__version__}\n")
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """It and those of its commands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from parsers(command)
+
+
+def test_help_says_something_of_every_option_and_no_default_that_is_none():
+    commands = list(parsers(cli.parser()))
+    assert len(commands) == 14
+    for command in commands:
+        for action in command._actions:
+            assert action.help or isinstance(action, argparse._SubParsersAction), f"{command.prog} {action.dest}"
+        assert not re.search(r"default: (None|False|\[\])", command.format_help()), command.prog
+    told = next(command for command in commands if command.prog.endswith("generate")).format_help()
+    assert "(default: 0.8)" in told and "of the noise (default: 0)" in told
 
 
 def test_info_names_the_kernels_and_models():

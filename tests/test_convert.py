@@ -100,6 +100,13 @@ def test_a_conversion_that_fails_leaves_nothing(self_forcing, tmp_path, capsys):
     assert list((tmp_path / "converted").iterdir()) == []
 
 
+def test_a_file_that_cannot_be_copied_is_named(self_forcing, tmp_path, capsys):
+    (self_forcing / "tokenizer" / "spiece.model").symlink_to("nowhere")
+    told = refused(capsys, "convert", self_forcing, tmp_path / "converted")
+    assert re.search(r"cannot write .*converted: .*spiece\.model could not be copied \(\[Errno 2\] No such file", told)
+    assert [path.name for path in tmp_path.iterdir()] == ["downloads"]
+
+
 def test_inspect_says_what_is_there(self_forcing, capsys):
     told = said(capsys, "inspect", self_forcing)
     assert "DiT with Wan's names, from 'generator_ema', wrappers removed" in told

@@ -7,7 +7,11 @@ import csv
 import importlib
 import json
 import math
+import multiprocessing
 import re
+import resource
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,9 +67,25 @@ def test_the_kernel_is_equation_5(sinks, chunk):
 
 
 def test_wrong_splits_are_told(tmp_path, capsys):
-    for wrong in (["--split", "43", "42", "42"], ["--split", "0", "64", "64"], ["--frames", "10"], ["--policy", "theta"], ["--heads", "0"]):
+    for wrong in (["--split", "43", "42", "42"], ["--split", "0", "64", "64"], ["--frames", "10"], ["--policy", "theta"]):
         assert main(["lab", "phase", "-o", str(tmp_path / "x"), *wrong]) == 2
-    assert capsys.readouterr().err.count("lolrt: ") == 5 and not list(tmp_path.iterdir())
+    assert capsys.readouterr().err.count("lolrt: ") == 4 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "phase --heads 0", "phase --layers -1", "phase --count 0", "rollout --jobs 0", "rollout --jobs -2",
+        "experiment sigma --videos 0", "experiment sigma --draws 0", "experiment sigma --jobs 0", "returning --jobs 0",
+        "text --steps -1", "text --texts 0", "text --draws -3",
+    ],
+)  # fmt: skip
+def test_numbers_that_must_be_positive(wrong, tmp_path, capsys):
+    *_, option, value = wrong.split()
+    with pytest.raises(SystemExit) as ended:
+        main(["lab", *wrong.split(), "-o", str(tmp_path / "out")])
+    assert ended.value.code == 2 and not list(tmp_path.iterdir())
+    assert f"argument {option}: {value} is not a finite number above 0" in capsys.readouterr().err
 
 
 # ---- policies -------------------------------------------------------------------------------------------------------------
@@ -172,10 +192,58 @@ def test_a_folder_goes_on_where_it_was_stopped(kept, tmp_path, monkeypatch):
     again = Folder(tmp_path, folder.plan)
     run(again, [first, second])
     assert asked == [second]
-    rows = [json.loads(line) for line in again.index.read_text().splitlines()]
-    assert [row["policy"] for row in rows] == policies and rows[1] == folder.rows[second.key]
+    cut, last = again.index.read_text().splitlines()[1:]
+    assert cut == '{"key": "half a li' and json.loads(last) == folder.rows[second.key]
+    assert list(Folder(tmp_path, folder.plan).rows) == [first.key, second.key]
     with pytest.raises(lolrt.Error, match="another plan"):
         Folder(tmp_path, Plan("tiny", FRAMES + 3))
+
+
+def killed_when_a_file_grows_past(size: int, folder: Path, videos: Sequence[Video]) -> bool:
+    """Adds videos to a folder in a process of its own, which is killed in the middle of the write that would make a file larger."""
+
+    def child() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        opened = Folder(folder, Plan("tiny", FRAMES))
+        for video in videos:
+            opened.add(video, {"distance": np.arange(3.0) + video.seed}, {f"number {i}": 1.0 for i in range(30)})
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGXFSZ)
+    return process.exitcode != 0
+
+
+def test_a_run_that_is_killed_in_any_write_goes_on(tmp_path):
+    videos = [Video("sigma=0", "a car", seed) for seed in range(4)]
+    kept = 0
+    for size in (10, 200, 400, 700, 1000, 1400, 1800, 2200, 10_000):
+        assert killed_when_a_file_grows_past(size, tmp_path, videos[kept:]) == (size < 10_000)
+        rows = list(Folder(tmp_path, Plan("tiny", FRAMES)).rows)
+        assert rows == [video.key for video in videos[: len(rows)]] and len(rows) >= kept
+        kept = len(rows)
+        for video in videos[:kept]:
+            np.testing.assert_array_equal(Folder(tmp_path, Plan("tiny", FRAMES)).series(video)["distance"], np.arange(3.0) + video.seed)
+    assert kept == len(videos)
+
+
+def test_two_runs_add_to_a_folder_at_a_time(tmp_path, monkeypatch):
+    """The second adds a video while the first is in the middle of writing one."""
+    first, second = (Folder(tmp_path, Plan("tiny", FRAMES)) for _ in range(2))
+    videos = [Video("sigma=0", "a car", seed) for seed in range(2)]
+    savez = np.savez
+
+    def in_the_middle(file, **series):
+        monkeypatch.setattr(np, "savez", savez)
+        second.add(videos[1], {"distance": np.ones(1)}, {})
+        savez(file, **series)
+
+    monkeypatch.setattr(np, "savez", in_the_middle)
+    first.add(videos[0], {"distance": np.zeros(1)}, {})
+    both = Folder(tmp_path, Plan("tiny", FRAMES))
+    assert [both.series(video)["distance"].item() for video in videos] == [0, 1] and len(both.rows) == 2
 
 
 def test_the_report_is_one_page_with_every_definition(kept):
@@ -351,5 +419,5 @@ def test_wrong_rollouts_are_told(tmp_path, capsys):
     assert "too short" in error("rollout", "--frames", "30")
     assert "vocabulary" in error("rollout", "--prompts", "a unicorn")
     assert "'sigm'" in error("rollout", "--policies", "sigm=1")
-    assert "--draws" in error("experiment", "sigma", "--draws", "0")
+    assert "--seeds" in error("returning", "--seeds", "1")
     assert "no cell 'sigma 2'" in error("experiment", "sigma", "--cells", "sigma 2")

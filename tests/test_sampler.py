@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import lolrt
+from lolrt import ops
 
 
 @pytest.mark.parametrize("method", ["renoise", "euler"])
@@ -51,6 +52,14 @@ def test_context_noise_is_mixed_into_the_cache_pass():
     assert torch.equal(sampler.context(torch.ones(3, 1, 1, 1), noise, 0), torch.full((3, 1, 1, 1), 0.75 + 1.0))
     assert steps == [2]
     assert sampler.model_timesteps[-1] == 250
+
+
+def test_a_velocity_or_noise_of_another_shape_is_refused():
+    sample, turned = torch.zeros(3, 4, 2, 6), torch.zeros(3, 4, 6, 2)
+    with pytest.raises(ValueError, match=r"velocity is \[3, 4, 6, 2\]; expected the sample's shape, \[3, 4, 2, 6\]"):
+        ops.sampler_step(sample, 1.0, turned)
+    with pytest.raises(ValueError, match=r"noise is \[3, 4, 6, 2\]"):
+        ops.sampler_step(sample, 1.0, sample, after=0.5, noise=turned)
 
 
 def test_noise_depends_on_its_key_alone():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from itertools import islice
 
 import av
@@ -10,10 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import ExifTags, Image, ImageOps
 
 import lolrt
 from lolrt import vae_stream
-from lolrt.video_reader import _at_rate, read_frames
+from lolrt.video_reader import _at_rate, check_readable, read_frames
 
 
 class Picture:
@@ -57,11 +60,48 @@ def test_an_image_is_scaled_to_cover_and_cropped_around_its_middle(tmp_path):
     assert np.array_equal(frame.numpy(), image)
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_photo_is_turned_as_its_exif_says(orientation, tmp_path):
+    """As Pillow turns it; each quarter of the picture is of another grey."""
+    picture = Image.fromarray(np.kron([[30, 100], [170, 240]], np.ones((32, 64))).astype(np.uint8)).convert("RGB")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / "photo.jpg"
+    picture.save(path, exif=exif, quality=95)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    (frame,) = read_frames(path, *expected.shape[:2], 16)
+    assert np.abs(frame.numpy().astype(int) - expected).mean() < 2
+    (narrow,) = read_frames(path, 64, 32, 16)  # cut around the middle of what is shown
+    assert np.abs(narrow[::16, ::8].float().mean(2).numpy() - expected[:: len(expected) // 4, :: expected.shape[1] // 4, 0]).max() < 40
+
+
+def test_a_phones_video_is_turned_as_it_says(tmp_path):
+    """Filmed upright: its pictures lie on their left side, and the file's matrix (ISO 14496-12) turns them clockwise."""
+    frames = torch.zeros(8, 256, 384, 3, dtype=torch.uint8)
+    frames[:, :, 192:] = 255
+    with lolrt.VideoWriter(tmp_path / "v.mp4", 256, 384, 16) as writer:
+        writer.write(frames)
+    content = bytearray((tmp_path / "v.mp4").read_bytes())
+    matrix = content.index(b"tkhd") + 4 + 40  # in version 0 of the box
+    one, clockwise = 1 << 16, struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 256 << 16, 0, 1 << 30)
+    assert content[matrix : matrix + 36] == struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
+    content[matrix : matrix + 36] = clockwise
+    (tmp_path / "v.mp4").write_bytes(content)
+    read = list(read_frames(tmp_path / "v.mp4", 384, 256, 16))
+    assert len(read) == 8 and all(frame[:180].max() < 20 and frame[204:].min() > 235 for frame in read)
+
+
 def test_files_that_hold_no_pictures(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     for path in (tmp_path / "text.png", tmp_path / "nothing.mp4"):
-        with pytest.raises(lolrt.Error, match=r"cannot read .* as an image or a video"):
-            list(read_frames(path, 16, 16, 16))
+        for read in (check_readable, lambda path: list(read_frames(path, 16, 16, 16))):
+            with pytest.raises(lolrt.Error, match=r"cannot read .* as an image or a video"):
+                read(path)
+
+
+def test_a_pipe_is_not_read_before_its_time(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    check_readable(tmp_path / "pipe")  # would wait for ever for its writer
 
 
 def test_a_video_that_was_written_is_read_back(tmp_path):

@@ -12,6 +12,8 @@ import torch
 
 import lolrt
 from lolrt import _core
+from lolrt.stream import Stream
+from lolrt.taehv import TAEHVConfig
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bf16"])
@@ -192,6 +194,24 @@ def test_a_decoder_does_not_begin_anew_in_the_middle(tiny):
     next(latent_stream)
     with pytest.raises(lolrt.Error, match="without the frames that a VAE carries"):
         tiny.stream(tiny.example_prompts[1]).load_state_dict(latent_stream.state_dict())
+
+
+def test_a_state_of_another_vae_is_refused_and_changes_nothing(tiny):
+    tiled, twin = lolrt.load("tiny", vae_tile=32).stream(tiny.example_prompts[1]), tiny.stream(tiny.example_prompts[1])
+    codec = lolrt.TAEHV(TAEHVConfig(z_dim=24, decoder_widths=(8, 8, 8, 8)))
+    taehv = Stream(tiny.latent_stream(tiny.example_prompts[1]), codec, tiny.encode_text)
+    streams = {"a full VAE of 16 channels in tiles of 32 pixels": tiled, "a full VAE": twin, "a TAEHV": taehv}
+    states = {}
+    for name, stream in streams.items():
+        next(stream)
+        states[name] = stream.state_dict()
+    for name, stream in streams.items():
+        for other in states.keys() - {name}:
+            with pytest.raises(lolrt.Error, match=f"saved with {other}.*this stream has {name}"):
+                stream.load_state_dict(states[other])
+    resumed = tiny.stream(tiny.example_prompts[1])
+    resumed.load_state_dict(states["a full VAE"])
+    assert torch.equal(next(twin).frames, next(resumed).frames)
 
 
 def resident_bytes() -> int:

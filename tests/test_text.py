@@ -49,6 +49,21 @@ def test_a_table_of_another_model_is_refused(folder):
         VocabularyEncoder(folder)
 
 
+@pytest.mark.parametrize("missing", ["groups", "words"])
+def test_a_vocabulary_without_a_part_is_refused(missing, folder):
+    whole = {"groups": GROUPS, "words": WORDS}
+    del whole[missing]
+    (folder / "text.json").write_text(json.dumps(whole))
+    with pytest.raises(lolrt.CheckpointError, match=f"text.json lacks '{missing}'"):
+        VocabularyEncoder(folder)
+
+
+def test_a_vocabulary_without_its_table_is_refused(folder):
+    save_file({"weight": torch.eye(3, 4)}, folder / "text.safetensors")
+    with pytest.raises(lolrt.CheckpointError, match=r"text\.safetensors lacks 'embedding.weight'"):
+        VocabularyEncoder(folder)
+
+
 def test_every_example_prompt_of_the_embedded_model_is_known(tiny):
     for prompt in tiny.example_prompts:
         rows = tiny.encode_text(prompt)

@@ -197,10 +197,13 @@ def test_a_damaged_entry_of_the_cache_is_made_again(source, tokenizer, loads, tm
     assert torch.equal(cached.encode(PROMPTS[:1])[0], first[0]) and len(loads) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_told(source, tokenizer, tmp_path):
+def test_a_cache_that_cannot_be_written_is_told_and_costs_no_encoding(source, tokenizer, tmp_path):
     (tmp_path / "blocked").write_text("a file, where a folder should be")
-    with pytest.raises(lolrt.OutputError, match="choose another place, for the cache with LOLRT_CACHE"):
-        CachedUMT5(source, tokenizer, tmp_path / "blocked").encode(PROMPTS[:1])
+    with pytest.warns(UserWarning, match="choose another place for the cache with LOLRT_CACHE") as told:
+        rows = CachedUMT5(source, tokenizer, tmp_path / "blocked").encode(PROMPTS[:2])
+    assert len(told) == 1
+    expected = CachedUMT5(source, tokenizer, tmp_path / "cache").encode(PROMPTS[:2])
+    assert all(torch.equal(a, b) for a, b in zip(rows, expected, strict=True))
 
 
 def test_what_is_wrong_with_a_model_is_told(source, tokenizer, tmp_path):

@@ -10,27 +10,27 @@ using namespace lolrt;
 
 lolrt_status lolrt_normal(uint64_t seed, int64_t frame, int32_t step, const lolrt_tensor *out) {
   return guarded([&] {
-    if (out == nullptr || out->ndim < 1 || out->ndim > View::max_dims) {
+    if (out == nullptr || out->ndim < 1 || out->ndim > View::max_dims || out->shape == nullptr) {
       fail(LOLRT_INVALID_ARGUMENT, "normal: out: expected a float32 tensor of 1 to %d dimensions", View::max_dims);
     }
     // Any shape will do: the tensor is looked at as the vector that its contiguous elements are.
-    int64_t count = 1, packed = 1;
+    constexpr int64_t most = int64_t{4} << 32;  // 4 of a block, and blocks have 32 bits for their number
+    int64_t count = 1;
     for (int dim = out->ndim - 1; dim >= 0; --dim) {
       const int64_t size = out->shape[dim];
-      if (size < 1 || (size > 1 && out->strides && out->strides[dim] != packed)) {
+      if (size < 1 || (size > 1 && out->strides && out->strides[dim] != count)) {
         fail(LOLRT_INVALID_ARGUMENT,
              "normal: out: dimension %d has size %lld and stride %lld; expected a contiguous, non-empty tensor", dim,
-             static_cast<long long>(size), static_cast<long long>(out->strides ? out->strides[dim] : packed));
+             static_cast<long long>(size), static_cast<long long>(out->strides ? out->strides[dim] : count));
       }
-      packed *= size;
-      count = packed;
+      if (size > most / count) fail(LOLRT_UNSUPPORTED, "normal: out has more than 2^34 elements");
+      count *= size;
     }
     lolrt_tensor flat = *out;
     flat.ndim = 1;
     flat.shape = &count;
     flat.strides = nullptr;
     float *to = Checker("normal").output("out", &flat, DType::float32, {{"elements"}}).data<float>();
-    if (count > int64_t{4} << 32) fail(LOLRT_UNSUPPORTED, "normal: out has more than 2^34 elements");
 
     const auto position = static_cast<uint64_t>(frame);
     for (int64_t block = 0; 4 * block < count; ++block) {

@@ -2,6 +2,8 @@
 
 #include "core/status.h"
 
+#include <algorithm>
+#include <array>
 #include <cstdio>
 #include <iterator>
 #include <string>
@@ -59,6 +61,29 @@ bool shape_fits(const lolrt_tensor &tensor, std::initializer_list<Dim> dims) {
   return true;
 }
 
+// Steps along a dimension, by the elements that each skips.
+struct Steps {
+  uint64_t stride, count;
+};
+
+// Whether each dimension's steps are wider than all that the dimensions with narrower ones span: then no two elements share
+// memory. Dimensions that interleave are refused, though some of them would not.
+bool elements_apart(const View &view, int dims) {
+  std::array<Steps, View::max_dims> steps{};
+  auto end = steps.begin();
+  for (int dim = 0; dim < dims; ++dim) {
+    const auto stride = static_cast<uint64_t>(view.stride(dim));
+    if (view.size(dim) > 1) *end++ = {view.stride(dim) < 0 ? 0 - stride : stride, static_cast<uint64_t>(view.size(dim) - 1)};
+  }
+  std::sort(steps.begin(), end, [](const Steps &a, const Steps &b) { return a.stride < b.stride; });
+  uint64_t span = 0;
+  for (auto step = steps.begin(); step != end; ++step) {
+    if (step->stride <= span || step->count > (INT64_MAX - span) / step->stride) return false;
+    span += step->count * step->stride;
+  }
+  return true;
+}
+
 }  // namespace
 
 DType floating_type(const char *what, int32_t device_type, lolrt_dtype dtype) {
@@ -98,6 +123,7 @@ View Checker::operator()(const char *name, const lolrt_tensor *tensor, DType dty
     fail(LOLRT_INVALID_ARGUMENT, "%s: %s: its data pointer is %s", operation_, name,
          tensor->data == nullptr ? "NULL" : "not aligned to its element type");
   }
+  const int64_t most = INT64_MAX / element_bytes(dtype);
   int64_t packed = 1;
   for (int dim = tensor->ndim - 1; dim >= 0; --dim) {
     view.size_[dim] = tensor->shape[dim];
@@ -108,6 +134,10 @@ View Checker::operator()(const char *name, const lolrt_tensor *tensor, DType dty
            layout == Layout::contiguous ? "a contiguous tensor" : "a contiguous innermost dimension",
            list(tensor->shape, tensor->ndim).c_str(), list(tensor->strides, tensor->ndim).c_str());
     }
+    if (view.size_[dim] > most / packed) {
+      fail(LOLRT_INVALID_ARGUMENT, "%s: %s: no memory holds a tensor of shape %s", operation_, name,
+           list(tensor->shape, tensor->ndim).c_str());
+    }
     packed *= view.size_[dim];
   }
   return view;
@@ -116,11 +146,9 @@ View Checker::operator()(const char *name, const lolrt_tensor *tensor, DType dty
 View Checker::output(const char *name, const lolrt_tensor *tensor, DType dtype, std::initializer_list<Dim> dims,
                      Layout layout) const {
   const View view = (*this)(name, tensor, dtype, dims, layout);
-  for (int dim = 0; dim < static_cast<int>(dims.size()); ++dim) {
-    if (view.size(dim) > 1 && view.stride(dim) == 0) {
-      fail(LOLRT_INVALID_ARGUMENT, "%s: %s is written but repeats its memory along dimension %d (stride 0); copy it first",
-           operation_, name, dim);
-    }
+  if (!elements_apart(view, tensor->ndim)) {
+    fail(LOLRT_INVALID_ARGUMENT, "%s: %s is written, but its elements share memory: shape %s with strides %s; copy it first",
+         operation_, name, list(tensor->shape, tensor->ndim).c_str(), list(tensor->strides, tensor->ndim).c_str());
   }
   return view;
 }

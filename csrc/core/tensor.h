@@ -70,7 +70,7 @@ class Checker {
   // Fails unless `tensor` is on the operation's device and has the dtype, dimensions and layout asked for.
   View operator()(const char *name, const lolrt_tensor *tensor, DType dtype, std::initializer_list<Dim> dims,
                   Layout layout = Layout::contiguous) const;
-  // The same for a tensor that is written: its elements must not share memory.
+  // The same for a tensor that is written: its elements must not share memory, nor its dimensions interleave.
   View output(const char *name, const lolrt_tensor *tensor, DType dtype, std::initializer_list<Dim> dims,
               Layout layout = Layout::contiguous) const;
   // The tensor's device becomes that of the operation; fails where that has no kernels for it.

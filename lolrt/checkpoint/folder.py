@@ -47,9 +47,17 @@ def new_folder(destination: Path) -> Iterator[Path]:
         yield partial
         partial.rename(destination)
     except OSError as error:
-        raise OutputError(f"cannot write {destination}: {error.strerror}") from error
+        raise OutputError(f"cannot write {destination}: {_reason(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _reason(error: OSError) -> str:
+    """Of a tree of files that could not be copied, the first one's; its error is text already."""
+    if isinstance(error, shutil.Error):
+        source, _, why = error.args[0][0]
+        return f"{source} could not be copied ({why})"
+    return error.strerror or str(error)
 
 
 def write_dit(folder: Path, config: DiTConfig, dtype: torch.dtype, tensors: Callable[[str], Tensor]) -> None:

@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from lolrt.errors import Error
+from lolrt.options import HelpWithDefaults, positive
 
 POLICIES = ("sigma=0", "sigma=0.8", "sigma=0.8,spread=stratified")
 JITTERED = POLICIES[-1]
@@ -20,17 +21,17 @@ RECALLS = (
 
 def add_commands(lab: argparse.ArgumentParser) -> None:
     commands = lab.add_subparsers(required=True, metavar="COMMAND")
-    formatter = argparse.ArgumentDefaultsHelpFormatter
+    formatter = HelpWithDefaults
 
     phase = commands.add_parser("phase", help="where the phases of rotary positions come back to the sinks", formatter_class=formatter)
     phase.set_defaults(run=run_phase)
     phase.add_argument("--split", type=int, nargs=3, default=[44, 42, 42], metavar=("TIME", "ROW", "COLUMN"), help="channels of a head")
-    phase.add_argument("--heads", type=int, default=12)
-    phase.add_argument("--layers", type=int, default=1, help="matters where bases differ by layer")
+    phase.add_argument("--heads", type=positive(int), default=12, help="of a layer")
+    phase.add_argument("--layers", type=positive(int), default=1, help="of the model; they matter where bases differ by layer")
     phase.add_argument("--policy", default="sigma=0", help="fields of Rope and Window: sigma=0.8,theta=6000,sink_frames=1,...")
     phase.add_argument("--frames", type=int, default=400, help="latent frames to look at")
     phase.add_argument("--after", type=int, default=100, help="latent frames that are left out of the prediction")
-    phase.add_argument("--count", type=int, default=2, help="how many frames to predict")
+    phase.add_argument("--count", type=positive(int), default=2, help="how many frames to predict")
     phase.add_argument("-o", "--output", type=Path, default=Path("out/phase"), help="writes OUTPUT.csv and OUTPUT.png")
 
     rollout = commands.add_parser("rollout", help="measure long rollouts of policies, and report them", formatter_class=formatter)
@@ -47,10 +48,10 @@ def add_commands(lab: argparse.ArgumentParser) -> None:
     experiment.set_defaults(run=run_experiment)
     experiment.add_argument("name", choices=list(EXPERIMENTS), help="; ".join(f"{name}: {e.question}" for name, e in EXPERIMENTS.items()))
     _add_run_options(experiment, Path("out/experiments"))
-    experiment.add_argument("--videos", type=int, default=12, help="a prompt of the model's examples and a noise seed each")
+    experiment.add_argument("--videos", type=positive(int), default=12, help="a prompt of the model's examples and a noise seed each")
     experiment.add_argument("--cells", nargs="+", default=[], metavar="CELL", help="rows of its table, to run these and plain RoPE alone")
     experiment.add_argument("--sweep", action="store_true", help="no rollouts: the content held fixed, a chunk's number alone moved")
-    experiment.add_argument("--draws", type=int, default=5, help="jitter draws a cell, where there is anything to draw")
+    experiment.add_argument("--draws", type=positive(int), default=5, help="jitter draws a cell, where there is anything to draw")
 
     returning = commands.add_parser("returning", help="what a stream remembers of a scene that it comes back to", formatter_class=formatter)
     returning.set_defaults(run=run_returning)
@@ -60,23 +61,23 @@ def add_commands(lab: argparse.ArgumentParser) -> None:
         help="the others are compared with the first",
     )  # fmt: skip
     returning.add_argument("--seeds", type=int, default=8, help="streams of each scene")
-    returning.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    returning.add_argument("--jobs", type=positive(int), default=1, help="processes of one thread each")
     returning.add_argument("-o", "--output", type=Path, default=Path("out/returning"), help="writes OUTPUT/returning.md")
 
     text = commands.add_parser("text", help="whether a small text model turns to its sinks as well", formatter_class=formatter)
     text.set_defaults(run=run_text)
     text.add_argument("--seeds", type=int, nargs="+", default=[0], help="a model is trained with each")
-    text.add_argument("--steps", type=int, default=800, help="of training: about four minutes of one core")
-    text.add_argument("--texts", type=int, default=12, help="held-out texts")
-    text.add_argument("--tokens", type=int, default=512, help="of a text")
-    text.add_argument("--draws", type=int, default=5, help="of the jitter")
+    text.add_argument("--steps", type=positive(int), default=800, help="of training: about four minutes of one core")
+    text.add_argument("--texts", type=positive(int), default=12, help="held-out texts")
+    text.add_argument("--tokens", type=positive(int), default=512, help="of a text")
+    text.add_argument("--draws", type=positive(int), default=5, help="of the jitter")
     text.add_argument("-o", "--output", type=Path, default=Path("out/text"), help="keeps the models; writes OUTPUT/text.md and figures")
 
 
 def _add_run_options(parser: argparse.ArgumentParser, folder: Path) -> None:
     parser.add_argument("--model", default="tiny", help="the name of an embedded model, or the path of a model folder")
     parser.add_argument("--frames", type=int, default=240, help="latent frames of a video")
-    parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--jobs", type=positive(int), default=1, help="processes of one thread each")
     parser.add_argument("-o", "--output", type=Path, default=folder, help="the folder that keeps the measurements; the same goes on")
 
 
@@ -88,8 +89,8 @@ def run_phase(arguments: argparse.Namespace) -> None:
     policy, channels = Policy.parse(arguments.policy), arguments.split[0]
     if any(part < 0 or part % 2 for part in arguments.split) or channels < 2:
         raise Error(f"--split is {arguments.split}; expected three even numbers, the first 2 or more")
-    if min(arguments.heads, arguments.layers, arguments.count) < 1 or arguments.frames < 2 * policy.window.pages:
-        raise Error(f"--heads, --layers and --count must be 1 or more, and --frames at least two windows, {2 * policy.window.pages}")
+    if arguments.frames < 2 * policy.window.pages:
+        raise Error(f"--frames is {arguments.frames}; expected at least two windows, {2 * policy.window.pages}")
     radians = policy.rope.radians(arguments.layers, arguments.heads, channels // 2).reshape(-1, channels // 2)
     window = policy.window
     table = phase_table(radians, arguments.frames, window.sink_frames, window.chunk_frames)

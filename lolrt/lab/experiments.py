@@ -31,8 +31,6 @@ def run(name: str, model: str, frames: int, videos: int, draws: int, only: Seque
     """Runs an experiment, or `only` these cells of it beside plain RoPE, and writes <name>.json, .md and .png into `output`; returns the
     table's path. sweeps: moves the number of one chunk in the place of rollouts, and writes <name>-sweep.
     """
-    if videos < 1 or draws < 1:
-        raise Error(f"--videos is {videos} and --draws {draws}; expected 1 or more")
     pipe = loaded(model)
     if not pipe.example_prompts:
         raise Error(f"{model} names no example prompts, of which the videos of an experiment are made")

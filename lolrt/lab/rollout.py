@@ -10,6 +10,7 @@ A rollout keeps no latents and no video, only its measurements. What was interru
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import lolrt
-from lolrt.errors import Error
+from lolrt.checkpoint import read_json
+from lolrt.errors import Error, OutputError
+from lolrt.files import write_whole
 from lolrt.lab import measures, pictures
 from lolrt.lab.phase import phase_table
 from lolrt.lab.policy import Policy
@@ -189,42 +192,57 @@ def summary(series: dict[str, np.ndarray], predicted: Sequence[int], height: int
 
 
 class Folder:
-    """The kept rollouts of one plan. Raises `lolrt.Error` when the folder holds another plan's."""
+    """The kept rollouts of one plan, to which several processes may add at a time.
+
+    Raises `lolrt.Error` when the folder holds another plan's, and `lolrt.OutputError` when it cannot be written.
+    """
 
     def __init__(self, path: Path, plan: Plan) -> None:
         self.path, self.plan = path, plan
         self.index = path / "videos.jsonl"
         description = path / "plan.json"
-        if description.exists() and (kept := json.loads(description.read_text())) != asdict(plan):
+        if not description.exists():
+            write_whole(description, (json.dumps(asdict(plan)) + "\n").encode())
+        elif (kept := read_json(description)) != asdict(plan):
             raise Error(f"{path} holds rollouts of another plan, {kept}; this one is {asdict(plan)}: choose another folder with -o")
-        (path / "videos").mkdir(parents=True, exist_ok=True)
-        description.write_text(json.dumps(asdict(plan)) + "\n")
-        self.rows: dict[str, dict[str, Any]] = {}
-        if self.index.exists():
-            lines = self.index.read_text().split("\n")
-            if lines.pop():  # a line without an end was being written when a run was stopped
-                self.index.write_text("".join(line + "\n" for line in lines))
-            self.rows = {row["key"]: row for row in map(json.loads, lines)}
+        kept_lines = self.index.read_text() if self.index.exists() else ""
+        if kept_lines and not kept_lines.endswith("\n"):  # a run was stopped, or a disk was full
+            self._append("\n")
+        self.rows = {row["key"]: row for row in map(_row, kept_lines.split("\n")) if row}
 
     def series(self, video: Video) -> dict[str, np.ndarray]:
         with np.load(self._series_path(video)) as file:
             return dict(file)
 
     def add(self, video: Video, series: dict[str, np.ndarray], numbers: dict[str, float]) -> None:
-        with open(self.path / "videos" / "unfinished", "wb") as file:
-            np.savez(file, **series)  # type: ignore[arg-type]
-        (self.path / "videos" / "unfinished").replace(self._series_path(video))
+        file = io.BytesIO()
+        np.savez(file, **series)  # type: ignore[arg-type]
+        write_whole(self._series_path(video), file.getvalue())
         row = {"key": video.key, **asdict(video), **numbers}
-        with open(self.index, "a") as index:
-            index.write(json.dumps(row) + "\n")
+        self._append(json.dumps(row) + "\n")
         self.rows[video.key] = row
 
     def table(self, policies: Sequence[str], videos: Sequence[tuple[str, int]], name: str) -> np.ndarray:
         """One number of every video, [policies, videos]."""
         return np.array([[self.rows[Video(policy, *video).key][name] for video in videos] for policy in policies])
 
+    def _append(self, text: str) -> None:
+        try:
+            with open(self.index, "a") as index:
+                index.write(text)
+        except OSError as error:
+            raise OutputError(f"cannot go on writing {self.index} ({error})") from error
+
     def _series_path(self, video: Video) -> Path:
         return self.path / "videos" / f"{video.key}.npz"
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """A line of the index; None for one that was cut, whose video is made again."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def run(folder: Folder, videos: Sequence[Video], jobs: int = 1) -> None:

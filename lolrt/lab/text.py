@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
 from lolrt.errors import Error
+from lolrt.files import write_whole
 from lolrt.lab import measures
 from lolrt.lab.phase import highest, phase_table
 from lolrt.lab.plans import Cells, jitter
@@ -155,9 +156,9 @@ def run(seeds: Sequence[int], steps: int, texts: int, tokens: int, draws: int, o
     """Trains a model for each seed, unless the folder has it already, and writes text.md and a figure for each."""
     config = TextConfig()
     held_out = corpus()[1]
-    if tokens < config.train_tokens + 2 * measures.REFERENCE_FRAMES or not 1 <= texts <= (len(held_out) - tokens) or draws < 1:
-        least = config.train_tokens + 2 * measures.REFERENCE_FRAMES
-        raise Error(f"--tokens is {tokens}, --texts {texts} and --draws {draws}; expected at least {least}, 1 and 1")
+    least, most = config.train_tokens + 2 * measures.REFERENCE_FRAMES, len(held_out) - texts
+    if not least <= tokens <= most:
+        raise Error(f"--tokens is {tokens}; expected {least} to {most}, of which there are {texts} different texts")
     rows = rows_of(held_out, torch.linspace(0, len(held_out) - tokens, texts).long(), tokens)
     output.mkdir(parents=True, exist_ok=True)
     parts = ["# Does a text model turn to its sinks where their phases come back?\n"]
@@ -168,7 +169,7 @@ def run(seeds: Sequence[int], steps: int, texts: int, tokens: int, draws: int, o
             model.load_state_dict(load_file(weights))
         else:
             model = train(config, seed, steps)
-            save_file(model.state_dict(), weights)
+            write_whole(weights, save(model.state_dict()))
         model.requires_grad_(False)
         parts.append(
             f"Model {seed}: {config.layers} layers of {config.heads} heads of {config.head_dim}, {steps} steps on rows of "

@@ -41,6 +41,9 @@ void test_phases() {
   CHECK(table[8] == static_cast<float>(std::cos(2.0)) && table[9] == static_cast<float>(-std::sin(2.0)));
 }
 
+// Sizes whose product is 2^64 + 5: what a vector of 5 seems to be where it overflows.
+int64_t kFiveInAll[] = {3, 0x5555555555555557};
+
 void test_noise() {
   Tensor<float> whole({3, 7}), part({5});
   CHECK_OK(lolrt_normal(9, -5, 2, &whole));
@@ -50,6 +53,15 @@ void test_noise() {
   nothing.ndim = 0;
   CHECK_FAILS(lolrt_normal(9, 0, 0, &nothing), LOLRT_INVALID_ARGUMENT, "normal: out");
   CHECK_FAILS(lolrt_normal(9, 0, 0, nullptr), LOLRT_INVALID_ARGUMENT, "normal: out");
+  lolrt_tensor shapeless = part.view;
+  shapeless.shape = nullptr;
+  CHECK_FAILS(lolrt_normal(9, 0, 0, &shapeless), LOLRT_INVALID_ARGUMENT, "normal: out");
+  part[0] = 7.0f;
+  lolrt_tensor huge = part.view;
+  huge.ndim = 2;
+  huge.shape = kFiveInAll;
+  CHECK_FAILS(lolrt_normal(9, 0, 0, &huge), LOLRT_UNSUPPORTED, "more than 2^34 elements");
+  CHECK(part[0] == 7.0f);
 }
 
 void test_windows() {
@@ -87,6 +99,40 @@ void test_windows() {
   lolrt_window_destroy(nullptr);
 }
 
+// Any other output than one whose every element has a place of its own is refused.
+void test_outputs() {
+  Tensor<float> x({16});
+  struct Case {
+    bool apart;
+    int64_t shape[3], strides[3];
+  };
+  const Case cases[] = {
+      {true, {4, 4, 1}, {4, 1, 1}},          {true, {4, 4, 1}, {1, 4, 1}},          {true, {2, 4, 2}, {8, 2, 1}},
+      {true, {2, 3, 2}, {7, 2, 1}},          {true, {2, 4, 1}, {7, 2, 0}},          {true, {1, 4, 1}, {0, 1, 0}},
+      {false, {4, 4, 1}, {2, 1, 1}},         {false, {4, 4, 1}, {0, 1, 1}},         {false, {4, 4, 1}, {1, 1, 1}},
+      {false, {4, 4, 1}, {1, 3, 1}},         {false, {4, 4, 1}, {-2, 1, 1}},        {false, {2, 3, 2}, {5, 2, 1}},
+      {false, {3, 2, 1}, {INT64_MAX, 1, 1}}, {false, {2, 2, 1}, {INT64_MIN, 1, 1}},
+  };
+  for (const Case &each : cases) {
+    lolrt_tensor out = x.view;
+    out.ndim = 3;
+    out.shape = const_cast<int64_t *>(each.shape);
+    out.strides = const_cast<int64_t *>(each.strides);
+    const lolrt_gelu_desc desc{sizeof desc, &out, nullptr};
+    if (each.apart) {
+      CHECK_OK(lolrt_gelu(&desc));
+    } else {
+      CHECK_FAILS(lolrt_gelu(&desc), LOLRT_INVALID_ARGUMENT, "gelu: x is written, but its elements share memory");
+    }
+  }
+  lolrt_tensor huge = x.view;
+  int64_t shape[] = {kFiveInAll[0], kFiveInAll[1], 1};
+  huge.ndim = 3;
+  huge.shape = shape;
+  const lolrt_gelu_desc desc{sizeof desc, &huge, nullptr};
+  CHECK_FAILS(lolrt_gelu(&desc), LOLRT_INVALID_ARGUMENT, "gelu: x: no memory holds a tensor of shape");
+}
+
 void test_interface() {
   CHECK(lolrt_abi_version() == LOLRT_ABI_VERSION);
   CHECK(std::string(lolrt_isas()).find("scalar") != std::string::npos);
@@ -117,6 +163,7 @@ int main() {
   test_phases();
   test_noise();
   test_windows();
+  test_outputs();
   test_interface();
   return report("core");
 }

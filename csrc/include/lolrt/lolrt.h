@@ -97,7 +97,8 @@ LOLRT_API lolrt_status lolrt_rotation_table(const lolrt_tensor *turns_per_frame,
 
 /* ---- noise ---------------------------------------------------------------------------------------------------------------
  * Standard normal draws that depend on nothing but their key: Philox4x32-10 and Box-Muller. The same (seed, frame, step) gives
- * the same values wherever and in whichever order it is asked for. out: float32, contiguous, of any shape. */
+ * the same values wherever and in whichever order it is asked for. out: float32, contiguous, of any shape of 1 to 6
+ * dimensions, 2^34 elements at most. */
 LOLRT_API lolrt_status lolrt_normal(uint64_t seed, int64_t frame, int32_t step, const lolrt_tensor *out);
 
 /* ---- pages and windows ---------------------------------------------------------------------------------------------------
@@ -134,7 +135,8 @@ LOLRT_API lolrt_status lolrt_window_restore(lolrt_window *window, const int64_t 
  *   CPU   K  bfloat16 [heads][ceil(tokens/16)][dim/2][16][2]         float32 [heads][ceil(tokens/16)][dim][16]
  *         V  bfloat16 [heads][ceil(dim/16)][ceil(tokens/2)][16][2]   float32 [heads][ceil(dim/16)][tokens][16]
  *   CUDA  K and V  bfloat16 or float16 [heads][tokens][dim], rows as they come
- * each part rounded up to 64 bytes. What padding holds never reaches an output. */
+ * each part rounded up to 64 bytes. What padding holds never reaches an output. Tokens are 1 to 2^24, heads 1 to 4096;
+ * dim is as for the ops. */
 LOLRT_API lolrt_status lolrt_page_elements(int32_t device_type, lolrt_dtype dtype, int64_t tokens, int64_t heads, int64_t dim,
                                            int64_t *elements);
 
@@ -142,7 +144,7 @@ LOLRT_API lolrt_status lolrt_page_elements(int32_t device_type, lolrt_dtype dtyp
  * float32 or bfloat16 on the CPU, bfloat16 or float16 on CUDA, the same for all tensors marked T; inside, everything is float32.
  * `dim` is even, 2..256; on CUDA it is 64 or 128, and only 128 for float16. The innermost dimension of every tensor is
  * contiguous; outer ones may be strided where it says so, and on CUDA rows of heads and pages are 16-byte aligned. Every size is
- * at least 1.
+ * at least 1; tokens of a frame or a page are at most 2^24, heads at most 4096. No two elements of an output share memory.
  *
  * A rotation turns channel pairs (x0, x1) = (2i, 2i + 1) by (cos, sin), in float32, rounded to T once:
  *   y0 = fma(x0, cos, -(x1 * sin)),  y1 = fma(x1, cos, x0 * sin)
