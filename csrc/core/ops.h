@@ -55,6 +55,10 @@ struct KvWrite {
   const int32_t *page_table;  // [frames]
 };
 
+// Biases count as no further from 0. Beyond, float32 does not tell a score with its bias from the running maximum well enough for
+// weights to stay small, and a finite bias times log2(e) may be infinite.
+constexpr float kMostBias = 0x1p24f;
+
 struct FrameAttention {
   Place place;
   DType dtype;
@@ -66,7 +70,7 @@ struct FrameAttention {
   int64_t page_stride;        // elements
   const int32_t *page_table;  // [pages]
   const float *rotation;      // [pages, frames, heads, pairs, 2] or NULL
-  const float *bias;          // [pages, heads] or NULL
+  const float *bias;          // [pages, heads] or NULL; -inf leaves a page out
   float *mass;                // [pages, frames, heads] or NULL
   int32_t workers;            // on the CPU; as many as the workspace has room for
   void *workspace;

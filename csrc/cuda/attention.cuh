@@ -47,6 +47,13 @@ __device__ __forceinline__ int next_page(const FrameAttention &op, int head, int
   return page;
 }
 
+// Of a page that is not left out, times log2(e). NaN stays NaN.
+__device__ __forceinline__ float page_bias(const FrameAttention &op, int head, int page) {
+  if (!op.bias) return 0.0f;
+  const float bias = op.bias[static_cast<int64_t>(page) * op.heads + head];
+  return (bias < -kMostBias ? -kMostBias : bias > kMostBias ? kMostBias : bias) * kLog2E;
+}
+
 template <class Element>
 __device__ __forceinline__ uint32_t turn(uint32_t word, float cos, float sin) {
   const float2 x = unpack<Element>(word);

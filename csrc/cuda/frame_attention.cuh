@@ -108,7 +108,7 @@ class AttentionBlock {
     copy_tile(kKeysAt, place, 0, page_tokens_);
     close_copy_group();
     while (page < pages_end_) {
-      const float bias = op_.bias ? op_.bias[static_cast<int64_t>(page) * op_.heads + head_] * kLog2E : 0.0f;
+      const float bias = page_bias(op_, head_, page);
       const int following = next_page(op_, head_, page + 1, pages_end_);
       for (int left = page_tokens_; left > 0; left -= Keys) {  // keys of the page from this tile on
         wait_for_copies<0>();

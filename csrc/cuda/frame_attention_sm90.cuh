@@ -83,8 +83,7 @@ __device__ __forceinline__ void announce_pages(const AttentionArgument &argument
     if (lane == 0) {
       PageNotice *notice = shared.notice(stage);
       notice->page = page;
-      const bool biased = op.bias && page < pages_end;
-      notice->bias = biased ? op.bias[static_cast<int64_t>(page) * op.heads + segment.head] * kLog2E : 0.0f;
+      notice->bias = page < pages_end ? page_bias(op, segment.head, page) : 0.0f;
     }
     sync_warp();
     if (lane == 0) arrive(shared.page_full(stage));

@@ -172,6 +172,24 @@ def test_bias_is_added_to_the_scores(cuda: Emulated, dtype: torch.dtype, dim: in
     assert (mass.transpose(1, 2)[bias == -torch.inf] == 0).all()
 
 
+@kinds
+@pytest.mark.parametrize("bias", [-1e9, torch.finfo(torch.float32).min, torch.finfo(torch.float32).max])
+def test_a_finite_bias_may_be_of_any_size(cuda: Emulated, dtype: torch.dtype, dim: int, bias: float) -> None:
+    """It shuts pages out, the first among them, or all others; and where all pages have it, nothing changes. Beside it scores are less
+    than float32's last place, and times log2(e) it may be infinite."""
+    case = CudaAttention(dtype, dim=dim, tokens=11, pages=3, page_tokens=40, scale=1.0, cuda=cuda)
+    (ref, ref_mass), baseline = case.oracle(), case.torch()
+    case.bias = torch.full((3, 2), bias)
+    out, mass = case.run(probe=True)
+    check(out, baseline, ref, dim)
+    assert np.abs(fp64(mass) - ref_mass).max() <= 5e-2
+    case.bias[1] = 0
+    out, mass = case.run(probe=True)
+    ref, ref_mass = case.oracle()
+    check(out, case.torch(), ref, dim)
+    assert (mass[[1] if bias > 0 else [0, 2]] == 0).all() and np.abs(fp64(mass) - ref_mass).max() <= 5e-2
+
+
 def test_a_head_without_pages_gives_zeros(cuda: Emulated) -> None:
     bias = torch.zeros(3, 2)
     bias[:, 1] = -torch.inf
