@@ -50,6 +50,7 @@ struct KvWrite {
   const void *q_weight, *k_weight;  // [heads, dim] or NULL
   const float *rotation;            // [tokens, pairs, 2] or NULL
   int64_t pairs, rotation_first_channel;
+  DType page_dtype;
   void *pages;
   int64_t page_stride;        // elements
   const int32_t *page_table;  // [frames]
@@ -65,6 +66,7 @@ struct FrameAttention {
   int64_t frames, tokens, heads, dim, pages, page_tokens, pairs;
   float scale;
   HeadRows q, out;
+  DType page_dtype;
   const void *pool;
   int64_t pool_pages;
   int64_t page_stride;        // elements

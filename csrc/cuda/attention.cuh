@@ -15,8 +15,11 @@ constexpr float kLog2E = 0x1.715476p+0f;
 // In powers of two; weights up to 2^8 lose no accuracy, and the output is almost never rescaled.
 constexpr float kRescaleAbove = 8.0f;
 
-// Whether an architecture has the kernel of frame_attention_sm90.cuh, which then takes the place of that of frame_attention.cuh.
-__host__ __device__ constexpr bool runs_on_warpgroups(int architecture, int dim) { return architecture == 900 && dim == 128; }
+// Whether an architecture has the kernel of frame_attention_sm90.cuh, which then takes the place of that of frame_attention.cuh. Its
+// products read K and V in shared memory, where they have to be of the queries' type.
+__host__ __device__ constexpr bool runs_on_warpgroups(int architecture, int stored_bytes, int dim) {
+  return architecture == 900 && stored_bytes == 2 && dim == 128;
+}
 
 __host__ __device__ constexpr int rounded_pairs(int64_t pairs) { return static_cast<int>((pairs + 3) / 4 * 4); }
 
@@ -33,6 +36,7 @@ struct AttentionArgument {
   float score_scale;      // the scale times log2(e)
   int64_t head_elements;  // of K, and of V, of one head in a page
   int64_t values;         // elements from a page's K to its V
+  int64_t scales;         // and to its scales, if it has any
   WorkSplit split;
   float2 *page_state;  // [heads][pages][rows], for the mass: running maximum and sum of the weights at each page's end
   float2 *part_state;  // [cut tiles' parts][128]: maximum and sum of the weights of a part's rows

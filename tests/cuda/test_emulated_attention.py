@@ -58,21 +58,21 @@ def compare(case: CudaAttention) -> None:
     assert torch.equal(case.run()[0], out), "the probe changes the output"
 
 
+SHAPES = [
+    dict(tokens=24, page_tokens=24, pages=12),
+    dict(tokens=1, page_tokens=1, pages=1, frames=1, heads=3),
+    dict(tokens=70, page_tokens=77, pages=3, frames=2),  # a block of two frames, a tail in the tile's first half
+    dict(tokens=150, page_tokens=64, pages=2, frames=1, heads=1),  # two blocks, whole tiles
+    dict(tokens=3, page_tokens=113, pages=2, heads=1, frames=7, pairs=0),
+    dict(tokens=5, page_tokens=31, pages=2, heads=1, pairs=32),
+    dict(tokens=2, page_tokens=9, pages=2, heads=1, frames=70, pairs=1),  # 64 frames in a block
+    dict(tokens=5, page_tokens=30, pages=3, scale=0.5),
+]
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()))
+
+
 @kinds
-@pytest.mark.parametrize(
-    "shape",
-    [
-        dict(tokens=24, page_tokens=24, pages=12),
-        dict(tokens=1, page_tokens=1, pages=1, frames=1, heads=3),
-        dict(tokens=70, page_tokens=77, pages=3, frames=2),  # a block of two frames, a tail in the tile's first half
-        dict(tokens=150, page_tokens=64, pages=2, frames=1, heads=1),  # two blocks, whole tiles
-        dict(tokens=3, page_tokens=113, pages=2, heads=1, frames=7, pairs=0),
-        dict(tokens=5, page_tokens=31, pages=2, heads=1, pairs=32),
-        dict(tokens=2, page_tokens=9, pages=2, heads=1, frames=70, pairs=1),  # 64 frames in a block
-        dict(tokens=5, page_tokens=30, pages=3, scale=0.5),
-    ],
-    ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()),
-)
+@shapes
 def test_attention_matches_the_oracle(cuda: Emulated, dtype: torch.dtype, dim: int, shape: dict) -> None:
     compare(CudaAttention(dtype, dim=dim, cuda=cuda, **shape))
 

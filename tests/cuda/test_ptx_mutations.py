@@ -120,8 +120,8 @@ def compile_mutant(mutation: Mutation, into: Path) -> Interpreted:
     unit = sources / f"{mutation.kernel}.cu"
     if mutation.kernel == "frame_attention":
         element, dim = ("Bf16", 64) if mutation.dtype == torch.bfloat16 else ("Fp16", 128)
-        kernel = f"frame_attention_kernel<{element}, {dim}, 64, false>"
-        one = f"kChoices[] = {{{{DType::bfloat16, {dim}, {{{{nullptr, nullptr}}, {{{kernel}, {kernel}}}}}}}}};"
+        kernel, dtype = f"frame_attention_kernel<{element}, {element}, {dim}, 64, false>", name_of(mutation.dtype)
+        one = f"kChoices[] = {{{{DType::{dtype}, DType::{dtype}, {dim}, {{{{nullptr, nullptr}}, {{{kernel}, {kernel}}}}}}}}};"
         text, count = re.subn(r"kChoices\[\] = .*?;", one, unit.read_text(), flags=re.DOTALL)
         assert count == 1
         unit.write_text(text)
@@ -199,7 +199,7 @@ def reports_without(cuda: Interpreted, name: str, opcode: str, kernel: str) -> l
 
 @pytest.mark.parametrize("opcode", ["bar.sync", "bar.warp.sync", "cp.async.wait_group", "cp.async.commit_group"])
 def test_each_of_them_is_missed(opcode: str, ptx: Interpreted) -> None:
-    for report in reports_without(ptx, "frame_attention_kernelINS0_4Bf16ELi64ELi64ELb0E", opcode, "frame_attention"):
+    for report in reports_without(ptx, "frame_attention_kernelINS0_4Bf16ES2_Li64ELi64ELb0E", opcode, "frame_attention"):
         assert re.search(f"race: .* are not ordered|{UNDER_WAY}|nobody waits", report), report or "nothing"
 
 

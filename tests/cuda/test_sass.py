@@ -294,7 +294,7 @@ def compile_one(nvcc: str, into: Path, mutation: Mutation | None = None) -> sass
         kernel.write_text(text.replace(mutation.old, mutation.new))
     unit = into / "one.cu"
     unit.write_text("""#include "frame_attention.cuh"
-template __global__ void lolrt::cuda::frame_attention_kernel<lolrt::cuda::Bf16, 128, 64, false>(
+template __global__ void lolrt::cuda::frame_attention_kernel<lolrt::cuda::Bf16, lolrt::cuda::Bf16, 128, 64, false>(
     const __grid_constant__ lolrt::cuda::AttentionArgument);
 """)
     csrc = ROOT / "csrc"
