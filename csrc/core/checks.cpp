@@ -30,13 +30,16 @@ DType check_page_type(const char *operation, const lolrt_tensor *pages, DType dt
   const DType type = page_type(what, pages->device.type, pages->dtype);
   if (dtype != DType::bfloat16 || dim != 128) {
     fail(LOLRT_UNSUPPORTED, "%s: pages of float8_e4m3fn go with bfloat16 and dim 128, not %s and dim %" PRId64, operation,
-         dtype == DType::float16 ? "float16" : dtype == DType::float32 ? "float32" : "bfloat16", dim);
+         dtype == DType::float16   ? "float16"
+         : dtype == DType::float32 ? "float32"
+                                   : "bfloat16",
+         dim);
   }
   return type;
 }
 
-View check_pages(const Checker &check, const char *operation, const lolrt_tensor *pages, DType page_dtype, const PageLayout &layout,
-                 Access access) {
+View check_pages(const Checker &check, const char *operation, const lolrt_tensor *pages, DType page_dtype,
+                 const PageLayout &layout, Access access) {
   const auto shape = {Dim{"pool_pages"}, Dim{"page_elements", layout.elements}};
   const View view = access == Access::write ? check.output("pages", pages, page_dtype, shape, Layout::strided)
                                             : check("pages", pages, page_dtype, shape, Layout::strided);

@@ -17,8 +17,8 @@ enum class Access { read, write };
 DType check_page_type(const char *operation, const lolrt_tensor *pages, DType dtype, int64_t dim);
 
 // The pool of pages: [pool_pages, page_elements] of their type, rows strided.
-View check_pages(const Checker &check, const char *operation, const lolrt_tensor *pages, DType page_dtype, const PageLayout &layout,
-                 Access access);
+View check_pages(const Checker &check, const char *operation, const lolrt_tensor *pages, DType page_dtype,
+                 const PageLayout &layout, Access access);
 
 // Fails unless every entry is a page of the pool.
 void check_page_table(const char *operation, const int32_t *page_table, int64_t entries, int64_t pool_pages);

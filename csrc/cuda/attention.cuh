@@ -15,8 +15,8 @@ constexpr float kLog2E = 0x1.715476p+0f;
 // In powers of two; weights up to 2^8 lose no accuracy, and the output is almost never rescaled.
 constexpr float kRescaleAbove = 8.0f;
 
-// Whether an architecture has the kernel of frame_attention_sm90.cuh, which then takes the place of that of frame_attention.cuh. Its
-// products read K and V in shared memory, where they have to be of the queries' type.
+// Whether an architecture has the kernel of frame_attention_sm90.cuh, which then takes the place of that of frame_attention.cuh.
+// Its products read K and V in shared memory, where they have to be of the queries' type.
 __host__ __device__ constexpr bool runs_on_warpgroups(int architecture, int stored_bytes, int dim) {
   return architecture == 900 && stored_bytes == 2 && dim == 128;
 }

@@ -1,7 +1,8 @@
-// The two products of a tile of frame_attention.cuh: queries with keys, weights with values. A warp has 32 rows, two halves of 16.
+// The two products of a tile of frame_attention.cuh: queries with keys, weights with values. A warp has 32 rows, two halves
+// of 16.
 //
-// In shared memory a row of queries or of a tile is a line of 16-byte chunks, which are permuted by the row's lowest three bits, so
-// that 8 rows of one 8 x 8 matrix lie in different banks.
+// In shared memory a row of queries or of a tile is a line of 16-byte chunks, which are permuted by the row's lowest three bits,
+// so that 8 rows of one 8 x 8 matrix lie in different banks.
 //
 // Keys and values of 8 bits are made wider in registers, each where a product wants it: in the order in which a page holds the
 // channels (core/page_layout.h), what ldmatrix gives a lane are its own elements of two products.
@@ -28,9 +29,9 @@ struct AttentionProducts {
   // What elements of a page are multiplied by when they are made wider; here they are as they are.
   struct Factors {};
 
-  // The warp's rows with the first 16 * Groups keys. A lane's matrices of a: rows 0-7 and 8-15 of one chunk, then of the next. Those
-  // of b: two chunks of 8 keys, then of the next 8. A step of two chunks changes bits of the chunk's number that the first two do
-  // not have.
+  // The warp's rows with the first 16 * Groups keys. A lane's matrices of a: rows 0-7 and 8-15 of one chunk, then of the next.
+  // Those of b: two chunks of 8 keys, then of the next 8. A step of two chunks changes bits of the chunk's number that the first
+  // two do not have.
   template <int Groups>
   __device__ __forceinline__ static void score(float (&scores)[kHalves][2 * Groups][4], const unsigned char *queries,
                                                const unsigned char *keys, int warp_row, int lane, Factors) {
@@ -77,8 +78,8 @@ struct AttentionProducts {
   }
 };
 
-// Bytes First and Second of a word, two numbers of e4m3, as a pair of bfloat16, times `factor`'s pair. Their bits without the factor
-// are 2^-120 of the numbers, for subnormal ones as well.
+// Bytes First and Second of a word, two numbers of e4m3, as a pair of bfloat16, times `factor`'s pair. Their bits without the
+// factor are 2^-120 of the numbers, for subnormal ones as well.
 template <int First, int Second>
 __device__ __forceinline__ uint32_t widen(uint32_t word, uint32_t factor) {
   return multiply_pairs<Bf16>(sign_extended_bytes<First, Second>(word) << 4 & 0x87f087f0u, factor);

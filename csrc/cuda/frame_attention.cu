@@ -107,9 +107,8 @@ CudaOutcome frame_attention(const FrameAttention &op) {
   const auto dim = static_cast<int>(op.dim), stored_bytes = static_cast<int>(element_bytes(op.page_dtype));
   const int keys = attention_keys(device.architecture, stored_bytes);
   const bool warpgroups = runs_on_warpgroups(op, device);
-  const int64_t shared_bytes = warpgroups
-                                   ? attention_sm90_shared_bytes(op)
-                                   : attention_shared_bytes(dim, keys, stored_bytes, op.frames, op.tokens, op.pairs);
+  const int64_t shared_bytes = warpgroups ? attention_sm90_shared_bytes(op)
+                                          : attention_shared_bytes(dim, keys, stored_bytes, op.frames, op.tokens, op.pairs);
   if (shared_bytes > (warpgroups ? kMaxSm90SharedBytes : kMaxSharedBytes)) {
     return problem(LOLRT_UNSUPPORTED,
                    "frame_attention: the rotation of %d frames of %" PRId64 " tokens by %" PRId64

@@ -34,8 +34,8 @@ namespace lolrt::cuda {
 constexpr int kAttentionThreads = 128;
 
 // Keys of a tile. Two blocks fit into the 164 KB of shared memory that sm_80 and its larger successors have; where there are only
-// 100 KB (sm_86, 89, 120 and their like) they do with half the keys. So do pages of 8-bit elements everywhere: what makes them wider
-// takes registers. An architecture that is not known runs what was made for sm_80.
+// 100 KB (sm_86, 89, 120 and their like) they do with half the keys. So do pages of 8-bit elements everywhere: what makes them
+// wider takes registers. An architecture that is not known runs what was made for sm_80.
 __host__ __device__ constexpr int attention_keys(int architecture, int stored_bytes) {
   const bool small = (architecture > 800 && architecture < 900) || (architecture >= 1200 && architecture < 1300);
   return small || stored_bytes == 1 ? 32 : 64;

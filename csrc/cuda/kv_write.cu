@@ -55,8 +55,8 @@ CudaOutcome kv_write(const KvWrite &op) {
   }
   if (!aligned(8, op.rotation)) return problem(LOLRT_UNSUPPORTED, "kv_write: rotation is not 8-byte aligned");
   const PageLayout layout(LOLRT_DEVICE_CUDA, op.page_dtype, op.tokens, op.heads, op.dim);
-  const KvArgument argument{op,           op.dtype == DType::bfloat16, op.q.data ? kQueries : kKeys, layout.key_head, layout.values,
-                            layout.scales};
+  const KvArgument argument{
+      op, op.dtype == DType::bfloat16, op.q.data ? kQueries : kKeys, layout.key_head, layout.values, layout.scales};
   const bool fp8 = op.k.data && op.page_dtype == DType::float8_e4m3fn;
   const unsigned parts = (op.q.data ? 1u : 0u) + (op.k.data && !fp8 ? 2u : 0u);
   const Grid grid{row_blocks(op.frames, op.tokens), parts, 1, kRowThreads, 0};

@@ -37,8 +37,8 @@ __device__ __forceinline__ float *scale_at(const KvArgument &argument, int part,
 // NaN when one of them is.
 __device__ __forceinline__ float larger(float a, float b) { return a > b || a != a ? a : b; }
 
-// f(head, channel, is there) for each group of 16 channels that this lane takes; of a head that is not there for some, so that all
-// lanes come as often.
+// f(head, channel, is there) for each group of 16 channels that this lane takes; of a head that is not there for some, so that
+// all lanes come as often.
 template <class F>
 __device__ __forceinline__ void for_each_group_of_16(int64_t heads, const F &f) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
@@ -97,8 +97,8 @@ __global__ void __launch_bounds__(kRowThreads) kv_write_scales_kernel(const __gr
   }
 }
 
-// x in e4m3, rounded to nearest, ties to even, when `factor` is 2^-120 by its scale. The product has the exponents of e4m3 in their
-// own place, so that its upper bits are the result, for subnormal numbers as well.
+// x in e4m3, rounded to nearest, ties to even, when `factor` is 2^-120 by its scale. The product has the exponents of e4m3 in
+// their own place, so that its upper bits are the result, for subnormal numbers as well.
 __device__ __forceinline__ uint32_t narrow(float x, float factor) {
   const uint32_t bits = __float_as_uint(x * factor), magnitude = bits & 0x7fffffff;
   return (magnitude + 0x7ffff + (magnitude >> 20 & 1)) >> 20 | bits >> 24 & 0x80;

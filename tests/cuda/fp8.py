@@ -15,8 +15,8 @@ VALUE_ORDER = [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15]
 def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [tokens, heads, dim] as float8_e4m3fn, and float32 [heads]: the least power of two with which no element of the head passes 448."""
     most = x.double().abs().amax((0, 2))
-    mantissa, exponent = torch.frexp(most / 448)
-    scale = torch.ldexp(torch.ones(()), (exponent - (mantissa == 0.5).int()).clamp(min=-100)).float()
+    mantissa, exponent = torch.frexp((most / 448).clamp(min=2.0**-100))
+    scale = torch.ldexp(torch.ones_like(most), exponent - (mantissa == 0.5).int()).float()
     scale[~(most <= 448 * 2.0**7)] = torch.nan
     return (x.float() / scale[:, None]).to(FP8), scale
 

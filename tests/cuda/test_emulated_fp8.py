@@ -229,7 +229,7 @@ def test_what_there_is_no_kernel_for(cuda: Emulated) -> None:
     with pytest.raises(AbiError, match="kv_write: pages of float8_e4m3fn go with bfloat16 and dim 128, not float16 and dim 128"):
         cuda.kv_write(k=x.half(), v=x.half(), pages=pages, page_table=table)
     q = x[..., :64].bfloat16()
-    with pytest.raises(AbiError, match="frame_attention: pages of float8_e4m3fn go with .*, not bfloat16 and dim 64") as error:
+    with pytest.raises(AbiError, match=r"frame_attention: pages of float8_e4m3fn go with .*, not bfloat16 and dim 64") as error:
         cuda.frame_attention(q=q, pages=pages, page_table=table, page_tokens=3, out=q.clone())
     assert error.value.status == 2
     with pytest.raises((AbiError, RuntimeError), match="page_elements: dim is 64; pages of float8_e4m3fn have 128"):

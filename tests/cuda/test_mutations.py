@@ -67,7 +67,9 @@ MUTATIONS = [
         f"{UNDER_WAY}|numbers|outside",
         PRODUCTS,
     ),
-    Mutation("operands swapped", "scores[half][n], a[half], b[0], b[1])", "scores[half][n], a[half], b[1], b[0])", "numbers: error", PRODUCTS),
+    Mutation(
+        "operands swapped", "scores[half][n], a[half], b[0], b[1])", "scores[half][n], a[half], b[1], b[0])", "numbers: error", PRODUCTS
+    ),
     Mutation("values not transposed", "load_matrices_transposed(b,", "load_matrices(b,", "numbers: error", PRODUCTS),
     Mutation("no mask in the tail", "if (left < 16 * Groups) mask<Groups>(left, scores);", "", "numbers: error"),
     Mutation("tail off by one", "+ i < left) continue;", "+ i <= left) continue;", "numbers: error"),
@@ -94,7 +96,13 @@ MUTATIONS = [
     Mutation("mass of all pages so far", "if (before >= begin) {", "if (false) {", "numbers: mass", "attention_mass.cuh", probe=True),
     Mutation("sum over half a warp", "mask < kWarpLanes; mask", "mask < kWarpLanes / 2; mask", "numbers", "rows.cuh", "kv_write"),
     Mutation("all frames to one page", "op.page_table[frame]", "op.page_table[0]", "accesses of two blocks", "kv_write.cu", "kv_write"),
-    Mutation("a large bias as it is", "(bias < -kMostBias ? -kMostBias : bias > kMostBias ? kMostBias : bias)", "bias", "not finite", "attention.cuh"),
+    Mutation(
+        "a large bias as it is",
+        "(bias < -kMostBias ? -kMostBias : bias > kMostBias ? kMostBias : bias)",
+        "bias",
+        "not finite",
+        "attention.cuh",
+    ),
     Mutation("values over the keys", "(part == kValues ? argument.values : 0)", "0", "accesses of two blocks", "kv_write.cu", "kv_write"),
     Mutation(
         "mean of channels that are not there",
@@ -143,7 +151,8 @@ def cast(name: str, old: str, new: str, finds: str = "numbers") -> Mutation:
 
 MUTATIONS += [
     fp8("channels of keys in the order of values", "widen<0, 1>(word, factors.keys)", "widen<0, 2>(word, factors.keys)", "numbers: error"),
-    fp8("halves of a step swapped", "b0 = widen<0, 1>(word, factors.keys), b1 =", "b1 = widen<0, 1>(word, factors.keys), b0 =", "numbers: error"),
+    fp8("halves of a step swapped", "b0 = widen<0, 1>(word, factors.keys), b1 =", "b1 = widen<0, 1>(word, factors.keys), b0 =",
+        "numbers: error"),
     fp8("steps swapped", "n % 2 * 2 + step]", "n % 2 * 2 + 1 - step]", "numbers: error"),
     fp8("channels of values swapped", "low0 = widen<0, 2>", "low0 = widen<1, 3>", "numbers: error"),
     fp8("keys of values swapped", "low0 = widen<0, 2>(words[2 * c],", "low0 = widen<2, 0>(words[2 * c],", "numbers: error"),

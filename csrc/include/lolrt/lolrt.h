@@ -188,8 +188,8 @@ typedef struct lolrt_frame_attention_desc {
   const lolrt_tensor *page_table; /* int32 [pages], 1 or more, any order */
   int64_t page_tokens;            /* tokens of a page; need not equal q's */
   const lolrt_tensor *rotation;   /* float32 [pages, frames, heads, pairs, 2], or NULL */
-  const lolrt_tensor *bias;       /* float32 [pages, heads], -inf leaves a page out for a head; or NULL. Others count as no further
-                                     from 0 than 2^24 */
+  const lolrt_tensor *bias;       /* float32 [pages, heads], -inf leaves a page out for a head, others count as no further from
+                                     0 than 2^24; or NULL */
   const lolrt_tensor *out;        /* T [frames, tokens, heads, dim], strided */
   const lolrt_tensor *mass;       /* float32 [pages, frames, heads]: softmax weight spent on a page, mean over the frame's
                                      queries; or NULL */

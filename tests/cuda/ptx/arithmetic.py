@@ -119,6 +119,11 @@ def negative(x: Operands, kind: str) -> Execute:
     return elementwise(x, np.negative, kind, kind)
 
 
+@instruction(r"abs\.f32")
+def magnitude(x: Operands) -> Execute:
+    return elementwise(x, np.abs, "f32", "f32")
+
+
 # .rn is what add, sub and mul do without it as well; the difference is only that the compiler may not fuse them.
 @instruction(r"(add|sub|mul)(?:\.rn)?\.(f32|f64)")
 def floats(x: Operands, name: str, kind: str) -> Execute:
