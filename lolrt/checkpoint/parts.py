@@ -158,9 +158,7 @@ def _weights(folder: Path) -> Iterator[Path]:
     """
     everything = sorted(path for place in ("*", "*/*") for path in folder.glob(place) if path.is_file())
     safe = {path.parent for path in everything if path.suffix == ".safetensors"}
-    files = [
-        path for path in everything if path.name.endswith(SUFFIXES) or (TORCH.fullmatch(path.name) and path.parent not in safe)
-    ]
+    files = [path for path in everything if path.name.endswith(SUFFIXES) or (TORCH.fullmatch(path.name) and path.parent not in safe)]
     listed = {path.parent / name for path in files if path.name.endswith(INDEX) for name in _weight_map(path).values()}
     return (path for path in files if path not in listed)
 
