@@ -165,6 +165,8 @@ def _add_kv(command: argparse.ArgumentParser) -> None:
 def kv_dtype(arguments: argparse.Namespace) -> torch.dtype | None:
     import torch
 
+    if arguments.kv == "fp8" and arguments.device == "cpu":
+        raise Error("--kv fp8 goes with --device cuda: the CPU's kernels have no pages of 8 bits")
     return torch.float8_e4m3fn if arguments.kv == "fp8" else None
 
 
@@ -222,7 +224,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
         output_path(arguments.output)  # a wrong name should not cost the minutes in which a large model encodes its prompts
         if arguments.threads:
             lolrt.set_threads(arguments.threads)
-        device = usable(arguments.device)
+        device, pages = usable(arguments.device), kv_dtype(arguments)
         if not 0 <= arguments.seed < 2**64:
             raise Error("--seed must be in 0 .. 2^64 - 1")
         rope = lolrt.Rope(
@@ -244,7 +246,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
         pipe = lolrt.load(arguments.model, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, device=device)
         start = pipe.encode_video(read_frames(arguments.start, pipe.height, pipe.width, pipe.fps)) if arguments.start else None
         stream = pipe.stream(
-            cues[0].prompt, seed=arguments.seed, rope=rope, window=window, probe=True, start=start, kv_dtype=kv_dtype(arguments)
+            cues[0].prompt, seed=arguments.seed, rope=rope, window=window, probe=True, start=start, kv_dtype=pages
         )
         chunks = follow(stream, cues[1:], pipe.fps, recache=arguments.recache, over_chunks=arguments.switch_chunks)
         if device.type == "cuda":

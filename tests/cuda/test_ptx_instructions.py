@@ -151,6 +151,18 @@ def test_fma_of_pairs_is_rounded_once() -> None:
     assert torch.equal(result[there].view(torch.int16), expected[there].view(torch.int16))
 
 
+def test_bits_are_inserted() -> None:
+    data = inputs()
+    out, _ = execute(
+        f"{LOAD} bfi.b32 %r6, %r3, %r4, 5, 11; mov.b64 %d3, {{%r3, %r4}}; mov.b64 %d4, {{%r4, %r5}}; bfi.b64 %d5, %d3, %d4, 1, 32;"
+        "st.global.u32 [%d2], %r6; st.global.u64 [%d2+8], %d5;",
+        data,
+    )
+    for (a, b, c), row, wide in zip(data[:, :3].tolist(), out, out.view(np.uint64), strict=True):
+        assert row[0] == b & ~(0x7FF << 5) | (a & 0x7FF) << 5
+        assert wide[1] == (b | c << 32) & ~(0xFFFFFFFF << 1) | a << 1
+
+
 def test_bytes_are_permuted() -> None:
     """The sign of a byte where the selector's fourth bit is set; what lies above the sixteenth bit is not looked at."""
     data = inputs()

@@ -190,6 +190,19 @@ def shift(x: Operands, name: str, bits: str) -> Execute:
     return elementwise(x, shifted, kind, kind, "u32")
 
 
+@instruction(r"bfi\.b(32|64)")
+def inserted_bits(x: Operands, bits: str) -> Execute:
+    """The low bits of a, as many as the last operand says, in b from the bit before it on."""
+    kind = f"b{bits}"
+    dtype = TYPES[kind].type
+
+    def insert(a: Array, b: Array, first: Array, count: Array) -> Array:
+        ones = np.where(count < int(bits), (dtype(1) << count.astype(dtype)) - dtype(1), ~dtype(0)) << first.astype(dtype)
+        return b & ~ones | a << first.astype(dtype) & ones
+
+    return elementwise(x, insert, kind, kind, kind, "u32", "u32")
+
+
 COMPARISONS: dict[str, Callable[[Array, Array], Array]] = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 
 
@@ -206,6 +219,12 @@ def float_comparison(x: Operands, name: str, unordered: str) -> Execute:
         return np.where(either_nan, bool(unordered), COMPARISONS[name](a, b))
 
     return elementwise(x, compare, "pred", "f32", "f32")
+
+
+# Whether one of them is NaN, or none.
+@instruction(r"setp\.(nan|num)\.f32")
+def nan_comparison(x: Operands, name: str) -> Execute:
+    return elementwise(x, lambda a, b: (np.isnan(a) | np.isnan(b)) == (name == "nan"), "pred", "f32", "f32")
 
 
 @instruction(r"selp\.([usb](?:16|32|64)|f32)")
