@@ -245,9 +245,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
         text.encode([cue.prompt for cue in cues])  # all, before the rest of the model needs the memory, and an error can end a long run
         pipe = lolrt.load(arguments.model, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, device=device)
         start = pipe.encode_video(read_frames(arguments.start, pipe.height, pipe.width, pipe.fps)) if arguments.start else None
-        stream = pipe.stream(
-            cues[0].prompt, seed=arguments.seed, rope=rope, window=window, probe=True, start=start, kv_dtype=pages
-        )
+        stream = pipe.stream(cues[0].prompt, seed=arguments.seed, rope=rope, window=window, probe=True, start=start, kv_dtype=pages)
         chunks = follow(stream, cues[1:], pipe.fps, recache=arguments.recache, over_chunks=arguments.switch_chunks)
         if device.type == "cuda":
             chunks = one_ahead(chunks)
