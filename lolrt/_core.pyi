@@ -42,7 +42,7 @@ def kv_write(
     q, k, v: T [frames, tokens, heads, dim], strided; q with q_out, or k with v, may be None.
     q_weight, k_weight: T [heads, dim], or None: not normalised.
     rotation: float32 [tokens, pairs, 2] of (cos, sin) for channel pairs from `rotation_first_channel` (even) on, or None.
-    q_out: T [frames, tokens, heads, dim], strided. pages: T [pool_pages, page_elements], rows strided.
+    q_out: T [frames, tokens, heads, dim], strided. pages: T, or on CUDA float8_e4m3fn, [pool_pages, page_elements], rows strided.
     page_table: int32 [frames], the page that each frame's K and V go to; all different.
     """
 
@@ -73,7 +73,7 @@ def frame_attention(
 ) -> None:
     """Softmax attention of every query to every token of the listed pages.
 
-    q, out: T [frames, tokens, heads, dim], strided. pages: T [pool_pages, page_elements], rows strided.
+    q, out: T [frames, tokens, heads, dim], strided. pages: T, or on CUDA float8_e4m3fn, [pool_pages, page_elements], rows strided.
     page_table: int32 [pages], in any order. page_tokens: tokens in a page.
     rotation: float32 [pages, frames, heads, pairs, 2], (cos, sin) of (t_q - t_k) * frequency, turning q's first 2 * pairs
     channels, pair i being channels (2i, 2i + 1); or None.
@@ -142,9 +142,13 @@ def normal(seed: int, frame: int, step: int, out: _Tensor) -> None:
     """
 
 def page_elements(
-    dtype: Literal["float32", "bfloat16", "float16"] | str, tokens: int, heads: int, dim: int, device: Literal["cpu", "cuda"] | str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16", "float8_e4m3fn"] | str,
+    tokens: int,
+    heads: int,
+    dim: int,
+    device: Literal["cpu", "cuda"] | str = "cpu",
 ) -> int:
-    """Elements of one page on such a device: K and V of `tokens` tokens and all heads, padding included."""
+    """Elements of one page on such a device: K and V of `tokens` tokens and all heads, padding and scales included."""
 
 class Pool:
     """Which of a number of pages are free, and how many hold those that are not."""

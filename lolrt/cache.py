@@ -52,6 +52,24 @@ class Window:
         return self.pages + (self.store_frames if self.recall_frames else 0)
 
 
+def page_dtype(asked: torch.dtype | None, dtype: torch.dtype, head_dim: int, device: torch.device) -> torch.dtype:
+    """The element type of the pages of a model of `dtype`: what is asked for, by default its own. Raises `lolrt.Error` where the kernels
+    have no such pages: those of float8_e4m3fn are CUDA's, for bfloat16 and heads of 128 channels."""
+    if asked is None or asked == dtype:
+        return dtype
+    try:
+        ops.page_elements(asked, 1, 1, head_dim, device)
+        fits = asked == torch.float8_e4m3fn and dtype == torch.bfloat16
+    except (_core.UnsupportedError, ValueError):
+        fits = False
+    if not fits:
+        raise Error(
+            f"pages of {asked} for a model of {dtype} with heads of {head_dim} channels on {device.type}; expected its own type, or "
+            "on CUDA torch.float8_e4m3fn, which goes with bfloat16 and heads of 128 channels"
+        )
+    return asked
+
+
 @dataclass(frozen=True)
 class ChunkPages:
     """What the frames of a chunk attend to: pages of earlier frames, oldest first, then their own. Recalled ones follow the sinks. Valid

@@ -18,6 +18,8 @@ from lolrt.openmp import spin_briefly
 from lolrt.options import HelpWithDefaults, frame_size, positive
 
 if TYPE_CHECKING:
+    import torch
+
     from lolrt.stream import Chunk
 
 DEFAULT_SECONDS = 20.0
@@ -95,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     _add_recall(generate)
     generate.add_argument("--probe", action="store_true", help="write each chunk's attention mass per page to FILE.mass.csv")
     _add_vae(generate)
+    _add_kv(generate)
     generate.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, or a GPU by its number, such as cuda:1")
     generate.add_argument("--threads", type=positive(int), help="CPU threads; by default all cores")
 
@@ -142,6 +145,7 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("--dtype", choices=["bfloat16", "float32"], help="of weights and activations; by default what the kernels prefer")
     info.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the model would run; cuda need not be there")
     _add_vae(info)
+    _add_kv(info)
 
     bench = commands.add_parser("bench", help="how fast the ops are on this machine, side by side with torch")
     bench.set_defaults(run=run_bench)
@@ -162,6 +166,20 @@ def _add_vae(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--vae-tile", metavar="PIXELS", type=positive(int), help="decode in tiles of this size: less working memory, not quite the same"
     )
+
+
+def _add_kv(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--kv", choices=["full", "fp8"], default="full", help="of the KV cache's pages; fp8: 8 bits and scales, half the memory, on CUDA"
+    )
+
+
+def kv_dtype(arguments: argparse.Namespace) -> torch.dtype | None:
+    import torch
+
+    if arguments.kv == "fp8" and arguments.device == "cpu":
+        raise Error("--kv fp8 goes with --device cuda: the CPU's kernels have no pages of 8 bits")
+    return torch.float8_e4m3fn if arguments.kv == "fp8" else None
 
 
 class Interrupt:
@@ -202,7 +220,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
             check_readable(arguments.start)
         if arguments.threads:
             lolrt.set_threads(arguments.threads)
-        device = usable(arguments.device)
+        device, pages = usable(arguments.device), kv_dtype(arguments)
         if not 0 <= arguments.seed < 2**64:
             raise Error("--seed must be in 0 .. 2^64 - 1")
         rope = lolrt.Rope(
@@ -223,7 +241,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
         text.encode([cue.prompt for cue in cues])  # all, before the rest of the model needs the memory, and an error can end a long run
         pipe = lolrt.load(arguments.model, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, device=device)
         start = pipe.encode_video(read_frames(arguments.start, pipe.height, pipe.width, pipe.fps)) if arguments.start else None
-        stream = pipe.stream(cues[0].prompt, seed=arguments.seed, rope=rope, window=window, probe=True, start=start)
+        stream = pipe.stream(cues[0].prompt, seed=arguments.seed, rope=rope, window=window, probe=True, start=start, kv_dtype=pages)
         chunks = follow(stream, cues[1:], pipe.fps, recache=arguments.recache, over_chunks=arguments.switch_chunks)
         if device.type == "cuda":
             chunks = one_ahead(chunks)
@@ -392,8 +410,9 @@ def print_memory(arguments: argparse.Namespace) -> None:
         raise Error("on CUDA models run in bfloat16: ask for that, or for the memory on the CPU")
     window = lolrt.Window(arguments.sinks, arguments.recent, recall_frames=arguments.recall, store_frames=arguments.store)
     plan, (height, width) = plan_model(
-        arguments.model, arguments.size, dtype, window, vae=arguments.vae, vae_tile=arguments.vae_tile, device=arguments.device
-    )
+        arguments.model, arguments.size, dtype, window, vae=arguments.vae, vae_tile=arguments.vae_tile, device=arguments.device,
+        kv_dtype=kv_dtype(arguments),
+    )  # fmt: skip
     print(
         f"{arguments.model}: a stream of {height} x {width} pixels, {str(dtype).removeprefix('torch.')}, window {arguments.sinks} + ",
         end="",

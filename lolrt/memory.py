@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lolrt import _core, ops
-from lolrt.cache import KVCache, Window
+from lolrt.cache import KVCache, Window, page_dtype
 from lolrt.checkpoint import read_component, unfilled
 from lolrt.checkpoint.folder import WAN_SETTINGS
 from lolrt.checkpoint.shapes import dit_config, taehv_config, vae_config
@@ -162,13 +162,16 @@ def plan(
     vae_tile: int | None = None,
     text_encoder_bytes: int = 0,
     device: str = "cpu",
+    kv_dtype: torch.dtype | None = None,
 ) -> MemoryPlan:
     """Of a stream of video of height x width pixels. passes: of the sampler; vae_tile: as of `lolrt.load`; text_encoder_bytes: of the
-    weights of an encoder that is let go before the model is loaded; device: "cpu", or "cuda", which need not be there.
+    weights of an encoder that is let go before the model is loaded; device: "cpu", or "cuda", which need not be there; kv_dtype: as of
+    `lolrt.LatentStream`.
 
     On CUDA it is the device's memory, with the probe on, without what CUDA and its libraries take for themselves.
-    Raises `lolrt.Error` when the size does not fit the model.
+    Raises `lolrt.Error` when the size does not fit the model, or kv_dtype the device.
     """
+    stored = page_dtype(kv_dtype, dtype, dit.head_dim, torch.device(device))
     on_cuda = device == "cuda"
     with planned_for_cuda() if on_cuda else nullcontext():
         decoding = codec_memory(vae, height, width, dtype=dtype, frames=window.chunk_frames, tile=vae_tile)
@@ -179,7 +182,7 @@ def plan(
     tokens = model.tokens_per_frame(rows, columns)
     model.join()
 
-    def pages_of(tokens: int) -> int:
+    def pages_of(tokens: int, dtype: torch.dtype = dtype) -> int:
         return dit.num_layers * dtype.itemsize * ops.page_elements(dtype, tokens, dit.num_heads, dit.head_dim, torch.device(device))
 
     with torch.inference_mode(), torch.device("meta"), LiveBytes() as live:
@@ -206,7 +209,7 @@ def plan(
         for end in range(window.pages % size or size, window.pages + 1, size):  # until the window is full, and no frame leaves it
             pages = cache.advance(first_frame, end - first_frame)
             first_frame = end
-        stream[f"{window.pool_pages} pages of {dit.num_layers} layers"] = window.pool_pages * pages_of(tokens)
+        stream[f"{window.pool_pages} pages of {dit.num_layers} layers"] = window.pool_pages * pages_of(tokens, stored)
 
         before = live.restart()
         attended = window.pages + window.recall_frames
@@ -243,10 +246,12 @@ def plan_model(
     vae: VAEChoice = "full",
     vae_tile: int | None = None,
     device: str = "cpu",
+    kv_dtype: torch.dtype | None = None,
 ) -> tuple[MemoryPlan, tuple[int, int]]:
     """Of a model that is not loaded, and the size that it is for: height and width in pixels, by default the model's own.
 
-    model, vae, vae_tile: as of `lolrt.load`; device: as of `plan`, and a text encoder runs on the CPU. Raises as `lolrt.load` does.
+    model, vae, vae_tile: as of `lolrt.load`; device, kv_dtype: as of `plan`,
+    and a text encoder runs on the CPU. Raises as `lolrt.load` does, and `plan`.
     """
     parts = parts_of(model, {"dit", "vae" if vae == "full" else "taehv"})
     settings = {**WAN_SETTINGS, **parts.settings}
@@ -258,6 +263,7 @@ def plan_model(
     memory = plan(
         dit_config(read_component(parts.source, "dit")), config, height, width, dtype=dtype, window=window,
         passes=len(sampler_of(settings, parts.source).timesteps), vae_tile=vae_tile, text_encoder_bytes=_bytes(encoder), device=device,
+        kv_dtype=kv_dtype,
     )  # fmt: skip
     return memory, (height, width)
 

@@ -49,7 +49,7 @@ def _torch_op(name: str, *arguments: Any) -> Any:
 
 def page_elements(dtype: torch.dtype, tokens: int, heads: int, dim: int, device: torch.device = CPU) -> int:
     """Elements of one page of the KV cache: K and V of `tokens` tokens, all heads, as the kernels of the device want them (layout:
-    csrc/include/lolrt/lolrt.h)."""
+    csrc/include/lolrt/lolrt.h). On CUDA dtype may be float8_e4m3fn; k, v and q of such pages are bfloat16."""
     return _core.page_elements(str(dtype).removeprefix("torch."), tokens, heads, dim, "cuda" if device.type == "cuda" else "cpu")
 
 
@@ -86,8 +86,15 @@ def mean_key(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
 
 
 def _row_keys(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
-    """The keys in a page of CUDA's, [heads, tokens, dim]."""
-    return page[: heads * tokens * dim].view(heads, tokens, dim)
+    """The keys in a page of CUDA's, [heads, tokens, dim]; float32 where the page's numbers have scales."""
+    rows = page[: heads * tokens * dim].view(heads, tokens, dim)
+    if page.dtype != torch.float8_e4m3fn:
+        return rows
+    part = -(-rows.numel() // 64) * 64
+    scales = page[2 * part : 2 * part + 8 * heads].view(torch.float32).view(heads, 2)
+    # Channel 8 i + 2 j + k of 16 is where 4 j + 2 i + k says.
+    groups = rows.float().view(heads, tokens, dim // 16, 4, 2, 2).transpose(-3, -2)
+    return groups.reshape(heads, tokens, dim) * scales[:, :1, None]
 
 
 def _packed_keys(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:

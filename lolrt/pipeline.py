@@ -157,11 +157,13 @@ class Pipeline:
         probe: bool = False,
         start: Tensor | None = None,
         start_frame: int = 0,
+        kv_dtype: torch.dtype | None = None,
     ) -> LatentStream:
         """An endless iterator of `lolrt.LatentChunk`, not decoded.
 
         seed: of the noise, 0 .. 2^64 - 1; sampler: by default the model's own; probe: measure the attention mass of each chunk; start:
-        latents that the stream begins with and goes on from, as `encode_video` gives them.
+        latents that the stream begins with and goes on from, as `encode_video` gives them; kv_dtype: of the KV cache's pages, by default
+        the model's, or on CUDA torch.float8_e4m3fn: half their memory, less exact.
         Raises `lolrt.PromptError` for a prompt that the text encoder does not know.
         """
         height, width = self.height // self.vae.config.spatial_factor, self.width // self.vae.config.spatial_factor
@@ -169,7 +171,7 @@ class Pipeline:
         return LatentStream(
             self.dit, self.encode_text(prompt), height, width,
             noise=noise, rope=rope, window=window, sampler=sampler or self.sampler, start=start,
-            start_frame=start_frame, probe=probe,
+            start_frame=start_frame, probe=probe, kv_dtype=kv_dtype,
         )  # fmt: skip
 
     def encode_video(self, frames: Iterable[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lolrt.cache import ChunkPages, KVCache, Window
+from lolrt.cache import ChunkPages, KVCache, Window, page_dtype
 from lolrt.codec import Codec, State
 from lolrt.device import Coming, beside, finish, lane, upload
 from lolrt.dit import CausalDiT, Modulation
@@ -67,7 +67,8 @@ class LatentStream:
     dit: the model. prompt_embeds: [text_tokens, text_dim]. height, width: of a latent frame, in latent pixels. noise: see
     `lolrt.noise.NoiseSource`; by default `Noise(seed=0, ...)`. start: normalised latents [frames, channels, height, width] that the stream
     goes on from: its first chunks are these, and only the first of them may be shorter than others. start_frame: the number of the first
-    latent frame. Raises `lolrt.Error` when the sizes do not fit the model.
+    latent frame. kv_dtype: of the KV cache's pages, by default the model's; torch.float8_e4m3fn, on CUDA, halves them. Raises
+    `lolrt.Error` when the sizes do not fit the model, and where there are no such pages.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class LatentStream:
         start: Tensor | None = None,
         start_frame: int = 0,
         probe: bool = False,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         config = dit.config
         self.dit, self.rope, self.window, self.sampler, self.probe = dit, rope, window, sampler, probe
@@ -98,7 +100,8 @@ class LatentStream:
         row_pairs, column_pairs = (channels // 2 for channels in config.axes[1:])
         spatial = spatial_rotation(height // patch_height, width // patch_width, row_pairs, column_pairs, rope.theta)
         self._spatial_rotation = upload(spatial, dit.device)
-        self._cache = KVCache(window, config.num_layers, tokens, config.num_heads, config.head_dim, dit.dtype, dit.device)
+        stored = page_dtype(kv_dtype, dit.dtype, config.head_dim, dit.device)
+        self._cache = KVCache(window, config.num_layers, tokens, config.num_heads, config.head_dim, stored, dit.device)
         # Each chunk's rotation tables: in one place, which is all that a pass knows of where the chunk is.
         frames = (window.pages + window.recall_frames) * window.chunk_frames
         self._rotation = torch.empty(len(self._increments) * frames * config.num_heads * config.temporal_pairs * 2, device=dit.device)

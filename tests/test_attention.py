@@ -201,6 +201,18 @@ def test_a_finite_bias_may_shut_a_page_out(dtype: torch.dtype, bias: float) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("bias", [-1e9, torch.finfo(torch.float32).min, torch.finfo(torch.float32).max])
+def test_a_bias_that_all_pages_have_changes_nothing(dtype: torch.dtype, bias: float) -> None:
+    """As large as it may be."""
+    case = Attention(dtype, pages=3, page_tokens=70, scale=1.0)
+    (ref, ref_mass), baseline = case.oracle(), case.torch()
+    case.bias = torch.full((3, 2), bias)
+    out, mass = case.run(probe=True)
+    check(out, baseline, ref, case.dim)
+    assert np.abs(fp64(mass) - ref_mass).max() <= (1e-4 if dtype == torch.float32 else 5e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_scores_whose_last_place_is_large(dtype: torch.dtype) -> None:
     """They are 32 apart in float32, so that no maximum keeps all weights small. Each query sees one key alone."""
     case = Attention(dtype, pages=2, page_tokens=200, pairs=0, scale=1e7)

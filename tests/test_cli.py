@@ -228,6 +228,8 @@ def test_wrong_input_is_one_clear_line(tmp_path, prompt, data):
     assert "window" in error_of("generate", prompt, "-o", out, "--recent", 1)
     assert "stretch" in error_of("generate", prompt, "-o", out, "--frequencies", "yarn", "--stretch", 0.5)
     assert "nats" in error_of("generate", prompt, "-o", out, "--sink-bias", "nan")
+    assert "--kv fp8 goes with --device cuda" in error_of("generate", prompt, "-o", out, "--kv", "fp8")
+    assert "heads of 128 channels" in error_of("info", "--model", "tiny", "--device", "cuda", "--kv", "fp8")
     assert "head_share" in error_of("generate", prompt, "-o", out, "--head-share", 2)
     assert "--seed" in error_of("generate", prompt, "-o", out, "--seed", -1)
     assert "jitter_seed" in error_of("generate", prompt, "-o", out, "--jitter-seed", -1)

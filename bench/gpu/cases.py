@@ -68,14 +68,17 @@ def op_cases() -> list[Case]:
     return found
 
 
-def chunk(model: Model) -> Case:
-    """The latents of a chunk over a full window, all passes, with random weights; the noise, drawn on the CPU, is in it."""
+def chunk(model: Model, kv_dtype: torch.dtype | None = None) -> Case:
+    """The latents of a chunk over a full window, all passes, with random weights; the noise, drawn on the CPU, is in it. kv_dtype: as of
+    `lolrt.LatentStream`; the bytes that are counted are those of bfloat16 pages."""
 
     def make(compiled: bool) -> Trial:
         torch.manual_seed(0)
         dit = lolrt.CausalDiT(model.config).to(BF16).requires_grad_(False)
         with torch.device("cpu"):  # as a user has it: the model alone is elsewhere
-            stream = lolrt.LatentStream(dit, model.prompt(), *model.latent, rope=PLAIN, window=WINDOW, sampler=model.sampler)
+            stream = lolrt.LatentStream(
+                dit, model.prompt(), *model.latent, rope=PLAIN, window=WINDOW, sampler=model.sampler, kv_dtype=kv_dtype
+            )
 
         def ours() -> Tensor:
             with torch.device("cpu"):
@@ -87,8 +90,10 @@ def chunk(model: Model) -> Case:
 
     passes = len(model.sampler.timesteps) + 1
     flops, moved = passes * model.pass_flops(WINDOW), passes * model.pass_bytes(WINDOW, BF16)
-    return Case("chunk", model.name, BF16, flops, moved, "flops", make, roundings=passes)
+    name = model.name if kv_dtype is None else f"{model.name}, pages of 8 bits"
+    return Case("chunk", name, BF16, flops, moved, "flops", make, roundings=passes)
 
 
 def gpu_cases() -> list[Case]:
-    return [*op_cases(), chunk(WHOLE), vae_decode("Wan2.1, latent 60 x 104", lolrt.VAEConfig(), (60, 104), BF16)]
+    vae = vae_decode("Wan2.1, latent 60 x 104", lolrt.VAEConfig(), (60, 104), BF16)
+    return [*op_cases(), chunk(WHOLE), chunk(WHOLE, torch.float8_e4m3fn), vae]

@@ -233,16 +233,16 @@ class Shape:
 def frame_attention(function: sass.Function, shape: Shape) -> Work:
     """A block's work, from the machine code of one of the two kernels."""
     if match := _MMA_KERNEL.search(function.name):
-        return _by_mma(function, shape, int(match[1]))
+        return _by_mma(function, shape, int(match[2]), stored_bytes=1 if match[1] else 2)
     return _by_warpgroups(function, shape)
 
 
-def _by_mma(function: sass.Function, shape: Shape, keys: int) -> Work:
+def _by_mma(function: sass.Function, shape: Shape, keys: int, stored_bytes: int) -> Work:
     """Whole tiles of a page, its first with the rotation, its last with the copies for the next page."""
     loop = sass.innermost_loop(function, "HMMA")
     whole, rest = divmod(shape.tokens, keys)
     products = 4 * 32 * keys * shape.dim // PRODUCT_FLOP
-    copies = 4 * keys * shape.dim // (512 * 4)
+    copies = 2 * stored_bytes * keys * shape.dim // (512 * 4)
     tile = sass.shortest_way(loop, {"HMMA": products, "LDGSTS": copies})
     # The rotation is a loop over chunks, gone through once in `first`; each of its turns stores what it has turned.
     turning = [inner for inner in sass.loops(function) if loop.contains(inner) and any(i.name == "STS" for i in inner.body)]
@@ -279,13 +279,19 @@ def _by_warpgroups(function: sass.Function, shape: Shape, keys: int = 112) -> Wo
     return Work(parts, shape.flop / shape.blocks, warps=8, resident=1, mma=False)
 
 
-_MMA_KERNEL = re.compile(r"frame_attention_kernelI\w*4Bf16ELi128ELi(\d+)ELb0E")
+_MMA_KERNEL = re.compile(r"frame_attention_kernelI\w*?4Bf16E(?:S2_|NS0_3(Fp8)E)Li128ELi(\d+)ELb0E")
 _SM90_KERNEL = re.compile(r"frame_attention_sm90_kernelI\w*4Bf16ELb0E")
 
 
-def kernel(functions: Iterable[sass.Function], machine: Machine) -> sass.Function:
-    """What runs at dim 128, for bfloat16 and without the probe; kernels for other architectures are there and empty."""
-    found = (f for f in functions if f.architecture == machine.architecture and (_MMA_KERNEL.search(f.name) or _SM90_KERNEL.search(f.name)))
+def kernel(functions: Iterable[sass.Function], machine: Machine, fp8_pages: bool = False) -> sass.Function:
+    """What runs at dim 128, for bfloat16 and without the probe, on pages of bfloat16 or of 8 bits; kernels for other architectures are
+    there and empty."""
+
+    def is_it(name: str) -> bool:
+        by_mma = _MMA_KERNEL.search(name)
+        return bool(by_mma[1]) == fp8_pages if by_mma else not fp8_pages and _SM90_KERNEL.search(name) is not None
+
+    found = (f for f in functions if f.architecture == machine.architecture and is_it(f.name))
     return next(f for f in found if any(i.name in ("HMMA", "HGMMA") for i in f.body))
 
 
@@ -297,12 +303,14 @@ def table(shape: Shape = Shape()) -> list[list[str]]:
         for other in (FA2_A100, FA2_H100, FA3_H100, TRITON_H100):
             if other.machine == machine and other is not calibrated:
                 rows.append(_row(other.name, machine, other.predicted(a), a, other))
-        functions = sass.functions(sass.disassemble(architecture=machine.architecture))
+        functions = list(sass.functions(sass.disassemble(architecture=machine.architecture)))
         work = frame_attention(kernel(functions, machine), shape)
         partial = 128 * (shape.dim + 2) * 4
+        fp8 = frame_attention(kernel(functions, machine, fp8_pages=True), shape)
         launches = {
             "a block a tile": rounds(work, shape.blocks, machine, a),
             "last tiles cut": split(work, shape.blocks, shape.pages, machine, a, partial),
+            "8-bit pages, last tiles cut": split(fp8, shape.blocks, shape.pages, machine, a, partial),
             "cut, all overlapped": split(work, shape.blocks, shape.pages, machine, 0.0, partial),
             "cut, none overlapped": split(work, shape.blocks, shape.pages, machine, 1.0, partial),
         }

@@ -3,6 +3,7 @@
 #include "core/status.h"
 
 #include <cinttypes>
+#include <cstdio>
 
 namespace lolrt {
 
@@ -22,13 +23,28 @@ void check_page_sizes(const char *operation, int64_t tokens, int64_t heads, int6
   }
 }
 
-View check_pages(const Checker &check, const char *operation, const lolrt_tensor *pages, DType dtype, const PageLayout &layout,
-                 Access access) {
+DType check_page_type(const char *operation, const lolrt_tensor *pages, DType dtype, int64_t dim) {
+  if (pages == nullptr || pages->dtype.code != LOLRT_CODE_FLOAT8_E4M3FN) return dtype;  // another type fails with the shape
+  char what[128];
+  std::snprintf(what, sizeof what, "%s: pages", operation);
+  const DType type = page_type(what, pages->device.type, pages->dtype);
+  if (dtype != DType::bfloat16 || dim != 128) {
+    fail(LOLRT_UNSUPPORTED, "%s: pages of float8_e4m3fn go with bfloat16 and dim 128, not %s and dim %" PRId64, operation,
+         dtype == DType::float16   ? "float16"
+         : dtype == DType::float32 ? "float32"
+                                   : "bfloat16",
+         dim);
+  }
+  return type;
+}
+
+View check_pages(const Checker &check, const char *operation, const lolrt_tensor *pages, DType page_dtype,
+                 const PageLayout &layout, Access access) {
   const auto shape = {Dim{"pool_pages"}, Dim{"page_elements", layout.elements}};
-  const View view = access == Access::write ? check.output("pages", pages, dtype, shape, Layout::strided)
-                                            : check("pages", pages, dtype, shape, Layout::strided);
+  const View view = access == Access::write ? check.output("pages", pages, page_dtype, shape, Layout::strided)
+                                            : check("pages", pages, page_dtype, shape, Layout::strided);
   // Pairs of bfloat16 are read as one 32-bit word.
-  if (reinterpret_cast<uintptr_t>(view.data<void>()) % 4 != 0 || view.stride(0) * element_bytes(dtype) % 4 != 0) {
+  if (reinterpret_cast<uintptr_t>(view.data<void>()) % 4 != 0 || view.stride(0) * element_bytes(page_dtype) % 4 != 0) {
     fail(LOLRT_INVALID_ARGUMENT, "%s: pages: its rows are not 4-byte aligned (64 bytes is best)", operation);
   }
   return view;

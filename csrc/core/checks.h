@@ -13,9 +13,12 @@ void check_page_sizes(const char *operation, int64_t tokens, int64_t heads, int6
 
 enum class Access { read, write };
 
-// The pool of pages: T [pool_pages, page_elements], rows strided.
-View check_pages(const Checker &check, const char *operation, const lolrt_tensor *pages, DType dtype, const PageLayout &layout,
-                 Access access);
+// The type of the pages: the op's T, or on CUDA float8_e4m3fn where T is bfloat16 and dim 128.
+DType check_page_type(const char *operation, const lolrt_tensor *pages, DType dtype, int64_t dim);
+
+// The pool of pages: [pool_pages, page_elements] of their type, rows strided.
+View check_pages(const Checker &check, const char *operation, const lolrt_tensor *pages, DType page_dtype,
+                 const PageLayout &layout, Access access);
 
 // Fails unless every entry is a page of the pool.
 void check_page_table(const char *operation, const int32_t *page_table, int64_t entries, int64_t pool_pages);

@@ -26,8 +26,9 @@ FrameAttention checked(const lolrt_frame_attention_desc &desc) {
   op.out = head_rows(check.output("out", desc.out, op.dtype,
                                   {{"frames", op.frames}, {"tokens", op.tokens}, {"heads", op.heads}, {"dim", op.dim}},
                                   Layout::strided));
-  const PageLayout layout(op.place.device.type, op.dtype, op.page_tokens, op.heads, op.dim);
-  const View pool = check_pages(check, "frame_attention", desc.pages, op.dtype, layout, Access::read);
+  op.page_dtype = check_page_type("frame_attention", desc.pages, op.dtype, op.dim);
+  const PageLayout layout(op.place.device.type, op.page_dtype, op.page_tokens, op.heads, op.dim);
+  const View pool = check_pages(check, "frame_attention", desc.pages, op.page_dtype, layout, Access::read);
   op.pool = pool.data<void>();
   op.pool_pages = pool.size(0);
   op.page_stride = pool.stride(0);

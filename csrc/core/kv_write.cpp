@@ -51,8 +51,9 @@ KvWrite checked(const lolrt_kv_write_desc &desc) {
     op.k = head_rows(check("k", desc.k, op.dtype, same_shape, Layout::strided));
     op.v = head_rows(check("v", desc.v, op.dtype, same_shape, Layout::strided));
     if (desc.k_weight) op.k_weight = check("k_weight", desc.k_weight, op.dtype, weight_shape).data<void>();
-    const PageLayout layout(op.place.device.type, op.dtype, op.tokens, op.heads, op.dim);
-    const View pages = check_pages(check, "kv_write", desc.pages, op.dtype, layout, Access::write);
+    op.page_dtype = check_page_type("kv_write", desc.pages, op.dtype, op.dim);
+    const PageLayout layout(op.place.device.type, op.page_dtype, op.tokens, op.heads, op.dim);
+    const View pages = check_pages(check, "kv_write", desc.pages, op.page_dtype, layout, Access::write);
     op.pages = pages.data<void>();
     op.page_stride = pages.stride(0);
     op.page_table = check("page_table", desc.page_table, DType::int32, {{"frames", op.frames}}).data<int32_t>();

@@ -50,10 +50,15 @@ struct KvWrite {
   const void *q_weight, *k_weight;  // [heads, dim] or NULL
   const float *rotation;            // [tokens, pairs, 2] or NULL
   int64_t pairs, rotation_first_channel;
+  DType page_dtype;
   void *pages;
   int64_t page_stride;        // elements
   const int32_t *page_table;  // [frames]
 };
+
+// Biases count as no further from 0. Beyond, float32 does not tell a score with its bias from the running maximum well enough for
+// weights to stay small, and a finite bias times log2(e) may be infinite.
+constexpr float kMostBias = 0x1p24f;
 
 struct FrameAttention {
   Place place;
@@ -61,12 +66,13 @@ struct FrameAttention {
   int64_t frames, tokens, heads, dim, pages, page_tokens, pairs;
   float scale;
   HeadRows q, out;
+  DType page_dtype;
   const void *pool;
   int64_t pool_pages;
   int64_t page_stride;        // elements
   const int32_t *page_table;  // [pages]
   const float *rotation;      // [pages, frames, heads, pairs, 2] or NULL
-  const float *bias;          // [pages, heads] or NULL
+  const float *bias;          // [pages, heads] or NULL; -inf leaves a page out
   float *mass;                // [pages, frames, heads] or NULL
   int32_t workers;            // on the CPU; as many as the workspace has room for
   void *workspace;

@@ -19,6 +19,7 @@ struct PageLayout {
   int64_t value_block;  // elements from one V block to the next
   int64_t value_head;   // elements from one head's V to the next
   int64_t values;       // elements from the page's start to its V part
+  int64_t scales;       // and to its scales, if it has any
   int64_t elements;     // of the whole page
 
   PageLayout(int32_t device_type, DType dtype, int64_t tokens, int64_t heads, int64_t dim)
@@ -31,7 +32,8 @@ struct PageLayout {
     value_block = round_up(tokens, packed && dtype == DType::bfloat16 ? 2 : 1) * channels;
     value_head = round_up(dim, channels) / channels * value_block;
     values = round_up(heads * key_head, align);
-    elements = values + round_up(heads * value_head, align);
+    scales = values + round_up(heads * value_head, align);
+    elements = scales + (dtype == DType::float8_e4m3fn ? round_up(heads * 2 * sizeof(float), align) : 0);
   }
 };
 

@@ -19,8 +19,9 @@ struct TypeInfo {
 
 // Indexed by DType.
 constexpr TypeInfo kTypes[] = {{"float32", LOLRT_CODE_FLOAT, 32}, {"bfloat16", LOLRT_CODE_BFLOAT, 16},
-                               {"float16", LOLRT_CODE_FLOAT, 16}, {"int32", LOLRT_CODE_INT, 32},
-                               {"int64", LOLRT_CODE_INT, 64},     {"uint64", LOLRT_CODE_UINT, 64}};
+                               {"float16", LOLRT_CODE_FLOAT, 16}, {"float8_e4m3fn", LOLRT_CODE_FLOAT8_E4M3FN, 8},
+                               {"int32", LOLRT_CODE_INT, 32},     {"int64", LOLRT_CODE_INT, 64},
+                               {"uint64", LOLRT_CODE_UINT, 64}};
 
 const TypeInfo &info(DType dtype) { return kTypes[static_cast<int>(dtype)]; }
 
@@ -29,6 +30,7 @@ bool same(lolrt_dtype dtype, DType expected) {
 }
 
 std::string type_name(lolrt_dtype dtype) {
+  if (same(dtype, DType::float8_e4m3fn)) return info(DType::float8_e4m3fn).name;
   static constexpr const char *codes[] = {"int", "uint", "float", "handle", "bfloat", "complex", "bool"};  // DLPack's, in order
   std::string name = dtype.code < std::size(codes) ? codes[dtype.code] : "type " + std::to_string(dtype.code) + " of bits ";
   name += std::to_string(dtype.bits);
@@ -93,6 +95,14 @@ DType floating_type(const char *what, int32_t device_type, lolrt_dtype dtype) {
   }
   fail(LOLRT_INVALID_ARGUMENT, "%s: expected %s, got %s", what, cuda ? "bfloat16 or float16" : "float32 or bfloat16",
        type_name(dtype).c_str());
+}
+
+DType page_type(const char *what, int32_t device_type, lolrt_dtype dtype) {
+  if (!same(dtype, DType::float8_e4m3fn)) return floating_type(what, device_type, dtype);
+  if (device_type != LOLRT_DEVICE_CUDA) {
+    fail(LOLRT_UNSUPPORTED, "%s: there are pages of float8_e4m3fn on CUDA alone; on the CPU they are float32 or bfloat16", what);
+  }
+  return DType::float8_e4m3fn;
 }
 
 int64_t View::elements() const {

@@ -7,10 +7,12 @@
 
 namespace lolrt {
 
-enum class DType { float32, bfloat16, float16, int32, int64, uint64 };
+enum class DType { float32, bfloat16, float16, float8_e4m3fn, int32, int64, uint64 };
 
 constexpr int64_t element_bytes(DType dtype) {
   switch (dtype) {
+    case DType::float8_e4m3fn:
+      return 1;
     case DType::bfloat16:
     case DType::float16:
       return 2;
@@ -27,6 +29,9 @@ constexpr int64_t element_bytes(DType dtype) {
 // One of the element types that kernels on a device of type `device_type` take: float32 or bfloat16 on the CPU, bfloat16 or
 // float16 on CUDA. Fails for any other, naming `what`.
 DType floating_type(const char *what, int32_t device_type, lolrt_dtype dtype);
+
+// The same, or what pages on CUDA may also be of: float8_e4m3fn.
+DType page_type(const char *what, int32_t device_type, lolrt_dtype dtype);
 
 // One dimension that a view must have. A size of `any` accepts every size from 1 on.
 struct Dim {

@@ -215,8 +215,11 @@ lolrt_status lolrt_page_elements(int32_t device_type, lolrt_dtype dtype, int64_t
     if (device_type != LOLRT_DEVICE_CPU && device_type != LOLRT_DEVICE_CUDA) {
       fail(LOLRT_UNSUPPORTED, "page_elements: device_type is %d; there are pages for the CPU (1) and CUDA (2)", device_type);
     }
-    const DType type = floating_type("page_elements: dtype", device_type, dtype);
+    const DType type = page_type("page_elements: dtype", device_type, dtype);
     check_page_sizes("page_elements", tokens, heads, dim);
+    if (type == DType::float8_e4m3fn && dim != 128) {
+      fail(LOLRT_UNSUPPORTED, "page_elements: dim is %" PRId64 "; pages of float8_e4m3fn have 128", dim);
+    }
     if (elements == nullptr) fail(LOLRT_INVALID_ARGUMENT, "page_elements: elements is NULL");
     *elements = PageLayout(device_type, type, tokens, heads, dim).elements;
   });

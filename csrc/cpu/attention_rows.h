@@ -187,7 +187,12 @@ class AttentionRows {
 
  private:
   // In powers of two; -inf leaves the page out.
-  float page_bias(int64_t page, int64_t head) const { return op_.bias ? op_.bias[page * op_.heads + head] * kLog2E : 0.0f; }
+  float page_bias(int64_t page, int64_t head) const {
+    if (!op_.bias) return 0.0f;
+    const float bias = op_.bias[page * op_.heads + head];
+    if (bias == -INFINITY) return bias;
+    return (bias < -kMostBias ? -kMostBias : bias > kMostBias ? kMostBias : bias) * kLog2E;
+  }
 
   const T *page(const Part &part) const { return static_cast<const T *>(op_.pool) + op_.page_table[part.page] * op_.page_stride; }
 

@@ -16,7 +16,10 @@ constexpr float kLog2E = 0x1.715476p+0f;
 constexpr float kRescaleAbove = 8.0f;
 
 // Whether an architecture has the kernel of frame_attention_sm90.cuh, which then takes the place of that of frame_attention.cuh.
-__host__ __device__ constexpr bool runs_on_warpgroups(int architecture, int dim) { return architecture == 900 && dim == 128; }
+// Its products read K and V in shared memory, where they have to be of the queries' type.
+__host__ __device__ constexpr bool runs_on_warpgroups(int architecture, int stored_bytes, int dim) {
+  return architecture == 900 && stored_bytes == 2 && dim == 128;
+}
 
 __host__ __device__ constexpr int rounded_pairs(int64_t pairs) { return static_cast<int>((pairs + 3) / 4 * 4); }
 
@@ -33,6 +36,7 @@ struct AttentionArgument {
   float score_scale;      // the scale times log2(e)
   int64_t head_elements;  // of K, and of V, of one head in a page
   int64_t values;         // elements from a page's K to its V
+  int64_t scales;         // and to its scales, if it has any
   WorkSplit split;
   float2 *page_state;  // [heads][pages][rows], for the mass: running maximum and sum of the weights at each page's end
   float2 *part_state;  // [cut tiles' parts][128]: maximum and sum of the weights of a part's rows
@@ -45,6 +49,13 @@ __device__ __forceinline__ int next_page(const FrameAttention &op, int head, int
     while (page < pages_end && op.bias[static_cast<int64_t>(page) * op.heads + head] == -INFINITY) ++page;
   }
   return page;
+}
+
+// Of a page that is not left out, times log2(e). NaN stays NaN.
+__device__ __forceinline__ float page_bias(const FrameAttention &op, int head, int page) {
+  if (!op.bias) return 0.0f;
+  const float bias = op.bias[static_cast<int64_t>(page) * op.heads + head];
+  return (bias < -kMostBias ? -kMostBias : bias > kMostBias ? kMostBias : bias) * kLog2E;
 }
 
 template <class Element>

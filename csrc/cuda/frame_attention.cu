@@ -17,7 +17,7 @@ using Kernel = void (*)(AttentionArgument);
 
 // The kernels there are, in their two tilings and with and without the probe.
 struct Choice {
-  DType dtype;
+  DType dtype, page_dtype;
   int64_t dim;
   Kernel kernel[2][2];  // [keys == 64][probe]
 };
@@ -25,13 +25,20 @@ struct Choice {
 template <class Element, int Dim>
 constexpr Choice choice(DType dtype) {
   return {dtype,
+          dtype,
           Dim,
-          {{frame_attention_kernel<Element, Dim, 32, false>, frame_attention_kernel<Element, Dim, 32, true>},
-           {frame_attention_kernel<Element, Dim, 64, false>, frame_attention_kernel<Element, Dim, 64, true>}}};
+          {{frame_attention_kernel<Element, Element, Dim, 32, false>, frame_attention_kernel<Element, Element, Dim, 32, true>},
+           {frame_attention_kernel<Element, Element, Dim, 64, false>, frame_attention_kernel<Element, Element, Dim, 64, true>}}};
 }
 
-const Choice kChoices[] = {choice<Bf16, 128>(DType::bfloat16), choice<Bf16, 64>(DType::bfloat16),
-                           choice<Fp16, 128>(DType::float16)};
+const Choice kChoices[] = {
+    choice<Bf16, 128>(DType::bfloat16),
+    choice<Bf16, 64>(DType::bfloat16),
+    choice<Fp16, 128>(DType::float16),
+    {DType::bfloat16,
+     DType::float8_e4m3fn,
+     128,
+     {{frame_attention_kernel<Bf16, Fp8, 128, 32, false>, frame_attention_kernel<Bf16, Fp8, 128, 32, true>}, {}}}};
 
 // What every architecture has for one block, and sm_90, less 1 KB that the driver takes.
 constexpr int64_t kMaxSharedBytes = 99 * 1024, kMaxSm90SharedBytes = 227 * 1024;
@@ -47,15 +54,20 @@ CudaOutcome check(const FrameAttention &op) {
   if (!rows_aligned(op.q) || !rows_aligned(op.out)) {
     return problem(LOLRT_UNSUPPORTED, "frame_attention: rows of q and out are not 16-byte aligned; copy them first");
   }
-  if (!rows_aligned(2, op.pool, op.page_stride)) {
+  if (!rows_aligned(element_bytes(op.page_dtype), op.pool, op.page_stride)) {
     return problem(LOLRT_UNSUPPORTED, "frame_attention: pages are not 16-byte aligned (128 bytes is best)");
   }
   if (!aligned(8, op.rotation)) return problem(LOLRT_UNSUPPORTED, "frame_attention: rotation is not 8-byte aligned");
   return kDone;
 }
 
+bool runs_on_warpgroups(const FrameAttention &op, const Device &device) {
+  const auto stored_bytes = static_cast<int>(element_bytes(op.page_dtype));
+  return cuda::runs_on_warpgroups(device.architecture, stored_bytes, static_cast<int>(op.dim));
+}
+
 WorkSplit split_of(const FrameAttention &op, const Device &device) {
-  const int blocks = runs_on_warpgroups(device.architecture, static_cast<int>(op.dim)) ? 1 : 2;  // on a multiprocessor
+  const int blocks = runs_on_warpgroups(op, device) ? 1 : 2;  // on a multiprocessor
   const int64_t tiles = (op.frames * op.tokens + kAttentionRows - 1) / kAttentionRows;
   return split_work(tiles, op.heads, op.pages, op.page_tokens, blocks * device.multiprocessors);
 }
@@ -80,7 +92,7 @@ uint64_t frame_attention_workspace(const FrameAttention &op) {
 CudaOutcome frame_attention(const FrameAttention &op) {
   const Choice *choice = nullptr;
   for (const Choice &candidate : kChoices) {
-    if (candidate.dtype == op.dtype && candidate.dim == op.dim) choice = &candidate;
+    if (candidate.dtype == op.dtype && candidate.page_dtype == op.page_dtype && candidate.dim == op.dim) choice = &candidate;
   }
   if (choice == nullptr) {
     return problem(LOLRT_UNSUPPORTED,
@@ -92,18 +104,18 @@ CudaOutcome frame_attention(const FrameAttention &op) {
   if (checked.status != LOLRT_OK) return checked;
   const Device device = current_device();
   if (device.problem != nullptr) return problem(LOLRT_UNSUPPORTED, "frame_attention: CUDA: %s", device.problem);
-  const int keys = attention_keys(device.architecture);
-  const bool warpgroups = runs_on_warpgroups(device.architecture, static_cast<int>(op.dim));
-  const int64_t shared_bytes = warpgroups
-                                   ? attention_sm90_shared_bytes(op)
-                                   : attention_shared_bytes(static_cast<int>(op.dim), keys, op.frames, op.tokens, op.pairs);
+  const auto dim = static_cast<int>(op.dim), stored_bytes = static_cast<int>(element_bytes(op.page_dtype));
+  const int keys = attention_keys(device.architecture, stored_bytes);
+  const bool warpgroups = runs_on_warpgroups(op, device);
+  const int64_t shared_bytes = warpgroups ? attention_sm90_shared_bytes(op)
+                                          : attention_shared_bytes(dim, keys, stored_bytes, op.frames, op.tokens, op.pairs);
   if (shared_bytes > (warpgroups ? kMaxSm90SharedBytes : kMaxSharedBytes)) {
     return problem(LOLRT_UNSUPPORTED,
                    "frame_attention: the rotation of %d frames of %" PRId64 " tokens by %" PRId64
                    " pairs does not fit into shared memory: give fewer frames at a time",
                    attention_frames(op.frames, op.tokens), op.tokens, op.pairs);
   }
-  const PageLayout layout(LOLRT_DEVICE_CUDA, op.dtype, op.page_tokens, op.heads, op.dim);
+  const PageLayout layout(LOLRT_DEVICE_CUDA, op.page_dtype, op.page_tokens, op.heads, op.dim);
   const WorkSplit split = split_of(op, device);
   const Workspace offsets(op, split);
   auto *workspace = static_cast<char *>(op.workspace);
@@ -113,6 +125,7 @@ CudaOutcome frame_attention(const FrameAttention &op) {
                                    op.scale * kLog2E,
                                    layout.key_head,
                                    layout.values,
+                                   layout.scales,
                                    split,
                                    reinterpret_cast<float2 *>(workspace + offsets.page_state),
                                    reinterpret_cast<float2 *>(workspace + offsets.part_state),

@@ -2,22 +2,19 @@
 //
 //   score(q, k) = scale * <R(rotation[page, frame, head]) q, k> + bias[page, head],  out = softmax(score) V over all pages
 //
-// Tensors: q, out T [frames, tokens, heads, dim]; K and V T [heads][tokens][dim] in each page; rotation float32 [pages, frames,
-// heads, pairs, 2]; bias float32 [pages, heads]. T is Bf16 or Fp16. All rows are 16-byte aligned.
+// Tensors: q, out T [frames, tokens, heads, dim]; K and V T or Fp8 [heads][tokens][dim] in each page; rotation float32 [pages,
+// frames, heads, pairs, 2]; bias float32 [pages, heads]. T is Bf16 or Fp16. All rows are 16-byte aligned.
 //
 // A block is 128 query rows of one head, the frames' rows one after another, and the keys of all pages or of some
 // (work_split.cuh). It has 4 warps of 32 rows; a warp keeps its rows' output and scores in registers. Keys come in tiles of
 // `Keys`; a tile never spans two pages, the last one of a page may be partial: what it lacks is filled with zeros, its scores are
 // masked, and half a tile is skipped where it is empty.
 //
-// Shared memory, bytes at dim 128 and 64 keys:
+// Shared memory, bytes at dim 128 and 64 keys of 16-bit elements:
 //   queries   128 x dim        32768   rotated for the page in hand
 //   keys      Keys x dim       16384   of the tile in hand, then of the next
 //   values    Keys x dim       16384
 //   rotation  frames x pairs     576   (3 frames, 22 pairs up to 24) of the page in hand, then of the next; (1, 0) in its padding
-// Rows are whole lines of `dim` elements; their 16-byte chunks are permuted by the row's lowest three bits, so that 8 rows of one
-// 8 x 8 matrix lie in different banks.
-//
 // Copies run beside the arithmetic; each tile has two barriers:
 //   keys landed, all warps past the last product with the values  ->  begin to copy this tile's values; scores; weights
 //   values landed, all warps past the scores                      ->  begin to copy the next tile's keys; product with the values
@@ -30,32 +27,33 @@
 #pragma once
 
 #include "attention.cuh"
-
-#include <device/matrix.cuh>
+#include "attention_products.cuh"
 
 namespace lolrt::cuda {
 
 constexpr int kAttentionThreads = 128;
-constexpr int kAttentionWarpRows = 32;
 
 // Keys of a tile. Two blocks fit into the 164 KB of shared memory that sm_80 and its larger successors have; where there are only
-// 100 KB (sm_86, 89, 120 and their like) they do with half the keys. An architecture that is not known runs what was made for
-// sm_80.
-__host__ __device__ constexpr int attention_keys(int architecture) {
-  return (architecture > 800 && architecture < 900) || (architecture >= 1200 && architecture < 1300) ? 32 : 64;
+// 100 KB (sm_86, 89, 120 and their like) they do with half the keys. So do pages of 8-bit elements everywhere: what makes them
+// wider takes registers. An architecture that is not known runs what was made for sm_80.
+__host__ __device__ constexpr int attention_keys(int architecture, int stored_bytes) {
+  const bool small = (architecture > 800 && architecture < 900) || (architecture >= 1200 && architecture < 1300);
+  return small || stored_bytes == 1 ? 32 : 64;
 }
 
-constexpr int64_t attention_shared_bytes(int dim, int keys, int64_t frames, int64_t tokens, int64_t pairs) {
-  return 2 * dim * (kAttentionRows + 2 * keys) + 8 * rounded_pairs(pairs) * attention_frames(frames, tokens);
+constexpr int64_t attention_shared_bytes(int dim, int keys, int stored_bytes, int64_t frames, int64_t tokens, int64_t pairs) {
+  return dim * (2 * kAttentionRows + 2 * keys * stored_bytes) + 8 * rounded_pairs(pairs) * attention_frames(frames, tokens);
 }
 
-template <class Element, int Dim, int Keys, bool Probe>
+// Stored: the element type of the pages.
+template <class Element, class Stored, int Dim, int Keys, bool Probe>
 class AttentionBlock {
-  static constexpr int kRowBytes = Dim * 2, kChunks = Dim / 8;
-  static constexpr int kKeysAt = kAttentionRows * kRowBytes, kValuesAt = kKeysAt + Keys * kRowBytes;
+  using Products = AttentionProducts<Element, Stored, Dim>;
+  static constexpr int kQueryBytes = Products::kQueryBytes, kRowBytes = Products::kRowBytes, kChunks = Dim / 8;
+  static constexpr int kKeysAt = kAttentionRows * kQueryBytes, kValuesAt = kKeysAt + Keys * kRowBytes;
   static constexpr int kRotationAt = kValuesAt + Keys * kRowBytes;
-  static constexpr int kHalves = kAttentionWarpRows / 16;        // products of 16 rows each
-  static constexpr int kCopyRows = kAttentionThreads / kChunks;  // of a tile that the block copies at once
+  static constexpr int kRowChunks = kRowBytes / 16, kChunkElements = Dim / kRowChunks;  // of a tile
+  static constexpr int kCopyRows = kAttentionThreads / kRowChunks;                      // that the block copies at once
   static_assert(Keys % 32 == 0 && Dim % 64 == 0 && kCopyRows % 8 == 0, "halves of tiles are whole 16 x 16 matrices");
 
  public:
@@ -82,7 +80,8 @@ class AttentionBlock {
   }
 
  private:
-  __device__ __forceinline__ static int at(int row, int chunk) { return row * kRowBytes + ((chunk ^ (row & 7)) << 4); }
+  // Of queries.
+  __device__ __forceinline__ static int at(int row, int chunk) { return chunk_at<kQueryBytes>(row, chunk); }
 
   __device__ __forceinline__ void begin() {
 #pragma unroll
@@ -108,7 +107,8 @@ class AttentionBlock {
     copy_tile(kKeysAt, place, 0, page_tokens_);
     close_copy_group();
     while (page < pages_end_) {
-      const float bias = op_.bias ? op_.bias[static_cast<int64_t>(page) * op_.heads + head_] * kLog2E : 0.0f;
+      const float bias = page_bias(op_, head_, page);
+      if constexpr (sizeof(Stored) == 1) factors_ = Products::factors(scales_at(place));
       const int following = next_page(op_, head_, page + 1, pages_end_);
       for (int left = page_tokens_; left > 0; left -= Keys) {  // keys of the page from this tile on
         wait_for_copies<0>();
@@ -142,10 +142,11 @@ class AttentionBlock {
 
   // The tile of keys, or of values with their offset in the page, from which on the page in that place has `left`; zeros beyond.
   __device__ __forceinline__ void copy_tile(int to, int place, int64_t offset, int left) const {
-    const int row = thread_ / kChunks;
-    const Element *from = static_cast<const Element *>(op_.pool) + place * op_.page_stride + offset +
-                          head_ * argument_.head_elements + static_cast<int64_t>(page_tokens_ - left) * Dim + thread_ * 8;
-    unsigned char *first = shared_ + to + at(row, thread_ % kChunks);
+    const int row = thread_ / kRowChunks;
+    const Stored *from = static_cast<const Stored *>(op_.pool) + place * op_.page_stride + offset +
+                         head_ * argument_.head_elements + static_cast<int64_t>(page_tokens_ - left) * Dim +
+                         thread_ * kChunkElements;
+    unsigned char *first = shared_ + to + chunk_at<kRowBytes>(row, thread_ % kRowChunks);
     if (left >= Keys) {
 #pragma unroll
       for (int i = 0; i < Keys / kCopyRows; ++i) copy_async(first + i * kCopyRows * kRowBytes, from + i * kCopyRows * Dim);
@@ -156,6 +157,12 @@ class AttentionBlock {
         copy_async(first + i * kCopyRows * kRowBytes, valid ? from + i * kCopyRows * Dim : from - row * Dim, valid);
       }
     }
+  }
+
+  // Of the head's K and of its V.
+  __device__ __forceinline__ const float *scales_at(int place) const {
+    const Stored *page = static_cast<const Stored *>(op_.pool) + place * op_.page_stride;
+    return reinterpret_cast<const float *>(page + argument_.scales) + 2 * head_;
   }
 
   // The first chunks of this thread's query row, unrotated.
@@ -217,18 +224,6 @@ class AttentionBlock {
   template <int Groups, class BeginNextTile>
   __device__ __forceinline__ void attend_tile(int left, float bias, const BeginNextTile &begin_next_tile) {
     float scores[kHalves][2 * Groups][4];
-    score<Groups>(scores);
-    if (left < 16 * Groups) mask<Groups>(left, scores);
-    uint32_t weights[kHalves][Groups][4];
-    weigh<Groups>(bias, scores, weights);
-    wait_for_copies<0>();
-    sync_block();
-    begin_next_tile();
-    add_values<Groups>(weights);
-  }
-
-  template <int Groups>
-  __device__ __forceinline__ void score(float (&scores)[kHalves][2 * Groups][4]) const {
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
 #pragma unroll
@@ -237,28 +232,14 @@ class AttentionBlock {
         for (int i = 0; i < 4; ++i) scores[half][n][i] = 0.0f;
       }
     }
-    // The matrices of a: rows 0-7 and 8-15 of one chunk, then of the next. Those of b: two chunks of 8 keys, then of the next 8.
-    // A step of two chunks changes bits of the chunk's number that the first two do not have.
-    const int query_chunk = lane_ / 16, key_chunk = lane_ / 8 % 2;
-    const int query_row = warp_row_ + lane_ % 16, key_row = lane_ % 8 + lane_ / 16 * 8;
-#pragma unroll
-    for (int k = 0; k < kChunks; k += 2) {
-      uint32_t a[kHalves][4];
-#pragma unroll
-      for (int half = 0; half < kHalves; ++half) {
-        load_matrices(a[half], shared_ + (at(query_row, query_chunk) ^ (k << 4)) + half * 16 * kRowBytes);
-      }
-#pragma unroll
-      for (int n = 0; n < 2 * Groups; n += 2) {
-        uint32_t b[4];
-        load_matrices(b, shared_ + kKeysAt + (at(key_row, key_chunk) ^ (k << 4)) + n * 8 * kRowBytes);
-#pragma unroll
-        for (int half = 0; half < kHalves; ++half) {
-          multiply_add<Element>(scores[half][n], a[half], b[0], b[1]);
-          multiply_add<Element>(scores[half][n + 1], a[half], b[2], b[3]);
-        }
-      }
-    }
+    Products::template score<Groups>(scores, shared_, shared_ + kKeysAt, warp_row_, lane_, factors_);
+    if (left < 16 * Groups) mask<Groups>(left, scores);
+    uint32_t weights[kHalves][Groups][4];
+    weigh<Groups>(bias, scores, weights);
+    wait_for_copies<0>();
+    sync_block();
+    begin_next_tile();
+    Products::template add_values<Groups>(out_, weights, shared_ + kValuesAt, lane_, factors_);
   }
 
   // From the end, up to the first 8 keys that are all there.
@@ -329,24 +310,6 @@ class AttentionBlock {
     }
   }
 
-  template <int Groups>
-  __device__ __forceinline__ void add_values(const uint32_t (&weights)[kHalves][Groups][4]) {
-    const int row = lane_ % 16, chunk = lane_ / 16;
-#pragma unroll
-    for (int k = 0; k < Groups; ++k) {
-#pragma unroll
-      for (int n = 0; n < kChunks; n += 2) {
-        uint32_t b[4];
-        load_matrices_transposed(b, shared_ + kValuesAt + (at(row, chunk) ^ (n << 4)) + k * 16 * kRowBytes);
-#pragma unroll
-        for (int half = 0; half < kHalves; ++half) {
-          multiply_add<Element>(out_[half][n], weights[half][k], b[0], b[1]);
-          multiply_add<Element>(out_[half][n + 1], weights[half][k], b[2], b[3]);
-        }
-      }
-    }
-  }
-
   // ---- results ----
 
   // Of the tile.
@@ -387,13 +350,15 @@ class AttentionBlock {
   const int thread_, lane_, warp_row_, head_, first_row_, rows_, page_tokens_, pages_end_, turned_chunks_;
   // Of rows g and g + 8 of each 16, g = lane / 4, as in device/matrix.cuh; sums are of this lane's columns.
   float out_[kHalves][kChunks][4], max_[kHalves][2], sum_[kHalves][2];
+  typename Products::Factors factors_;  // of the page in hand
 };
 
-template <class Element, int Dim, int Keys, bool Probe>
+template <class Element, class Stored, int Dim, int Keys, bool Probe>
 __global__ void __launch_bounds__(kAttentionThreads, 2)
     frame_attention_kernel(const __grid_constant__ AttentionArgument argument) {
-  if constexpr (kArchitecture == 0 || (Keys == attention_keys(kArchitecture) && !runs_on_warpgroups(kArchitecture, Dim))) {
-    AttentionBlock<Element, Dim, Keys, Probe>(argument).run();
+  if constexpr (kArchitecture == 0 || (Keys == attention_keys(kArchitecture, sizeof(Stored)) &&
+                                       !runs_on_warpgroups(kArchitecture, sizeof(Stored), Dim))) {
+    AttentionBlock<Element, Stored, Dim, Keys, Probe>(argument).run();
   }
 }
 

@@ -83,8 +83,7 @@ __device__ __forceinline__ void announce_pages(const AttentionArgument &argument
     if (lane == 0) {
       PageNotice *notice = shared.notice(stage);
       notice->page = page;
-      const bool biased = op.bias && page < pages_end;
-      notice->bias = biased ? op.bias[static_cast<int64_t>(page) * op.heads + segment.head] * kLog2E : 0.0f;
+      notice->bias = page < pages_end ? page_bias(op, segment.head, page) : 0.0f;
     }
     sync_warp();
     if (lane == 0) arrive(shared.page_full(stage));
@@ -121,7 +120,7 @@ __device__ __forceinline__ void attend_on_warpgroups(const Sm90Argument &argumen
 
 template <class Element, bool Probe>
 __global__ void __launch_bounds__(kSm90Threads, 1) frame_attention_sm90_kernel(const __grid_constant__ Sm90Argument argument) {
-  if constexpr (kArchitecture == 0 || runs_on_warpgroups(kArchitecture, kSm90Dim)) {
+  if constexpr (kArchitecture == 0 || runs_on_warpgroups(kArchitecture, sizeof(Element), kSm90Dim)) {
     attend_on_warpgroups<Element, Probe>(argument);
   }
 }

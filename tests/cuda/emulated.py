@@ -23,7 +23,9 @@ BUILD = ROOT / "build" / "emulated"
 LIBRARY = Path(lolrt.__file__).parent / "lib" / "liblolrt.so"
 
 CUDA = 2
-_CODES = {torch.float32: (2, 32), torch.float16: (2, 16), torch.bfloat16: (4, 16), torch.int32: (0, 32)}
+_CODES = {
+    torch.float32: (2, 32), torch.float16: (2, 16), torch.bfloat16: (4, 16), torch.float8_e4m3fn: (10, 8), torch.int32: (0, 32),
+}  # fmt: skip
 
 
 class _Tensor(ctypes.Structure):

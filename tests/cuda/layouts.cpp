@@ -80,7 +80,7 @@ extern "C" LOLRT_API const char *layouts_use_warpgroup(const uint32_t (*a)[4], c
 
 // Bytes from the start of a tile of shared memory to 8 elements of a row.
 extern "C" LOLRT_API int layouts_attention_at(int dim, int row, int chunk) {
-  return dim == 64 ? AttentionBlock<Bf16, 64, 64, false>::at(row, chunk) : AttentionBlock<Bf16, 128, 64, false>::at(row, chunk);
+  return dim == 64 ? chunk_at<128>(row, chunk) : chunk_at<256>(row, chunk);
 }
 
 // How work is dealt out: the segments of all blocks; returns how many blocks there are.

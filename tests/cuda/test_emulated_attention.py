@@ -58,21 +58,21 @@ def compare(case: CudaAttention) -> None:
     assert torch.equal(case.run()[0], out), "the probe changes the output"
 
 
+SHAPES = [
+    dict(tokens=24, page_tokens=24, pages=12),
+    dict(tokens=1, page_tokens=1, pages=1, frames=1, heads=3),
+    dict(tokens=70, page_tokens=77, pages=3, frames=2),  # a block of two frames, a tail in the tile's first half
+    dict(tokens=150, page_tokens=64, pages=2, frames=1, heads=1),  # two blocks, whole tiles
+    dict(tokens=3, page_tokens=113, pages=2, heads=1, frames=7, pairs=0),
+    dict(tokens=5, page_tokens=31, pages=2, heads=1, pairs=32),
+    dict(tokens=2, page_tokens=9, pages=2, heads=1, frames=70, pairs=1),  # 64 frames in a block
+    dict(tokens=5, page_tokens=30, pages=3, scale=0.5),
+]
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()))
+
+
 @kinds
-@pytest.mark.parametrize(
-    "shape",
-    [
-        dict(tokens=24, page_tokens=24, pages=12),
-        dict(tokens=1, page_tokens=1, pages=1, frames=1, heads=3),
-        dict(tokens=70, page_tokens=77, pages=3, frames=2),  # a block of two frames, a tail in the tile's first half
-        dict(tokens=150, page_tokens=64, pages=2, frames=1, heads=1),  # two blocks, whole tiles
-        dict(tokens=3, page_tokens=113, pages=2, heads=1, frames=7, pairs=0),
-        dict(tokens=5, page_tokens=31, pages=2, heads=1, pairs=32),
-        dict(tokens=2, page_tokens=9, pages=2, heads=1, frames=70, pairs=1),  # 64 frames in a block
-        dict(tokens=5, page_tokens=30, pages=3, scale=0.5),
-    ],
-    ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()),
-)
+@shapes
 def test_attention_matches_the_oracle(cuda: Emulated, dtype: torch.dtype, dim: int, shape: dict) -> None:
     compare(CudaAttention(dtype, dim=dim, cuda=cuda, **shape))
 
@@ -170,6 +170,26 @@ def test_bias_is_added_to_the_scores(cuda: Emulated, dtype: torch.dtype, dim: in
     check(out, case.torch(), ref, dim)
     assert np.abs(fp64(mass) - ref_mass).max() <= 2e-2
     assert (mass.transpose(1, 2)[bias == -torch.inf] == 0).all()
+
+
+@kinds
+@pytest.mark.parametrize("bias", [-1e9, torch.finfo(torch.float32).min, torch.finfo(torch.float32).max])
+def test_a_finite_bias_may_be_of_any_size(cuda: Emulated, dtype: torch.dtype, dim: int, bias: float) -> None:
+    """It shuts pages out, the first among them, or all others; and where all pages have it, nothing changes. Beside it scores are less
+    than float32's last place, and times log2(e) it may be infinite."""
+    case = CudaAttention(dtype, dim=dim, tokens=11, pages=3, page_tokens=40, scale=1.0, cuda=cuda)
+    (ref, ref_mass), baseline = case.oracle(), case.torch()
+    case.bias = torch.full((3, 2), bias)
+    out, mass = case.run(probe=True)
+    check(out, baseline, ref, dim)
+    assert np.abs(fp64(mass) - ref_mass).max() <= 5e-2
+    case.bias[1] = 0
+    out, mass = case.run(probe=True)
+    shut = case.bias < case.bias.max()
+    case.bias = torch.zeros(3, 2).masked_fill(shut, -torch.inf)  # beside such a bias float64 has no room for scores either
+    ref, ref_mass = case.oracle()
+    check(out, case.torch(), ref, dim)
+    assert (mass.transpose(1, 2)[shut] == 0).all() and np.abs(fp64(mass) - ref_mass).max() <= 5e-2
 
 
 def test_a_head_without_pages_gives_zeros(cuda: Emulated) -> None:

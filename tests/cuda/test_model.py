@@ -82,6 +82,19 @@ def test_calibration_gives_what_was_published(published: model.Published) -> Non
     assert published.predicted(overlap) == pytest.approx(published.reached)
 
 
+@pytest.mark.parametrize("machine", [model.A100, model.H100], ids=["A100", "H100"])
+def test_work_of_pages_of_8_bits(machine_code: list[sass.Function], machine: model.Machine) -> None:
+    """On both the kernel of sm_80, with 32 keys a tile: as many products, half the copies, and each pair made wider by each warp."""
+    shape = model.Shape()
+    work = model.frame_attention(model.kernel(machine_code, machine, fp8_pages=True), shape)
+    counted = {name: sum(times * counts[name] for times, counts in work.parts) for name in ("HMMA", "LDGSTS", "PRMT")}
+    whole, tail = divmod(shape.tokens, 32)
+    tiles = shape.pages * (whole + (0.5 if tail <= 16 else 1.0))
+    assert (work.warps, tail) == (4, 24) and counted["HMMA"] == counted["PRMT"] == tiles * 128
+    # 16 bytes a thread, of K and of V; of each page besides the queries' turned chunks and the rotation.
+    assert counted["LDGSTS"] >= shape.pages * (whole + 1) * 4
+
+
 @pytest.mark.parametrize(("machine", "keys"), [(model.A100, 64), (model.H100, 112)], ids=["A100", "H100"])
 @pytest.mark.parametrize("tokens", [1560, 1536, 1568])
 def test_work_of_the_kernel_is_read_from_its_code(

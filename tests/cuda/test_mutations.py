@@ -16,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_emulated_fp8 as casts
 import test_emulated_rows as rows
 import torch
 from commands import output_of
 from emulated import BUILD, LIBRARY, ROOT, AbiError, Emulated
 from rule import check, fp64
 from test_emulated_attention import CudaAttention
+from test_emulated_fp8 import Fp8Attention
 
 KERNELS = ROOT / "csrc" / "cuda"
 FLAGS = ["-xc++", "-std=c++17", "-O1", "-fno-thread-jumps", "-ffp-contract=off", "-fsanitize=thread", "-fPIC", "-fvisibility=hidden"]
@@ -43,7 +45,7 @@ WAIT = "        wait_for_copies<0>();\n        sync_block();\n        copy_tile(
 SECOND = "    wait_for_copies<0>();\n    sync_block();\n    begin_next_tile();"
 NOT_ORDERED = "race: .* are not ordered"
 UNDER_WAY = "an access and a copy under way"
-SPLIT, COMBINE = "work_split.cuh", "attention_combine.cuh"
+SPLIT, COMBINE, PRODUCTS = "work_split.cuh", "attention_combine.cuh", "attention_products.cuh"
 MUTATIONS = [
     Mutation("no barrier before the scores", WAIT, WAIT.replace("sync_block();", ""), f"{NOT_ORDERED}|{UNDER_WAY}"),
     Mutation("no barrier before the values", SECOND, SECOND.replace("sync_block();", ""), f"{NOT_ORDERED}|{UNDER_WAY}"),
@@ -57,15 +59,18 @@ MUTATIONS = [
         NOT_ORDERED,
     ),
     Mutation("no barrier of the warp after the rotation", "    sync_warp();\n", "", NOT_ORDERED),
-    Mutation("swizzle by two bits", "(chunk ^ (row & 7))", "(chunk ^ (row & 3))", "numbers: .* bank conflicts"),
+    Mutation("swizzle by two bits", "(chunk ^ (row & 7))", "(chunk ^ (row & 3))", "numbers: .* bank conflicts", PRODUCTS),
     Mutation(
         "swizzle of another step",
-        "(at(key_row, key_chunk) ^ (k << 4))",
-        "(at(key_row, key_chunk) + (k << 4))",
+        "(chunk_at<kRowBytes>(key_row, key_chunk) ^ (k << 4))",
+        "(chunk_at<kRowBytes>(key_row, key_chunk) + (k << 4))",
         f"{UNDER_WAY}|numbers|outside",
+        PRODUCTS,
     ),
-    Mutation("operands swapped", "scores[half][n], a[half], b[0], b[1])", "scores[half][n], a[half], b[1], b[0])", "numbers: error"),
-    Mutation("values not transposed", "load_matrices_transposed(b,", "load_matrices(b,", "numbers: error"),
+    Mutation(
+        "operands swapped", "scores[half][n], a[half], b[0], b[1])", "scores[half][n], a[half], b[1], b[0])", "numbers: error", PRODUCTS
+    ),
+    Mutation("values not transposed", "load_matrices_transposed(b,", "load_matrices(b,", "numbers: error", PRODUCTS),
     Mutation("no mask in the tail", "if (left < 16 * Groups) mask<Groups>(left, scores);", "", "numbers: error"),
     Mutation("tail off by one", "+ i < left) continue;", "+ i <= left) continue;", "numbers: error"),
     Mutation(
@@ -91,6 +96,13 @@ MUTATIONS = [
     Mutation("mass of all pages so far", "if (before >= begin) {", "if (false) {", "numbers: mass", "attention_mass.cuh", probe=True),
     Mutation("sum over half a warp", "mask < kWarpLanes; mask", "mask < kWarpLanes / 2; mask", "numbers", "rows.cuh", "kv_write"),
     Mutation("all frames to one page", "op.page_table[frame]", "op.page_table[0]", "accesses of two blocks", "kv_write.cu", "kv_write"),
+    Mutation(
+        "a large bias as it is",
+        "(bias < -kMostBias ? -kMostBias : bias > kMostBias ? kMostBias : bias)",
+        "bias",
+        "not finite",
+        "attention.cuh",
+    ),
     Mutation("values over the keys", "(part == kValues ? argument.values : 0)", "0", "accesses of two blocks", "kv_write.cu", "kv_write"),
     Mutation(
         "mean of channels that are not there",
@@ -127,6 +139,51 @@ MUTATIONS = [
     Mutation("mass by the last part", "all.y * rescaling(all.x, max) + ", "", "numbers: mass", "attention_mass.cuh", probe=True),
     Mutation("no memory for the rotation", " + 8 * rounded_pairs(pairs) * attention_frames(frames, tokens)", "", "outside"),
 ]
+
+
+def fp8(name: str, old: str, new: str, finds: str, file: str = PRODUCTS, kernel: str = "frame_attention_fp8") -> Mutation:
+    return Mutation(name, old, new, finds, file, kernel)
+
+
+def cast(name: str, old: str, new: str, finds: str = "numbers") -> Mutation:
+    return fp8(name, old, new, finds, "kv_write_fp8.cu", "kv_write_fp8")
+
+
+MUTATIONS += [
+    fp8("channels of keys in the order of values", "widen<0, 1>(word, factors.keys)", "widen<0, 2>(word, factors.keys)", "numbers: error"),
+    fp8("halves of a step swapped", "b0 = widen<0, 1>(word, factors.keys), b1 =", "b1 = widen<0, 1>(word, factors.keys), b0 =",
+        "numbers: error"),
+    fp8("steps swapped", "n % 2 * 2 + step]", "n % 2 * 2 + 1 - step]", "numbers: error"),
+    fp8("channels of values swapped", "low0 = widen<0, 2>", "low0 = widen<1, 3>", "numbers: error"),
+    fp8("keys of values swapped", "low0 = widen<0, 2>(words[2 * c],", "low0 = widen<2, 0>(words[2 * c],", "numbers: error"),
+    fp8("signs lost", "0x87f087f0u", "0x07f007f0u", "numbers: error"),
+    fp8("last bits lost", "0x87f087f0u", "0x87e087e0u", "numbers: error"),
+    fp8("no scale of keys", "keys = scales[0] * 0x1p120f", "keys = 0x1p120f", "numbers: error"),
+    fp8("no scale of values", "values = scales[1] * 0x1p120f", "values = 0x1p120f", "numbers: error"),
+    fp8("scales of keys and values swapped", "{pack<Bf16>(keys, keys), pack<Bf16>(values, values)}",
+        "{pack<Bf16>(values, values), pack<Bf16>(keys, keys)}", "numbers: error"),
+    fp8("scales of another head", "+ 2 * head_;", ";", "numbers: error", "frame_attention.cuh"),
+    fp8("scales of the first page", "factors_ = Products::factors(scales_at(place));",
+        "factors_ = Products::factors(scales_at(op_.page_table[0]));", "numbers: error", "frame_attention.cuh"),
+    fp8("half a step through the keys", "key_chunk) ^ (pair << 5))", "key_chunk) ^ (pair << 4))", "numbers: error"),
+    fp8("no zeros beyond the page", "valid ? from + i * kCopyRows * Dim : from - row * Dim, valid);", "from + i * kCopyRows * Dim, true);",
+        "numbers|not finite|outside every buffer", "frame_attention.cuh"),
+    cast("maximum over half a head", "mask < kHeadLanes; mask", "mask < kHeadLanes / 2; mask"),
+    cast("maximum over the first half of a group", "i < kGroup && there; i += 8", "i < 8 && there; i += 8"),
+    cast("maximum over half a warp's rows", "mask < kWarpLanes; mask", "mask < kWarpLanes / 2; mask"),
+    cast("maximum over one warp's rows", "warp < kRowThreads / kWarpLanes; ++warp", "warp < 1; ++warp"),
+    cast("no barrier before the warps' maxima are read", "  sync_block();\n", "", NOT_ORDERED),
+    cast("maximum of another head", "row_at(argument, part, frame, head, token)));", "row_at(argument, part, frame, 0, token)));"),
+    cast("scale too small by a power", "> 0x600000 ? 1 : 0)", "> 0x600000 ? 0 : 0)"),
+    cast("no least scale", "if (exponent < kLeastExponent) exponent = kLeastExponent;", ""),
+    cast("scales of keys and values swapped", "(part == kValues ? 1 : 0)", "(part == kValues ? 0 : 1)"),
+    cast("cut off instead of rounded", "(magnitude + 0x7ffff + (magnitude >> 20 & 1)) >> 20", "magnitude >> 20"),
+    cast("ties away from zero", "0x7ffff + (magnitude >> 20 & 1)", "0x80000"),
+    cast("subnormal numbers flushed", "return (magnitude + 0x7ffff", "return magnitude < 0x800000 ? 0 : (magnitude + 0x7ffff"),
+    cast("NaN swallowed", "a > b || a != a ? a : b", "a > b ? a : b"),
+    cast("channels of keys as they come", "code[c + 1] << 8 | code[c + 8] << 16 |", "code[c + 8] << 8 | code[c + 1] << 16 |"),
+    cast("values not where they belong", "(part == kValues ? argument.values : 0)", "0", "accesses of two blocks"),
+]  # fmt: skip
 
 
 def sm90(name: str, old: str, new: str, finds: str, file: str = "frame_attention_sm90_rows.cuh", probe: bool = False) -> Mutation:
@@ -294,9 +351,12 @@ def compile_mutant(mutation: Mutation, into: Path) -> Emulated:
     changed.write_text(text.replace(mutation.old, mutation.new))
     unit = sources / f"{mutation.kernel}.cu"
     # Of attention one kernel is enough.
-    if mutation.kernel == "frame_attention":
-        kernel = f"frame_attention_kernel<Bf16, 128, 64, {str(mutation.probe).lower()}>"
-        one = f"kChoices[] = {{{{DType::bfloat16, 128, {{{{nullptr, nullptr}}, {{{kernel}, {kernel}}}}}}}}};"
+    if mutation.kernel in ("frame_attention", "frame_attention_fp8"):
+        unit = sources / "frame_attention.cu"
+        stored, keys, dtype = ("Bf16", 64, "bfloat16") if mutation.kernel == "frame_attention" else ("Fp8", 32, "float8_e4m3fn")
+        kernel = f"frame_attention_kernel<Bf16, {stored}, 128, {keys}, {str(mutation.probe).lower()}>"
+        both = f"{{{kernel}, {kernel}}}"
+        one = f"kChoices[] = {{{{DType::bfloat16, DType::{dtype}, 128, {{{both}, {both}}}}}}};"
         text, count = re.subn(r"kChoices\[\] = .*?;", one, unit.read_text(), flags=re.DOTALL)
         assert count == 1
         unit.write_text(text)
@@ -316,9 +376,9 @@ def compile_mutant(mutation: Mutation, into: Path) -> Emulated:
     return Emulated(Path(shutil.copy(LIBRARY, into)))
 
 
-def attend(cuda: Emulated, probe: bool, rise: float, page_tokens: int) -> None:
+def attend(cuda: Emulated, probe: bool, rise: float, page_tokens: int, kind: type[CudaAttention] = CudaAttention) -> None:
     bias = rise * torch.arange(3.0)[:, None].repeat(1, 2)
-    case = CudaAttention(torch.bfloat16, dim=128, tokens=40, page_tokens=page_tokens, pages=3, frames=2, heads=2, bias=bias, cuda=cuda)
+    case = kind(torch.bfloat16, dim=128, tokens=40, page_tokens=page_tokens, pages=3, frames=2, heads=2, bias=bias, cuda=cuda)
     cuda.counts()
     out, mass = case.run(probe=probe)
     ref, ref_mass = case.oracle()
@@ -329,11 +389,25 @@ def attend(cuda: Emulated, probe: bool, rise: float, page_tokens: int) -> None:
     assert conflicts == 0, f"{conflicts} bank conflicts"
 
 
+def attend_beside_a_large_bias(cuda: Emulated) -> None:
+    bias = torch.tensor([[torch.finfo(torch.float32).min] * 2, [0.0] * 2])
+    case = CudaAttention(torch.bfloat16, dim=128, tokens=9, page_tokens=20, pages=2, bias=bias, cuda=cuda)
+    assert torch.isfinite(case.run()[0]).all(), "not finite"
+
+
 def cases(cuda: Emulated, kernel: str, probe: bool) -> Iterator[Callable[[], None]]:
     """What raises AbiError or AssertionError when something is wrong."""
     if kernel == "frame_attention":
         for rise, page_tokens in ((0.0, 77), (6.0, 77), (0.0, 3), (1.0, 300)):
             yield partial(attend, cuda, probe, rise, page_tokens)
+        yield partial(attend_beside_a_large_bias, cuda)
+    elif kernel == "frame_attention_fp8":
+        for rise, page_tokens in ((0.0, 77), (6.0, 77), (0.0, 3), (1.0, 300)):
+            yield partial(attend, cuda, probe, rise, page_tokens, Fp8Attention)
+    elif kernel == "kv_write_fp8":
+        yield partial(casts.test_kv_write_is_torchs_cast, cuda, True, 150, 3, 10, 2)
+        yield partial(casts.test_every_bfloat16_is_cast_as_by_torch, cuda, -100)
+        yield partial(casts.test_what_has_no_scale_is_nan, cuda, torch.nan)
     elif kernel == "frame_attention_sm90":
         for rise, page_tokens in ((0.0, 250), (6.0, 130), (0.0, 3), (1.0, 300)):
             yield partial(attend, cuda, probe, rise, page_tokens)
@@ -360,7 +434,8 @@ def found(cuda: Emulated, kernel: str = "frame_attention", probe: bool = False) 
 def test_nothing_is_found_in_the_kernel_as_it_is(emulated_library: Emulated) -> None:
     assert found(emulated_library) == found(emulated_library, probe=True) == ""
     assert found(emulated_library, "frame_attention_sm90") == found(emulated_library, "frame_attention_sm90", probe=True) == ""
-    assert {found(emulated_library, kernel) for kernel in ("kv_write", "modulated_norm", "gelu")} == {""}
+    kernels = ("frame_attention_fp8", "kv_write", "kv_write_fp8", "modulated_norm", "gelu")
+    assert {found(emulated_library, kernel) for kernel in kernels} == {""}
     emulated_library.settings()
 
 

@@ -9,12 +9,14 @@ from dataclasses import replace
 import oracle
 import pytest
 import test_emulated_attention as attention
+import test_emulated_fp8 as fp8
 import test_emulated_rows as rows
 import torch
 from emulated import Emulated
 from interpreted import Interpreted
 from rule import check, cos_sin, fp64, name_of
 from test_emulated_attention import CudaAttention, compare, kinds
+from test_emulated_fp8 import fp8_attention, write
 from test_row_ops import public_step
 
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
@@ -105,6 +107,46 @@ def test_attention_does_what_the_emulator_does(ptx: Interpreted, emulated_librar
     assert (out != expected).float().mean() < 0.02
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        dict(tokens=1, page_tokens=1, pages=1, frames=1, heads=3),
+        dict(tokens=70, page_tokens=77, pages=3, frames=2, heads=2),
+        dict(tokens=3, page_tokens=113, pages=2, heads=1, frames=3, pairs=0),
+        dict(tokens=9, page_tokens=520, pages=2, frames=1, heads=1),  # a tile that is cut
+    ],
+    ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()),
+)
+def test_attention_to_pages_of_float8(ptx: Interpreted, shape: dict) -> None:
+    compare(fp8_attention(ptx, **shape))
+
+
+def test_pages_of_float8_on_sm_86(ptx_of_small_tiles: Interpreted) -> None:
+    compare(fp8_attention(ptx_of_small_tiles, tokens=70, page_tokens=45, pages=2, frames=2, heads=1, bias=torch.tensor([[0.5], [-2.0]])))
+
+
+def test_small_numbers_of_float8(ptx: Interpreted) -> None:
+    fp8.test_small_numbers_beside_a_large_one(ptx, 9)
+
+
+def test_nan_in_a_page_of_float8(ptx: Interpreted) -> None:
+    fp8.test_nan_in_use_is_not_swallowed(ptx, "v")
+
+
+def test_no_bank_conflicts_of_float8(ptx: Interpreted) -> None:
+    ptx.counts()
+    fp8_attention(ptx, tokens=128, page_tokens=70, pages=2, frames=1, heads=1).run(probe=True)
+    assert ptx.counts()["other_conflicts"] == 0
+    fp8.test_no_bank_conflicts(ptx)
+
+
+def test_pages_of_float8_are_torchs_cast(ptx: Interpreted) -> None:
+    fp8.test_kv_write_is_torchs_cast(ptx, True, 5, 3, 42, 44)
+    fp8.test_kv_write_is_torchs_cast(ptx, False, 40, 5, 0, 0)
+    fp8.test_what_has_no_scale_is_nan(ptx, torch.nan)
+    fp8.test_every_bfloat16_is_cast_as_by_torch(ptx, 7)
+
+
 @dtypes
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize(
@@ -153,9 +195,12 @@ def test_every_kernel_is_run(ptx: Interpreted, ptx_of_small_tiles: Interpreted) 
         for dtype, dim in attention.KINDS:
             for probe in (False, True):
                 CudaAttention(dtype, dim=dim, tokens=3, page_tokens=3, pages=1, frames=1, heads=1, cuda=cuda).run(probe=probe)
+        for probe in (False, True):
+            fp8_attention(cuda, tokens=3, page_tokens=3, pages=1, frames=1, heads=1).run(probe=probe)
         CudaAttention(torch.bfloat16, dim=64, tokens=3, page_tokens=520, pages=2, frames=1, heads=1, cuda=cuda).run()  # a tile that is cut
     x = torch.randn(1, 2, 1, 8).bfloat16()
     ptx.kv_write(q=x, q_out=torch.empty_like(x))
+    write(ptx, x.repeat(1, 1, 1, 16), x.repeat(1, 1, 1, 16), torch.float8_e4m3fn)
     ptx.gelu(x[:, :, 0].clone())
     ptx.modulated_norm(x=x[:, :, 0], scale=torch.ones(1, 8), shift=torch.ones(1, 8), out=torch.empty(1, 2, 8).bfloat16(), eps=1e-6)
     ptx.sampler_step(level=0.9, after=0.0, sample=torch.ones(4), velocity=torch.ones(4), out=torch.empty(4))

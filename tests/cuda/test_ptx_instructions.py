@@ -129,6 +129,52 @@ def test_fma_is_rounded_once() -> None:
         assert error <= min(others) and (error < min(others) or int(result.view(np.uint32)) % 2 == 0)
 
 
+def test_fma_of_pairs_is_rounded_once() -> None:
+    """As torch rounds float64, which holds these sums exactly: ties, subnormal factors and results, overflow, NaN and the zeros' signs."""
+    words = RNG.integers(0, 1 << 32, (32, 3), dtype=np.uint32)
+    words[:8, 2] = 0x80008000
+    words[:8, 0] &= 0x87F087F0  # what a number of 8 bits becomes
+    words[:8, 1] = 0x7C007D80
+    words[8] = [0x00010001, 0x3F003F40, 0x80008000]  # subnormal numbers, half way and above
+    words[9] = [0x3F813F81, 0x3F803F88, 0x80008000]
+    words[10] = [0x7F7F7FC0, 0x40003F80, 0x00000000]
+    words[11] = [0x80000000, 0x3F803F80, 0x80008000]
+    words[12:, 0] = words[12:, 0] & 0x83FF83FF | 0x3C003C00
+    words[12:, 1] = words[12:, 1] & 0x83FF83FF | 0x3C003C00
+    words[12:, 2] = words[12:, 2] & 0x83FF83FF | 0x3C003C00
+    out, _ = execute(f"{LOAD} fma.rn.bf16x2 %r6, %r3, %r4, %r5; st.global.u32 [%d2], %r6;", column(words, 3))
+    a, b, c = (torch.from_numpy(np.ascontiguousarray(x).view(np.int16)).view(torch.bfloat16).double() for x in words.T)
+    result = torch.from_numpy(out[:, 0].copy().view(np.int16)).view(torch.bfloat16)
+    expected = (a * b + c).bfloat16()
+    assert torch.equal(result.isnan(), expected.isnan()) and expected.isnan().any()
+    there = ~expected.isnan()
+    assert torch.equal(result[there].view(torch.int16), expected[there].view(torch.int16))
+
+
+def test_bits_are_inserted() -> None:
+    data = inputs()
+    out, _ = execute(
+        f"{LOAD} bfi.b32 %r6, %r3, %r4, 5, 11; mov.b64 %d3, {{%r3, %r4}}; mov.b64 %d4, {{%r4, %r5}}; bfi.b64 %d5, %d3, %d4, 1, 32;"
+        "st.global.u32 [%d2], %r6; st.global.u64 [%d2+8], %d5;",
+        data,
+    )
+    for (a, b, c), row, wide in zip(data[:, :3].tolist(), out, out.view(np.uint64), strict=True):
+        assert row[0] == b & ~(0x7FF << 5) | (a & 0x7FF) << 5
+        assert wide[1] == (b | c << 32) & ~(0xFFFFFFFF << 1) | a << 1
+
+
+def test_bytes_are_permuted() -> None:
+    """The sign of a byte where the selector's fourth bit is set; what lies above the sixteenth bit is not looked at."""
+    data = inputs()
+    out, _ = execute(f"{LOAD} prmt.b32 %r6, %r3, %r4, %r5; prmt.b32 %r7, %r3, 0, 41600; st.global.v2.u32 [%d2], {{%r6, %r7}};", data)
+    for (a, b, selector), results in zip(data[:, :3].tolist(), out[:, :2].tolist(), strict=True):
+        for result, word, by in zip(results, (a | b << 32, a), (selector, 0xA280), strict=True):
+            for i in range(4):
+                choice = by >> 4 * i & 15
+                byte = word >> 8 * (choice & 7) & 255
+                assert result >> 8 * i & 255 == ((255 if byte >> 7 else 0) if choice & 8 else byte)
+
+
 @pytest.mark.parametrize(("element", "dtype"), [("bf16", torch.bfloat16), ("f16", torch.float16)])
 def test_pairs_are_rounded(element: str, dtype: torch.dtype) -> None:
     """The first source is the high half; to nearest as torch does it, towards zero never larger."""

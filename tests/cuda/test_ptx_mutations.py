@@ -16,8 +16,9 @@ from commands import output_of
 from emulated import BUILD, LIBRARY, AbiError
 from interpreted import KERNELS, Interpreted, compile_ptx, has_nvcc
 from ptx import Instruction, PtxError
-from rule import check
+from rule import check, name_of
 from test_emulated_attention import CudaAttention
+from test_emulated_fp8 import fp8_attention
 
 pytestmark = pytest.mark.skipif(not has_nvcc(), reason="there is no nvcc, whose PTX would be run")
 
@@ -64,6 +65,12 @@ MUTATIONS = [
     Mutation("words of a stored vector swapped", "element.cuh", "[%0], {%1, %2,", "[%0], {%2, %1,", "numbers", "gelu"),
     Mutation("half of a loaded vector", "element.cuh", "ld.global.v4.u32 {%0, %1, %2, %3}", "ld.global.v2.u32 {%0, %1}", "numbers", "gelu"),
     Mutation("halves of fp16 swapped", "element.cuh", "{low, high}", "{high, low}", "numbers", "gelu", torch.float16),
+    Mutation("signs of bytes lost", "element.cuh", "kSign = 8", "kSign = 0", "numbers", "frame_attention_fp8"),
+    Mutation(
+        "bytes of another operand", "element.cuh", "prmt.b32 %0, %1, 0, %2", "prmt.b32 %0, 0, %1, %2", "numbers", "frame_attention_fp8"
+    ),
+    Mutation("pairs of fp16 multiplied", "element.cuh", "fma.rn.bf16x2", "fma.rn.f16x2", "unknown instruction", "frame_attention_fp8"),
+    Mutation("another addend", "element.cuh", "0x80008000u", "0x3f803f80u", "numbers", "frame_attention_fp8"),
 ]
 
 
@@ -117,11 +124,16 @@ def compile_mutant(mutation: Mutation, into: Path) -> Interpreted:
     text = changed.read_text()
     assert mutation.old in text, f"{mutation.name}: what it changes is not there"
     changed.write_text(text.replace(mutation.old, mutation.new))
-    unit = sources / f"{mutation.kernel}.cu"
-    if mutation.kernel == "frame_attention":
-        element, dim = ("Bf16", 64) if mutation.dtype == torch.bfloat16 else ("Fp16", 128)
-        kernel = f"frame_attention_kernel<{element}, {dim}, 64, false>"
-        one = f"kChoices[] = {{{{DType::bfloat16, {dim}, {{{{nullptr, nullptr}}, {{{kernel}, {kernel}}}}}}}}};"
+    unit = sources / f"{mutation.kernel.removesuffix('_fp8')}.cu"
+    if mutation.kernel in ("frame_attention", "frame_attention_fp8"):
+        element, dim, keys = ("Bf16", 64, 64) if mutation.dtype == torch.bfloat16 else ("Fp16", 128, 64)
+        stored, dtype = element, name_of(mutation.dtype)
+        page_dtype = dtype
+        if mutation.kernel == "frame_attention_fp8":
+            stored, page_dtype, dim, keys = "Fp8", "float8_e4m3fn", 128, 32
+        kernel = f"frame_attention_kernel<{element}, {stored}, {dim}, {keys}, false>"
+        both = f"{{{kernel}, {kernel}}}"
+        one = f"kChoices[] = {{{{DType::{dtype}, DType::{page_dtype}, {dim}, {{{both}, {both}}}}}}};"
         text, count = re.subn(r"kChoices\[\] = .*?;", one, unit.read_text(), flags=re.DOTALL)
         assert count == 1
         unit.write_text(text)
@@ -151,6 +163,9 @@ def found(cuda: Interpreted, kernel: str, dtype: torch.dtype) -> str:
     try:
         if kernel == "frame_attention":
             attend(cuda, dtype, 64 if dtype == torch.bfloat16 else 128, 77, 2)
+        elif kernel == "frame_attention_fp8":
+            case = fp8_attention(cuda, tokens=9, page_tokens=20, pages=2, frames=1, heads=1)
+            check(case.run()[0], case.torch(), case.oracle()[0], case.dim)
         elif kernel == "frame_attention_sm90":
             attend(cuda, dtype, 128, 150, 3)
         elif kernel == "kv_write":
@@ -166,7 +181,13 @@ def found(cuda: Interpreted, kernel: str, dtype: torch.dtype) -> str:
 
 @pytest.mark.parametrize(
     ("kernel", "dtype"),
-    [("frame_attention", torch.bfloat16), ("frame_attention", torch.float16), ("kv_write", None), ("gelu", torch.bfloat16)],
+    [
+        ("frame_attention", torch.bfloat16),
+        ("frame_attention", torch.float16),
+        ("frame_attention_fp8", torch.bfloat16),
+        ("kv_write", None),
+        ("gelu", torch.bfloat16),
+    ],
 )
 def test_nothing_is_found_in_the_kernel_as_it_is(ptx: Interpreted, kernel: str, dtype: torch.dtype) -> None:
     assert found(ptx, kernel, dtype) == ""
@@ -199,7 +220,7 @@ def reports_without(cuda: Interpreted, name: str, opcode: str, kernel: str) -> l
 
 @pytest.mark.parametrize("opcode", ["bar.sync", "bar.warp.sync", "cp.async.wait_group", "cp.async.commit_group"])
 def test_each_of_them_is_missed(opcode: str, ptx: Interpreted) -> None:
-    for report in reports_without(ptx, "frame_attention_kernelINS0_4Bf16ELi64ELi64ELb0E", opcode, "frame_attention"):
+    for report in reports_without(ptx, "frame_attention_kernelINS0_4Bf16ES2_Li64ELi64ELb0E", opcode, "frame_attention"):
         assert re.search(f"race: .* are not ordered|{UNDER_WAY}|nobody waits", report), report or "nothing"
 
 

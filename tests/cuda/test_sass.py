@@ -116,6 +116,24 @@ class Tile:
         }
 
 
+class Fp8Tile(Tile):
+    """Of 32 keys of pages of 8-bit elements."""
+
+    others: ClassVar = 130 + 2 * 128
+    """Of each pair besides a shift and a mask, which are done by the same instructions as addresses."""
+
+    def floor(self) -> dict[str, int]:
+        elements = 2 * self.keys * self.dim  # of K and of V
+        pairs = elements // 2 // LANES
+        return super().floor() | {
+            "LDSM": (2 * WARP_ROWS * self.dim + elements) // 512,
+            "LDGSTS": elements // (16 * BLOCK_THREADS),
+            # Of a pair its bytes as halves with their signs, moved to where bfloat16 has them, and times the scale.
+            "PRMT": pairs,
+            "HFMA2": pairs,
+        }
+
+
 class WarpgroupTile(Tile):
     """Of the kernel of sm_90a: a warpgroup has 64 rows, another warp copies."""
 
@@ -142,8 +160,9 @@ def tile_of(function: sass.Function) -> Tile | None:
     """None for other kernels, and where the kernel is empty: each architecture has one tiling."""
     if not any(i.name in ("HMMA", "HGMMA") for i in function.body):
         return None
-    if match := re.search(r"frame_attention_kernelI\w+?ELi(\d+)ELi(\d+)ELb([01])E", function.name):
-        return Tile(int(match[1]), int(match[2]), match[3] == "1")
+    if match := re.search(r"frame_attention_kernelI\w+?[E_]Li(\d+)ELi(\d+)ELb([01])E", function.name):
+        kind = Fp8Tile if "3Fp8" in function.name else Tile
+        return kind(int(match[1]), int(match[2]), match[3] == "1")
     if match := re.search(r"frame_attention_sm90_kernelI\w+?ELb([01])E", function.name):
         return WarpgroupTile(128, 112, match[1] == "1")
     return None
@@ -162,6 +181,9 @@ def violations(function: sass.Function, tile: Tile) -> list[str]:
     found = sass.counts(turn(function, tile))
     # One of three operands does the work of two.
     found["FMNMX"] += 2 * found.pop("FMNMX3", 0)
+    # From sm_90 on a product of pairs is an instruction of its own.
+    if "HFMA2" in floor:
+        found["HFMA2"] += found.pop("HMUL2", 0)
     wrong = [
         f"{name}: {found[name]} where {least} do" for name, least in floor.items() if not least <= found[name] <= least * (1 + TOLERANCE)
     ]
@@ -200,8 +222,8 @@ def test_waiting_elsewhere_is_no_loop() -> None:
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_a_tile_takes_the_instructions_that_it_must(machine_code: list[sass.Function], architecture: str) -> None:
     kernels = {f: tile for f in machine_code if f.architecture == architecture and (tile := tile_of(f))}
-    # bfloat16 of both dims and float16 of one, without the probe and with it.
-    assert len(kernels) == 6
+    # bfloat16 of both dims, float16 of one, and pages of 8 bits, without the probe and with it.
+    assert len(kernels) == 8
     assert {f.name: wrong for f, tile in kernels.items() if (wrong := violations(f, tile))} == {}
 
 
@@ -213,7 +235,7 @@ def test_the_probe_is_free_inside_a_page(machine_code: list[sass.Function], arch
         if function.architecture == architecture and (tile := tile_of(function)):
             key = (re.sub(r"ELb[01]E", "", function.name), tile.dim, tile.keys)
             lengths.setdefault(key, {})[tile.probe] = sum(i.name not in IDLE for i in turn(function, tile))
-    assert len(lengths) == 3
+    assert len(lengths) == 4
     for key, length in lengths.items():
         assert length[True] <= length[False] * 1.03, key
 
@@ -258,6 +280,7 @@ class Mutation:
     old: str
     new: str
     finds: str
+    file: str = "frame_attention.cuh"
 
 
 SECOND = "    wait_for_copies<0>();\n    sync_block();\n    begin_next_tile();"
@@ -265,8 +288,9 @@ MUTATIONS = [
     Mutation("an array that the compiler has to keep in memory", SECOND,
              "    volatile float kept[2];\n    kept[left & 1] = bias;\n" + SECOND, "local memory"),
     Mutation("matrices of keys loaded by twos, not fours", "multiply_add<Element>(scores[half][n + 1], a[half], b[2], b[3]);",
-             "load_matrices(b, shared_ + kKeysAt + (at(key_row, key_chunk) ^ (k << 4)) + (n + 1) * 8 * kRowBytes);\n"
-             "          multiply_add<Element>(scores[half][n + 1], a[half], b[0], b[1]);", "LDSM: .* where 80 do"),
+             "load_matrices(b, keys + (chunk_at<kRowBytes>(key_row, key_chunk) ^ (k << 4)) + (n + 1) * 8 * kRowBytes);\n"
+             "          multiply_add<Element>(scores[half][n + 1], a[half], b[0], b[1]);", "LDSM: .* where 80 do",
+             "attention_products.cuh"),
     Mutation("rescaled at every tile", "if (any_lane(raise)) raise_max(high);", "raise_max(high);", "FMUL: .* where 0 do"),
     Mutation("one barrier more", SECOND, SECOND.replace("sync_block();", "sync_block();\n    sync_block();"), "BAR: 3 where 2 do"),
     Mutation("a weight computed twice", "          sum_[half][r] += first;",
@@ -287,14 +311,14 @@ def nvcc(disassembler: None) -> str:
 def compile_one(nvcc: str, into: Path, mutation: Mutation | None = None) -> sass.Function:
     """The kernel of sm_80 for bfloat16, dim 128, as the build compiles it."""
     sources = Path(shutil.copytree(ROOT / "csrc" / "cuda", into / "cuda"))
-    kernel = sources / "frame_attention.cuh"
     if mutation is not None:
+        kernel = sources / mutation.file
         text = kernel.read_text()
         assert text.count(mutation.old) == 1, f"what is to be changed is there {text.count(mutation.old)} times"
         kernel.write_text(text.replace(mutation.old, mutation.new))
     unit = into / "one.cu"
     unit.write_text("""#include "frame_attention.cuh"
-template __global__ void lolrt::cuda::frame_attention_kernel<lolrt::cuda::Bf16, 128, 64, false>(
+template __global__ void lolrt::cuda::frame_attention_kernel<lolrt::cuda::Bf16, lolrt::cuda::Bf16, 128, 64, false>(
     const __grid_constant__ lolrt::cuda::AttentionArgument);
 """)
     csrc = ROOT / "csrc"

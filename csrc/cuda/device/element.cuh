@@ -1,4 +1,4 @@
-// The 16-bit element types, as bits in 32-bit words of two, and the words and vectors that kernels move.
+// The 16-bit element types, as bits in 32-bit words of two, the 8-bit one of pages, and the words and vectors that kernels move.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,9 @@ struct Bf16 {
 };
 struct Fp16 {
   uint16_t bits;
+};
+struct Fp8 {  // e4m3fn
+  uint8_t bits;
 };
 
 // The pair in a word; the first element is in the low half.
@@ -53,6 +56,28 @@ __device__ __forceinline__ uint32_t pack<Fp16>(float first, float second) {
   uint32_t word;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;\n" : "=r"(word) : "f"(second), "f"(first));
   return word;
+}
+
+// The products of two pairs, rounded to nearest, ties to even; numbers and results may be subnormal.
+template <class Element>
+__device__ __forceinline__ uint32_t multiply_pairs(uint32_t a, uint32_t b);
+
+template <>
+__device__ __forceinline__ uint32_t multiply_pairs<Bf16>(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;\n" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000u));  // sm_80 has no mul; + -0
+  return product;
+}
+
+// Bytes First and Second of a word as two 16-bit integers with their signs; the first is in the low half.
+template <int First, int Second>
+__device__ __forceinline__ uint32_t sign_extended_bytes(uint32_t word) {
+  constexpr int kSign = 8;  // of a byte, in all bits of the result's
+  uint32_t pair;
+  asm("prmt.b32 %0, %1, 0, %2;\n"
+      : "=r"(pair)
+      : "r"(word), "n"(First | (First | kSign) << 4 | Second << 8 | (Second | kSign) << 12));
+  return pair;
 }
 
 // 16 bytes of global memory, aligned to them, in one instruction: where another branch moves the same bytes by elements, the

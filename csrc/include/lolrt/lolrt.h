@@ -59,7 +59,7 @@ LOLRT_API const char *lolrt_last_error(void);
  * Field by field the layout of DLPack's DLTensor, so that a DLTensor pointer can be passed as it is. */
 
 enum { LOLRT_DEVICE_CPU = 1, LOLRT_DEVICE_CUDA = 2 };
-enum { LOLRT_CODE_INT = 0, LOLRT_CODE_UINT = 1, LOLRT_CODE_FLOAT = 2, LOLRT_CODE_BFLOAT = 4 };
+enum { LOLRT_CODE_INT = 0, LOLRT_CODE_UINT = 1, LOLRT_CODE_FLOAT = 2, LOLRT_CODE_BFLOAT = 4, LOLRT_CODE_FLOAT8_E4M3FN = 10 };
 
 typedef struct lolrt_device {
   int32_t type;
@@ -135,8 +135,16 @@ LOLRT_API lolrt_status lolrt_window_restore(lolrt_window *window, const int64_t 
  *   CPU   K  bfloat16 [heads][ceil(tokens/16)][dim/2][16][2]         float32 [heads][ceil(tokens/16)][dim][16]
  *         V  bfloat16 [heads][ceil(dim/16)][ceil(tokens/2)][16][2]   float32 [heads][ceil(dim/16)][tokens][16]
  *   CUDA  K and V  bfloat16 or float16 [heads][tokens][dim], rows as they come
+ *         K and V  float8_e4m3fn [heads][tokens][128], then float32 [heads][2], the scales of a head's K and V
  * each part rounded up to 64 bytes. What padding holds never reaches an output. Tokens are 1 to 2^24, heads 1 to 4096;
- * dim is as for the ops. */
+ * dim is as for the ops.
+ *
+ * Pages of float8_e4m3fn, on CUDA, take the place of bfloat16 ones in half the memory. An element is x / scale, rounded to
+ * nearest, ties to even. A scale is a power of two, from 2^-100 to 2^7: the least with which no element of the head in this page
+ * passes 448, so that a scale costs no accuracy. It is NaN, and with it all that attends to the head's page, where one is not
+ * finite or passes 448 * 2^7. Elements of the 16 channels from 16 i on lie in this order:
+ *   K  0 1 8 9  2 3 10 11  4 5 12 13  6 7 14 15
+ *   V  0 8  1 9  2 10  3 11  4 12  5 13  6 14  7 15 */
 LOLRT_API lolrt_status lolrt_page_elements(int32_t device_type, lolrt_dtype dtype, int64_t tokens, int64_t heads, int64_t dim,
                                            int64_t *elements);
 
@@ -145,6 +153,7 @@ LOLRT_API lolrt_status lolrt_page_elements(int32_t device_type, lolrt_dtype dtyp
  * `dim` is even, 2..256; on CUDA it is 64 or 128, and only 128 for float16. The innermost dimension of every tensor is
  * contiguous; outer ones may be strided where it says so, and on CUDA rows of heads and pages are 16-byte aligned. Every size is
  * at least 1; tokens of a frame or a page are at most 2^24, heads at most 4096. No two elements of an output share memory.
+ * Pages are T, or on CUDA, where T is bfloat16 and dim 128, float8_e4m3fn: their tensor's type decides.
  *
  * A rotation turns channel pairs (x0, x1) = (2i, 2i + 1) by (cos, sin), in float32, rounded to T once:
  *   y0 = fma(x0, cos, -(x1 * sin)),  y1 = fma(x1, cos, x0 * sin)
@@ -164,7 +173,7 @@ typedef struct lolrt_kv_write_desc {
   const lolrt_tensor *rotation;   /* float32 [tokens, pairs, 2] of (cos, sin), or NULL: nothing is rotated */
   int64_t rotation_first_channel; /* even */
   const lolrt_tensor *q_out;      /* T [frames, tokens, heads, dim], strided */
-  const lolrt_tensor *pages;      /* T [pool_pages, page_elements], rows strided; best 64-byte aligned */
+  const lolrt_tensor *pages;      /* T or float8_e4m3fn [pool_pages, page_elements], rows strided; best 64-byte aligned */
   const lolrt_tensor *page_table; /* int32 [frames]: the page that each frame's K and V go to, all different */
   void *stream;                   /* cudaStream_t of a call on CUDA; NULL is the default stream */
 } lolrt_kv_write_desc;
@@ -178,11 +187,12 @@ typedef struct lolrt_frame_attention_desc {
   uint32_t struct_size;           /* sizeof(lolrt_frame_attention_desc) */
   float scale;                    /* positive; 0 means 1 / sqrt(dim) */
   const lolrt_tensor *q;          /* T [frames, tokens, heads, dim], strided */
-  const lolrt_tensor *pages;      /* T [pool_pages, page_elements], rows strided */
+  const lolrt_tensor *pages;      /* T or float8_e4m3fn [pool_pages, page_elements], rows strided */
   const lolrt_tensor *page_table; /* int32 [pages], 1 or more, any order */
   int64_t page_tokens;            /* tokens of a page; need not equal q's */
   const lolrt_tensor *rotation;   /* float32 [pages, frames, heads, pairs, 2], or NULL */
-  const lolrt_tensor *bias;       /* float32 [pages, heads], -inf leaves a page out for a head; or NULL */
+  const lolrt_tensor *bias;       /* float32 [pages, heads], -inf leaves a page out for a head, others count as no further from
+                                     0 than 2^24; or NULL */
   const lolrt_tensor *out;        /* T [frames, tokens, heads, dim], strided */
   const lolrt_tensor *mass;       /* float32 [pages, frames, heads]: softmax weight spent on a page, mean over the frame's
                                      queries; or NULL */

@@ -11,6 +11,9 @@ struct Bf16 {
 struct Fp16 {
   uint16_t bits;
 };
+struct Fp8 {
+  uint8_t bits;
+};
 
 template <class To, class From>
 inline To bits_as(From from) {
@@ -49,6 +52,18 @@ inline float2 unpack(uint32_t word) {
 template <class Element>
 inline uint32_t pack(float first, float second) {
   return bits_of<Element>(first) | static_cast<uint32_t>(bits_of<Element>(second)) << 16;
+}
+
+template <class Element>
+inline uint32_t multiply_pairs(uint32_t a, uint32_t b) {
+  const float2 x = unpack<Element>(a), y = unpack<Element>(b);
+  return pack<Element>(x.x * y.x, x.y * y.y);
+}
+
+template <int First, int Second>
+inline uint32_t sign_extended_bytes(uint32_t word) {
+  const auto byte = [&](int i) { return static_cast<uint32_t>(static_cast<int8_t>(word >> (8 * i))); };
+  return (byte(First) & 0xffff) | byte(Second) << 16;
 }
 
 inline uint4 load_vector(const void *global) { return *static_cast<const uint4 *>(global); }

@@ -25,6 +25,7 @@ struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
 
+inline uint32_t __float_as_uint(float value) { return __builtin_bit_cast(uint32_t, value); }
 inline float __uint_as_float(uint32_t bits) { return __builtin_bit_cast(float, bits); }
 inline int min(int a, int b) { return a < b ? a : b; }
 

@@ -29,14 +29,14 @@ def remainder(a: Array, b: Array) -> Array:
 def fused(a: Array, b: Array, c: Array) -> Array:
     """a * b + c rounded once: the product is exact in float64; the sum is rounded to odd there, so that the second rounding is right
     (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008)."""
-    product, addend = a.astype(np.float64) * b, c.astype(np.float64)
-    total = product + addend
-    back = total - product
-    error = (product - (total - back)) + (addend - back)
-    bits = total.view(np.int64)
-    step = np.where((error > 0) == (total > 0), 1, -1)
-    inexact = ((error > 0) | (error < 0)) & (bits & 1 == 0)
-    return np.where(inexact, bits + step, bits).view(np.float64).astype(np.float32)
+    return rounded_to_odd(*sum_and_error(a.astype(np.float64) * b, c.astype(np.float64))).astype(np.float32)
+
+
+def sum_and_error(a: Array, b: Array) -> tuple[Array, Array]:
+    """The rounded sum, and what it lacks."""
+    total = a + b
+    back = total - a
+    return total, (a - (total - back)) + (b - back)
 
 
 def bf16_bits(x: Array, rounding: str) -> Array:
@@ -52,6 +52,42 @@ def f16_bits(x: Array, rounding: str) -> Array:
     if rounding == "rz":
         bits = bits - (np.abs(near).astype(np.float32) > np.abs(x))
     return np.where(np.isnan(x), np.uint32(0x7FFF), bits.astype(np.uint32))
+
+
+def rounded_to_odd(total: Array, error: Array) -> Array:
+    """float64, from a sum and what its rounding left out."""
+    bits = total.view(np.int64)
+    step = np.where((error > 0) == (total > 0), 1, -1)
+    inexact = ((error > 0) | (error < 0)) & (bits & 1 == 0)
+    return np.where(inexact, bits + step, bits).view(np.float64)
+
+
+def fused_bf16(a: Array, b: Array, c: Array) -> Array:
+    """The same of pairs of bfloat16, in words; subnormal numbers are numbers."""
+
+    def half(high: bool) -> Array:
+        product, addend = (x.astype(np.float64) for x in (value(a, high) * value(b, high).astype(np.float64), value(c, high)))
+        x = rounded_to_odd(*sum_and_error(product, addend))
+        _, exponent = np.frexp(np.where(np.isfinite(x), x, 0))
+        quantum = np.ldexp(1.0, np.maximum(exponent - 1, -126) - 7)
+        return bf16_bits((np.rint(x / quantum) * quantum).astype(np.float32), "rz")
+
+    def value(word: Array, high: bool) -> Array:
+        return (word & np.uint32(0xFFFF0000) if high else word << np.uint32(16)).view(np.float32)
+
+    return half(True) << np.uint32(16) | half(False)
+
+
+def permuted_bytes(a: Array, b: Array, selector: Array) -> Array:
+    """Bytes of b:a; with the fourth bit of a selector their signs, in all bits."""
+    both = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
+    result = np.zeros(np.broadcast(a, b, selector).shape, np.uint32)
+    for i in range(4):
+        choice = (selector >> np.uint32(4 * i) & np.uint32(15)).astype(np.uint64)
+        byte = (both >> (choice & np.uint64(7)) * np.uint64(8) & np.uint64(0xFF)).astype(np.uint32)
+        byte = np.where(choice & np.uint64(8), np.where(byte >> np.uint32(7), np.uint32(0xFF), np.uint32(0)), byte)
+        result = result | byte << np.uint32(8 * i)
+    return result
 
 
 def exp2(x: Array, flush: bool) -> Array:
@@ -83,6 +119,11 @@ def negative(x: Operands, kind: str) -> Execute:
     return elementwise(x, np.negative, kind, kind)
 
 
+@instruction(r"abs\.f32")
+def magnitude(x: Operands) -> Execute:
+    return elementwise(x, np.abs, "f32", "f32")
+
+
 # .rn is what add, sub and mul do without it as well; the difference is only that the compiler may not fuse them.
 @instruction(r"(add|sub|mul)(?:\.rn)?\.(f32|f64)")
 def floats(x: Operands, name: str, kind: str) -> Execute:
@@ -103,6 +144,16 @@ def float_extreme(x: Operands, name: str) -> Execute:
 @instruction(r"fma\.rn\.f32")
 def fused_product(x: Operands) -> Execute:
     return elementwise(x, fused, "f32", "f32", "f32", "f32")
+
+
+@instruction(r"fma\.rn\.bf16x2")
+def fused_pairs(x: Operands) -> Execute:
+    return elementwise(x, fused_bf16, "b32", "b32", "b32", "b32")
+
+
+@instruction(r"prmt\.b32")
+def permutation(x: Operands) -> Execute:
+    return elementwise(x, permuted_bytes, "b32", "b32", "b32", "b32")
 
 
 @instruction(r"(rcp|sqrt)\.rn\.f32")
@@ -139,6 +190,19 @@ def shift(x: Operands, name: str, bits: str) -> Execute:
     return elementwise(x, shifted, kind, kind, "u32")
 
 
+@instruction(r"bfi\.b(32|64)")
+def inserted_bits(x: Operands, bits: str) -> Execute:
+    """The low bits of a, as many as the last operand says, in b from the bit before it on."""
+    kind = f"b{bits}"
+    dtype = TYPES[kind].type
+
+    def insert(a: Array, b: Array, first: Array, count: Array) -> Array:
+        ones = np.where(count < int(bits), (dtype(1) << count.astype(dtype)) - dtype(1), ~dtype(0)) << first.astype(dtype)
+        return b & ~ones | a << first.astype(dtype) & ones
+
+    return elementwise(x, insert, kind, kind, kind, "u32", "u32")
+
+
 COMPARISONS: dict[str, Callable[[Array, Array], Array]] = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 
 
@@ -155,6 +219,12 @@ def float_comparison(x: Operands, name: str, unordered: str) -> Execute:
         return np.where(either_nan, bool(unordered), COMPARISONS[name](a, b))
 
     return elementwise(x, compare, "pred", "f32", "f32")
+
+
+# Whether one of them is NaN, or none.
+@instruction(r"setp\.(nan|num)\.f32")
+def nan_comparison(x: Operands, name: str) -> Execute:
+    return elementwise(x, lambda a, b: (np.isnan(a) | np.isnan(b)) == (name == "nan"), "pred", "f32", "f32")
 
 
 @instruction(r"selp\.([usb](?:16|32|64)|f32)")
