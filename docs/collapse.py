@@ -222,12 +222,20 @@ frames. It sees whether heads turn to the sinks, not what the picture then does.
 
 Own frames: {"; ".join(f"{cell}: {tables.own_frames(found)}" for cell, found in base.cells.items())}.
 
+And in rollouts:
+
+{section("base", results, [*against(results["base"], "plain", "shallower", "dip", ">"), *at_own_frames(results["base"])])}
+
 ## One pair slowed down
 
 The same sweep. As in RIFLEx, the pair turns once in the 240 frames, where it would turn more often (pairs are counted from 1; RIFLEx itself
 would take 8).
 
 {section("dimension-sweep", results, against(results["dimension-sweep"], "plain", "less mass", "rise", "<"))}
+
+And in rollouts:
+
+{section("dimension", results, against(results["dimension"], "plain", "shallower", "dip", ">"))}
 
 ## Other numbers of sinks
 
@@ -260,9 +268,8 @@ where synchronised*: none in layers of which more than 40 % of the heads turn to
 {section("gates", results, held_back(gates))}
 ## Decoded video
 
-tiny, 2 videos of 240 latent frames with noise seed 0, decoded; mean [95 % interval, which with two videos is from one to the other]. Made
-by `lolrt lab rollout --prompts "a red balloon over the hills at dusk" "a white boat on the sea at night"`, whose report has the contact
-sheets. Drifts are in percent, from the first chunk to the last tenth; flow is in pixels.
+tiny, {len({row["prompt"] for row in decoded})} videos of 240 latent frames with noise seed 0, decoded; mean [95 % interval]. Made by
+`lolrt lab rollout`, whose report has the contact sheets. Drifts are in percent, from the first chunk to the last tenth; flow is in pixels.
 
 {pictures_table(decoded)}
 
@@ -276,41 +283,45 @@ Explained:
 - Sink-collapse is there, at the frames that the real part of the phase kernel predicts, in the picture and in the attention, and moving the
   frame number alone brings it about.
 - It is not the accident of one training: the second model falls back at 132 and 201, and jitter makes that shallower, as in the first.
-  There stratified jitter beats drawn jitter in the picture too, and Sink-Collapse tells jitter from plain RoPE, neither of which holds on
-  `tiny`.
-- More jitter and more jittered heads turn fewer heads to the sinks: at every step from one share to the next, and at five of the ten steps
+  There stratified jitter beats drawn jitter in the picture too, which is not told apart on `tiny`.
+- More jitter and more jittered heads turn fewer heads to the sinks: at every step from one share to the next, and at six of the ten steps
   of sigma, because each step is compared within the same draws; no step goes the other way. In the picture a sigma of 0.5 and more is told
-  apart from none, 0.4 and less is not, and all heads are better than three quarters of them, as LoL says.
+  apart from none, 0.4 and less is not; and all heads from none, but no share from the next: that all heads are better than three quarters
+  of them, as LoL says, is so on average and not told apart.
 - Drawn jitter takes the fall at 201 away in most draws, hardly that at 132: with four heads, a draw is a lottery.
 - Under jitter that is spread evenly heads turn to the sinks less than under jitter that is drawn, here, with four heads, where it also
   shifts bases further than most draws do. That pictures then fall back less is not told apart: orders of the same
-  bases differ as well. Chosen bases of the same shift (least ripple), and draws for every layer, turn fewer heads than one draw for all
-  layers: four heads have too few bases for the phases of a bad draw to part. **Both together**, bases that are spread evenly over
-  all heads of all layers (`--spread stratified --scope layer`), fall back less than LoL's draws in the picture too, on both models, at a
-  motion that is not told apart.
-- Rivals do as LoL's table 1 has it. PI and YaRN fall back less at 132 and 201 and lose a third to two thirds of the motion; RIFLEx is not
-  told apart from plain RoPE; NTK loses little motion and moves the fall: its videos fall back together at 188 (snap-back test), where its
-  kernel has its next highest maximum.
-- No single pair that is slowed down makes heads turn less, as LoL says of its videos.
+  bases differ as well. Draws for every layer turn fewer heads than one draw for all layers: four heads have too few bases for the phases
+  of a bad draw to part. Two choices fall back less than LoL's draws in the picture too, at a motion that is not told apart: bases of least
+  ripple, of the same shift, on `tiny`, which were not run on the second model; and, on both models, bases that are **spread evenly over
+  all heads of all layers** (`--spread stratified --scope layer`).
+- Rivals do as LoL's table 1 has it. PI and YaRN fall back less at 132 and 201 and lose a third to two thirds of the motion; RIFLEx is
+  hardly shallower than plain RoPE, and deeper than drawn jitter; NTK loses less motion and moves the fall: its videos fall back together at {(rivals.cells["NTK"].snap_back or [0])[0]:.0f}
+  (snap-back test).
+- No single pair that is slowed down makes heads turn less, or pictures fall back less, as LoL says of its videos.
 - With one sink, three or five there is collapse, deeper the more there are, though heads turn more to a single one.
 - Another base for all heads moves the turn to the sinks to where its own kernel is highest, and ends it nowhere, as LoL says: at 6000,
   16000 and 20000 it is at their own frames and no longer at 132 and 201; 8000 shares 132 with plain RoPE; at 12000, whose own frames are
-  106 and 163, heads turn less there than at 132 and 201 still.
+  106 and 163, heads turn less there than at 132 and 201 still. In rollouts the picture follows at 6000, 8000 and 20000, where it falls back
+  at their own frames; at 12000 and 16000 it does not fall back further there than elsewhere, but the snap-back test finds the videos of
+  every base falling back together at some frame.
 - **A gate where the kernel predicts the return** is better than drawn jitter in the picture, on both models, at a motion that is not told
   apart: plain RoPE with the sinks left out there and nowhere else falls back at 132 and 201 no more than elsewhere, though the chunks
   beside the ones that are shut still turn to the sinks (the rise). LoL names that as an outlook, for training; here it is inference alone.
   A gate where a probe sees heads synchronise does as well on `tiny`, and is no better than drawn jitter on the second model, which still
-  falls back under it. A constant bias of -2 nats does as well on `tiny`, and was not run on the second. Nor were jitter and gate together.
-- **Positions in the window** are not in LoL's tables. They fall back less than drawn jitter, at a motion that is not told apart from plain
-  RoPE's, and do not depend on the frame number by construction. They are told apart from LoL's draws, not from no sinks at all, and what
-  a larger model, trained on absolute positions, makes of them was not run.
+  falls back under it. A constant bias of -2 nats is better than plain RoPE and not told apart from drawn jitter. Both together, a gate that
+  shuts where heads synchronise beside drawn jitter, is not told apart from the jitter alone; beside stratified jitter it falls back less
+  than drawn jitter, and no less than gate or bases alone.
+- **Positions in the window**, and sinks that follow at a distance of 20 frames, are not in LoL's tables. Both fall back less than drawn
+  jitter, at a motion that is not told apart from plain RoPE's, and do not depend on the frame number by construction. What a larger model,
+  trained on absolute positions, makes of them was not run.
 
 Null results, and results that are too weak to act on:
 
 - Motion: no jitter is told apart from plain RoPE in latent motion on `tiny`; on the second model stratified jitter moves 3 % less, and
   drawn jitter is not told apart. LoL's trade-off between collapse and motion is a matter of a few per cent here, if there is one.
-- Sink-Collapse, the largest fall of a video anywhere, hardly tells policies apart on `tiny`, perhaps because its scenes come back to
-  their opening by themselves (without sinks it is 51): measure at predicted frames, against elsewhere.
+- Sink-Collapse, the largest fall of a video anywhere, tells jitter from plain RoPE by 3 or 4 of 64 on `tiny`, perhaps because its scenes
+  come back to their opening by themselves (without sinks it is 51): measure at predicted frames, against elsewhere.
 - There is no `sigma="auto"`: what beats drawn jitter here is no choice of sigma, but stratified bases by layer, a gate, or positions in the
   window, which were not compared with each other. On a model with more heads and layers draws are less of a lottery: this is no ground to
   prefer any of them on Wan, and all are there to be tried.
@@ -325,8 +336,7 @@ More videos and draws than in the tables:
 
 They share rollouts (`-o` names the folder that keeps them), `--jobs` takes more cores, and `--cells` picks rows. Further:
 
-- Other bases and single pairs in rollouts, which were seen by the sweep alone.
-- More than two decoded videos a policy; motion above is that of latents.
+- More than one seed of decoded videos; motion above is that of latents.
 - A published checkpoint: `lolrt lab rollout --model PATH --policies sigma=0 sigma=0.8 --prompts "..." --latents`, two rollouts of 80
   chunks. One layer of the 1.3B model takes 13 s a chunk on two cores with AVX512-BF16 ([benchmarks.md](benchmarks.md)); thirty would take
   about {2 * 80 * 30 * 13 / 3600:.0f} hours there: a job for a GPU or a larger machine.
