@@ -332,8 +332,8 @@ Explained:
 Null results, and results that are too weak to act on:
 
 - Motion: no jitter is told apart from plain RoPE in latent motion on `tiny`, where the flow of decoded video is 2 to 3 % less; on the
-  second model stratified jitter moves 3 % less, and drawn jitter is not told apart. LoL's trade-off between collapse and motion is a matter of a
-  few per cent here, if there is one.
+  second model stratified jitter moves 3 % less, and drawn jitter is not told apart. LoL's trade-off between collapse and motion is a matter
+  of a few per cent here, if there is one.
 - Sink-Collapse, the largest fall of a video anywhere, tells jitter from plain RoPE by 3 or 4 of 64 on `tiny`, perhaps because its scenes
   come back to their opening by themselves (without sinks it is 51): measure at predicted frames, against elsewhere.
 - There is no `sigma="auto"`: what beats drawn jitter here is no choice of sigma, but stratified bases by layer, a gate, or positions in the
