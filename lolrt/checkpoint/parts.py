@@ -26,8 +26,8 @@ else:
     import tomli as tomllib
 
 INDEX = (".safetensors.index.json", ".bin.index.json")
-SUFFIXES = (".safetensors", ".pt", ".pth", ".safetensors.index.json")
-TORCH = re.compile(r"(diffusion_)?pytorch_model.*\.bin(\.index\.json)?")  # as transformers and diffusers write pickles
+SUFFIXES = (".safetensors", ".pt", ".pth", INDEX[0])
+HUB_PICKLES = re.compile(r"(diffusion_)?pytorch_model.*\.bin(\.index\.json)?")  # as transformers and diffusers write pickles
 TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 # What may be said of a model as a whole, its type, and what else it has to be.
@@ -158,7 +158,7 @@ def _weights(folder: Path) -> Iterator[Path]:
     """
     everything = sorted(path for place in ("*", "*/*") for path in folder.glob(place) if path.is_file())
     safe = {path.parent for path in everything if path.suffix == ".safetensors"}
-    files = [path for path in everything if path.name.endswith(SUFFIXES) or (TORCH.fullmatch(path.name) and path.parent not in safe)]
+    files = [path for path in everything if path.name.endswith(SUFFIXES) or (HUB_PICKLES.fullmatch(path.name) and path.parent not in safe)]
     listed = {path.parent / name for path in files if path.name.endswith(INDEX) for name in _weight_map(path).values()}
     return (path for path in files if path not in listed)
 

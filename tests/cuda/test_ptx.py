@@ -15,7 +15,7 @@ import torch
 from emulated import Emulated
 from interpreted import Interpreted
 from rule import check, cos_sin, fp64, name_of
-from test_emulated_attention import CudaAttention, compare, kinds
+from test_emulated_attention import SHAPES, CudaAttention, compare, kinds, name_of_shape
 from test_emulated_fp8 import fp8_attention, write
 from test_row_ops import public_step
 
@@ -23,18 +23,7 @@ dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=n
 
 
 @kinds
-@pytest.mark.parametrize(
-    "shape",
-    [
-        dict(tokens=1, page_tokens=1, pages=1, frames=1, heads=3),
-        dict(tokens=70, page_tokens=77, pages=3, frames=2),  # a block of two frames, a tail in the tile's first half
-        dict(tokens=150, page_tokens=64, pages=2, frames=1, heads=1),  # two blocks, whole tiles
-        dict(tokens=3, page_tokens=113, pages=2, heads=1, frames=7, pairs=0),
-        dict(tokens=5, page_tokens=31, pages=2, heads=1, pairs=32),
-        dict(tokens=2, page_tokens=9, pages=2, heads=1, frames=70, pairs=1),  # 64 frames in a block
-    ],
-    ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()),
-)
+@pytest.mark.parametrize("shape", SHAPES[1:7], ids=name_of_shape)
 def test_attention_matches_the_oracle(ptx: Interpreted, dtype: torch.dtype, dim: int, shape: dict) -> None:
     compare(CudaAttention(dtype, dim=dim, cuda=ptx, **shape))
 
