@@ -1,4 +1,4 @@
-"""The C ABI with the emulator as its CUDA half: `tests/cuda/CMakeLists.txt` builds liblolrt_cuda.so from csrc/cuda and csrc/simt, and a
+"""The C ABI with the emulator as its CUDA half: `tests/cuda/CMakeLists.txt` builds liblolrt_cuda.so from csrc/cuda and simt, and a
 copy of liblolrt.so beside it loads that when a tensor says that it is on CUDA. Here such tensors are torch's on the CPU.
 
 What is emulated is not run on a GPU: see docs/gpu.md for what the emulator checks and what it cannot know.
@@ -20,6 +20,7 @@ from lolrt import _core
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "emulated"
+SIMT = ROOT / "tests" / "cuda" / "simt"
 LIBRARY = Path(lolrt.__file__).parent / "lib" / "liblolrt.so"
 
 CUDA = 2
@@ -137,7 +138,7 @@ class Emulated:
         return dict(zip(names, values, strict=True))
 
     def runs_with(self, runner: Any) -> None:
-        """What runs launches in the emulator's place, a `Runner` of csrc/simt/simt.h; None: the emulator again."""
+        """What runs launches in the emulator's place, a `Runner` of tests/cuda/simt/simt.h; None: the emulator again."""
         self._simt.lolrt_simt_runner(runner)
 
     def launch(self, kept: ctypes.Structure) -> None:

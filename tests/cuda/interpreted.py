@@ -33,7 +33,7 @@ def has_nvcc() -> bool:
 
 
 class Asked(ctypes.Structure):
-    """`Launch` of csrc/simt/simt.h."""
+    """`Launch` of tests/cuda/simt/simt.h."""
 
     _fields_ = (
         ("kernel", ctypes.c_void_p),

@@ -20,7 +20,7 @@ import test_emulated_fp8 as casts
 import test_emulated_rows as rows
 import torch
 from commands import output_of
-from emulated import BUILD, LIBRARY, ROOT, AbiError, Emulated
+from emulated import BUILD, LIBRARY, ROOT, SIMT, AbiError, Emulated
 from rule import check, fp64
 from test_emulated_attention import CudaAttention
 from test_emulated_fp8 import Fp8Attention
@@ -369,7 +369,7 @@ def compile_mutant(mutation: Mutation, into: Path) -> Emulated:
         unit.write_text(text.replace("kernel_of<Fp16>", "kernel_of<Bf16>").replace(chosen, one))
     csrc = ROOT / "csrc"
     output_of(
-        "g++", *FLAGS, f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{csrc / 'simt'}", f"-I{sources}", "-c", unit, "-o", into / "mutant.o"
+        "g++", *FLAGS, f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{SIMT}", f"-I{sources}", "-c", unit, "-o", into / "mutant.o"
     )
     others = [path for path in BUILD.rglob("lolrt_cuda.dir/**/*.o") if path.name != f"{unit.name}.o"]
     output_of("g++", "-shared", into / "mutant.o", *others, "-o", into / "liblolrt_cuda.so")

@@ -247,4 +247,4 @@ def test_all_fences_of_products_but_one_are_missed(ptx_of_sm90: Interpreted) -> 
 
 def test_the_emulator_compiles_none_of_these_files(ptx: Interpreted) -> None:
     headers = output_of("ninja", "-C", BUILD, "-t", "deps")
-    assert "csrc/simt/device/matrix.cuh" in headers and "csrc/cuda/device" not in headers
+    assert "cuda/simt/device/matrix.cuh" in headers and "csrc/cuda/device" not in headers

@@ -1,6 +1,6 @@
 """An interpreter of PTX on NumPy: it runs what nvcc has made of the kernels, instruction by instruction, without a GPU.
 
-The emulator (csrc/simt) compiles the kernels' C++ with its own `device` headers; here the inline PTX of csrc/cuda/device and the
+The emulator (tests/cuda/simt) compiles the kernels' C++ with its own `device` headers; here the inline PTX of csrc/cuda/device and the
 compiler's own code run, so that a swapped operand or a wrong modifier shows. Text -> `parse` -> `program` (basic blocks of
 instructions, made by the families: `arithmetic`, `moves`, `warps`, `copies`, `matrices`, and those of sm_90a, `barriers`, `boxes`,
 `warpgroups`) -> `machine`, which runs all threads of some blocks side by side on `memory` and `shared`. An instruction that no family
