@@ -1,0 +1,128 @@
+"""Whether two commits compute the same bits: hashes of streams of `tiny`, as this tree and another commit make them.
+
+    python -m bench.bits            # the hashes of this tree, a line a stream
+    python -m bench.bits COMMIT     # builds COMMIT in build/bits, runs this file there, and names the streams that differ
+
+Only calls that both commits have may be used here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pybind11
+import torch
+
+import lolrt
+from lolrt import Rope, Sampler, SinkGate, Window
+
+ROOT = Path(__file__).parents[1]
+CHUNKS = 6  # the window of 12 frames is full from the fourth on
+
+PLAIN = Rope(sigma=0)
+OPTIONS = {
+    "plain": {"rope": PLAIN},
+    "jitter": {},
+    "jitter by layer": {"rope": Rope(scope="layer", spread="stratified")},
+    "window positions": {"rope": Rope(positions="window", sigma=0)},
+    "anchored, YaRN": {"rope": Rope(positions="anchored", frequencies="yarn", stretch=4)},
+    "gate, always": {"window": Window(gate=SinkGate(-2.0))},
+    "gate, realigned": {"rope": PLAIN, "window": Window(gate=SinkGate(-torch.inf, "realigned", kernel_level=-1, after_frames=15))},
+    "gate, synchronised": {"rope": PLAIN, "window": Window(gate=SinkGate(-torch.inf, "synchronised", head_share=0.1))},
+    "recall": {"window": Window(recall_frames=3, store_frames=6)},
+    "probe": {"probe": True},
+    "no sinks": {"window": Window(sink_frames=0, recent_frames=6)},
+    "frame-wise": {"window": Window(recent_frames=6, chunk_frames=1)},
+    "renoise": {"sampler": Sampler(timesteps=(1000, 750, 500, 250), method="renoise", context_noise=0.1)},
+    "far away": {"start_frame": 10**9},
+}
+
+
+def streams(pipe: lolrt.Pipeline) -> Iterator[tuple[str, lolrt.LatentStream, Callable[[int], None]]]:
+    """Name, stream, and what happens before its chunk i."""
+    first, second = pipe.example_prompts[:2]
+    for name, options in OPTIONS.items():
+        yield name, pipe.latent_stream(first, seed=7, **options), lambda i: None
+    for recache in "window", "sinks", "none":
+        stream = pipe.latent_stream(first, seed=7)
+
+        def switch(i: int, stream: lolrt.LatentStream = stream, recache: str = recache) -> None:
+            if i == 3:
+                stream.set_prompt(pipe.encode_text(second), recache=recache, over_chunks=2)
+
+        yield f"prompt switch, recache {recache}", stream, switch
+    ramp = torch.arange(pipe.height * pipe.width * 3, dtype=torch.int64).view(pipe.height, pipe.width, 3)
+    clip = [((ramp // 7 + 5 * i) % 256).to(torch.uint8) for i in range(14)]
+    for name, frames in ("an image", clip[:1]), ("a video", clip):
+        yield f"start from {name}", pipe.latent_stream(first, seed=7, start=pipe.encode_video(frames)), lambda i: None
+
+
+def digest(tensors: list[torch.Tensor]) -> str:
+    whole = hashlib.sha256()
+    for tensor in tensors:
+        whole.update(tensor.contiguous().numpy().tobytes())
+    return whole.hexdigest()[:16]
+
+
+def hashes() -> dict[str, str]:
+    lolrt.set_threads(1)  # torch's products depend on how many there are
+    found = {}
+    for dtype in torch.float32, torch.bfloat16:
+        pipe = lolrt.load("tiny", dtype)
+        few = dtype == torch.bfloat16  # slow where the CPU does not multiply it, and on the same paths
+        for name, stream, before in itertools.islice(streams(pipe), 2 if few else None):
+            tensors = []
+            for i in range(CHUNKS):
+                before(i)
+                chunk = next(stream)
+                tensors += [chunk.latents] if chunk.mass is None else [chunk.latents, chunk.mass]
+            found[f"{str(dtype).removeprefix('torch.')}, {name}"] = digest(tensors)
+        video = pipe.stream(pipe.example_prompts[0], seed=7)
+        found[f"{str(dtype).removeprefix('torch.')}, video frames"] = digest([next(video).frames for _ in range(3)])
+    return found
+
+
+def built(commit: str) -> Path:
+    """The commit's tree, with its library."""
+    sha = subprocess.run(["git", "rev-parse", "--verify", f"{commit}^{{commit}}"], cwd=ROOT, check=True, capture_output=True, text=True)
+    tree = ROOT / "build" / "bits" / sha.stdout.strip()
+    if not tree.exists():
+        subprocess.run(["git", "worktree", "prune"], cwd=ROOT, check=True)
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", tree, sha.stdout.strip()], cwd=ROOT, check=True)
+    options = ["-DLOLRT_PYTHON=ON", "-DLOLRT_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    output = sys.stderr
+    subprocess.run(["cmake", "-S", tree, "-B", tree / "build", *options], check=True, stdout=output)
+    subprocess.run(["cmake", "--build", tree / "build", "--parallel"], check=True, stdout=output)
+    subprocess.run(["cmake", "--install", tree / "build", "--prefix", tree / "lolrt"], check=True, stdout=output)
+    return tree
+
+
+def hashes_of(commit: str) -> dict[str, str]:
+    tree = built(commit)
+    code = f"import runpy; runpy.run_path({str(Path(__file__))!r}, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tree)}, cwd=tree, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return dict(line.split("  ", 1)[::-1] for line in done.stdout.splitlines())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.bits", description="Compares the bits that two commits compute.")
+    parser.add_argument("commit", metavar="COMMIT", nargs="?", help="what to compare this tree with")
+    commit = parser.parse_args().commit
+    here = hashes()
+    there = hashes_of(commit) if commit else {}
+    for name, value in here.items():
+        print(f"{value}  {name}" + ("" if not commit else "  same" if there.get(name) == value else f"  DIFFERS from {there.get(name)}"))
+    return int(commit is not None and here != there)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
