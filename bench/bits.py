@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import pybind11
 import torch
@@ -24,17 +25,19 @@ import lolrt
 from lolrt import Rope, Sampler, SinkGate, Window
 
 ROOT = Path(__file__).parents[1]
+Recache = Literal["window", "sinks", "none"]
+RECACHES: tuple[Recache, ...] = get_args(Recache)
 CHUNKS = 6  # the window of 12 frames is full from the fourth on
 
 PLAIN = Rope(sigma=0)
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {"rope": PLAIN},
     "jitter": {},
     "jitter by layer": {"rope": Rope(scope="layer", spread="stratified")},
     "window positions": {"rope": Rope(positions="window", sigma=0)},
     "anchored, YaRN": {"rope": Rope(positions="anchored", frequencies="yarn", stretch=4)},
     "gate, always": {"window": Window(gate=SinkGate(-2.0))},
-    "gate, realigned": {"rope": PLAIN, "window": Window(gate=SinkGate(-torch.inf, "realigned", kernel_level=-1, after_frames=15))},
+    "gate, realigned": {"rope": PLAIN, "window": Window(gate=SinkGate(-torch.inf, "realigned", kernel_level=-1, after_frames=9))},
     "gate, synchronised": {"rope": PLAIN, "window": Window(gate=SinkGate(-torch.inf, "synchronised", head_share=0.1))},
     "recall": {"window": Window(recall_frames=3, store_frames=6)},
     "probe": {"probe": True},
@@ -50,10 +53,10 @@ def streams(pipe: lolrt.Pipeline) -> Iterator[tuple[str, lolrt.LatentStream, Cal
     first, second = pipe.example_prompts[:2]
     for name, options in OPTIONS.items():
         yield name, pipe.latent_stream(first, seed=7, **options), lambda i: None
-    for recache in "window", "sinks", "none":
+    for recache in RECACHES:
         stream = pipe.latent_stream(first, seed=7)
 
-        def switch(i: int, stream: lolrt.LatentStream = stream, recache: str = recache) -> None:
+        def switch(i: int, stream: lolrt.LatentStream = stream, recache: Recache = recache) -> None:
             if i == 3:
                 stream.set_prompt(pipe.encode_text(second), recache=recache, over_chunks=2)
 
@@ -96,7 +99,12 @@ def built(commit: str) -> Path:
     if not tree.exists():
         subprocess.run(["git", "worktree", "prune"], cwd=ROOT, check=True)
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", tree, sha.stdout.strip()], cwd=ROOT, check=True)
-    options = ["-DLOLRT_PYTHON=ON", "-DLOLRT_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    options = [
+        "-DLOLRT_PYTHON=ON",
+        "-DLOLRT_CUDA=OFF",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+    ]
     output = sys.stderr
     subprocess.run(["cmake", "-S", tree, "-B", tree / "build", *options], check=True, stdout=output)
     subprocess.run(["cmake", "--build", tree / "build", "--parallel"], check=True, stdout=output)

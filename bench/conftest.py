@@ -16,7 +16,7 @@ from lolrt.bench.measure import FULL, QUICK
 from lolrt.bench.probes import Probes
 from lolrt.bench.row import Row
 from lolrt.bench.run import compiles, race, selected, thread_counts
-from lolrt.threads import set_threads
+from lolrt.ops.threads import set_threads
 
 # Set by `python -m bench`, together with the variables of an instruction set.
 QUICK_RUN = os.environ.get("LOLRT_BENCH_QUICK") == "1"

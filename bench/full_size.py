@@ -20,12 +20,12 @@ import torch
 import lolrt
 from bench import stages
 from lolrt.bench.machine import describe
-from lolrt.cache import Window
 from lolrt.checkpoint.inspect import size
 from lolrt.checkpoint.synth import synth
-from lolrt.memory import plan_model
+from lolrt.engine.kv_window import Window
+from lolrt.engine.memory_plan import plan_model
+from lolrt.media.writer import VideoWriter
 from lolrt.pipeline import preferred_dtype
-from lolrt.video import VideoWriter
 
 WINDOW = Window()
 PROMPT = "a red balloon over the hills at dusk"

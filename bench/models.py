@@ -19,10 +19,10 @@ import lolrt
 from bench.published import PublishedDiT, PublishedStream
 from lolrt.bench.cases import BF16, FP32, Case, Trial, random
 from lolrt.bench.measure import Run
-from lolrt.cache import KVCache, Window
-from lolrt.dit import CausalDiT, DiTConfig
-from lolrt.rope import Rope, rotation_tables, spatial_rotation
-from lolrt.sampler import Sampler
+from lolrt.engine.kv_window import KVCache, Window
+from lolrt.engine.sampler import Sampler
+from lolrt.models.dit import CausalDiT, DiTConfig
+from lolrt.positions.rope import Rope, rotation_tables, spatial_rotation
 
 PLAIN = Rope(sigma=0.0)
 WINDOW = Window()

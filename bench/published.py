@@ -27,10 +27,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from lolrt.cache import Window
-from lolrt.dit import DiTConfig
-from lolrt.noise import Noise, NoiseSource
-from lolrt.sampler import Sampler
+from lolrt.engine.kv_window import Window
+from lolrt.engine.noise import Noise, NoiseSource
+from lolrt.engine.sampler import Sampler
+from lolrt.models.dit import DiTConfig
 
 # The public code's table of positions ends here; a stream of it cannot go on.
 POSITIONS = 1024

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import lolrt
 from lolrt import ops
-from lolrt.video import VideoWriter
+from lolrt.media.writer import VideoWriter
 
 # What is replaced, by stage: owner and attribute.
 STAGES: dict[str, tuple[tuple[Any, str], ...]] = {

@@ -20,11 +20,11 @@ import torch
 
 import lolrt
 from lolrt.bench.machine import describe
-from lolrt.cache import Window
-from lolrt.codec import Codec, State
-from lolrt.memory import codec_memory
-from lolrt.switch import RECACHES
-from lolrt.taehv import TAEHV, TAEHVConfig
+from lolrt.engine.kv_window import Window
+from lolrt.engine.memory_plan import codec_memory
+from lolrt.models.vae.codec import Codec, State
+from lolrt.models.vae.taehv import TAEHV, TAEHVConfig
+from lolrt.session.prompt_switch import RECACHES
 
 ROUNDS = 5
 MIB = 1 << 20

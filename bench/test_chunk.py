@@ -15,9 +15,9 @@ from bench.conftest import BEST_ISA, QUICK_RUN
 from bench.models import ONE_LAYER, embedded
 from lolrt import _core
 from lolrt.bench.machine import cores
-from lolrt.cache import Window
-from lolrt.stream import Stream
-from lolrt.threads import set_threads
+from lolrt.engine.kv_window import Window
+from lolrt.ops.threads import set_threads
+from lolrt.session.stream import Stream
 
 pytestmark = pytest.mark.skipif(not BEST_ISA, reason="of the best kernels only")
 BF16 = torch.bfloat16

@@ -20,7 +20,7 @@ from lolrt.lab.phase import phase_table
 from lolrt.lab.plans import EXPERIMENTS, Setting
 from lolrt.lab.results import Result
 from lolrt.lab.statistics import difference, interval
-from lolrt.rope import Rope
+from lolrt.positions.rope import Rope
 
 DOCS = Path(__file__).parent
 KEPT = DOCS / "collapse"

@@ -2,7 +2,7 @@
 
 sheet: frames of the demo and of the model's example prompts. collapse: 12 rollouts of 240 latent frames each (a prompt and a noise
 seed each), the same ones with plain RoPE and with jitter: attention mass on the sink frames, and distance of the latents to them, as
-`lolrt.lab.measures` defines them. falls: of docs/collapse.md, decoded videos of the same policies, and what was measured on them.
+`lolrt.measures` defines them. falls: of docs/collapse.md, decoded videos of the same policies, and what was measured on them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import lolrt
-from lolrt.lab import measures
+from lolrt import measures
 from lolrt.lab.plots import pyplot
 from lolrt.lab.rollout import Folder, Plan, Video, predicted_frames, run
 from lolrt.lab.statistics import interval

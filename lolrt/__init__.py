@@ -15,57 +15,57 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lolrt.cache import Window as Window
     from lolrt.checkpoint import load_dit as load_dit
     from lolrt.checkpoint import load_taehv as load_taehv
     from lolrt.checkpoint import load_vae as load_vae
-    from lolrt.dit import CausalDiT as CausalDiT
-    from lolrt.dit import DiTConfig as DiTConfig
-    from lolrt.embeddings import EmbeddingFile as EmbeddingFile
+    from lolrt.engine.kv_window import Window as Window
+    from lolrt.engine.noise import Noise as Noise
+    from lolrt.engine.sampler import Sampler as Sampler
     from lolrt.errors import CheckpointError as CheckpointError
     from lolrt.errors import Error as Error
     from lolrt.errors import OutputError as OutputError
     from lolrt.errors import PromptError as PromptError
-    from lolrt.gate import SinkGate as SinkGate
-    from lolrt.noise import Noise as Noise
+    from lolrt.media.writer import VideoWriter as VideoWriter
+    from lolrt.models.dit import CausalDiT as CausalDiT
+    from lolrt.models.dit import DiTConfig as DiTConfig
+    from lolrt.models.vae.layers import VAEConfig as VAEConfig
+    from lolrt.models.vae.taehv import TAEHV as TAEHV
+    from lolrt.models.vae.wan import CausalVAE as CausalVAE
     from lolrt.ops import attention as attention
+    from lolrt.ops.threads import set_threads as set_threads
     from lolrt.pipeline import Pipeline as Pipeline
     from lolrt.pipeline import load as load
     from lolrt.pipeline import load_text as load_text
-    from lolrt.rope import Rope as Rope
-    from lolrt.sampler import Sampler as Sampler
-    from lolrt.stream import Chunk as Chunk
-    from lolrt.stream import LatentChunk as LatentChunk
-    from lolrt.stream import LatentStream as LatentStream
-    from lolrt.stream import Stream as Stream
-    from lolrt.switch import SwitchLatency as SwitchLatency
-    from lolrt.taehv import TAEHV as TAEHV
-    from lolrt.threads import set_threads as set_threads
-    from lolrt.vae import CausalVAE as CausalVAE
-    from lolrt.vae_layers import VAEConfig as VAEConfig
-    from lolrt.video import VideoWriter as VideoWriter
+    from lolrt.positions.rope import Rope as Rope
+    from lolrt.positions.sink_gate import SinkGate as SinkGate
+    from lolrt.session.prompt_switch import SwitchLatency as SwitchLatency
+    from lolrt.session.stream import Chunk as Chunk
+    from lolrt.session.stream import LatentChunk as LatentChunk
+    from lolrt.session.stream import LatentStream as LatentStream
+    from lolrt.session.stream import Stream as Stream
+    from lolrt.text.embeddings import EmbeddingFile as EmbeddingFile
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "cache": ("Window",),
     "checkpoint": ("load_dit", "load_taehv", "load_vae"),
-    "dit": ("CausalDiT", "DiTConfig"),
-    "embeddings": ("EmbeddingFile",),
+    "engine.kv_window": ("Window",),
+    "engine.noise": ("Noise",),
+    "engine.sampler": ("Sampler",),
     "errors": ("CheckpointError", "Error", "OutputError", "PromptError"),
-    "gate": ("SinkGate",),
-    "noise": ("Noise",),
+    "media.writer": ("VideoWriter",),
+    "models.dit": ("CausalDiT", "DiTConfig"),
+    "models.vae.layers": ("VAEConfig",),
+    "models.vae.taehv": ("TAEHV",),
+    "models.vae.wan": ("CausalVAE",),
     "ops": ("attention",),
+    "ops.threads": ("set_threads",),
     "pipeline": ("Pipeline", "load", "load_text"),
-    "rope": ("Rope",),
-    "sampler": ("Sampler",),
-    "stream": ("Chunk", "LatentChunk", "LatentStream", "Stream"),
-    "switch": ("SwitchLatency",),
-    "taehv": ("TAEHV",),
-    "threads": ("set_threads",),
-    "vae": ("CausalVAE",),
-    "vae_layers": ("VAEConfig",),
-    "video": ("VideoWriter",),
+    "positions.rope": ("Rope",),
+    "positions.sink_gate": ("SinkGate",),
+    "session.prompt_switch": ("SwitchLatency",),
+    "session.stream": ("Chunk", "LatentChunk", "LatentStream", "Stream"),
+    "text.embeddings": ("EmbeddingFile",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -13,25 +13,25 @@ import torch
 from torch import Tensor
 
 from lolrt import _core
-from lolrt.cache import Window
 from lolrt.checkpoint import Parts, find_parts, load_dit, load_taehv, load_vae
 from lolrt.checkpoint.folder import WAN_SETTINGS
-from lolrt.codec import Codec, State
-from lolrt.device import upload, usable
-from lolrt.dit import CausalDiT
-from lolrt.embeddings import cache_folder
+from lolrt.engine.kv_window import Window
+from lolrt.engine.noise import Noise
+from lolrt.engine.sampler import Sampler
 from lolrt.errors import Error
-from lolrt.noise import Noise
-from lolrt.rope import Rope
-from lolrt.sampler import Sampler
-from lolrt.stream import LatentStream, Stream
-from lolrt.text import TextEncoder, VocabularyEncoder
-from lolrt.tiles import Tiled
-from lolrt.umt5 import CachedUMT5
+from lolrt.models.dit import CausalDiT
+from lolrt.models.vae.codec import Codec, State
+from lolrt.models.vae.tiles import Tiled
+from lolrt.ops.device import upload, usable
+from lolrt.positions.rope import Rope
+from lolrt.session.stream import LatentStream, Stream
+from lolrt.text.embeddings import cache_folder
+from lolrt.text.encoder import TextEncoder, VocabularyEncoder
+from lolrt.text.umt5 import CachedUMT5
 
 VAEChoice = Literal["full", "tiny"]
 
-MODELS = Path(__file__).parent / "models"
+MODELS = Path(__file__).parent / "_embedded"
 
 
 def embedded_models() -> list[str]:

@@ -30,8 +30,8 @@ from lolrt.bench.run import measure, race, selected
 from lolrt.bench.table import aligned
 from lolrt.cli import main
 from lolrt.errors import Error
-from lolrt.rope import rotation_tables
-from lolrt.threads import set_threads
+from lolrt.ops.threads import set_threads
+from lolrt.positions.rope import rotation_tables
 
 ROW = Row(
     name="frame_attention/1.3B", op="frame_attention", shape="1.3B", dtype="bfloat16", isa="avx512bf16", threads=2, n=5,

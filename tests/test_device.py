@@ -17,9 +17,9 @@ import lolrt
 from lolrt import ops
 from lolrt.checkpoint import unfilled
 from lolrt.cli import one_ahead
-from lolrt.device import Coming, beside, upload, usable
-from lolrt.vae_layers import RMSNorm
-from lolrt.vae_stream import Norm
+from lolrt.models.vae.layers import RMSNorm
+from lolrt.models.vae.streaming import Norm
+from lolrt.ops.device import Coming, beside, upload, usable
 
 DIT = lolrt.DiTConfig(dim=256, ffn_dim=512, text_dim=64, text_len=16, num_heads=2, num_layers=2)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import lolrt
-from lolrt.cache import KVCache, Window
 from lolrt.checkpoint.names import to_wan
-from lolrt.rope import Rope, rotation_tables, spatial_rotation
+from lolrt.engine.kv_window import KVCache, Window
+from lolrt.positions.rope import Rope, rotation_tables, spatial_rotation
 
 # Of the outputs' standard deviation.
 FP32_MAX = 5e-5

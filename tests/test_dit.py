@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lolrt import DiTConfig
-from lolrt.dit import Attention
+from lolrt.models.dit import Attention
 
 
 def test_q_k_and_v_in_one_product_are_the_parameters_as_they_are(tmp_path):

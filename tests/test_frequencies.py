@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lolrt
-from lolrt.frequencies import identify_k
-from lolrt.rope import rotation_tables
+from lolrt.positions.frequencies import identify_k
+from lolrt.positions.rope import rotation_tables
 
 LENGTH, STRETCH = 132, 400 / 132  # LoL's settings for 100 seconds
 

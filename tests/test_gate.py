@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lolrt
-from lolrt.rope import rotation_tables
+from lolrt.positions.rope import rotation_tables
 
 
 def latents(dit: lolrt.CausalDiT, inputs: dict[str, torch.Tensor], window: lolrt.Window, chunks: int = 5, **options) -> torch.Tensor:

@@ -184,7 +184,7 @@ def test_channel_norm_tells_what_does_not_fit() -> None:
 
 def test_convolution_of_a_doubled_image_in_four_phases() -> None:
     """Against doubling by repetition and a 3 x 3 convolution, as public code does it."""
-    block = lolrt.vae_layers.Upsample(10, temporal=False)
+    block = lolrt.models.vae.layers.Upsample(10, temporal=False)
     x = torch.randn(2, 5, 7, 10)
     conv = block.resample[1]
     with torch.no_grad():
@@ -233,7 +233,7 @@ def test_the_state_is_two_frames_a_convolution_and_does_not_grow() -> None:
     vae.decode(torch.randn(3, 16, 2, 3), state)
     assert {slot: (frames.data_ptr(), frames.shape) for slot, frames in state.items()} == places
     assert all(len(frames) == 2 and frames.untyped_storage().nbytes() == frames.nbytes for frames in state.values())
-    causal = [m for m in vae.decoder.modules() if isinstance(m, lolrt.vae_layers.CausalConv3d) and m.kernel_size[0] > 1]
+    causal = [m for m in vae.decoder.modules() if isinstance(m, lolrt.models.vae.layers.CausalConv3d) and m.kernel_size[0] > 1]
     assert state.keys() == {m.slot for m in causal}
 
 

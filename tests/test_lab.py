@@ -19,14 +19,15 @@ import pytest
 import torch
 
 import lolrt
+from lolrt import measures
 from lolrt.cli import main
-from lolrt.lab import bases, experiments, measures, pictures, plans, statistics, tables
+from lolrt.lab import bases, experiments, pictures, plans, statistics, tables
 from lolrt.lab.phase import phase_table
 from lolrt.lab.policy import Policy
 from lolrt.lab.report import write_report
 from lolrt.lab.results import Cell, Result
 from lolrt.lab.rollout import Folder, Plan, Recorder, Video, predicted_frames, run, summary
-from lolrt.stream import LatentChunk
+from lolrt.session.stream import LatentChunk
 
 FRAMES = 66
 

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from lolrt.lab import measures, pictures, statistics
+from lolrt import measures
+from lolrt.lab import pictures, statistics
 
 
 def test_distance_is_the_root_mean_square_difference():

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import lolrt
-from lolrt import device
 from lolrt.cli import one_ahead
-from lolrt.stream import LatentChunk
+from lolrt.ops import device
+from lolrt.session.stream import LatentChunk
 
 
 class Queue:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import lolrt
 from lolrt import _core, ops
-from lolrt.cache import KVCache
+from lolrt.engine.kv_window import KVCache
+from lolrt.engine.memory_bank import PageStore
 from lolrt.lab import returning
-from lolrt.recall import PageStore
 
 LAYERS, HEADS, DIM, TOKENS = 2, 2, 128, 16
 

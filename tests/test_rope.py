@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lolrt
-from lolrt.rope import rotation_tables, spatial_rotation
+from lolrt.positions.rope import rotation_tables, spatial_rotation
 
 TWO_64 = 2.0**64
 

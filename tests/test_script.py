@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lolrt
-from lolrt.script import Cue, follow, read_script
+from lolrt.session.script import Cue, follow, read_script
 
 DAY, NIGHT = "a red balloon over the hills at noon", "a red balloon over the hills at night"
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
 import lolrt
-from lolrt import vae_stream
-from lolrt.video_reader import _at_rate, check_readable, read_frames
+from lolrt.media.reader import _at_rate, check_readable, read_frames
+from lolrt.models.vae import streaming as vae_stream
 
 
 class Picture:

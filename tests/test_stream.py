@@ -12,8 +12,8 @@ import torch
 
 import lolrt
 from lolrt import _core
-from lolrt.stream import Stream
-from lolrt.taehv import TAEHVConfig
+from lolrt.models.vae.taehv import TAEHVConfig
+from lolrt.session.stream import Stream
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bf16"])

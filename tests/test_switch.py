@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import lolrt
 from bench.published import PublishedDiT
-from lolrt.cache import KVCache
+from lolrt.engine.kv_window import KVCache
 
 PLAIN = lolrt.Rope(sigma=0)
 

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import lolrt
+from lolrt.models.vae.taehv import TAEHV, TAEHVConfig
 from lolrt.pipeline import MODELS
-from lolrt.taehv import TAEHV, TAEHVConfig
 
 CONFIG = TAEHVConfig(z_dim=5, encoder_width=6, decoder_widths=(12, 8, 6, 4))
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import lolrt
-from lolrt.text import VocabularyEncoder
+from lolrt.text.encoder import VocabularyEncoder
 
 GROUPS = {"colour": ["red", "blue"], "object": ["ball"], "filler": ["a", "the"]}
 WORDS = ["red", "blue", "ball"]

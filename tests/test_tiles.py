@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import lolrt
-from lolrt.tiles import Tiled, _tiles
+from lolrt.models.vae.tiles import Tiled, _tiles
 
 
 @settings(max_examples=200, deadline=None)

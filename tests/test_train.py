@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import lolrt
-from lolrt.dit import CausalDiT
+from lolrt.models.dit import CausalDiT
+from lolrt.muon import orthogonalize
 from lolrt.train.tiny.codec_pca import PCACodec, group_pixels
 from lolrt.train.tiny.data import gap_of, render_clips, scene_of, to_unit
-from lolrt.train.tiny.muon import orthogonalize
 from lolrt.train.tiny.scenes import FILLER, HEIGHT, VOCABULARY, WIDTH, render, values
 from lolrt.train.tiny.teacher_forcing import TeacherForcing
 from lolrt.train.tiny.text import embed, value_table, vocabulary, word_table
@@ -150,7 +150,7 @@ def test_the_whole_script_runs_in_miniature_and_ships_a_model_that_loads(tmp_pat
 
 
 def test_the_shipped_vocabulary_is_the_one_of_the_script() -> None:
-    folder = Path(lolrt.__file__).parent / "models" / "tiny"
+    folder = Path(lolrt.__file__).parent / "_embedded" / "tiny"
     text = json.loads((folder / "text.json").read_text())
     assert text["groups"] == vocabulary() and text["words"] == word_table(0)[0]
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 25e6

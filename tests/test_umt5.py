@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lolrt
-from lolrt import embeddings, pipeline, umt5
+from lolrt import pipeline
 from lolrt.checkpoint import read_component
 from lolrt.checkpoint.names import to_wan
 from lolrt.checkpoint.synth import synth
 from lolrt.cli import main
-from lolrt.umt5 import CachedUMT5, UMT5Encoder, clean
+from lolrt.text import embeddings, umt5
+from lolrt.text.umt5 import CachedUMT5, UMT5Encoder, clean
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")

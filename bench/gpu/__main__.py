@@ -23,8 +23,8 @@ from lolrt.bench.measure import FULL, Effort, Race, Run
 from lolrt.bench.probes import Probe, flops
 from lolrt.bench.row import HEADER, LEFT, Row
 from lolrt.bench.table import aligned
-from lolrt.device import usable
 from lolrt.errors import Error
+from lolrt.ops.device import usable
 
 SCRATCH_BYTES = 256 << 20  # more than the L2 cache of any GPU so far
 GEMM_SHAPE = (8192, 8192, 8192)

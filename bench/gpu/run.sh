@@ -6,6 +6,6 @@ cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3}
 
 LOLRT_CUDA=ON "$PYTHON" -m pip install --quiet --editable '.[test,bench]'
-"$PYTHON" -c 'from lolrt.device import usable; print(usable("cuda"))'
+"$PYTHON" -c 'from lolrt.ops.device import usable; print(usable("cuda"))'
 "$PYTHON" -m pytest -q tests/cuda -k gpu
 "$PYTHON" -m bench.gpu -o out/gpu.json

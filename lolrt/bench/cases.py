@@ -17,7 +17,7 @@ from torch import Tensor
 from lolrt import ops
 from lolrt.bench import peers
 from lolrt.bench.measure import Run
-from lolrt.rope import Rope, rotation_tables, spatial_rotation
+from lolrt.positions.rope import Rope, rotation_tables, spatial_rotation
 
 BF16, FP32 = torch.bfloat16, torch.float32
 EPS = 1e-6

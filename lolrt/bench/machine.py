@@ -9,6 +9,8 @@ from pathlib import Path
 
 from lolrt.openmp import WAIT
 
+CPU_FEATURES = ("fma", "f16c", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_bf16")
+
 # Kernels without an entry run against libraries that may use all that the CPU has. oneDNN's limit does not bind MKL, which computes the
 # bfloat16 products inside scaled dot product attention; of MKL's names, AVX512_E2 is the one with bfloat16 and without AMX.
 _LIBRARY_LIMITS = {
@@ -32,6 +34,15 @@ def isas() -> list[str]:
 
 def multiplies_bf16(isa: str) -> bool:
     return isa in ("amx", "avx512bf16")
+
+
+def cpu_features() -> list[str]:
+    """Those of the CPU's features that matter to the kernels here and in torch; empty where the system does not list them."""
+    try:
+        listed = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return []
+    return [feature for feature in CPU_FEATURES if feature in listed]
 
 
 def cpu_model() -> str:
@@ -58,7 +69,6 @@ def describe() -> dict[str, str]:
 
     import lolrt
     from lolrt import _core
-    from lolrt.cli import cpu_features
 
     isa = _core.isa()
     limits = " ".join(f"{name}={os.environ[name]}" for name in _LIBRARY_LIMITS.get(isa, {}) if name in os.environ)

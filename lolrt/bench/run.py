@@ -11,7 +11,7 @@ from lolrt.bench.machine import cores, has_compiler, isas
 from lolrt.bench.measure import Effort, Race
 from lolrt.bench.probes import Probes
 from lolrt.bench.row import Row
-from lolrt.threads import set_threads
+from lolrt.ops.threads import set_threads
 
 
 def thread_counts(quick: bool) -> list[int]:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from lolrt.checkpoint.safetensors_file import write_safetensors
 from lolrt.checkpoint.shapes import Shapes, dit_shapes, vae_shapes
-from lolrt.dit import DiTConfig
 from lolrt.errors import OutputError
-from lolrt.vae_layers import VAEConfig
+from lolrt.models.dit import DiTConfig
+from lolrt.models.vae.layers import VAEConfig
 
 WEIGHTS = {
     "dit": "diffusion_pytorch_model.safetensors",

@@ -15,13 +15,13 @@ from lolrt.checkpoint.lora import LoRA
 from lolrt.checkpoint.mapped import give_back
 from lolrt.checkpoint.parts import find_parts, read_component
 from lolrt.checkpoint.shapes import Shapes, dit_config, faults, taehv_config, unfilled, vae_config
-from lolrt.device import usable
-from lolrt.dit import CausalDiT
 from lolrt.errors import CheckpointError
+from lolrt.models.dit import CausalDiT
+from lolrt.models.vae.layers import VAEConfig
+from lolrt.models.vae.taehv import TAEHV
+from lolrt.models.vae.wan import CausalVAE
 from lolrt.ops import CPU
-from lolrt.taehv import TAEHV
-from lolrt.vae import CausalVAE
-from lolrt.vae_layers import VAEConfig
+from lolrt.ops.device import usable
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -16,11 +16,11 @@ from torch.overrides import TorchFunctionMode
 
 from lolrt.checkpoint import names
 from lolrt.checkpoint.formats import Component
-from lolrt.dit import CausalDiT, DiTConfig
 from lolrt.errors import CheckpointError, Error
-from lolrt.taehv import TAEHV, TAEHVConfig
-from lolrt.vae import CausalVAE
-from lolrt.vae_layers import VAEConfig
+from lolrt.models.dit import CausalDiT, DiTConfig
+from lolrt.models.vae.layers import VAEConfig
+from lolrt.models.vae.taehv import TAEHV, TAEHVConfig
+from lolrt.models.vae.wan import CausalVAE
 
 # Published weights come without a config as often as with one; everything but the head size shows in the tensors' shapes.
 WAN_HEAD_DIM = 128

@@ -15,13 +15,13 @@ from torch import Tensor
 from lolrt.checkpoint.folder import WAN_SETTINGS, new_folder, write_dit, write_json, write_vae, write_weights
 from lolrt.checkpoint.safetensors_file import write_safetensors
 from lolrt.checkpoint.shapes import Shapes, dit_shapes, read_json, taehv_shapes, vae_shapes, with_values
-from lolrt.dit import DiTConfig
 from lolrt.errors import Error
-from lolrt.taehv import TAEHVConfig
-from lolrt.vae_layers import VAEConfig
+from lolrt.models.dit import DiTConfig
+from lolrt.models.vae.layers import VAEConfig
+from lolrt.models.vae.taehv import TAEHVConfig
 
 # The text side is the embedded model's vocabulary: UMT5's tokenizer cannot be drawn at random.
-VOCABULARY = Path(__file__).parent.parent / "models" / "tiny"
+VOCABULARY = Path(__file__).parent.parent / "_embedded" / "tiny"
 
 
 @dataclass(frozen=True)

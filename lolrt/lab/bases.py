@@ -7,8 +7,8 @@ from itertools import islice
 
 import numpy as np
 
-from lolrt.frequencies import plain
 from lolrt.lab.phase import kernel
+from lolrt.positions.frequencies import plain
 
 # Offsets in latent frames whose phases are to stay apart, and how many draws compete.
 FIRST_FRAME, LAST_FRAME = 100, 400

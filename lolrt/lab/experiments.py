@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lolrt import measures
 from lolrt.errors import Error
-from lolrt.lab import measures, tables
+from lolrt.lab import tables
 from lolrt.lab.plans import EXPERIMENTS, PLAIN, Cells, Setting
 from lolrt.lab.policy import Policy
 from lolrt.lab.results import Cell, Result
 from lolrt.lab.rollout import Folder, Plan, Video, collapse_at, loaded, predicted_frames
 from lolrt.lab.rollout import run as run_videos
 from lolrt.pipeline import Pipeline
-from lolrt.stream import LatentStream
+from lolrt.session.stream import LatentStream
 
 # The offset sweep holds the content of this many chunks fixed: enough to fill the window.
 HELD_CHUNKS = 8

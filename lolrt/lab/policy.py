@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from lolrt.cache import Window
+from lolrt.engine.kv_window import Window
 from lolrt.errors import Error
-from lolrt.gate import SinkGate
-from lolrt.rope import Rope
+from lolrt.positions.rope import Rope
+from lolrt.positions.sink_gate import SinkGate
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 import lolrt
-from lolrt.lab import measures, pictures, statistics
+from lolrt import measures
+from lolrt.lab import pictures, statistics
 from lolrt.lab.phase import phase_table
 from lolrt.lab.plots import inline_figure, inline_image, pyplot
 from lolrt.lab.policy import Policy

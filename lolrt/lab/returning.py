@@ -26,7 +26,7 @@ from lolrt.lab.policy import Policy
 from lolrt.lab.rollout import loaded
 from lolrt.lab.statistics import interval
 from lolrt.lab.tables import markdown
-from lolrt.stream import LatentChunk
+from lolrt.session.stream import LatentChunk
 
 # Opening, scene, and the scene in between, in words of the embedded model.
 SCENES = (

@@ -28,14 +28,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 import lolrt
+from lolrt import measures
 from lolrt.checkpoint import read_json
 from lolrt.errors import Error, OutputError
 from lolrt.files import write_whole
-from lolrt.lab import measures, pictures
+from lolrt.lab import pictures
 from lolrt.lab.phase import phase_table
 from lolrt.lab.policy import Policy
 from lolrt.pipeline import Pipeline
-from lolrt.stream import Chunk, LatentChunk
+from lolrt.session.stream import Chunk, LatentChunk
 
 SIGNATURE_SIZE = (4, 6)
 SHEET_COLUMNS = 10

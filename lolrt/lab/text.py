@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
+from lolrt import measures
 from lolrt.errors import Error
 from lolrt.files import write_whole
-from lolrt.lab import measures
 from lolrt.lab.phase import highest, phase_table
 from lolrt.lab.plans import Cells, jitter
 from lolrt.lab.plots import pyplot

@@ -20,10 +20,10 @@ from torch import Tensor
 from tqdm import trange
 
 from lolrt import ops
-from lolrt.cache import ChunkPages, KVCache, Window
+from lolrt.engine.kv_window import ChunkPages, KVCache, Window
+from lolrt.muon import Muon
 from lolrt.pipeline import preferred_dtype
-from lolrt.rope import Rope, rotation_tables
-from lolrt.train.tiny.muon import Muon
+from lolrt.positions.rope import Rope, rotation_tables
 
 BOS = 128  # after the ASCII characters
 HELD_OUT = 0.1  # share of the text, at its end

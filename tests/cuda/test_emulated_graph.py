@@ -22,10 +22,10 @@ from emulated_graph import Graph
 from torch import Tensor
 
 import lolrt
-from lolrt import graph as graphs
 from lolrt import ops
-from lolrt.cache import KVCache
-from lolrt.graph import GraphedPasses
+from lolrt.engine import graph as graphs
+from lolrt.engine.graph import GraphedPasses
+from lolrt.engine.kv_window import KVCache
 
 # Full after three chunks of one frame; latents of 4 x 4 make four tokens.
 WINDOW = lolrt.Window(1, 2, 1)

@@ -368,9 +368,7 @@ def compile_mutant(mutation: Mutation, into: Path) -> Emulated:
         one = kernel.format(str(mutation.probe).lower())
         unit.write_text(text.replace("kernel_of<Fp16>", "kernel_of<Bf16>").replace(chosen, one))
     csrc = ROOT / "csrc"
-    output_of(
-        "g++", *FLAGS, f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{SIMT}", f"-I{sources}", "-c", unit, "-o", into / "mutant.o"
-    )
+    output_of("g++", *FLAGS, f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{SIMT}", f"-I{sources}", "-c", unit, "-o", into / "mutant.o")
     others = [path for path in BUILD.rglob("lolrt_cuda.dir/**/*.o") if path.name != f"{unit.name}.o"]
     output_of("g++", "-shared", into / "mutant.o", *others, "-o", into / "liblolrt_cuda.so")
     return Emulated(Path(shutil.copy(LIBRARY, into)))

@@ -11,13 +11,13 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from lolrt.threads import set_threads
+from lolrt.ops.threads import set_threads
 from lolrt.train.tiny.card import write_card
 from lolrt.train.tiny.data import load_codec, make_data
 from lolrt.train.tiny.export import export
 from lolrt.train.tiny.plan import Plan, train_dit_stage, train_vae_stages
 
-SHIPPED = Path(__file__).parents[2] / "models" / "tiny"
+SHIPPED = Path(__file__).parents[2] / "_embedded" / "tiny"
 STAGES = ("data", "vae", "dit", "ship")
 
 

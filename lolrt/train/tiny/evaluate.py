@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lolrt.lab import measures
+from lolrt import measures
+from lolrt.models.vae.wan import CausalVAE
 from lolrt.pipeline import Pipeline
-from lolrt.rope import Rope
-from lolrt.stream import LatentChunk
+from lolrt.positions.rope import Rope
+from lolrt.session.stream import LatentChunk
 from lolrt.train.tiny.codec_pca import PCACodec
 from lolrt.train.tiny.data import scene_of, to_unit
 from lolrt.train.tiny.scenes import VOCABULARY, render, values
 from lolrt.train.tiny.train_vae import reconstruction_psnr
-from lolrt.vae import CausalVAE
 
 CONTROL_FRAMES = (100, 115, 165, 178)  # where no base of 10,000 brings the sinks' phases back
 REALIGNED_FRAMES = (132, 201)  # where it does
@@ -100,7 +100,7 @@ def prompt_following(pipe: Pipeline, probe: SceneProbe, seed: int, prompts: int,
 
 def collapse(pipe: Pipeline, rope: Rope, prompts: int, frames: int = 240) -> dict[str, float]:
     """Rolls out long videos: dips of the distance to the sinks, and rises of the mass on them, at and off the realigned frames, as
-    `lolrt.lab.measures` defines them.
+    `lolrt.measures` defines them.
     """
     totals: dict[str, float] = {}
     for number in range(prompts):

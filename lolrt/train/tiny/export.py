@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lolrt.dit import DiTConfig
+from lolrt.models.dit import DiTConfig
+from lolrt.models.vae.layers import VAEConfig
 from lolrt.train.tiny.scenes import FPS, HEIGHT, WIDTH
 from lolrt.train.tiny.text import vocabulary, word_table
-from lolrt.vae_layers import VAEConfig
 
 # By eye: fresh noise in every pass heals objects better than following the flow, and six passes draw them cleaner than four.
 # Twenty passes for the first chunk, which decides where the object is: with six, one in six starts as two that merge. These are the

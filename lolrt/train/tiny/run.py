@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lolrt.train.tiny.muon import Muon
+from lolrt.muon import Muon
 
 CHECKPOINT_SECONDS = 60
 WARMUP_STEPS = 50

@@ -3,7 +3,7 @@
 A clip of N latent frames is given twice in a row, [context | noisy]: the context is the clip itself with a little noise, which a
 rollout's own history resembles, and every noisy chunk sees the context of the chunks that the runtime would still hold (the sinks
 and the recent frames) and itself. So one pass trains all chunks at once, and gives exactly what the runtime computes chunk by
-chunk with its cache. Semantics are those of `lolrt.dit.CausalDiT`, whose parameters are used by name.
+chunk with its cache. Semantics are those of `lolrt.models.dit.CausalDiT`, whose parameters are used by name.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lolrt.dit import Block, CausalDiT
+from lolrt.models.dit import Block, CausalDiT
 
 CHUNK = 3  # latent frames that are denoised together
 SINK_CHUNKS, PAST_CHUNKS = 1, 2  # context a chunk sees: 3 sink frames and the 6 frames before it
@@ -137,7 +137,7 @@ def time_embedding(model: CausalDiT, timesteps: Tensor, freq_dim: int) -> Tensor
 class TeacherForcing:
     """Runs a CausalDiT over [context | noisy] clips, with gradients.
 
-    model: a `lolrt.dit.CausalDiT`. frames, height, width: the clip's size in latent pixels; a clip of one chunk needs no context,
+    model: a `lolrt.models.dit.CausalDiT`. frames, height, width: the clip's size in latent pixels; a clip of one chunk needs no context,
     and what is given as such is left out. bases: temporal RoPE base of each head. compiled: fuses the element-wise work of the
     blocks, twice as fast after a minute of compilation.
     """

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lolrt.dit import CausalDiT, DiTConfig
+from lolrt.models.dit import CausalDiT, DiTConfig
+from lolrt.muon import Muon
 from lolrt.train.tiny.data import SINK_FRAMES
-from lolrt.train.tiny.muon import Muon
 from lolrt.train.tiny.run import Run
 from lolrt.train.tiny.teacher_forcing import CHUNK, PAST_CHUNKS, TeacherForcing
 from lolrt.train.tiny.text import TEXT_DIM, TEXT_LEN, embed, value_table

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lolrt.models.vae.layers import ResidualBlock, VAEConfig
+from lolrt.models.vae.wan import CausalVAE
+from lolrt.muon import Muon
 from lolrt.train.tiny.codec_pca import PCACodec
 from lolrt.train.tiny.data import load_codec, to_unit
-from lolrt.train.tiny.muon import Muon
 from lolrt.train.tiny.run import Run
 from lolrt.train.tiny.vae_init import initialize, last_convolution
-from lolrt.vae import CausalVAE
-from lolrt.vae_layers import ResidualBlock, VAEConfig
 
 BATCH, CROP = 4, (32, 48)  # clips a step; height and width of what is cut out of them
 PEAK_LR, JOINT_LR = 2e-3, 8e-4

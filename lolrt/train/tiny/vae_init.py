@@ -7,8 +7,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from lolrt.vae import CausalVAE
-from lolrt.vae_layers import AttentionBlock, Downsample, ResidualBlock, Upsample
+from lolrt.models.vae.layers import AttentionBlock, Downsample, ResidualBlock, Upsample
+from lolrt.models.vae.wan import CausalVAE
 
 NOISE = 0.3  # standard deviation of random weights, in units of 1 / sqrt(inputs)
 HAAR = ([[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]])

@@ -19,19 +19,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lolrt import _core, ops
-from lolrt.cache import KVCache, Window, page_dtype
 from lolrt.checkpoint import read_component, unfilled
 from lolrt.checkpoint.folder import WAN_SETTINGS
 from lolrt.checkpoint.shapes import dit_config, taehv_config, vae_config
-from lolrt.codec import Codec, State
-from lolrt.dit import CausalDiT, DiTConfig
+from lolrt.engine.kv_window import KVCache, Window, page_dtype
 from lolrt.errors import Error
+from lolrt.models.dit import CausalDiT, DiTConfig
+from lolrt.models.vae.codec import Codec, State
+from lolrt.models.vae.layers import VAEConfig
+from lolrt.models.vae.streaming import planned_for_cuda
+from lolrt.models.vae.taehv import TAEHV, TAEHVConfig
+from lolrt.models.vae.tiles import Tiled
+from lolrt.models.vae.wan import CausalVAE
 from lolrt.pipeline import VAEChoice, parts_of, sampler_of
-from lolrt.taehv import TAEHV, TAEHVConfig
-from lolrt.tiles import Tiled
-from lolrt.vae import CausalVAE
-from lolrt.vae_layers import VAEConfig
-from lolrt.vae_stream import planned_for_cuda
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def codec_memory(
 ) -> CodecMemory:
     """Of decoding `frames` latent frames of height x width pixels a call, to pixels of 8 bits; or of encoding what makes so many.
 
-    tile: as of `lolrt.tiles.Tiled`. Raises `lolrt.Error` when the size or the tile does not fit.
+    tile: as of `lolrt.models.vae.tiles.Tiled`. Raises `lolrt.Error` when the size or the tile does not fit.
     """
     factor = config.spatial_factor
     rows, columns = height // factor, width // factor

@@ -2,8 +2,8 @@
 
 A graph knows addresses and nothing else: which kernels run, on which memory, with which numbers. So whatever changes from pass to pass
 lies in memory that is written before the replay. Page tables, rotation tables, keys and values of the text lie in one place anyway
-(`lolrt.cache`, `lolrt.stream`); sample, modulation and bias are copied to where the graph reads them, mass and mean query from where it
-writes them.
+(`lolrt.engine.kv_window`, `lolrt.session.stream`); sample, modulation and bias are copied to where the graph reads them, mass and mean
+query from where it writes them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lolrt.cache import ChunkPages
-from lolrt.dit import CausalDiT, Modulation, TextContext
+from lolrt.engine.kv_window import ChunkPages
+from lolrt.models.dit import CausalDiT, Modulation, TextContext
 
 Replay = Callable[[], None]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lolrt import _core, ops
-from lolrt.device import upload
+from lolrt.engine.memory_bank import PageStore
 from lolrt.errors import Error
-from lolrt.gate import SinkGate
-from lolrt.recall import PageStore
+from lolrt.ops.device import upload
+from lolrt.positions.sink_gate import SinkGate
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Window:
     """When attention to the sinks is held back; open as it is here."""
     recall_frames: int = 0
     """Frames that have left the window and come back into a chunk's view, between sinks and recent frames: those most like it of the
-    store (`lolrt.recall`). A chunk costs one pass more, and each pass attends to that many pages more. 0: there is no store."""
+    store (`lolrt.engine.memory_bank`). A chunk costs one pass more, and each pass attends to that many pages more. 0: there is no store."""
     store_frames: int = 24
     """Frames that the store holds at most."""
 

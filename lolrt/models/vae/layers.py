@@ -2,7 +2,7 @@
 
 Parameter names are those of `wan/modules/vae.py`, so that published weights load as they are. The modules work on whole clips and are
 differentiable; every convolution over time looks only backwards, so that a stream can be decoded latent by latent with the last two
-frames of each one's input carried along (`lolrt.vae_stream`). Tensors are [batch, channels, frames, height, width],
+frames of each one's input carried along (`lolrt.models.vae.streaming`). Tensors are [batch, channels, frames, height, width],
 in channels_last_3d memory order.
 """
 

@@ -10,9 +10,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from lolrt.codec import State
-from lolrt.vae_layers import AttentionBlock, Downsample, Encoder, ResidualBlock
-from lolrt.vae_stream import Convolution, Norm, StreamedAttentionBlock, StreamedResidualBlock, few_frames, weights_of
+from lolrt.models.vae.codec import State
+from lolrt.models.vae.layers import AttentionBlock, Downsample, Encoder, ResidualBlock
+from lolrt.models.vae.streaming import Convolution, Norm, StreamedAttentionBlock, StreamedResidualBlock, few_frames, weights_of
 
 
 class StreamingEncoder:

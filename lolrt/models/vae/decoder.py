@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lolrt import ops
-from lolrt.codec import State
-from lolrt.vae_layers import AttentionBlock, Decoder, ResidualBlock, Upsample
-from lolrt.vae_stream import (
+from lolrt.models.vae.codec import State
+from lolrt.models.vae.layers import AttentionBlock, Decoder, ResidualBlock, Upsample
+from lolrt.models.vae.streaming import (
     Convolution,
     Norm,
     StreamedAttentionBlock,

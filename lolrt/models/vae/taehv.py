@@ -14,7 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from lolrt.codec import State, check_frames
+from lolrt.models.vae.codec import State, check_frames
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Limit(nn.Module):
 
 
 class TAEHV(nn.Module):
-    """Encoder and decoder of `TAEHVConfig`; a `lolrt.codec.Codec`. Source: madebyollin/taehv, `taehv.py`."""
+    """Encoder and decoder of `TAEHVConfig`; a `lolrt.models.vae.codec.Codec`. Source: madebyollin/taehv, `taehv.py`."""
 
     def __init__(self, config: TAEHVConfig) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class TAEHV(nn.Module):
 
     @torch.inference_mode()
     def encode(self, video: Tensor, state: State) -> Tensor:
-        """See `lolrt.codec.Codec.encode`. The first frame is taken for four, of which `decode` gives the last."""
+        """See `lolrt.models.vae.codec.Codec.encode`. The first frame is taken for four, of which `decode` gives the last."""
         check_frames(video, self.config, first=not state)
         frames = video.add(1).div(2)
         if not state:
@@ -135,7 +135,7 @@ class TAEHV(nn.Module):
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, state: State) -> Tensor:
-        """See `lolrt.codec.Codec.decode`."""
+        """See `lolrt.models.vae.codec.Codec.decode`."""
         first = not state
         video = torch.cat([_run(self.decoder, latent.to(self.dtype), state) for latent in latents.split(1)])
         return video[self.config.temporal_factor - 1 if first else 0 :].float().clamp(0, 1).mul_(2).sub_(1)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lolrt import ops
+from lolrt.engine.noise import NoiseSource
 from lolrt.errors import Error
-from lolrt.noise import NoiseSource
 
 # The published schedule has 1000 training timesteps; noise level 1 is timestep 1000.
 TRAIN_TIMESTEPS = 1000

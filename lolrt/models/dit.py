@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lolrt import ops
-from lolrt.cache import ChunkPages
-from lolrt.device import upload
+from lolrt.engine.kv_window import ChunkPages
 from lolrt.errors import Error
+from lolrt.ops.device import upload
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lolrt.cache import ChunkPages, KVCache, Window, page_dtype
-from lolrt.codec import Codec, State
-from lolrt.device import Coming, beside, finish, lane, upload
-from lolrt.dit import CausalDiT, Modulation
+from lolrt.engine.graph import GraphedPasses
+from lolrt.engine.kv_window import ChunkPages, KVCache, Window, page_dtype
+from lolrt.engine.noise import Noise, NoiseSource
+from lolrt.engine.sampler import Sampler
 from lolrt.errors import Error
-from lolrt.graph import GraphedPasses
-from lolrt.noise import Noise, NoiseSource
-from lolrt.rope import Rope, rotation_tables, spatial_rotation
-from lolrt.sampler import Sampler
-from lolrt.switch import PromptSwitch, Recache, SwitchLatency
-from lolrt.text import TextEncoder
+from lolrt.models.dit import CausalDiT, Modulation
+from lolrt.models.vae.codec import Codec, State
+from lolrt.ops.device import Coming, beside, finish, lane, upload
+from lolrt.positions.rope import Rope, rotation_tables, spatial_rotation
+from lolrt.session.prompt_switch import PromptSwitch, Recache, SwitchLatency
+from lolrt.text.encoder import TextEncoder
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class LatentStream:
     """An endless iterator of `LatentChunk`.
 
     dit: the model. prompt_embeds: [text_tokens, text_dim]. height, width: of a latent frame, in latent pixels. noise: see
-    `lolrt.noise.NoiseSource`; by default `Noise(seed=0, ...)`. start: normalised latents [frames, channels, height, width] that the stream
-    goes on from: its first chunks are these, and only the first of them may be shorter than others. start_frame: the number of the first
-    latent frame. kv_dtype: of the KV cache's pages, by default the model's; torch.float8_e4m3fn, on CUDA, halves them. Raises
+    `lolrt.engine.noise.NoiseSource`; by default `Noise(seed=0, ...)`. start: normalised latents [frames, channels, height, width] that the
+    stream goes on from: its first chunks are these, and only the first of them may be shorter than others. start_frame: the number of the
+    first latent frame. kv_dtype: of the KV cache's pages, by default the model's; torch.float8_e4m3fn, on CUDA, halves them. Raises
     `lolrt.Error` when the sizes do not fit the model, and where there are no such pages.
     """
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from lolrt.checkpoint import assign, read_component, to_diffusers
 from lolrt.checkpoint.formats import Component
 from lolrt.checkpoint.shapes import text_encoder_config, unfilled
-from lolrt.embeddings import read_embedding, write_embedding
 from lolrt.errors import CheckpointError, Error, OutputError
-from lolrt.text import TextEncoder
+from lolrt.text.embeddings import read_embedding, write_embedding
+from lolrt.text.encoder import TextEncoder
 
 # Rows of text that Wan's models were trained with.
 MOST_TOKENS = 512

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lolrt.errors import CheckpointError, PromptError
 from lolrt.files import write_whole
-from lolrt.text import TextEncoder
+from lolrt.text.encoder import TextEncoder
 
 # The entry of a file's metadata that lists its prompts; the embedding of prompt i is the tensor of that name.
 PROMPTS = "lolrt.prompts"

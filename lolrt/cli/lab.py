@@ -6,8 +6,8 @@ import argparse
 from itertools import product
 from pathlib import Path
 
+from lolrt.cli.options import HelpWithDefaults, positive
 from lolrt.errors import Error
-from lolrt.options import HelpWithDefaults, positive
 
 POLICIES = ("sigma=0", "sigma=0.8", "sigma=0.8,spread=stratified")
 JITTERED = POLICIES[-1]
@@ -82,9 +82,9 @@ def _add_run_options(parser: argparse.ArgumentParser, folder: Path) -> None:
 
 
 def run_phase(arguments: argparse.Namespace) -> None:
-    from lolrt.frequencies import identify_k
     from lolrt.lab.phase import phase_table
     from lolrt.lab.policy import Policy
+    from lolrt.positions.frequencies import identify_k
 
     policy, channels = Policy.parse(arguments.policy), arguments.split[0]
     if any(part < 0 or part % 2 for part in arguments.split) or channels < 2:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lolrt.errors import Error
-from lolrt.stream import Chunk, Stream
-from lolrt.switch import Recache
+from lolrt.session.prompt_switch import Recache
+from lolrt.session.stream import Chunk, Stream
 
 LINE = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)\s+(\S.*)")
 

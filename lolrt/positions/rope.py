@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lolrt import _core
 from lolrt.errors import Error
-from lolrt.frequencies import POLICIES, yarn_amplitude
+from lolrt.positions.frequencies import POLICIES, yarn_amplitude
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Rope:
     share: float = 1.0
     """Share of the heads that are jittered, chosen by jitter_seed; the others keep theta (LoL's ablation)."""
     frequencies: Literal["plain", "pi", "ntk", "yarn", "riflex"] = "plain"
-    """How the frequencies come from the bases (`lolrt.frequencies`): plain, position interpolation, NTK-aware, YaRN, RIFLEx."""
+    """How the frequencies come from the bases (`lolrt.positions.frequencies`): plain, position interpolation, NTK-aware, YaRN, RIFLEx."""
     length_frames: int = 132
     """L, the latent frames that the model covers as it is; LoL takes the last ones before the first collapse."""
     stretch: float = 1.0
@@ -60,8 +60,8 @@ class Rope:
     anchor_frames: int = 20
     """Of "anchored" positions: the farthest that a sink is behind; 20 is what a model saw that was trained on 21 latent frames."""
     recall_positions: Literal["near", "kept"] = "near"
-    """Of frames that are recalled (`lolrt.recall`): "near", right behind the recent frames, as if they had just left the window; or
-    "kept", the number that they had."""
+    """Of frames that are recalled (`lolrt.engine.memory_bank`): "near", right behind the recent frames, as if they had just left the
+    window; or "kept", the number that they had."""
 
     def __post_init__(self) -> None:
         if self.positions not in ("absolute", "window", "anchored"):

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lolrt.codec import Codec, CodecConfig, State
-from lolrt.device import upload
 from lolrt.errors import Error
+from lolrt.models.vae.codec import Codec, CodecConfig, State
+from lolrt.ops.device import upload
 
 
 class Tiled:
-    """A `lolrt.codec.Codec` of another one on tiles; where they overlap, one fades into the next.
+    """A `lolrt.models.vae.codec.Codec` of another one on tiles; where they overlap, one fades into the next.
 
     codec: the other; pixels: side of a tile, a multiple of the codec's spatial factor; a quarter of it overlaps, or more where the tiles
     do not come out even. A tile sees nothing beyond its edges, so the result is not that of the whole picture. What is carried from call
@@ -37,12 +37,12 @@ class Tiled:
 
     @torch.inference_mode()
     def encode(self, video: Tensor, state: State) -> Tensor:
-        """See `lolrt.codec.Codec.encode`."""
+        """See `lolrt.models.vae.codec.Codec.encode`."""
         return self._in_tiles(self.codec.encode, video, state, self.config.spatial_factor, 1)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, state: State) -> Tensor:
-        """See `lolrt.codec.Codec.decode`."""
+        """See `lolrt.models.vae.codec.Codec.decode`."""
         return self._in_tiles(self.codec.decode, latents, state, 1, self.config.spatial_factor)
 
     def _in_tiles(self, run: Callable[[Tensor, State], Tensor], x: Tensor, state: State, scale_in: int, scale_out: int) -> Tensor:

@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from lolrt import __version__
+from lolrt.cli.lab import add_commands as add_lab_commands
+from lolrt.cli.options import HelpWithDefaults, frame_size, positive
 from lolrt.errors import Error, OutputError
-from lolrt.lab.cli import add_commands as add_lab_commands
 from lolrt.openmp import spin_briefly
-from lolrt.options import HelpWithDefaults, frame_size, positive
 
 if TYPE_CHECKING:
     import torch
 
-    from lolrt.stream import Chunk
+    from lolrt.session.stream import Chunk
 
 DEFAULT_SECONDS = 20.0
 MODEL_HELP = "the name of an embedded model, or a folder, a file, or a .toml file with the parts of one"
 RECACHE_HELP = "what of the past a new prompt of the script is applied to: the recent frames, the sinks as well, or nothing"
-CPU_FEATURES = ("fma", "f16c", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -209,10 +208,10 @@ def run_generate(arguments: argparse.Namespace) -> None:
         from tqdm import tqdm
 
         import lolrt
-        from lolrt.device import usable
-        from lolrt.script import Cue, follow, read_script
-        from lolrt.video import output_path
-        from lolrt.video_reader import check_readable, read_frames
+        from lolrt.media.reader import check_readable, read_frames
+        from lolrt.media.writer import output_path
+        from lolrt.ops.device import usable
+        from lolrt.session.script import Cue, follow, read_script
 
         # A wrong name should not cost the minutes in which a large model encodes its prompts and is loaded.
         output_path(arguments.output)
@@ -280,9 +279,9 @@ def one_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
 
 
 def run_encode(arguments: argparse.Namespace) -> None:
-    from lolrt.embeddings import write_embeddings
     from lolrt.pipeline import load_text
-    from lolrt.script import read_script
+    from lolrt.session.script import read_script
+    from lolrt.text.embeddings import write_embeddings
 
     prompts = [*arguments.prompts, *(cue.prompt for cue in (read_script(arguments.script) if arguments.script else []))]
     prompts = list(dict.fromkeys(prompts))
@@ -332,15 +331,6 @@ class MassLog:
                     yield chunk.first_frame, layer, head, frame, f"{mass:.5f}"
 
 
-def cpu_features() -> list[str]:
-    """Those of the CPU's features that matter to the kernels here and in torch; empty where the system does not list them."""
-    try:
-        listed = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return []
-    return [feature for feature in CPU_FEATURES if feature in listed]
-
-
 def run_inspect(arguments: argparse.Namespace) -> None:
     from lolrt.checkpoint.inspect import inspect
 
@@ -374,6 +364,7 @@ def run_info(arguments: argparse.Namespace) -> None:
     import torch
 
     from lolrt import _core
+    from lolrt.bench.machine import cpu_features
     from lolrt.pipeline import embedded_models
 
     print(f"lolrt      {__version__} (core {_core.version()}, ABI {_core.abi_version()})")
@@ -388,7 +379,7 @@ def cuda_device() -> str:
     """The GPU that models would run on, or why there is none."""
     import torch
 
-    from lolrt.device import usable
+    from lolrt.ops.device import usable
 
     try:
         return f"{(found := usable('cuda'))}, {torch.cuda.get_device_name(found)}"
@@ -402,7 +393,7 @@ def print_memory(arguments: argparse.Namespace) -> None:
 
     import lolrt
     from lolrt.checkpoint.inspect import size
-    from lolrt.memory import plan_model
+    from lolrt.engine.memory_plan import plan_model
     from lolrt.pipeline import preferred_dtype
 
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else preferred_dtype(arguments.device)

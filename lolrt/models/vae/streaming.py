@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lolrt import ops
-from lolrt.codec import State
-from lolrt.vae_layers import AttentionBlock, CausalConv3d, ResidualBlock, RMSNorm
+from lolrt.models.vae.codec import State
+from lolrt.models.vae.layers import AttentionBlock, CausalConv3d, ResidualBlock, RMSNorm
 
 # Where a layer has images of full size, a few frames go through it at a time, so many that they take this much memory or else one:
 # a frame of 480 x 832 pixels and 96 channels takes 73 MiB in bfloat16.

@@ -9,18 +9,18 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from lolrt.codec import State, check_frames
-from lolrt.decoder import StreamingDecoder
-from lolrt.device import upload
-from lolrt.encoder import StreamingEncoder
-from lolrt.vae_layers import CausalConv3d, Coder, Decoder, Downsample, Encoder, VAEConfig
+from lolrt.models.vae.codec import State, check_frames
+from lolrt.models.vae.decoder import StreamingDecoder
+from lolrt.models.vae.encoder import StreamingEncoder
+from lolrt.models.vae.layers import CausalConv3d, Coder, Decoder, Downsample, Encoder, VAEConfig
+from lolrt.ops.device import upload
 
 CoderT = TypeVar("CoderT", bound=Coder)
 StreamingT = TypeVar("StreamingT")
 
 
 class CausalVAE(nn.Module):
-    """Encoder and decoder of `VAEConfig`; a `lolrt.codec.Codec`. Source: Wan2.1 `wan/modules/vae.py`."""
+    """Encoder and decoder of `VAEConfig`; a `lolrt.models.vae.codec.Codec`. Source: Wan2.1 `wan/modules/vae.py`."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class CausalVAE(nn.Module):
 
     @torch.inference_mode()
     def encode(self, video: Tensor, state: State) -> Tensor:
-        """See `lolrt.codec.Codec.encode`. The latents are the means of the encoder's distributions."""
+        """See `lolrt.models.vae.codec.Codec.encode`. The latents are the means of the encoder's distributions."""
         check_frames(video, self.config, first=not state)
         factor, first = self.config.temporal_factor, 0 if state else 1
         encoder = self._current(self.encoder, StreamingEncoder)
@@ -76,7 +76,7 @@ class CausalVAE(nn.Module):
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, state: State) -> Tensor:
-        """See `lolrt.codec.Codec.decode`. Latents are decoded one at a time."""
+        """See `lolrt.models.vae.codec.Codec.decode`. Latents are decoded one at a time."""
         raw = self.denormalize(latents.float().transpose(0, 1)[None]).to(self.conv2.weight.dtype)
         decoder = self._current(self.decoder, StreamingDecoder)
         latent_images = raw[0].permute(1, 2, 3, 0).contiguous().split(1)

@@ -1,0 +1,1 @@
+"""What runs passes on a device: pages, windows, noise, sampler, graphs."""

@@ -1,0 +1,1 @@
+"""The networks: the causal DiT and the VAEs."""

@@ -1,0 +1,1 @@
+"""Endless videos: streams, prompt switches and scripts."""
