@@ -80,7 +80,7 @@ def test_the_document_is_made_of_what_is_kept(kept):
 def test_the_interval_chooses_the_verb():
     """Of made-up results whose direction is known: a lower dip is a further fall, and a mean that the spread hides is no difference."""
     usual = np.full((1, 4), 0.5)
-    spread = usual + [[0.3, -0.3, 0.3, -0.2]]  # its mean is higher, its interval contains that of `usual`
+    spread = np.array([[0.8, 0.2, 0.8, 0.3]])  # its mean is higher, its interval contains that of `usual`
     made = {"plain": usual, "less": usual - 0.2, "more": usual + 0.2, "spread": spread}
     measures = ("dip_132", "dip_201", "rise_132", "rise_201", "motion", "dip_elsewhere")
     cells = {name: Cell(["sigma=0"], {what: values for what in measures[:-1]} | {measures[-1]: usual}) for name, values in made.items()}
