@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cmath
 import csv
-import importlib
 import json
 import math
 import multiprocessing
@@ -362,18 +361,6 @@ def test_more_sinks_than_a_chunk_has_frames():
     expected = (latents[:, None] - latents[None, :5]).square().mean((2, 3, 4)).sqrt()
     np.testing.assert_allclose(series["distance"], expected, rtol=1e-5)
     np.testing.assert_allclose(series["mass"][:, 0, 0], [1, 5 / 6, 5 / 9, 5 / 12], rtol=1e-6)
-
-
-def test_the_document_is_made_of_what_is_kept(monkeypatch):
-    """docs/collapse.md is what docs/collapse.py writes of the results beside it: no number in it was copied by hand."""
-    docs = Path(__file__).parent.parent / "docs"
-    monkeypatch.syspath_prepend(docs)
-    document = importlib.import_module("collapse")
-    results, decoded = document.read()
-    assert document.document(results, decoded) == (docs / "collapse.md").read_text()
-    for result in results.values():
-        asked = plans.EXPERIMENTS[result.name].cells(plans.Setting(result.draws, result.frames, layers=6, heads=4, pairs=22))
-        assert all(cell.policies == asked[name] for name, cell in result.cells.items())
 
 
 # ---- the sweep, and what is wrong ------------------------------------------------------------------------------------------

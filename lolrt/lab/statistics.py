@@ -30,7 +30,7 @@ def interval(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interv
 def difference(values: np.ndarray, others: np.ndarray, resamples: int = 2000, seed: int = 0, paired: bool = False) -> Interval:
     """Differences: the mean of one policy minus that of another one over the same videos, and its interval by the same bootstrap: both
     have the same videos drawn, and jitter draws of their own; where the n-th draw of both is one and the same (a seed's eps under another
-    sigma, or in fewer heads), draws are paired and drawn together. Where the interval does not contain 0, the two are told apart."""
+    sigma, or in fewer heads), draws are paired and drawn together. The difference is significant where the interval does not contain 0."""
     # [draws, videos], [other draws, videos]
     random = np.random.default_rng(seed)
     columns = random.integers(0, values.shape[1], (resamples, values.shape[1]))
