@@ -282,7 +282,7 @@ def attention_arguments() -> dict[str, object]:
         ("pages", torch.zeros(6, 512, dtype=torch.bfloat16), "pages: expected float32"),
         ("page_table", torch.tensor([0, 1], dtype=torch.int64), "page_table: expected int32"),
         ("page_table", torch.tensor([0, 1, 2, 6], dtype=torch.int32), r"page_table\[3\] is 6; the pool has pages 0 to 5"),
-        ("page_table", torch.tensor([-1, 1, 2, 3], dtype=torch.int32), r"page_table\[0\] is -1"),
+        ("page_table", torch.tensor([-2, 1, 2, 3], dtype=torch.int32), r"page_table\[0\] is -2"),
         ("page_tokens", 0, "pages of 0 tokens"),
         ("page_tokens", 2**62, "pages of 4611686018427387904 tokens"),
         ("page_tokens", 500, "pages: expected"),
