@@ -16,7 +16,8 @@ waits for the array's by DLPack's protocol, but nobody waits in turn for what is
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,10 +48,28 @@ def _torch_op(name: str, *arguments: Any) -> Any:
     return getattr(torch.ops.lolrt, name)(*arguments)
 
 
+_planning = False  # for CUDA
+
+
+@contextmanager
+def planned_for_cuda() -> Iterator[None]:
+    """What is made inside, of tensors without memory, goes the ways of CUDA."""
+    global _planning
+    _planning = True
+    try:
+        yield
+    finally:
+        _planning = False
+
+
+def on_cuda(device: torch.device) -> bool:
+    return device.type == "cuda" or _planning
+
+
 def page_elements(dtype: torch.dtype, tokens: int, heads: int, dim: int, device: torch.device = CPU) -> int:
     """Elements of one page of the KV cache: K and V of `tokens` tokens, all heads, as the kernels of the device want them (layout:
     csrc/include/lolrt/lolrt.h). On CUDA dtype may be float8_e4m3fn; k, v and q of such pages are bfloat16."""
-    return _core.page_elements(str(dtype).removeprefix("torch."), tokens, heads, dim, "cuda" if device.type == "cuda" else "cpu")
+    return _core.page_elements(str(dtype).removeprefix("torch."), tokens, heads, dim, "cuda" if on_cuda(device) else "cpu")
 
 
 def kv_write(

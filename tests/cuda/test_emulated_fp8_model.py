@@ -16,7 +16,7 @@ from torch import Tensor
 
 import lolrt
 from lolrt import _core, ops
-from lolrt.engine.memory_plan import plan
+from lolrt.memory_plan import plan
 
 PROMPT = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
 CONFIG = lolrt.DiTConfig(dim=256, ffn_dim=256, text_dim=16, text_len=8, num_heads=2, num_layers=2)

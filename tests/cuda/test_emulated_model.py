@@ -18,7 +18,7 @@ from torch import Tensor
 
 import lolrt
 from lolrt import _core
-from lolrt.engine.memory_plan import plan
+from lolrt.memory_plan import plan
 
 BF16 = torch.bfloat16
 # Chunks of the rollouts: at the fifth the window is full, from then on frames fall out of it.
