@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PROMPT ?= a red car by the sea at sunrise
 
-.PHONY: demo test dev lint format sanitize figures bench bench-quick clean
+.PHONY: demo test dev lint lint-python lint-types lint-imports lint-cxx hooks format sanitize figures bench bench-quick clean
 
 demo: .venv/installed
 	$(BIN)/lolrt generate "$(PROMPT)" -o out/demo.mp4 --seconds 20
@@ -14,11 +14,24 @@ test: .venv/installed
 
 dev: .venv/installed .venv/linters
 
-lint: .venv/installed .venv/linters
+lint: .venv/installed lint-python lint-types lint-imports lint-cxx
+
+lint-python: .venv/linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint-types: .venv/linters
 	$(BIN)/mypy
+
+lint-imports: .venv/linters
+	$(BIN)/lint-imports --no-cache --no-logo
+
+lint-cxx: .venv/linters
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+# `git commit` then runs what `make lint` runs, for the kinds of files that it changes.
+hooks: .venv/linters
+	$(BIN)/pre-commit install
 
 format: .venv/linters
 	$(BIN)/ruff format .
@@ -64,6 +77,8 @@ BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -t
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $@
 
-.venv/linters: .venv/torch
-	$(BIN)/pip install --quiet --disable-pip-version-check ruff mypy clang-format
+# Dependency groups need this pip.
+.venv/linters: .venv/torch pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(BIN)/pip install --quiet --disable-pip-version-check --group dev
 	touch $@

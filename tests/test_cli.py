@@ -82,6 +82,15 @@ def test_probe_writes_the_attention_mass(tmp_path, prompt, tiny):
     assert sum(second) == pytest.approx(1, abs=1e-3)
 
 
+def test_chunks_of_another_size_and_another_sampler(tmp_path, prompt):
+    path = tmp_path / "v.mp4"
+    options = ["--frames", "9", "--chunk-frames", "2", "--recent", "4", "--timesteps", "1000:500", "--probe"]
+    assert cli.main(["generate", prompt, "-o", str(path), *options]) == 0
+    assert decode(path)[0] == 9
+    with open(tmp_path / "v.mass.csv") as file:
+        assert {row["first_frame"] for row in csv.DictReader(file)} == {"0", "2"}
+
+
 def test_a_script_switches_prompts_and_says_how_fast(tmp_path):
     script, path = tmp_path / "script.txt", tmp_path / "video.mp4"
     script.write_text("0 a red car by the sea at noon\n0.5 a blue car by the sea at night\n")

@@ -15,7 +15,8 @@ from rule import DTYPES, check, fp64, name_of
 from torch import Tensor
 
 import lolrt
-from lolrt import _core, decoder, ops
+from lolrt import _core, ops
+from lolrt.models.vae import decoder
 
 pytestmark = pytest.mark.usefixtures("isa")
 

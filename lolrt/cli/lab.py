@@ -6,7 +6,7 @@ import argparse
 from itertools import product
 from pathlib import Path
 
-from lolrt.cli.options import HelpWithDefaults, positive
+from lolrt.cli.options import Commands, HelpWithDefaults, positive
 from lolrt.errors import Error
 
 POLICIES = ("sigma=0", "sigma=0.8", "sigma=0.8,spread=stratified")
@@ -19,7 +19,8 @@ RECALLS = (
 )
 
 
-def add_commands(lab: argparse.ArgumentParser) -> None:
+def add_command(top: Commands) -> None:
+    lab = top.add_parser("lab", help="predict and measure sink-collapse, and compare policies against it")
     commands = lab.add_subparsers(required=True, metavar="COMMAND")
     formatter = HelpWithDefaults
 

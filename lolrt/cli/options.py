@@ -1,9 +1,19 @@
-"""What the command line and the laboratory's have in common: kinds of values, and how help is written."""
+"""What commands have in common: kinds of values, how help is written, and options that several have."""
 
 from __future__ import annotations
 
 import argparse
 import math
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from lolrt.errors import Error
+from lolrt.fields import fields_of
+
+if TYPE_CHECKING:
+    import torch
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+MODEL_HELP = "the name of an embedded model, or a folder, a file, or a .toml file with the parts of one"
 
 
 class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -31,3 +41,44 @@ def frame_size(text: str) -> tuple[int, int]:
     if not (height.isdecimal() and width.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text} is no size such as 480x832")
     return int(height), int(width)
+
+
+def add_fields(parser: argparse._ActionsContainer, dataclass: str, *, defaults: bool = True) -> None:
+    """An option for each field of a dataclass, with its names, choices and help (`lolrt.fields`), and its default unless the model has a
+    better one."""
+    for field in fields_of(dataclass):
+        parser.add_argument(
+            *(f"--{name.replace('_', '-')}" for name in field.names),
+            dest=field.name,
+            default=field.default if defaults else None,
+            type=field.kind,
+            choices=field.choices or None,
+            help=field.help.replace("%", "%%"),
+        )
+
+
+def field_values(arguments: argparse.Namespace, dataclass: str) -> dict[str, Any]:
+    """What the options of `add_fields` say, to make the dataclass of; without those that say nothing."""
+    values = {field.name: getattr(arguments, field.name) for field in fields_of(dataclass)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def add_vae(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vae", choices=["full", "tiny"], default="full", help="tiny: the model's TAEHV, fast and less exact")
+    parser.add_argument(
+        "--vae-tile", metavar="PIXELS", type=positive(int), help="decode in tiles of this size: less working memory, not quite the same"
+    )
+
+
+def add_kv(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kv", choices=["full", "fp8"], default="full", help="of the KV cache's pages; fp8: 8 bits and scales, half the memory, on CUDA"
+    )
+
+
+def kv_dtype(arguments: argparse.Namespace) -> torch.dtype | None:
+    import torch
+
+    if arguments.kv == "fp8" and arguments.device == "cpu":
+        raise Error("--kv fp8 goes with --device cuda: the CPU's kernels have no pages of 8 bits")
+    return torch.float8_e4m3fn if arguments.kv == "fp8" else None

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from lolrt.engine.kv_window import Window
 from lolrt.errors import Error
+from lolrt.fields import fields_of
 from lolrt.positions.rope import Rope
 from lolrt.positions.sink_gate import SinkGate
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What `name=value` pairs say, separated by commas: fields of `Rope`, `Window` and `SinkGate`, such as "sigma=0.8,sink_frames=1".
-    Bases are separated by colons.
+    """What `name=value` pairs say, separated by commas: fields of `Rope`, `Window` and `SinkGate`, such as "sigma=0.8,sink_frames=1", by
+    the names that the options of `lolrt generate` have as well ("sinks=1"). Bases are separated by colons.
     """
 
     text: str
@@ -23,17 +24,17 @@ class Policy:
 
     @classmethod
     def parse(cls, text: str) -> Policy:
-        known: dict[str, tuple[type, Any]] = {
-            field.name: (kind, field.default) for kind in (Rope, Window, SinkGate) for field in fields(kind) if field.name != "gate"
-        }
-        given: dict[type, dict[str, Any]] = {Rope: {}, Window: {}, SinkGate: {}}
+        given: dict[str, dict[str, Any]] = {"Rope": {}, "Window": {}, "SinkGate": {}}
+        fields = [(owner, field) for owner in given for field in fields_of(owner)]
+        known = {name: (owner, field) for owner, field in fields for name in field.names}
         for item in filter(None, text.split(",")):
             name, _, value = item.partition("=")
             if name not in known:
-                raise Error(f"the policy {text!r} sets {name!r}; expected name=value pairs of {', '.join(known)}")
-            kind, default = known[name]
+                names = ", ".join(field.name for _, field in fields)
+                raise Error(f"the policy {text!r} sets {name!r}; expected name=value pairs of {names}")
+            owner, field = known[name]
             try:
-                given[kind][name] = [float(base) for base in value.split(":")] if default is None else type(default)(value)
+                given[owner][field.name] = field.kind(value)
             except ValueError as error:
-                raise Error(f"the policy {text!r} sets {name} to {value!r}; expected a value like {default!r}") from error
-        return cls(text, Rope(**given[Rope]), Window(**given[Window], gate=SinkGate(**given[SinkGate])))
+                raise Error(f"the policy {text!r} sets {name} to {value!r}; expected a value like {field.default!r}") from error
+        return cls(text, Rope(**given["Rope"]), Window(**given["Window"], gate=SinkGate(**given["SinkGate"])))

@@ -30,38 +30,39 @@ class Rope:
     """
 
     positions: Literal["absolute", "window", "anchored"] = "absolute"
-    """"absolute": the latent frame's number (Self-Forcing, LongLive, LoL). "window": its place in the window, 0 .. pages - 1
-    (LongLive's "infinity" variant; Infinity-RoPE, arXiv 2511.20649). "anchored": the frame's number, but the sinks follow the chunk, so
-    that the first one is never more than `anchor_frames` behind its last frame (the temporal RoPE adjustment of Deep Forcing,
-    arXiv 2512.05081, with the distance left to choose); anchored right behind the recent frames, they are at their place in the
-    window."""
+    """What RoPE counts. "absolute": the latent frame's number (Self-Forcing, LongLive, LoL). "window": its place in the window,
+    0 .. pages - 1 (LongLive's "infinity" variant; Infinity-RoPE, arXiv 2511.20649). "anchored": the frame's number, but the sinks follow
+    the chunk, so that the first one is never more than `anchor_frames` behind its last frame (the temporal RoPE adjustment of Deep
+    Forcing, arXiv 2512.05081, with the distance left to choose); anchored right behind the recent frames, they are at their place in
+    the window."""
     sigma: float = 0.8
-    """Strength of the jitter, in [0, 1)."""
+    """Strength of the per-head RoPE jitter, at least 0 and less than 1; 0 is plain RoPE."""
     jitter_seed: int = 0
-    """Draws eps; the same seed gives the same bases everywhere."""
+    """Draws the jitter, eps; the same seed gives the same bases everywhere."""
     spread: Literal["uniform", "stratified"] = "uniform"
-    """"uniform": eps_h ~ U[-1, 1], the paper's rule. "stratified": the values linspace(-1, 1, heads) in random order, so that no
-    two heads have bases close together."""
+    """How the jitter is drawn. "uniform": eps_h ~ U[-1, 1], the paper's rule. "stratified": the values linspace(-1, 1, heads) in random
+    order, so that no two heads have bases close together."""
     scope: Literal["model", "layer"] = "model"
-    """What eps is drawn for: the heads of a layer, alike in all layers ("model"), or all heads of all layers ("layer"); LoL does not say
-    which."""
+    """Whether layers share the heads' jitter ("model") or have their own ("layer"). LoL does not say which."""
     bases: Sequence[float] | Sequence[Sequence[float]] | None = None
-    """Explicit bases, [heads] or [layers][heads], or one for all heads; sigma, jitter_seed, spread and scope then play no part."""
+    """Explicit bases, one for each head or one for all, instead of those that the jitter draws. [heads] or [layers][heads] in Python; in a
+    text they stand between colons. sigma, jitter_seed, spread and scope then play no part."""
     theta: float = 10000.0
     """The base that the model was trained with."""
     share: float = 1.0
     """Share of the heads that are jittered, chosen by jitter_seed; the others keep theta (LoL's ablation)."""
     frequencies: Literal["plain", "pi", "ntk", "yarn", "riflex"] = "plain"
-    """How the frequencies come from the bases (`lolrt.positions.frequencies`): plain, position interpolation, NTK-aware, YaRN, RIFLEx."""
+    """How RoPE's frequencies are stretched: not at all, position interpolation, NTK-aware, YaRN, RIFLEx. Formulas are in
+    `lolrt.positions.frequencies`."""
     length_frames: int = 132
-    """L, the latent frames that the model covers as it is; LoL takes the last ones before the first collapse."""
+    """Latent frames that the model covers without stretching, L. LoL takes the last ones before the first collapse."""
     stretch: float = 1.0
-    """s = L' / L, how many times as many the frequencies shall cover; 1 changes nothing but in RIFLEx."""
+    """How many times as many frames the frequencies shall cover, s = L' / L; 1 changes nothing but in RIFLEx."""
     anchor_frames: int = 20
-    """Of "anchored" positions: the farthest that a sink is behind; 20 is what a model saw that was trained on 21 latent frames."""
+    """Frames that anchored sinks stay behind at most; 20 is what a model saw that was trained on 21 latent frames."""
     recall_positions: Literal["near", "kept"] = "near"
-    """Of frames that are recalled (`lolrt.engine.memory_bank`): "near", right behind the recent frames, as if they had just left the
-    window; or "kept", the number that they had."""
+    """Where recalled frames stand: right behind the recent ones ("near"), as if they had just left the window, or where they were
+    ("kept"). See `lolrt.engine.memory_bank`."""
 
     def __post_init__(self) -> None:
         if self.positions not in ("absolute", "window", "anchored"):

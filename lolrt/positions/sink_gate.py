@@ -18,18 +18,21 @@ class SinkGate:
     """When attention to the sink pages is held back, and by how much. A chunk's own pages are never held back."""
 
     bias: float = 0.0
-    """Added to the scores of the sink pages, in nats, where the gate is shut: their weight falls by a factor exp(bias) against the other
-    pages'. -inf leaves them out; 0 is no gate."""
+    """Added to the attention scores of sinks where the gate is shut, in nats; 0 is no gate, -inf leaves them out (`--sink-bias=-inf`).
+    Their weight falls by a factor exp(bias) against the other pages'."""
     when: Literal["always", "realigned", "synchronised"] = "always"
-    """"always": in every chunk. "realigned": in chunks whose phases have come back to the sinks', that is, `after_frames` or more
-    behind the chunk, where the phase kernel, mean of cos(offset * frequency) over pairs, heads, layers, sinks and the chunk's frames,
-    is `kernel_level` or more (LoL, arXiv 2601.16914, eq. 5 and its outlook: block the sinks at the kernel's maxima). "synchronised": in
-    layers where more than `head_share` of the heads spend more on a sink page than on another, by a probe of the chunk's first denoise
-    pass, which is run again with the gate shut (after DySink's anomaly gate, arXiv 2605.21028, which compares scores of mean
+    """When the gate is shut. "always": in every chunk. "realigned": in chunks whose phases have come back to the sinks', that is,
+    `after_frames` or more behind the chunk, where the phase kernel, mean of cos(offset * frequency) over pairs, heads, layers, sinks and
+    the chunk's frames, is `kernel_level` or more (LoL, arXiv 2601.16914, eq. 5 and its outlook: block the sinks at the kernel's maxima).
+    "synchronised": in layers where more than `head_share` of the heads spend more on a sink page than on another, by a probe of the chunk's
+    first denoise pass, which is run again with the gate shut (after DySink's anomaly gate, arXiv 2605.21028, which compares scores of mean
     queries)."""
     kernel_level: float = 0.5
+    """Value of the phase kernel from which a "realigned" gate is shut."""
     after_frames: int = 100
+    """Frames that the sinks are behind before a "realigned" gate is shut for the first time."""
     head_share: float = 0.8
+    """Share of a layer's heads above which a "synchronised" gate is shut."""
 
     def __post_init__(self) -> None:
         if self.when not in ("always", "realigned", "synchronised"):
