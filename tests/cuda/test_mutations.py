@@ -20,7 +20,7 @@ import test_emulated_fp8 as casts
 import test_emulated_rows as rows
 import torch
 from commands import output_of
-from emulated import BUILD, LIBRARY, ROOT, SIMT, AbiError, Emulated
+from emulated import LIBRARY, ROOT, SIMT, AbiError, Emulated
 from rule import check, fp64
 from test_emulated_attention import CudaAttention
 from test_emulated_fp8 import Fp8Attention
@@ -342,8 +342,8 @@ MUTATIONS += [
 ]
 
 
-def compile_mutant(mutation: Mutation, into: Path) -> Emulated:
-    """The emulated half with one kernel of attention, changed."""
+def compile_mutant(mutation: Mutation, objects: Path, into: Path) -> Emulated:
+    """The emulated half with one kernel of attention, changed, and of the others what has been compiled."""
     sources = Path(shutil.copytree(KERNELS, into / "cuda"))
     changed = sources / mutation.file
     text = changed.read_text()
@@ -371,7 +371,7 @@ def compile_mutant(mutation: Mutation, into: Path) -> Emulated:
     output_of(
         "g++", *FLAGS, f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{SIMT}", f"-I{sources}", "-c", unit, "-o", into / "mutant.o"
     )
-    others = [path for path in BUILD.rglob("lolrt_cuda.dir/**/*.o") if path.name != f"{unit.name}.o"]
+    others = [path for path in objects.iterdir() if path.name != f"{unit.name}.o"]
     output_of("g++", "-shared", into / "mutant.o", *others, "-o", into / "liblolrt_cuda.so")
     return Emulated(Path(shutil.copy(LIBRARY, into)))
 
@@ -441,5 +441,5 @@ def test_nothing_is_found_in_the_kernel_as_it_is(emulated_library: Emulated) -> 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_mutation_is_found(mutation: Mutation, emulated_library: Emulated, tmp_path: Path) -> None:
-    report = found(compile_mutant(mutation, tmp_path), mutation.kernel, mutation.probe)
+    report = found(compile_mutant(mutation, emulated_library.path.with_name("objects"), tmp_path), mutation.kernel, mutation.probe)
     assert re.search(mutation.finds, report), f"found: {report or 'nothing'}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from emulated import BUILD, Emulated
+from emulated import Emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +35,7 @@ class Split:
 
 @pytest.fixture(scope="module")
 def library(emulated_library: Emulated) -> ctypes.CDLL:
-    return ctypes.CDLL(str(BUILD / "liblayouts.so"))
+    return ctypes.CDLL(str(emulated_library.path.with_name("liblayouts.so")))
 
 
 def split(library: ctypes.CDLL, head_tiles: int, heads: int, pages: int, page_tokens: int, slots: int) -> Split:
