@@ -135,6 +135,13 @@ def frame_attention(
     sin of (t_q - t_k) * frequency, turning q's first 2 * pairs channels (pair i = channels 2 i and 2 i + 1). bias: float32
     [pages, heads], added to the scores. mass: float32 [pages, frames, heads], filled with the softmax weight spent on each page, mean
     over the frame's queries. Source: LoL (arXiv 2601.16914), Alg. 1, written with relative offsets.
+
+    A batch: with page_table [batch, pages], q's frames are `batch` groups of equal size, in order, each of which attends to the pages of
+    its row alone, and gives the bits that it gives alone. rotation is then [batch, pages, frames / batch, heads, pairs, 2], bias [batch,
+    pages, heads], mass [batch, pages, frames / batch, heads]. Groups of different sizes: batch = frames, a row for every frame.
+    An entry of -1, with a batch or without, is a page that is not there: nothing of it is read, also not its rotation and its bias, and
+    its mass is 0. A frame without any page gives 0.
+
     Raises ValueError when shapes or dtypes do not fit, and `lolrt._core.UnsupportedError` for what there are no kernels for: a dim that is
     odd or more than 256, on CUDA any but 64 and 128; tensors on another device than q.
     """

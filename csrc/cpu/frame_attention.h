@@ -74,7 +74,8 @@ class FrameAttentionKernel : public AttentionRows<FrameAttentionKernel<Isa, T>, 
 
   using Base::Base;
 
-  void attend(const Tile &tile, const Scratch &s) const {
+  // Not inlined into what hands out the tasks, whose variables would take registers from the loops.
+  [[gnu::noinline]] void attend(const Tile &tile, const Scratch &s) const {
     Panel panel;
     for (Position at; this->next_panel(tile, at, panel);) {
       for (const Part &part : panel) {
