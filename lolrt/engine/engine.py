@@ -124,6 +124,7 @@ class Engine:
             self._spatial[theta] = found
         return found
 
+    @torch.inference_mode()
     def step(self, sessions: Sequence[Steps[Result]]) -> list[Result | None]:
         """One pass of each of these sessions, together; what each has finished by it, or None.
 
