@@ -304,7 +304,7 @@ class Session:
     def restore(self, snapshot: Snapshot) -> None:
         """Goes on from a snapshot. A full one gives the bits of the session that was saved. The pages of a light one are made again by the
         cache passes of the frames in the window, which are then all that the session knows of its past: the same bits as long as no frame
-        had left the window.
+        had left the window, no prompt was switched without running the sinks again, and no "synchronised" gate was shut.
 
         Raises `lolrt.Error`, with the session unchanged, for one of another model, config or size: it says what differs.
         """
@@ -363,5 +363,5 @@ class Session:
         self._passes = self._pending = None
         self._use_text(state["prompt_embeds"].cpu().clone())
         self._switch = resumed
-        self._start = state["start"].to(latents.device) if "start" in state else self._start
+        self._start = state["start"].to(latents.device) if "start" in state else latents[:0]  # not what this session was given
         self.next_frame = int(state["next_frame"])
