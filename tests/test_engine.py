@@ -372,7 +372,7 @@ class FailsOnce:
         return self.noise(first_frame, n_frames, step)
 
 
-@pytest.mark.parametrize("frame, step", [(0, 0), (3, 0)])
+@pytest.mark.parametrize("frame, step", [(0, 0), (3, 0), (3, 1)])
 @pytest.mark.parametrize("window", [lolrt.Window(1, 2, 1), lolrt.Window(1, 2, 1, recall_frames=1, store_frames=2)])
 def test_who_fails_begins_its_chunk_anew_and_no_neighbour_loses_one(frame, step, window):
     """Neither a chunk that a neighbour finishes in the very step that fails, nor a bit of the one that is made again."""

@@ -68,6 +68,7 @@ class Engine:
         self._free_prompts = list(reversed(range(sessions)))
         self._modulations: weakref.WeakValueDictionary[float, Tensor] = weakref.WeakValueDictionary()
         self._spatial: weakref.WeakValueDictionary[float, Tensor] = weakref.WeakValueDictionary()
+        self._failure: Exception | None = None
         self._graphs = GraphedPasses(dit) if device.type == "cuda" else None
 
     @cached_property
@@ -131,8 +132,12 @@ class Engine:
         """One pass of each of these sessions, together; what each has finished by it, or None.
 
         Whatever kind of pass comes next for a session, they run as one pass of the model, save where spatial rotations differ. When a
-        session fails the others go on, and its error is raised at the end; it begins its chunk anew with the next step.
+        session fails the others go on, and its error is raised at the end, or, where others have finished something, when the next step
+        begins, so that this is not lost; the session begins its chunk anew.
         """
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
         passes = [session.pending() for session in sessions]
         results: list[Result | None] = [None] * len(passes)
         together: dict[int, list[int]] = {}
@@ -149,6 +154,7 @@ class Engine:
                     results[i] = sessions[i].passed(own)
                 except Exception as failure:
                     failures.append(failure)
-        if failures:
+        if failures and all(result is None for result in results):
             raise failures[0]
+        self._failure = failures[0] if failures else None
         return results
