@@ -338,11 +338,19 @@ def test_a_session_that_is_closed_is_closed():
     assert same(made, run(other, Session(other, smallest_text(1), config(seed=1)), 3))
 
 
-def test_a_session_that_nobody_holds_gives_all_back():
-    engine = smallest_engine(SMALLEST, pages=3, sessions=1)
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "dropped"])
+def test_a_session_that_is_closed_or_that_nobody_holds_gives_all_back(closed):
+    """Those of its window, and those of a full memory bank."""
+    window = lolrt.Window(1, 2, 1, recall_frames=1, store_frames=2)
+    engine = smallest_engine(SMALLEST, pages=window.pool_pages, sessions=1)
     for seed in range(3):
-        run(engine, Session(engine, smallest_text(seed), config(seed=seed)), 2)
-    assert engine.pool.free_pages == engine.pool.unreserved_pages == 3 and engine._free_prompts == [0]
+        session = Session(engine, smallest_text(seed), config(window, seed=seed))
+        run(engine, session, 6)
+        assert engine.pool.free_pages == 0
+        if closed:
+            session.close()
+        del session
+        assert engine.pool.free_pages == engine.pool.unreserved_pages == window.pool_pages and engine._free_prompts == [0]
 
 
 def test_a_session_that_cannot_be_made_takes_nothing():

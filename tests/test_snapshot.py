@@ -76,9 +76,11 @@ def test_a_full_one_goes_on_with_the_same_bits(name, chunks, dit, tmp_path):
     run(whole.engine, whole, chunks)
     saved = written(whole.snapshot(), tmp_path)
     assert saved.next_frame == whole.next_frame
-    run(other.engine, other, 2)  # a past of its own, of which nothing may be left
+    run(other.engine, other, 5)  # a past of its own, of which nothing may be left
     other.engine.step([other])  # and half a chunk
     other.restore(saved)
+    pool = other.engine.pool
+    assert pool.free_pages + len(set(other.window.held_pages)) == pool.pages.shape[1], "pages of its past are held by nobody"
     assert same(run(other.engine, other, 4), run(whole.engine, whole, 4))
 
 
