@@ -16,6 +16,8 @@ from lolrt.engine.kv_window import KVCache
 from lolrt.engine.memory_bank import PageStore
 from lolrt.lab import returning
 
+pytestmark = pytest.mark.whole
+
 LAYERS, HEADS, DIM, TOKENS = 2, 2, 128, 16
 
 

@@ -13,6 +13,8 @@ import lolrt
 from bench.published import PublishedDiT
 from lolrt.engine.kv_window import KVCache
 
+pytestmark = pytest.mark.whole
+
 PLAIN = lolrt.Rope(sigma=0)
 
 
