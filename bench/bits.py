@@ -74,9 +74,8 @@ def digest(tensors: list[torch.Tensor]) -> str:
     return whole.hexdigest()[:16]
 
 
-def hashes() -> dict[str, str]:
+def hashes() -> Iterator[tuple[str, str]]:
     lolrt.set_threads(1)  # torch's products depend on how many there are
-    found = {}
     for dtype in torch.float32, torch.bfloat16:
         pipe = lolrt.load("tiny", dtype)
         few = dtype == torch.bfloat16  # slow where the CPU does not multiply it, and on the same paths
@@ -86,10 +85,9 @@ def hashes() -> dict[str, str]:
                 before(i)
                 chunk = next(stream)
                 tensors += [chunk.latents] if chunk.mass is None else [chunk.latents, chunk.mass]
-            found[f"{str(dtype).removeprefix('torch.')}, {name}"] = digest(tensors)
+            yield f"{str(dtype).removeprefix('torch.')}, {name}", digest(tensors)
         video = pipe.stream(pipe.example_prompts[0], seed=7)
-        found[f"{str(dtype).removeprefix('torch.')}, video frames"] = digest([next(video).frames for _ in range(3)])
-    return found
+        yield f"{str(dtype).removeprefix('torch.')}, video frames", digest([next(video).frames for _ in range(3)])
 
 
 def built(commit: str) -> Path:
@@ -125,11 +123,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.bits", description="Compares the bits that two commits compute.")
     parser.add_argument("commit", metavar="COMMIT", nargs="?", help="what to compare this tree with")
     commit = parser.parse_args().commit
-    here = hashes()
     there = hashes_of(commit) if commit else {}
-    for name, value in here.items():
-        print(f"{value}  {name}" + ("" if not commit else "  same" if there.get(name) == value else f"  DIFFERS from {there.get(name)}"))
-    return int(commit is not None and here != there)
+    alike = True
+    for name, value in hashes():
+        alike = alike and there.get(name) == value
+        verdict = "" if not commit else "  same" if there.get(name) == value else f"  DIFFERS from {there.get(name)}"
+        print(f"{value}  {name}{verdict}", flush=True)
+    return int(commit is not None and not alike)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from lolrt.bench.machine import describe
 from lolrt.checkpoint.inspect import size
 from lolrt.checkpoint.synth import synth
 from lolrt.engine.kv_window import Window
-from lolrt.engine.memory_plan import plan_model
 from lolrt.media.writer import VideoWriter
+from lolrt.memory_plan import plan_model
 from lolrt.pipeline import preferred_dtype
 
 WINDOW = Window()

@@ -19,10 +19,13 @@ import lolrt
 from bench.published import PublishedDiT, PublishedStream
 from lolrt.bench.cases import BF16, FP32, Case, Trial, random
 from lolrt.bench.measure import Run
-from lolrt.engine.kv_window import KVCache, Window
+from lolrt.engine.engine import Engine
+from lolrt.engine.kv_window import Window
 from lolrt.engine.sampler import Sampler
 from lolrt.models.dit import CausalDiT, DiTConfig
-from lolrt.positions.rope import Rope, rotation_tables, spatial_rotation
+from lolrt.positions.rope import Rope
+from lolrt.session.config import StreamConfig
+from lolrt.session.session import Session
 
 PLAIN = Rope(sigma=0.0)
 WINDOW = Window()
@@ -94,27 +97,24 @@ def dit_pass(model: Model, dtype: torch.dtype, **flags: Any) -> Case:
 
     @torch.inference_mode()
     def make(compiled: bool) -> Trial:
-        config = model.config
         dit, published = model.pair(dtype)
-        sample = random(WINDOW.chunk_frames, config.in_dim, *model.latent)
+        sample = random(WINDOW.chunk_frames, model.config.in_dim, *model.latent)
         prompt = model.prompt()
-        text, published_text = dit.encode_text(prompt), published.encode_text(prompt)
+        published_text = published.encode_text(prompt)
+        engine = Engine(dit, *model.latent, pages=WINDOW.pool_pages)
+        session = Session(engine, prompt, StreamConfig(rope=PLAIN, window=WINDOW))
         modulation = dit.modulations(torch.tensor([750.0]))[0]
-        spatial = spatial_rotation(model.latent[0] // 2, model.latent[1] // 2, config.axes[1] // 2, config.axes[2] // 2)
-        increments = PLAIN.increments(config.num_layers, config.num_heads, config.temporal_pairs)
-        cache = KVCache(WINDOW, config.num_layers, model.tokens, config.num_heads, config.head_dim, dtype)
         published_caches = published.caches(WINDOW, model.tokens)
 
         def ours() -> Tensor:
-            rotation = rotation_tables(increments, PLAIN.offsets(pages.frames, WINDOW.chunk_frames))
-            return dit(sample, modulation, text, pages, rotation, spatial)
+            return dit(session.pass_inputs(sample, modulation, pages, *session.positions(pages)))
 
         @torch.inference_mode()
         def theirs(first_frame: int = WINDOW.pages - WINDOW.chunk_frames) -> Tensor:
             return published(sample, 750.0, first_frame, published_caches, published_text)
 
         for first_frame in range(0, WINDOW.pages, WINDOW.chunk_frames):
-            pages = cache.advance(first_frame, WINDOW.chunk_frames)
+            pages = session.window.advance(first_frame, WINDOW.chunk_frames)
             ours()
             theirs(first_frame)
         return Trial(ours, {"published": theirs})

@@ -21,7 +21,7 @@ import torch
 import lolrt
 from lolrt.bench.machine import describe
 from lolrt.engine.kv_window import Window
-from lolrt.engine.memory_plan import codec_memory
+from lolrt.memory_plan import codec_memory
 from lolrt.models.vae.codec import Codec, State
 from lolrt.models.vae.taehv import TAEHV, TAEHVConfig
 from lolrt.session.prompt_switch import RECACHES

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from lolrt.checkpoint import load_dit as load_dit
     from lolrt.checkpoint import load_taehv as load_taehv
     from lolrt.checkpoint import load_vae as load_vae
+    from lolrt.engine.engine import Engine as Engine
     from lolrt.engine.kv_window import Window as Window
     from lolrt.engine.noise import Noise as Noise
     from lolrt.engine.sampler import Sampler as Sampler
+    from lolrt.engine.scheduler import EarliestDeadline as EarliestDeadline
+    from lolrt.engine.scheduler import RoundRobin as RoundRobin
     from lolrt.errors import CheckpointError as CheckpointError
     from lolrt.errors import Error as Error
     from lolrt.errors import OutputError as OutputError
@@ -39,19 +42,24 @@ if TYPE_CHECKING:
     from lolrt.positions.rope import Rope as Rope
     from lolrt.positions.sink_gate import SinkGate as SinkGate
     from lolrt.session.prompt_switch import SwitchLatency as SwitchLatency
+    from lolrt.session.session import LatentChunk as LatentChunk
+    from lolrt.session.session import Session as Session
+    from lolrt.session.snapshot import Snapshot as Snapshot
     from lolrt.session.stream import Chunk as Chunk
-    from lolrt.session.stream import LatentChunk as LatentChunk
     from lolrt.session.stream import LatentStream as LatentStream
     from lolrt.session.stream import Stream as Stream
+    from lolrt.session.stream_engine import StreamEngine as StreamEngine
     from lolrt.text.embeddings import EmbeddingFile as EmbeddingFile
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "checkpoint": ("load_dit", "load_taehv", "load_vae"),
+    "engine.engine": ("Engine",),
     "engine.kv_window": ("Window",),
     "engine.noise": ("Noise",),
     "engine.sampler": ("Sampler",),
+    "engine.scheduler": ("EarliestDeadline", "RoundRobin"),
     "errors": ("CheckpointError", "Error", "OutputError", "PromptError"),
     "media.writer": ("VideoWriter",),
     "models.dit": ("CausalDiT", "DiTConfig"),
@@ -64,7 +72,10 @@ _HOMES = {
     "positions.rope": ("Rope",),
     "positions.sink_gate": ("SinkGate",),
     "session.prompt_switch": ("SwitchLatency",),
-    "session.stream": ("Chunk", "LatentChunk", "LatentStream", "Stream"),
+    "session.session": ("LatentChunk", "Session"),
+    "session.snapshot": ("Snapshot",),
+    "session.stream": ("Chunk", "LatentStream", "Stream"),
+    "session.stream_engine": ("StreamEngine",),
     "text.embeddings": ("EmbeddingFile",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -74,12 +74,14 @@ def frame_attention(
     """Softmax attention of every query to every token of the listed pages.
 
     q, out: T [frames, tokens, heads, dim], strided. pages: T, or on CUDA float8_e4m3fn, [pool_pages, page_elements], rows strided.
-    page_table: int32 [pages], in any order. page_tokens: tokens in a page.
+    page_table: int32 [pages], in any order; -1 for a page that is not there. page_tokens: tokens in a page.
     rotation: float32 [pages, frames, heads, pairs, 2], (cos, sin) of (t_q - t_k) * frequency, turning q's first 2 * pairs
     channels, pair i being channels (2i, 2i + 1); or None.
     bias: float32 [pages, heads], added to the scores, -inf leaves a page out for a head; or None.
     scale: of the scores before the bias; 0 means 1 / sqrt(dim).
     mass: float32 [pages, frames, heads], softmax weight spent on a page, mean over the frame's queries; or None.
+    A batch: page_table [batch, pages], each row for an equal group of frames; rotation [batch, pages, frames / batch, heads, pairs, 2],
+    bias [batch, pages, heads], mass [batch, pages, frames / batch, heads].
     workspace: uint8, as many as `frame_attention_workspace` says; of any alignment, where q is.
     """
 

@@ -4,22 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from lolrt.errors import OutputError
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file under a name of this process's own, and then gives it `path`: others may be reading and writing the same one.
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Gives a name of this process's own to write to, and then renames it to `path`: others may be reading and writing the same file.
 
-    Makes the folder that it is in. Raises `lolrt.OutputError`.
+    File and folder are synced, so that after a power cut there is the old file or the new one. Makes the folder that it is in.
+    Raises `lolrt.OutputError`, with the old file as it was.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
+        yield partial
+        sync(partial)
         partial.replace(path)
-    except OSError as error:
+        sync(path.parent)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise OutputError(f"cannot write {path} ({error}); choose another place") from error
+        if isinstance(error, OSError):
+            raise OutputError(f"cannot write {path} ({error}); choose another place") from error
+        raise
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file as `replaced` does. Raises `lolrt.OutputError`."""
+    with replaced(path) as partial:
+        partial.write_bytes(content)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or a folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -16,15 +16,18 @@ from lolrt import _core
 from lolrt.checkpoint import Parts, find_parts, load_dit, load_taehv, load_vae
 from lolrt.checkpoint.folder import WAN_SETTINGS
 from lolrt.engine.kv_window import Window
-from lolrt.engine.noise import Noise
 from lolrt.engine.sampler import Sampler
+from lolrt.engine.scheduler import RoundRobin, Scheduler
 from lolrt.errors import Error
 from lolrt.models.dit import CausalDiT
 from lolrt.models.vae.codec import Codec, State
 from lolrt.models.vae.tiles import Tiled
 from lolrt.ops.device import upload, usable
 from lolrt.positions.rope import Rope
+from lolrt.session.config import StreamConfig, from_plain
+from lolrt.session.snapshot import Snapshot
 from lolrt.session.stream import LatentStream, Stream
+from lolrt.session.stream_engine import StreamEngine
 from lolrt.text.embeddings import cache_folder
 from lolrt.text.encoder import TextEncoder, VocabularyEncoder
 from lolrt.text.umt5 import CachedUMT5
@@ -144,7 +147,7 @@ class Pipeline:
 
     def stream(self, prompt: str, **options: Any) -> Stream:
         """An endless iterator of `lolrt.Chunk`; options as of `latent_stream`."""
-        return Stream(self.latent_stream(prompt, **options), self.vae, self.encode_text)
+        return Stream(self.latent_stream(prompt, **options), self.vae, self.encode_text, prompt)
 
     def latent_stream(
         self,
@@ -166,13 +169,58 @@ class Pipeline:
         the model's, or on CUDA torch.float8_e4m3fn: half their memory, less exact.
         Raises `lolrt.PromptError` for a prompt that the text encoder does not know.
         """
-        height, width = self.height // self.vae.config.spatial_factor, self.width // self.vae.config.spatial_factor
-        noise = Noise(seed, self.dit.config.in_dim, height, width)
+        height, width = self.latent_size
         return LatentStream(
             self.dit, self.encode_text(prompt), height, width,
-            noise=noise, rope=rope, window=window, sampler=sampler or self.sampler, start=start,
+            seed=seed, rope=rope, window=window, sampler=sampler or self.sampler, start=start,
             start_frame=start_frame, probe=probe, kv_dtype=kv_dtype,
         )  # fmt: skip
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of a latent frame."""
+        factor = self.vae.config.spatial_factor
+        return self.height // factor, self.width // factor
+
+    def engine(
+        self,
+        max_sessions: int,
+        *,
+        memory: int | None = None,
+        window: Window = Window(),
+        scheduler: Scheduler = RoundRobin(),
+        kv_dtype: torch.dtype | None = None,
+        batch_invariant: bool = False,
+    ) -> StreamEngine:
+        """An engine for many streams at a time: `engine.open(prompt, ...)`, then `for stream, chunk in engine`.
+
+        max_sessions: how many may be open. memory: bytes for all their pages and prompts; by default what `max_sessions` streams with
+        `window` need. scheduler: which of them take part in a pass. kv_dtype: as of `latent_stream`. batch_invariant: as of
+        `lolrt.Engine`. Raises `lolrt.Error` when the memory does not suffice for one stream.
+        """
+        return StreamEngine(
+            self.dit, self.vae, self.encode_text, self.sampler, *self.latent_size, self.fps, max_sessions=max_sessions, memory=memory,
+            window=window, scheduler=scheduler, kv_dtype=kv_dtype, batch_invariant=batch_invariant,
+        )  # fmt: skip
+
+    def resume(self, path: str | Path) -> Stream:
+        """Goes on from a snapshot that `Stream.save` wrote, with its prompt, seed and policies.
+
+        Raises `lolrt.CheckpointError` when the file is no snapshot or a damaged one, and `lolrt.Error` for one of another model, dtype,
+        device, size or VAE: it says what differs.
+        """
+        snapshot = Snapshot.read(path)
+        config = from_plain(StreamConfig, snapshot.config)
+        height, width = self.latent_size
+        kv_dtype = getattr(torch, snapshot.model.get("pages", ""), None)
+        latents = LatentStream(
+            self.dit, snapshot.tensors["prompt_embeds"], height, width,
+            seed=config.seed or 0, rope=config.rope, window=config.window, sampler=config.sampler, start_frame=config.start_frame,
+            probe=config.probe, kv_dtype=kv_dtype if kv_dtype == torch.float8_e4m3fn else None,
+        )  # fmt: skip
+        stream = Stream(latents, self.vae, self.encode_text)
+        stream.restore(snapshot)
+        return stream
 
     def encode_video(self, frames: Iterable[Tensor]) -> Tensor:
         """Video frames, uint8 [height, width, 3] RGB each, to what a stream can start from: normalised latents [n, channels, h, w].

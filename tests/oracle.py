@@ -60,6 +60,28 @@ def frame_attention(
     return out, mass
 
 
+def batched_frame_attention(
+    q: F64,
+    k: F64,
+    v: F64,
+    page_table: NDArray[np.integer],
+    rotation: F64 | None = None,
+    bias: F64 | None = None,
+    scale: float | None = None,
+) -> tuple[F64, F64]:
+    """As `frame_attention`, each of equal groups of q's frames on the pages that its row of page_table [batch, pages] lists, which may be
+    -1: k and v [pool_pages, page_tokens, heads, dim], rotation [batch, pages, frames / batch, heads, pairs, 2], bias [batch, pages,
+    heads]; returns out and mass [batch, pages, frames / batch, heads]."""
+    batch, pages = page_table.shape
+    frames = len(q) // batch
+    out, mass = np.zeros_like(q), np.zeros((batch, pages, frames, q.shape[2]))
+    for entry, row in enumerate(page_table):
+        there, group = row >= 0, slice(entry * frames, (entry + 1) * frames)
+        turns, biases = (None if x is None else x[entry][there] for x in (rotation, bias))
+        out[group], mass[entry, there] = frame_attention(q[group], k[row[there]], v[row[there]], turns, biases, scale)
+    return out, mass
+
+
 def sampler_step(sample: F64, level: float, velocity: F64, after: float, noise: F64 | None) -> F64:
     """Of one shape; noise None: the clean sample itself."""
     clean = sample - level * velocity

@@ -282,7 +282,7 @@ def attention_arguments() -> dict[str, object]:
         ("pages", torch.zeros(6, 512, dtype=torch.bfloat16), "pages: expected float32"),
         ("page_table", torch.tensor([0, 1], dtype=torch.int64), "page_table: expected int32"),
         ("page_table", torch.tensor([0, 1, 2, 6], dtype=torch.int32), r"page_table\[3\] is 6; the pool has pages 0 to 5"),
-        ("page_table", torch.tensor([-1, 1, 2, 3], dtype=torch.int32), r"page_table\[0\] is -1"),
+        ("page_table", torch.tensor([-2, 1, 2, 3], dtype=torch.int32), r"page_table\[0\] is -2"),
         ("page_tokens", 0, "pages of 0 tokens"),
         ("page_tokens", 2**62, "pages of 4611686018427387904 tokens"),
         ("page_tokens", 500, "pages: expected"),
@@ -307,6 +307,65 @@ def test_frame_attention_says_what_is_wrong(name: str, value: object, message: s
     _core.frame_attention(**arguments)  # right as it is
     arguments = attention_arguments() | {name: value}
     with pytest.raises((ValueError, _core.UnsupportedError), match=f"^frame_attention: {message}") as error:
+        _core.frame_attention(**arguments)
+    assert "\n" not in str(error.value)
+    for output in {"out", "mass"} - {name}:
+        assert (arguments[output] == 7).all()
+
+
+def batch_arguments() -> dict[str, object]:
+    batch, frames, heads, pages, pairs = 3, 2, 3, 4, 2
+    arguments = attention_arguments()
+    tokens, dim = arguments["q"].shape[1::2]
+    return arguments | dict(
+        q=torch.zeros(batch * frames, tokens, heads, dim),
+        page_table=torch.tensor([[0, 5, 2, 3], [1, -1, 0, -1], [-1, -1, -1, -1]], dtype=torch.int32),
+        rotation=torch.zeros(batch, pages, frames, heads, pairs, 2),
+        bias=torch.zeros(batch, pages, heads),
+        out=torch.full((batch * frames, tokens, heads, dim), 7.0),
+        mass=torch.full((batch, pages, frames, heads), 7.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("q", torch.zeros(7, 5, 3, 8), r"out: expected float32 \[frames=7, "),
+        ("page_table", torch.zeros(4, 4).int(), "q has 6 frames and page_table 4 rows; expected frames to be a multiple"),
+        ("page_table", torch.zeros(12, 4).int(), "q has 6 frames and page_table 12 rows"),
+        ("page_table", torch.zeros(4).int(), r"rotation: expected float32 \[pages=4, frames=6, heads=3, pairs, 2=2\], got"),
+        (
+            "page_table",
+            torch.zeros(3, 5).int(),
+            r"rotation: expected float32 \[batch=3, pages=5, frames / batch=2, heads=3, pairs, 2=2\], got",
+        ),
+        ("page_table", torch.zeros(3, 4, 1).int(), r"page_table: expected int32 \[pages\] or \[batch, pages\], got 3 dimensions"),
+        ("page_table", torch.zeros(()).int(), r"page_table: expected int32 \[pages\] or \[batch, pages\], got 0 dimensions"),
+        ("page_table", torch.zeros(3, 4), r"page_table: expected int32 \[batch, pages\], got float32 \[3, 4\]"),
+        ("page_table", torch.zeros(3, 0).int(), r"page_table: expected int32 \[batch, pages\], got int32 \[3, 0\]"),
+        ("page_table", torch.zeros(4, 3).int().T, "page_table: expected a contiguous tensor"),
+        (
+            "page_table",
+            torch.tensor([[0, 1, 2, 3], [0, -1, -2, 3], [0, 1, 2, 3]]).int(),
+            r"page_table\[1, 2\] is -2; the pool has pages 0 to 5, and -1 is a page that is not there",
+        ),
+        ("page_table", torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3], [6, 1, 2, 3]]).int(), r"page_table\[2, 0\] is 6"),
+        ("rotation", torch.zeros(3, 4, 6, 3, 2, 2), r"rotation: expected .* got float32 \[3, 4, 6, 3, 2, 2\]"),
+        ("rotation", torch.zeros(4, 3, 2, 3, 2, 2), "rotation: expected"),
+        ("rotation", torch.zeros(4, 6, 3, 2, 2), "rotation: expected"),
+        ("rotation", torch.zeros(3, 4, 2, 3, 5, 2), "rotation has 5 pairs, but dim = 8 holds only 4"),
+        ("bias", torch.zeros(4, 3), r"bias: expected float32 \[batch=3, pages=4, heads=3\], got float32 \[4, 3\]"),
+        ("bias", torch.zeros(3, 3, 4), "bias: expected"),
+        ("mass", torch.zeros(3, 4, 6, 3), r"mass: expected float32 \[batch=3, pages=4, frames / batch=2, heads=3\], got"),
+        ("mass", torch.zeros(4, 6, 3), "mass: expected"),
+        ("mass", torch.zeros(1, 4, 2, 3).expand(3, 4, 2, 3), "mass: expected a contiguous tensor"),
+        ("workspace", torch.zeros(100, dtype=torch.uint8), r"workspace has \d+ bytes .* expected \d+"),
+    ],
+)
+def test_frame_attention_says_what_is_wrong_with_a_batch(name: str, value: object, message: str) -> None:
+    _core.frame_attention(**batch_arguments())  # right as it is
+    arguments = batch_arguments() | {name: value}
+    with pytest.raises(ValueError, match=f"^frame_attention: {message}") as error:
         _core.frame_attention(**arguments)
     assert "\n" not in str(error.value)
     for output in {"out", "mass"} - {name}:
@@ -348,6 +407,7 @@ def kv_arguments() -> dict[str, object]:
         (dict(rotation_first_channel=-2), "rotation of 2 pairs from channel -2"),
         (dict(page_table=torch.tensor([1, 1], dtype=torch.int32)), "frames 0 and 1 are both written to page 1"),
         (dict(page_table=torch.tensor([1, 4], dtype=torch.int32)), r"page_table\[1\] is 4"),
+        (dict(page_table=torch.tensor([1, -1], dtype=torch.int32)), r"page_table\[1\] is -1; the pool has pages 0 to 3$"),
         (dict(page_table=None), "page_table is missing"),
         (dict(pages=None), "pages is missing"),
     ],

@@ -12,8 +12,11 @@ from torch import Tensor
 
 import lolrt
 from lolrt.checkpoint.names import to_wan
-from lolrt.engine.kv_window import KVCache, Window
-from lolrt.positions.rope import Rope, rotation_tables, spatial_rotation
+from lolrt.engine.engine import Engine
+from lolrt.engine.kv_window import Window
+from lolrt.positions.rope import Rope
+from lolrt.session.config import StreamConfig
+from lolrt.session.session import Session
 
 pytestmark = pytest.mark.whole  # diffusers alone takes seconds to import: the tests do it, not this file
 
@@ -44,18 +47,13 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 @torch.inference_mode()
 def one_chunk(dit: lolrt.CausalDiT, sample: Tensor, timestep: float, prompt: Tensor) -> Tensor:
     """A chunk that is its stream's first, and so sees itself alone: what the bidirectional model computes of a clip of its length."""
-    config, rope = dit.config, Rope(sigma=0.0)
     frames, _, height, width = sample.shape
-    _, ph, pw = config.patch_size
-    cache = KVCache(
-        Window(0, frames, frames), config.num_layers, dit.tokens_per_frame(height, width), config.num_heads, config.head_dim, dit.dtype
+    session = Session(
+        Engine(dit, height, width, pages=frames), prompt, StreamConfig(rope=Rope(sigma=0.0), window=Window(0, frames, frames))
     )
-    pages = cache.advance(0, frames)
-    rotation = rotation_tables(
-        rope.increments(config.num_layers, config.num_heads, config.temporal_pairs), rope.offsets(pages.frames, frames)
-    )
-    spatial = spatial_rotation(height // ph, width // pw, config.axes[1] // 2, config.axes[2] // 2)
-    return dit(sample, dit.modulations(torch.tensor([timestep]))[0], dit.encode_text(prompt), pages, rotation, spatial)
+    pages = session.window.advance(0, frames)
+    modulation = dit.modulations(torch.tensor([timestep]))[0]
+    return dit(session.pass_inputs(sample, modulation, pages, *session.positions(pages)))
 
 
 DITS = {

@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 import lolrt
 from lolrt.checkpoint import unfilled
 from lolrt.checkpoint.shapes import dit_shapes
-from lolrt.engine.memory_plan import codec_memory, plan
+from lolrt.memory_plan import codec_memory, plan
 from lolrt.models.vae.layers import CausalConv3d, Downsample, Upsample
-from lolrt.models.vae.streaming import planned_for_cuda
 from lolrt.models.vae.taehv import TAEHVConfig
 from lolrt.models.vae.tiles import Tiled
+from lolrt.ops import planned_for_cuda
 
 # Large enough that the few tensors which are outside the plan (noise, the sampler's) stay far below the tolerance, and with little text,
 # as at real sizes: there the passes take more than the encoding of a prompt.

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import lolrt
 from lolrt import _core, ops
-from lolrt.engine.kv_window import KVCache
+from lolrt.engine.kv_window import KVWindow
 from lolrt.engine.memory_bank import PageStore
+from lolrt.engine.page_pool import PagePool
 from lolrt.lab import returning
 
 pytestmark = pytest.mark.whole
@@ -51,7 +52,7 @@ class NaiveStore:
 def test_a_store_follows_its_rules(capacity: int, frames: int, count: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     pool = _core.Pool(capacity + 1)
-    store, naive = PageStore(pool, capacity, capacity + 1, 2, 3, 4), NaiveStore(capacity)
+    store, naive = PageStore(pool, capacity), NaiveStore(capacity)
     for frame in range(100, 100 + frames):
         key = random.standard_normal((2, 3, 4))
         page = pool.acquire()
@@ -70,7 +71,7 @@ def test_a_long_scene_does_not_drive_a_short_one_out() -> None:
     random = np.random.default_rng(0)
     scenes = random.standard_normal((2, LAYERS, HEADS, 8)) + 5  # what all have in common
     pool = _core.Pool(9)
-    store = PageStore(pool, 8, 9, LAYERS, HEADS, 8)
+    store = PageStore(pool, 8)
     for frame in range(1005):
         page = pool.acquire()
         store.keep(frame, page, torch.from_numpy(scenes[int(frame >= 5)] + 0.1 * random.standard_normal(scenes[0].shape)).float())
@@ -85,7 +86,7 @@ def test_what_all_keys_have_in_common_silences_no_head() -> None:
     """One head tells frame 1 from the others, on top of a large part that all share; another one, without, leans to frame 2."""
     own = torch.eye(8)
     keys = torch.stack([torch.stack([own[i] + 100 * own[7], own[i]]) for i in range(4)])[:, None]
-    store = PageStore(pool := _core.Pool(4), 4, 4, 1, 2, 8)
+    store = PageStore(pool := _core.Pool(4), 4)
     for frame, key in enumerate(keys):
         store.keep(frame, pool.acquire(), key)
     assert store.find(torch.stack([own[1], own[2] + own[5] + own[6]])[None], 1) == [1]
@@ -101,11 +102,11 @@ def test_mean_keys_are_those_that_were_written(dtype, tokens, heads, dim):
     torch.testing.assert_close(ops.mean_key(pages[1], tokens, heads, dim), exact, rtol=1e-5, atol=1e-6)
 
 
-def written(cache: KVCache, first_frame: int, keys: torch.Tensor) -> None:
+def written(cache: KVWindow, first_frame: int, keys: torch.Tensor) -> None:
     """A chunk whose frames have these keys [frames, heads, dim] in all tokens of all layers."""
     chunk = cache.advance(first_frame, len(keys))
     k = keys[:, None].expand(-1, TOKENS, -1, -1).contiguous()
-    for pages in cache.layer_pages:
+    for pages in cache.pool.layer_pages:
         ops.kv_write(k, k, pages, chunk.chunk_page_table)
 
 
@@ -114,7 +115,7 @@ def test_the_page_whose_content_matches_comes_back(wanted):
     """Every frame's keys point their own way and, more so, one common way; a query along one of them brings that page, and what was
     written there is read."""
     window = lolrt.Window(3, 6, recall_frames=1, store_frames=30)
-    cache = KVCache(window, LAYERS, TOKENS, HEADS, DIM, torch.float32)
+    cache = KVWindow(window, PagePool(window.pool_pages, LAYERS, TOKENS, HEADS, DIM, torch.float32))
     *own, common = torch.linalg.qr(torch.randn(DIM, 40, generator=torch.Generator().manual_seed(3))).Q.T
     keys = (torch.stack(own) + 4 * common)[:, None].expand(-1, HEADS, -1).contiguous()
     for first in range(0, 36, 3):
@@ -129,7 +130,7 @@ def test_the_page_whose_content_matches_comes_back(wanted):
     rotation = torch.zeros(10, 3, HEADS, DIM // 2, 2)
     rotation[..., 0] = 1
     q = 1e4 * own[wanted].expand(3, 1, HEADS, -1).contiguous()
-    out = ops.frame_attention(q, cache.layer_pages[1], recalled.page_table, TOKENS, rotation=rotation)
+    out = ops.frame_attention(q, cache.pool.layer_pages[1], recalled.page_table, TOKENS, rotation=rotation)
     torch.testing.assert_close(out, keys[wanted].expand_as(out), atol=1e-5, rtol=1e-5)
 
 
@@ -204,11 +205,11 @@ def test_a_state_with_another_store_is_refused_and_changes_nothing(small_dit, ro
     latents(remembering, 5), latents(plain, 5)
     twin = stream(small_dit, rollout_inputs, WINDOW)
     latents(twin, 5)
-    with pytest.raises(lolrt.Error, match="has no store"):
+    with pytest.raises(lolrt.Error, match=r"window\.recall_frames is 0 in the saved one and 2 here"):
         remembering.load_state_dict(plain.state_dict())
-    with pytest.raises(lolrt.Error, match="holds 4 stored frames"):
+    with pytest.raises(lolrt.Error, match=r"window\.recall_frames is 2 in the saved one and 0 here"):
         plain.load_state_dict(remembering.state_dict())
-    with pytest.raises(lolrt.Error, match="store_frames=2"):
+    with pytest.raises(lolrt.Error, match=r"window\.store_frames is 4 in the saved one and 2 here"):
         stream(small_dit, rollout_inputs, lolrt.Window(3, 6, recall_frames=2, store_frames=2)).load_state_dict(twin.state_dict())
     assert torch.equal(next(remembering).latents, next(twin).latents)
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import lolrt
 from bench.published import PublishedDiT
-from lolrt.engine.kv_window import KVCache
+from lolrt.engine.kv_window import KVWindow
+from lolrt.engine.page_pool import PagePool
 
 pytestmark = pytest.mark.whole
 
@@ -92,7 +93,8 @@ def test_what_is_re_cached(recache, changed, small_dit, texts):
     latents(source, 6)
     before = source.state_dict()
     source.set_prompt(texts[1], recache=recache)
-    source._follow_switch()
+    for inputs in source.session._follow_switch():
+        source.dit(inputs)
     after = source.state_dict()
     assert torch.equal(before["cache.frames"], after["cache.frames"])
     for page in range(12):
@@ -167,7 +169,7 @@ def test_a_switch_that_is_interrupted_is_done_again(small_dit, texts, monkeypatc
         latents(one, 2)
         one.set_prompt(texts[1], over_chunks=2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(source, "_recache", interrupted)
+        patch.setattr(source.session, "_recache", interrupted)
         next(source)
     assert torch.equal(latents(source, 3), latents(twin, 3))
 
@@ -217,7 +219,8 @@ def test_a_start_of_another_size_is_told(small_dit, texts):
 @given(st.integers(0, 5), st.integers(0, 5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 8), st.integers(0, 1000), st.booleans())
 def test_chunks_of_a_window_are_those_that_went_in(sinks, more, size, first_size, whole, start, with_sinks):
     first_size = min(first_size, size)
-    cache = KVCache(lolrt.Window(sinks, size + more, size), 1, 1, 1, 8, torch.float32)
+    window = lolrt.Window(sinks, size + more, size)
+    cache = KVWindow(window, PagePool(window.pool_pages, 1, 1, 1, 8, torch.float32))
     went_in = [list(range(start, start + first_size))]
     went_in += [list(range(a, a + size)) for a in range(start + first_size, start + first_size + whole * size, size)]
     for chunk in went_in:

@@ -147,11 +147,15 @@ def test_registrations_pass_torchs_own_checks():
     page_table = torch.arange(5, dtype=torch.int32)
     row, x = torch.ones(1, 192), torch.randn(2, 13, 192)
     image, kernel = torch.randn(1, 4, 6, 5), ops.pack_convolution(torch.randn(7, 5, 1, 3, 3), torch.randn(7))
+    table = torch.tensor([[0, 2, -1], [4, 2, 0]], dtype=torch.int32)
+    rotation, mass = torch.ones(2, 3, 1, 3, 22, 2), torch.empty(2, 3, 1, 3)
+    batched = (tensors["q"], pages, table, 13, rotation, torch.zeros(2, 3, 3), mass)
     checks = ("test_schema", "test_faketensor")
     for op, arguments in (
         (torch.ops.lolrt.kv_write, (tensors["k"], tensors["v"], pages, page_table, weight, None, 0, 1e-6)),
         (torch.ops.lolrt.normalize_queries, (tensors["q"], weight, None, 0, 1e-6)),
         (torch.ops.lolrt.frame_attention, (tensors["q"], pages, page_table, 13, tensors["rotation"], None, torch.empty(5, 2, 3))),
+        (torch.ops.lolrt.frame_attention, batched),
         (torch.ops.lolrt.modulated_norm, (x, row, row, x.clone(), row, 1e-6)),
         (torch.ops.lolrt.gelu, (x,)),
         (torch.ops.lolrt.sampler_step, (x, 0.9, x.clone(), 0.5, x.clone())),

@@ -5,10 +5,24 @@
 
 #include <cinttypes>
 #include <cmath>
+#include <cstdio>
 
 using namespace lolrt;
 
 namespace {
+
+void check_table(const FrameAttention &op, bool batched) {
+  for (int64_t i = 0; i < op.batch * op.pages; ++i) {
+    const int32_t entry = op.page_table[i];
+    if (entry == kNoPage || (entry >= 0 && entry < op.pool_pages)) continue;
+    char row[32] = "";
+    if (batched) std::snprintf(row, sizeof row, "%" PRId64 ", ", i / op.pages);
+    fail(LOLRT_INVALID_ARGUMENT,
+         "frame_attention: page_table[%s%" PRId64 "] is %d; the pool has pages 0 to %" PRId64
+         ", and -1 is a page that is not there",
+         row, i % op.pages, entry, op.pool_pages - 1);
+  }
+}
 
 FrameAttention checked(const lolrt_frame_attention_desc &desc) {
   Checker check("frame_attention", Devices::cpu_and_cuda);
@@ -32,24 +46,45 @@ FrameAttention checked(const lolrt_frame_attention_desc &desc) {
   op.pool = pool.data<void>();
   op.pool_pages = pool.size(0);
   op.page_stride = pool.stride(0);
-  const View page_table = check("page_table", desc.page_table, DType::int32, {{"pages"}});
+  const bool batched = desc.page_table && desc.page_table->ndim == 2;
+  if (desc.page_table && !batched && desc.page_table->ndim != 1) {
+    fail(LOLRT_INVALID_ARGUMENT, "frame_attention: page_table: expected int32 [pages] or [batch, pages], got %d dimensions",
+         desc.page_table->ndim);
+  }
+  const View page_table = batched ? check("page_table", desc.page_table, DType::int32, {{"batch"}, {"pages"}})
+                                  : check("page_table", desc.page_table, DType::int32, {{"pages"}});
   op.page_table = page_table.data<int32_t>();
-  op.pages = page_table.size(0);
-  if (op.place.device.type == LOLRT_DEVICE_CPU) check_page_table("frame_attention", op.page_table, op.pages, pool.size(0));
+  op.batch = batched ? page_table.size(0) : 1;
+  op.pages = page_table.size(batched ? 1 : 0);
+  if (op.frames % op.batch != 0) {
+    fail(LOLRT_INVALID_ARGUMENT,
+         "frame_attention: q has %" PRId64 " frames and page_table %" PRId64
+         " rows; expected frames to be a multiple of them, the same number for each row",
+         op.frames, op.batch);
+  }
+  if (op.place.device.type == LOLRT_DEVICE_CPU) check_table(op, batched);
+  const Dim batch{"batch", op.batch}, pages{"pages", op.pages}, heads{"heads", op.heads};
+  const Dim frames{batched ? "frames / batch" : "frames", op.batch_frames()};
   if (desc.rotation) {
-    const View rotation = check("rotation", desc.rotation, DType::float32,
-                                {{"pages", op.pages}, {"frames", op.frames}, {"heads", op.heads}, {"pairs"}, {"2", 2}});
+    const View rotation =
+        batched ? check("rotation", desc.rotation, DType::float32, {batch, pages, frames, heads, {"pairs"}, {"2", 2}})
+                : check("rotation", desc.rotation, DType::float32, {pages, frames, heads, {"pairs"}, {"2", 2}});
     op.rotation = rotation.data<float>();
-    op.pairs = rotation.size(3);
+    op.pairs = rotation.size(batched ? 4 : 3);
     if (2 * op.pairs > op.dim) {
       fail(LOLRT_INVALID_ARGUMENT, "frame_attention: rotation has %" PRId64 " pairs, but dim = %" PRId64 " holds only %" PRId64,
            op.pairs, op.dim, op.dim / 2);
     }
   }
-  if (desc.bias) op.bias = check("bias", desc.bias, DType::float32, {{"pages", op.pages}, {"heads", op.heads}}).data<float>();
+  if (desc.bias) {
+    const View bias = batched ? check("bias", desc.bias, DType::float32, {batch, pages, heads})
+                              : check("bias", desc.bias, DType::float32, {pages, heads});
+    op.bias = bias.data<float>();
+  }
   if (desc.mass) {
-    op.mass = check.output("mass", desc.mass, DType::float32, {{"pages", op.pages}, {"frames", op.frames}, {"heads", op.heads}})
-                  .data<float>();
+    const View mass = batched ? check.output("mass", desc.mass, DType::float32, {batch, pages, frames, heads})
+                              : check.output("mass", desc.mass, DType::float32, {pages, frames, heads});
+    op.mass = mass.data<float>();
   }
   if (!(desc.scale >= 0.0f) || std::isinf(desc.scale)) {
     fail(LOLRT_INVALID_ARGUMENT, "frame_attention: scale is %g; expected a positive number, or 0 for 1 / sqrt(dim)", desc.scale);

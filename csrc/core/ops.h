@@ -60,22 +60,29 @@ struct KvWrite {
 // weights to stay small, and a finite bias times log2(e) may be infinite.
 constexpr float kMostBias = 0x1p24f;
 
+// The entry of frame_attention's page table for a page that is not there.
+constexpr int32_t kNoPage = -1;
+
 struct FrameAttention {
   Place place;
   DType dtype;
-  int64_t frames, tokens, heads, dim, pages, page_tokens, pairs;
+  int64_t batch;   // entries, each with its own pages; `frames` is a multiple of it
+  int64_t frames;  // of q, of all entries
+  int64_t tokens, heads, dim, pages, page_tokens, pairs;
   float scale;
   HeadRows q, out;
   DType page_dtype;
   const void *pool;
   int64_t pool_pages;
   int64_t page_stride;        // elements
-  const int32_t *page_table;  // [pages]
-  const float *rotation;      // [pages, frames, heads, pairs, 2] or NULL
-  const float *bias;          // [pages, heads] or NULL; -inf leaves a page out
-  float *mass;                // [pages, frames, heads] or NULL
+  const int32_t *page_table;  // [batch, pages]; kNoPage: nothing of the page is read
+  const float *rotation;      // [batch, pages, batch_frames(), heads, pairs, 2] or NULL
+  const float *bias;          // [batch, pages, heads] or NULL; -inf leaves a page out
+  float *mass;                // [batch, pages, batch_frames(), heads] or NULL
   int32_t workers;            // on the CPU; as many as the workspace has room for
   void *workspace;
+
+  int64_t batch_frames() const { return frames / batch; }  // of one entry
 };
 
 struct ModulatedNorm {

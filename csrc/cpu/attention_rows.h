@@ -88,8 +88,10 @@ class AttentionRows {
   // The queries of one task.
   struct Tile {
     int64_t frame, head, first;
-    int rows;    // of queries
-    int padded;  // rows up to whole blocks; those beyond `rows` are zero
+    int64_t first_page;   // of the frame's batch entry, in the page table
+    int64_t entry_frame;  // the frame, counted in its batch entry
+    int rows;             // of queries
+    int padded;           // rows up to whole blocks; those beyond `rows` are zero
   };
 
   struct Panel {
@@ -120,6 +122,7 @@ class AttentionRows {
         layout_(LOLRT_DEVICE_CPU, op.dtype, op.page_tokens, op.heads, op.dim),
         query_row_(query_row(op.dim)),
         out_row_(out_row(op.dim)),
+        batch_frames_(op.batch_frames()),
         blocks_((op.tokens + BlockRows - 1) / BlockRows),
         tiles_(tile_count(op)),
         score_scale_(op.scale * kLog2E),
@@ -134,7 +137,7 @@ class AttentionRows {
     panel.count = 0;
     for (int &lanes : panel.lanes) lanes = 0;
     for (int column = 0; column < PanelKeys && at.page < op_.pages;) {
-      const float bias = page_bias(at.page, tile.head);
+      const float bias = page_bias(tile, at.page);
       const int64_t left = bias == -INFINITY ? 0 : op_.page_tokens - at.token;
       const bool last = left <= PanelKeys - column;
       const Part part{at.page, at.token, last ? static_cast<int>(left) : PanelKeys - column, column, at.token == 0};
@@ -153,16 +156,17 @@ class AttentionRows {
   }
 
   const T *keys(const Tile &tile, const Part &part) const {
-    return page(part) + tile.head * layout_.key_head + part.token * op_.dim;
+    return page(tile, part) + tile.head * layout_.key_head + part.token * op_.dim;
   }
   const T *values(const Tile &tile, const Part &part) const {
-    return page(part) + layout_.values + tile.head * layout_.value_head + part.token * PageLayout::block_channels;
+    return page(tile, part) + layout_.values + tile.head * layout_.value_head + part.token * PageLayout::block_channels;
   }
 
   bool rotates() const { return op_.rotation && op_.pairs > 0; }
 
   void rotate_queries(const Tile &tile, int64_t page, Channel *queries) const {
-    const float *cos_sin = op_.rotation + ((page * op_.frames + tile.frame) * op_.heads + tile.head) * op_.pairs * 2;
+    const int64_t row = ((tile.first_page + page) * batch_frames_ + tile.entry_frame) * op_.heads + tile.head;
+    const float *cos_sin = op_.rotation + row * op_.pairs * 2;
     rotate_rows<Isa, T, Channel>(
         tile.rows, [&](int r) { return query(tile, r); }, cos_sin, [&](int r) { return queries + r * query_row_; }, 2 * op_.pairs,
         op_.dim);
@@ -184,17 +188,21 @@ class AttentionRows {
   const PageLayout layout_;
   const int64_t query_row_;
   const int64_t out_row_;
+  const int64_t batch_frames_;
 
  private:
-  // In powers of two; -inf leaves the page out.
-  float page_bias(int64_t page, int64_t head) const {
+  // In powers of two; -inf leaves the page out, as one that is not there.
+  float page_bias(const Tile &tile, int64_t page) const {
+    if (op_.page_table[tile.first_page + page] == kNoPage) return -INFINITY;
     if (!op_.bias) return 0.0f;
-    const float bias = op_.bias[page * op_.heads + head];
+    const float bias = op_.bias[(tile.first_page + page) * op_.heads + tile.head];
     if (bias == -INFINITY) return bias;
     return (bias < -kMostBias ? -kMostBias : bias > kMostBias ? kMostBias : bias) * kLog2E;
   }
 
-  const T *page(const Part &part) const { return static_cast<const T *>(op_.pool) + op_.page_table[part.page] * op_.page_stride; }
+  const T *page(const Tile &tile, const Part &part) const {
+    return static_cast<const T *>(op_.pool) + op_.page_table[tile.first_page + part.page] * op_.page_stride;
+  }
 
   // A panel full of one page's keys.
   template <class Raised>
@@ -329,6 +337,8 @@ class AttentionRows {
     Tile tile;
     tile.head = task / tiles_ / op_.frames;
     tile.frame = task / tiles_ % op_.frames;
+    tile.first_page = tile.frame / batch_frames_ * op_.pages;
+    tile.entry_frame = tile.frame % batch_frames_;
     // Whole blocks, spread evenly over the tiles.
     tile.first = blocks_ * index / tiles_ * BlockRows;
     const int64_t end = blocks_ * (index + 1) / tiles_ * BlockRows;
@@ -370,7 +380,7 @@ class AttentionRows {
   void finish(const Tile &tile, const Rows &s) const {
     const int64_t whole = op_.dim / W * W;
     for (int r = 0; r < tile.rows; ++r) {
-      // A head whose pages are all left out has no weights: its output is 0.
+      // A head whose pages are all left out or not there has no weights: its output is 0.
       const float sum = Isa::reduce_add(Isa::load(s.lanes + r * W));
       s.inverse[r] = sum == 0.0f ? 0.0f : 1.0f / sum;
       const Vec scale = Isa::set(s.inverse[r]);
@@ -384,7 +394,7 @@ class AttentionRows {
   void store_mass_part(int64_t task, const Tile &tile, const Rows &s) const {
     for (int64_t page = 0; page < op_.pages; ++page) {
       float part = 0.0f;
-      if (page_bias(page, tile.head) != -INFINITY) {
+      if (page_bias(tile, page) != -INFINITY) {
         const float *max = s.page_max + page * MaxRows, *sum = s.page_sum + page * MaxRows;
         Vec parts = Isa::zero();
         for (int r = 0; r < tile.rows; r += W) {
@@ -400,14 +410,17 @@ class AttentionRows {
   }
 
   void add_mass_parts() const {
-    for (int64_t page = 0; page < op_.pages; ++page) {
-      for (int64_t frame = 0; frame < op_.frames; ++frame) {
-        for (int64_t head = 0; head < op_.heads; ++head) {
-          double mass = 0.0;
-          for (int64_t tile = 0; tile < tiles_; ++tile) {
-            mass += mass_parts_[((head * op_.frames + frame) * tiles_ + tile) * op_.pages + page];
+    float *to = op_.mass;
+    for (int64_t entry = 0; entry < op_.batch; ++entry) {
+      for (int64_t page = 0; page < op_.pages; ++page) {
+        for (int64_t frame = entry * batch_frames_; frame < (entry + 1) * batch_frames_; ++frame) {
+          for (int64_t head = 0; head < op_.heads; ++head) {
+            double mass = 0.0;
+            for (int64_t tile = 0; tile < tiles_; ++tile) {
+              mass += mass_parts_[((head * op_.frames + frame) * tiles_ + tile) * op_.pages + page];
+            }
+            *to++ = static_cast<float>(mass / static_cast<double>(op_.tokens));
           }
-          op_.mass[(page * op_.frames + frame) * op_.heads + head] = static_cast<float>(mass / static_cast<double>(op_.tokens));
         }
       }
     }

@@ -1,13 +1,14 @@
 // frame_attention for one instruction set.
 //
-//   score(q, k) = scale * <R(rotation[page, frame, head]) q, k> + bias[page, head],  out = softmax(score) V over all pages
+//   score(q, k) = scale * <R(rotation[b, page, frame, head]) q, k> + bias[b, page, head],  out = softmax(score) V over all pages
 //
 // Tensors: q, out T [frames, tokens, heads, dim]; K T [heads][tokens/16][dim/depth][16][depth] and V T
-// [heads][dim/16][tokens/depth][16][depth] in each page, depth = 2 for bfloat16 and 1 for float32; rotation float32 [pages,
-// frames, heads, pairs, 2]. T is float or Bf16.
+// [heads][dim/16][tokens/depth][16][depth] in each page, depth = 2 for bfloat16 and 1 for float32; rotation float32 [batch,
+// pages, frames / batch, heads, pairs, 2]. T is float or Bf16. b is the batch entry that the frame belongs to.
 //
-// A task is a tile of up to 96 queries of one frame and head. It walks over the pages; on each it rotates the queries' first
-// 2 * pairs channels anew (K carries no temporal phase). It takes the keys in panels, which may belong to several pages:
+// A task is a tile of up to 96 queries of one frame and head. It walks over the pages of the frame's batch entry, past those that
+// are not there or left out; on each it rotates the queries' first 2 * pairs channels anew (K carries no temporal phase). It
+// takes the keys in panels, which may belong to several pages:
 //   scores = Q K^T      float32, in the scratch of the worker
 //   weights             written over the scores; see attention_rows.h
 //   output += weights V
@@ -73,7 +74,8 @@ class FrameAttentionKernel : public AttentionRows<FrameAttentionKernel<Isa, T>, 
 
   using Base::Base;
 
-  void attend(const Tile &tile, const Scratch &s) const {
+  // Not inlined into what hands out the tasks, whose variables would take registers from the loops.
+  [[gnu::noinline]] void attend(const Tile &tile, const Scratch &s) const {
     Panel panel;
     for (Position at; this->next_panel(tile, at, panel);) {
       for (const Part &part : panel) {

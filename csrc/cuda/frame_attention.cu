@@ -44,6 +44,10 @@ const Choice kChoices[] = {
 constexpr int64_t kMaxSharedBytes = 99 * 1024, kMaxSm90SharedBytes = 227 * 1024;
 
 CudaOutcome check(const FrameAttention &op) {
+  if (op.batch > 1) {
+    return problem(LOLRT_UNSUPPORTED,
+                   "frame_attention: a batch of %" PRId64 "; on CUDA there is a batch of one: call it for each", op.batch);
+  }
   const int64_t rows = op.frames * op.tokens;
   if (op.heads > 65535 || op.pages > 65535 || op.frames > 65535 || rows > INT32_MAX / (op.heads * op.pages)) {
     return problem(LOLRT_UNSUPPORTED,

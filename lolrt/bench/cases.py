@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -165,6 +166,54 @@ def frame_attention(shape: Shape, dtype: torch.dtype, extra: Literal["", "probe"
     flops = 4.0 * shape.frames * shape.tokens * shape.pages * shape.tokens * shape.heads * shape.dim
     name = f"{shape.name}, {extra}" if extra else shape.name
     return Case("frame_attention", name, dtype, flops, (2.0 * q_elements + kv_elements) * dtype.itemsize, "flops", make, **flags)
+
+
+def batched_attention(shape: Shape, dtype: torch.dtype, sessions: int, **flags: Any) -> Case:
+    """Sessions whose windows hold from one chunk to all their pages, in one call. Peers: our own op, and the public code's RoPE and SDPA,
+    called for one session after the other.
+    """
+    counts = [shape.frames + (shape.pages - shape.frames) * session // (sessions - 1) for session in range(sessions)]
+    q_elements = sessions * shape.frames * shape.tokens * shape.heads * shape.dim
+    kv_elements = 2 * sum(counts) * shape.tokens * shape.heads * shape.dim
+
+    def make(compiled: bool) -> Trial:
+        q = random(sessions * shape.frames, shape.tokens, shape.heads, shape.dim).to(dtype)
+        k, v = (random(sum(counts), shape.tokens, shape.heads, shape.dim).to(dtype) for _ in range(2))
+        spatial, first = _spatial_rotation(shape), shape.axes[0]
+        pages = torch.empty(sum(counts), ops.page_elements(dtype, shape.tokens, shape.heads, shape.dim, k.device), dtype=dtype)
+        ops.kv_write(k, v, pages, torch.arange(sum(counts), dtype=torch.int32), rotation=spatial, rotation_first_channel=first)
+        placed = q.clone()
+        placed[..., first:] = peers.rope(q[..., first:], torch.view_as_complex(spatial.double())[None, :, None])
+        rope = Rope(sigma=0.0)
+        increments = rope.increments(1, shape.heads, first // 2)
+        page_table = torch.full((sessions, shape.pages), -1, dtype=torch.int32)
+        rotation = torch.zeros(sessions, shape.pages, shape.frames, shape.heads, first // 2, 2)
+        ours_alone: list[Callable[[], Tensor]] = []
+        published: list[Callable[[], Tensor]] = []
+        for session, count in enumerate(counts):
+            group = slice(session * shape.frames, (session + 1) * shape.frames)
+            own = slice(sum(counts[:session]), sum(counts[: session + 1]))
+            row = torch.arange(own.start, own.stop, dtype=torch.int32)
+            turns = rotation_tables(increments, rope.offsets(range(count), shape.frames))[0].to(q.device)
+            page_table[session, :count], rotation[session, :count] = row, turns
+            ours_alone.append(partial(ops.frame_attention, placed[group], pages, row, shape.tokens, rotation=turns))
+            flat_q, flat_k, flat_v = (x.flatten(0, 1)[None] for x in (q[group], k[own], v[own]))
+            q_turns, k_turns = (
+                peers.angles(frames, shape.rows, shape.columns, shape.axes) for frames in (range(count - shape.frames, count), range(count))
+            )
+            published.append(partial(_turned_sdpa, flat_q, peers.rope(flat_k, k_turns), flat_v, q_turns))
+
+        def one_by_one(runs: list[Callable[[], Tensor]]) -> Run:
+            return lambda: torch.cat([run().flatten(0, -3) for run in runs])
+
+        return Trial(
+            lambda: ops.frame_attention(placed, pages, page_table, shape.tokens, rotation=rotation),
+            {"lolrt one by one": one_by_one(ours_alone), f"RoPE + SDPA {dtype_name(dtype)}": one_by_one(published)},
+        )
+
+    flops = 4.0 * shape.frames * shape.tokens * sum(counts) * shape.tokens * shape.heads * shape.dim
+    moved = (2.0 * q_elements + kv_elements) * dtype.itemsize
+    return Case("frame_attention", f"{shape.name}, {sessions} sessions", dtype, flops, moved, "flops", make, **flags)
 
 
 def cross_attention(shape: Shape, dtype: torch.dtype, text_tokens: int = 512, **flags: Any) -> Case:
@@ -355,6 +404,10 @@ def _spatial_rotation(shape: Shape) -> Tensor:
     return spatial_rotation(shape.rows, shape.columns, shape.axes[1] // 2, shape.axes[2] // 2).to(torch.get_default_device())
 
 
+def _turned_sdpa(q: Tensor, k: Tensor, v: Tensor, q_turns: Tensor) -> Tensor:
+    return peers.sdpa(peers.rope(q, q_turns), k, v)
+
+
 def _projection(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, int]:
     """RMSNorm weight, our spatial rotation, the peer's full table without time, and our rotation's first channel."""
     weight = (1 + 0.1 * random(shape.heads, shape.dim)).to(dtype)
@@ -375,6 +428,8 @@ CASES: tuple[Case, ...] = (
     frame_attention(ONE_HEAD, BF16, "bias"),
     frame_attention(WAN, BF16, every_thread_count=False),
     frame_attention(WAN, FP32, every_thread_count=False),
+    batched_attention(TINY, BF16, 8),
+    batched_attention(ODD, FP32, 3),
     cross_attention(WAN, BF16),
     kv_write(TINY, BF16),
     kv_write(ODD, BF16),

@@ -65,7 +65,7 @@ def print_memory(arguments: argparse.Namespace) -> None:
 
     import lolrt
     from lolrt.checkpoint.inspect import size
-    from lolrt.engine.memory_plan import plan_model
+    from lolrt.memory_plan import plan_model
     from lolrt.pipeline import preferred_dtype
 
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else preferred_dtype(arguments.device)

@@ -2,20 +2,21 @@
 
 A graph knows addresses and nothing else: which kernels run, on which memory, with which numbers. So whatever changes from pass to pass
 lies in memory that is written before the replay. Page tables, rotation tables, keys and values of the text lie in one place anyway
-(`lolrt.engine.kv_window`, `lolrt.session.stream`); sample, modulation and bias are copied to where the graph reads them, mass and mean
+(`lolrt.engine.kv_window`, `lolrt.session.session`); sample, modulation and bias are copied to where the graph reads them, mass and mean
 query from where it writes them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lolrt.engine.kv_window import ChunkPages
-from lolrt.models.dit import CausalDiT, Modulation, TextContext
+from lolrt.models.dit import CausalDiT
+from lolrt.models.pass_inputs import PassInputs
 
 Replay = Callable[[], None]
 
@@ -35,25 +36,25 @@ class GraphedPasses:
         self._copies: dict[object, Tensor] = {}
 
     @torch.inference_mode()
-    def __call__(
-        self, sample: Tensor, modulation: Modulation, text: TextContext, cache: ChunkPages, rotation: Tensor, spatial_rotation: Tensor,
-        mass: Tensor | None = None, bias: Tensor | None = None, query: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def __call__(self, inputs: PassInputs) -> Tensor:
         """As `CausalDiT.forward`."""
-        copied = {"sample": sample, "modulation": modulation.rows, "bias": bias, "mass": mass, "query": query}
+        copied = {"sample": inputs.sample, "modulation": inputs.modulation, "bias": inputs.bias, "mass": inputs.mass}
         given = {name: x for name, x in copied.items() if x is not None}
+        given |= {f"query {i}": query for i, (_, query) in enumerate(inputs.queries)}
         own = {name: self._own(name, x) for name, x in given.items()}
         for name in ("sample", "modulation", "bias"):
             if name in own:
                 own[name].copy_(given[name])
-        read = (text.pages, text.page_table, *cache.layer_pages, cache.page_table, cache.chunk_page_table, rotation, spatial_rotation)
-        key = tuple((x.data_ptr(), x.shape) for x in (*read, *own.values()))
+        queries = [(frames, own[f"query {i}"]) for i, (frames, _) in enumerate(inputs.queries)]
+        graphed = replace(
+            inputs, sample=own["sample"], modulation=own["modulation"], bias=own.get("bias"), mass=own.get("mass"), queries=queries
+        )
+        places = inputs.page_table, inputs.write_table, inputs.rotation, inputs.spatial_rotation, inputs.text_table
+        read = (*places, inputs.text_pages, *inputs.layer_pages, *own.values())
+        key = tuple((x.data_ptr(), x.shape) for x in read)
 
         def work() -> Tensor:
-            return self._dit(
-                own["sample"], Modulation(own["modulation"]), text, cache, rotation, spatial_rotation,
-                own.get("mass"), own.get("bias"), own.get("query"),
-            )  # fmt: skip
+            return self._dit(graphed)
 
         graph = self._graphs.get(key)
         if graph is None:
@@ -61,11 +62,11 @@ class GraphedPasses:
         else:
             replay, velocity = graph
             replay()
-        for name in ("mass", "query"):
-            if name in own:
-                given[name].copy_(own[name])
+        for name, x in given.items():
+            if name == "mass" or name.startswith("query"):
+                x.copy_(own[name])
         if graph is None:
-            self._graphs[key] = captured(work, self._memory, sample.device)
+            self._graphs[key] = captured(work, self._memory, inputs.sample.device)
         return velocity
 
     def _own(self, name: str, x: Tensor) -> Tensor:

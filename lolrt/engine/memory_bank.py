@@ -24,38 +24,43 @@ class PageStore:
     seen rather than over the last minutes, and what it has of a scene is what came first, with the least drift.
     """
 
-    def __init__(self, pool: _core.Pool, capacity: int, pool_pages: int, layers: int, heads: int, head_dim: int) -> None:
+    def __init__(self, pool: _core.Pool, capacity: int) -> None:
         self.capacity = capacity
         self.frames: list[int] = []
         self.pages: list[int] = []
+        self._keys: list[Tensor] = []
         self._pool = pool
-        self._keys = torch.empty(pool_pages, layers, heads, head_dim)  # by page
 
     def keep(self, frame: int, page: int, mean_key: Tensor) -> None:
         """Holds the page of a frame newer than all others; mean_key: float32 [layers, heads, head_dim], mean over the frame's tokens."""
         self._pool.retain(page)
         self.frames.append(frame)
         self.pages.append(page)
-        self._keys[page] = mean_key
+        self._keys.append(mean_key.cpu())
         if len(self.frames) > self.capacity:
             self._drop(self._redundant())
 
     def find(self, query: Tensor, count: int) -> list[int]:
-        """Places in the store, in order of time, of the `count` frames that are most like a chunk; all frames where there are fewer.
+        """Indices in the store, in order of time, of the `count` frames that are most like a chunk; all frames where there are fewer.
 
         query: float32 [layers, heads, head_dim], mean over the chunk's tokens.
         """
-        keys = self._keys[self.pages]
+        keys = torch.stack(self._keys)
         likeness = F.normalize(keys - keys.mean(0), dim=-1).flatten(1) @ F.normalize(query.cpu(), dim=-1).flatten()
         return sorted(likeness.topk(min(count, len(self.frames))).indices.tolist())
 
     def _redundant(self) -> int:
         """The newer one of the two frames whose mean keys are most alike: the cosine, mean over layers and heads."""
-        directions = F.normalize(self._keys[self.pages], dim=-1).flatten(1)
+        directions = F.normalize(torch.stack(self._keys), dim=-1).flatten(1)
         older = torch.tril(torch.ones(len(directions), len(directions), dtype=torch.bool), diagonal=-1)
         likeness = (directions @ directions.T).masked_fill(~older, -torch.inf)
         return int(likeness.max(1).values.argmax())
 
-    def _drop(self, place: int) -> None:
-        del self.frames[place]
-        self._pool.release(self.pages.pop(place))
+    def clear(self) -> None:
+        """Gives all pages back."""
+        while self.frames:
+            self._drop(0)
+
+    def _drop(self, index: int) -> None:
+        del self.frames[index], self._keys[index]
+        self._pool.release(self.pages.pop(index))

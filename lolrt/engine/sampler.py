@@ -71,18 +71,19 @@ class Sampler:
         """What the model is told in each pass and, last, in the cache pass: 1000 times the noise level, float32."""
         return torch.cat([self.noise_levels, torch.tensor([self.context_noise])]) * TRAIN_TIMESTEPS
 
+    def step(self, sample: Tensor, k: int, velocity: Tensor, noise: NoiseSource, first_frame: int) -> Tensor:
+        """The sample after pass k, of which `velocity` is the flow; after the last pass the clean chunk."""
+        level, after = [*self.noise_levels.tolist(), 0.0][k : k + 2]
+        if self.method == "euler":
+            return ops.sampler_step(sample, level - after, velocity)
+        fresh = noise(first_frame, len(sample), k + 1).float() if after else None
+        return ops.sampler_step(sample, level, velocity, after=after, noise=fresh)
+
     def denoise(self, flow: Callable[[Tensor, int], Tensor], noise: NoiseSource, first_frame: int, n_frames: int) -> Tensor:
         """A clean chunk, float32 [n_frames, channels, height, width]; `flow(sample, k)` runs pass k of the model on it."""
-        levels = self.noise_levels.tolist()
         sample = noise(first_frame, n_frames, 0).float()
-        for k, level in enumerate(levels):
-            velocity = flow(sample, k)
-            after = levels[k + 1] if k + 1 < len(levels) else 0.0
-            if self.method == "euler":
-                sample = ops.sampler_step(sample, level - after, velocity)
-            else:
-                fresh = noise(first_frame, n_frames, k + 1).float() if after else None
-                sample = ops.sampler_step(sample, level, velocity, after=after, noise=fresh)
+        for k in range(len(self.timesteps)):
+            sample = self.step(sample, k, flow(sample, k), noise, first_frame)
         return sample
 
     def context(self, clean: Tensor, noise: NoiseSource, first_frame: int) -> Tensor:

@@ -96,12 +96,13 @@ def sweep(pipe: Pipeline, policy: str, prompt: str, seed: int, starts: Sequence[
     state, origin = content.state_dict(), content.next_frame
     parsed = Policy.parse(policy)
     moved = pipe.latent_stream(prompt, seed=seed, rope=parsed.rope, window=parsed.window, probe=True)
-    moved.noise = lambda _, n_frames, step: content.noise(origin, n_frames, step)
+    moved.session.noise = lambda _, n_frames, step: content.session.noise(origin, n_frames, step)
+    policy_of_moved = moved.state_dict()["description"]  # not that of the content, on purpose
     masses = []
     for start in starts:
         frames = state["cache.frames"].clone()
         frames[moved.window.sink_frames :] += start - origin
-        moved.load_state_dict({**state, "cache.frames": frames, "next_frame": torch.tensor(start)})
+        moved.load_state_dict({**state, "cache.frames": frames, "next_frame": torch.tensor(start), "description": policy_of_moved})
         mass = next(moved).mass
         assert mass is not None
         masses.append(mass[..., : moved.window.sink_frames].sum(-1).mean(-1).numpy())

@@ -60,7 +60,7 @@ def sweep(model: TextModel, policy: str, row: Tensor, starts: Sequence[int]) -> 
     masses = []
     for start in starts:
         positions = [*pages.frames[:sinks], *(frame + start - HELD for frame in pages.frames[sinks:])]
-        _, mass = model.step(int(row[HELD]), pages, moved.rotation(positions))
+        _, mass = model.step(int(row[HELD]), held.pool, pages, moved.rotation(positions))
         masses.append(mass[..., :sinks].sum(-1).numpy())
     return np.array(masses)
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from tqdm import trange
 
 from lolrt import ops
-from lolrt.engine.kv_window import ChunkPages, KVCache, Window
+from lolrt.engine.kv_window import ChunkPages, KVWindow, Window
+from lolrt.engine.page_pool import PagePool
 from lolrt.muon import Muon
 from lolrt.pipeline import preferred_dtype
 from lolrt.positions.rope import Rope, rotation_tables
@@ -107,7 +108,7 @@ class TextModel(nn.Module):
         return self.lm_head(self.norm(x))
 
     @torch.inference_mode()
-    def step(self, token: int, pages: ChunkPages, rotation: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, token: int, pool: PagePool, pages: ChunkPages, rotation: Tensor) -> tuple[Tensor, Tensor]:
         """One token over the cache, through the kernels; writes its K and V into its page.
 
         rotation: float32 [1 or layers, pages, 1, heads, pairs, 2]. Returns logits [vocabulary] and the attention mass, float32
@@ -118,9 +119,9 @@ class TextModel(nn.Module):
         x = self.embed_tokens(torch.tensor([[token]]))
         for i, layer in enumerate(self._layers):
             q, k, v = (part.view(1, 1, heads, head_dim) for part in layer.qkv(x, heads))
-            ops.kv_write(k, v, pages.layer_pages[i], pages.chunk_page_table)
+            ops.kv_write(k, v, pool.layer_pages[i], pages.chunk_page_table)
             table = rotation[min(i, len(rotation) - 1)]
-            x = layer.rest(x, ops.frame_attention(q, pages.layer_pages[i], pages.page_table, 1, rotation=table, mass=mass[i]))
+            x = layer.rest(x, ops.frame_attention(q, pool.layer_pages[i], pages.page_table, 1, rotation=table, mass=mass[i]))
         return self.lm_head(self.norm(x))[0, 0], mass[:, :, 0].transpose(1, 2)
 
 
@@ -130,7 +131,8 @@ class TextStream:
     def __init__(self, model: TextModel, rope: Rope, window: Window) -> None:
         config = model.config
         self.model, self.rope, self.window = model, rope, window
-        self.cache = KVCache(window, config.layers, 1, config.heads, config.head_dim, torch.float32)
+        self.pool = PagePool(window.pool_pages, config.layers, 1, config.heads, config.head_dim, torch.float32)
+        self.cache = KVWindow(window, self.pool)
         self.increments = rope.increments(config.layers, config.heads, config.head_dim // 2)
         self.next_token = 0
 
@@ -138,7 +140,7 @@ class TextStream:
         """See `TextModel.step`."""
         pages = self.cache.advance(self.next_token, 1)
         self.next_token += 1
-        return self.model.step(token, pages, self.rotation(pages.frames))
+        return self.model.step(token, self.pool, pages, self.rotation(pages.frames))
 
     def rotation(self, positions: Sequence[int]) -> Tensor:
         """Tables of the newest token against every page; positions: of the pages, its own last."""

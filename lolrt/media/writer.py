@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -13,9 +15,13 @@ import numpy as np
 from torch import Tensor
 
 from lolrt.errors import OutputError
+from lolrt.media.fragments import Fragments
 
 # Small video is enlarged by a whole factor to at least this height: players would do it with a worse filter.
 DISPLAY_HEIGHT = 256
+
+# Units of the track's clock in a frame.
+FRAME_UNITS = 1000
 
 # What a failed write raises: the file's own error, or the muxer's when it stumbles over an earlier one.
 WRITE_ERRORS = (OSError, av.FFmpegError)
@@ -33,6 +39,15 @@ def output_path(output: str | Path) -> Path | None:
     return Path(output)
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a video stands at a cut: the file can be cut off there, and goes on from there."""
+
+    frames: int
+    fragments: int
+    bytes: int
+
+
 class VideoWriter:
     """A context manager that writes frames to an mp4 file, or to standard output for the output "-".
 
@@ -41,25 +56,53 @@ class VideoWriter:
     Raises `lolrt.OutputError` when the output cannot be written.
     """
 
-    def __init__(self, output: str | Path, height: int, width: int, fps: int) -> None:
-        """height, width: of the frames, in pixels; fps: frames a second."""
-        self._path = output_path(output)
+    def __init__(self, output: str | Path, height: int, width: int, fps: int, *, resume: Position | None = None) -> None:
+        """height, width: of the frames, in pixels; fps: frames a second. resume: goes on with the file of an earlier run, from its cut."""
+        self._path, self._fps = output_path(output), fps
         if height < 2 or width < 2:
             raise OutputError(f"frames of {height} x {width} pixels are too small to encode")
         self._scale = max(1, -(-DISPLAY_HEIGHT // height)) if height < DISPLAY_HEIGHT else 1
-        self._file = self._open()
-        self._has_pictures = False
+        # 4:2:0 halves the colours' resolution, so sides are even.
+        self._height, self._width = self._scale * height // 2 * 2, self._scale * width // 2 * 2
+        self._has_pictures = resume is not None
+        self._frames, self._fragments = (resume.frames, resume.fragments) if resume else (0, 0)
+        self._file = self._open() if resume is None else self._reopen(resume)
+        self._begin()
+
+    def _begin(self) -> None:
+        """A muxer and an encoder for the frames from here on."""
+        self._boxes = Fragments(self._file, self._fragments, FRAME_UNITS * self._frames, with_header=self._frames == 0)
         # One fragment a key frame, and a key frame a second: nothing is kept back, and no index grows.
         movflags = "frag_keyframe+empty_moov+default_base_moof+skip_trailer"
-        self._container = av.open(self._file, "w", format="mp4", options={"movflags": movflags})
+        options = {"movflags": movflags, "video_track_timescale": str(FRAME_UNITS * self._fps)}
+        self._container = av.open(self._boxes, "w", format="mp4", options=options)
         try:
-            self._stream = self._container.add_stream("libx264", rate=fps, options={"crf": str(CRF), "g": str(fps)})
+            self._stream = self._container.add_stream("libx264", rate=self._fps, options={"crf": str(CRF), "g": str(self._fps)})
         except (*WRITE_ERRORS, ValueError) as error:
             self._abandon()
             raise OutputError(f"cannot encode video: {error}; PyAV's own packages can") from error
-        # 4:2:0 halves the colours' resolution, so sides are even.
-        self._stream.height, self._stream.width = self._scale * height // 2 * 2, self._scale * width // 2 * 2
+        self._stream.height, self._stream.width = self._height, self._width
         self._stream.pix_fmt = "yuv420p"
+        self._cut_off = False
+
+    def _end(self) -> None:
+        """Writes what the encoder and the muxer hold back."""
+        self._mux(None)
+        self._container.close()
+        self._fragments = self._boxes.fragments
+        self._file.flush()
+
+    def cut(self) -> Position:
+        """Brings all frames so far to the disk, and ends the encoder's past there; what follows does not depend on what came before, so
+        that a file that goes on from a cut has the bits of one that was never interrupted."""
+        try:
+            self._end()
+            if self._path is not None:
+                os.fsync(self._file.fileno())
+            self._cut_off = True
+            return Position(self._frames, self._fragments, self._file.tell() if self._path is not None else 0)
+        except WRITE_ERRORS as error:
+            raise self._failure(error) from error
 
     @property
     def partial_path(self) -> Path | None:
@@ -77,11 +120,28 @@ class VideoWriter:
         except OSError as error:
             raise OutputError(f"cannot write {self._path}: {error.strerror}; choose another place with -o") from error
 
+    def _reopen(self, position: Position) -> BinaryIO:
+        """The file of an earlier run, which was stopped or has ended, without what it has past the cut."""
+        if self._path is None or self.partial_path is None:
+            raise OutputError("a video on standard output cannot be gone on with; expected the file of the earlier run")
+        try:
+            if not self.partial_path.exists():
+                self._path.rename(self.partial_path)
+            if self.partial_path.stat().st_size < position.bytes:
+                raise OutputError(f"{self.partial_path} has fewer than the {position.bytes} bytes that were written before the snapshot")
+            os.truncate(self.partial_path, position.bytes)
+            return open(self.partial_path, "ab")
+        except OSError as error:
+            raise OutputError(f"cannot go on with {self._path}: {error.strerror}; the earlier run wrote it there") from error
+
     def write(self, frames: Tensor) -> None:
         """Appends frames, uint8 [n, height, width, 3] RGB."""
+        if self._cut_off:
+            self._begin()
+        self._frames += len(frames)
         for image in np.ascontiguousarray(frames.numpy()):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame = frame.reformat(self._stream.width, self._stream.height, "yuv420p", interpolation="LANCZOS")
+            frame = frame.reformat(self._width, self._height, "yuv420p", interpolation="LANCZOS")
             self._mux(frame)
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
@@ -107,9 +167,8 @@ class VideoWriter:
             self._abandon()
             return
         try:
-            self._mux(None)
-            self._container.close()
-            self._file.flush()
+            if not self._cut_off:
+                self._end()
             if self._path is not None and self.partial_path is not None:
                 self._file.close()
                 if error is None:

@@ -7,7 +7,7 @@ computed once: keys and values of the text per prompt (`encode_text`), modulatio
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lolrt import ops
-from lolrt.engine.kv_window import ChunkPages
 from lolrt.errors import Error
+from lolrt.models.pass_inputs import PassInputs, TextContext
 from lolrt.ops.device import upload
 
 
@@ -125,28 +125,6 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(nn.init.normal_(torch.empty(1, 2, config.dim), std=config.dim**-0.5))
 
 
-@dataclass(frozen=True)
-class TextContext:
-    """Keys and values of one prompt, [layers, 1, page_elements]: one page per layer."""
-
-    pages: Tensor
-    page_table: Tensor
-
-
-class Modulation:
-    """Shift, scale and gate of every layer at one timestep, with "1 +" folded into the scales.
-
-    rows: float32 [6 * layers + 2, dim]: of each layer shift, scale and gate of attention, then those of the feed-forward; last, shift and
-    scale of the head. `layers` and `head` are its rows, [1, dim] each.
-    """
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-        *layers, head = rows.split(6)
-        self.layers: Sequence[Sequence[Tensor]] = [layer.split(1) for layer in layers]
-        self.head: Sequence[Tensor] = head.split(1)
-
-
 class CausalDiT(nn.Module):
     """The diffusion transformer of `DiTConfig`. Source: Wan2.1 `wan/modules/model.py`, Self-Forcing `wan/modules/causal_model.py`."""
 
@@ -194,7 +172,7 @@ class CausalDiT(nn.Module):
     def encode_text(self, prompt_embeds: Tensor, out: TextContext | None = None) -> TextContext:
         """Keys and values of a prompt [text_tokens, text_dim], filled up with zeros to text_len rows; no mask, as in the public code.
 
-        out: another prompt's, whose place they take.
+        out: where they go; by default memory of their own.
         """
         config = self.config
         self.check_text(prompt_embeds)
@@ -211,95 +189,81 @@ class CausalDiT(nn.Module):
         return out
 
     @torch.inference_mode()
-    def modulations(self, timesteps: Tensor) -> list[Modulation]:
-        """What the model is told of each timestep, 0 .. 1000: float [n] -> n modulations."""
+    def modulations(self, timesteps: Tensor) -> list[Tensor]:
+        """What the model is told of each timestep, 0 .. 1000: float [n] -> n modulations, float32 [1, 6 * layers + 2, dim] each.
+
+        The rows are shift, scale and gate of attention of each layer, then those of its feed-forward; last, shift and scale of the head;
+        with "1 +" folded into the scales.
+        """
         half = self.config.freq_dim // 2
         angle = timesteps.double()[:, None] * 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
         e = self.time_embedding(upload(torch.cat([angle.cos(), angle.sin()], dim=1).to(self.dtype), self.device))
         projected = self.time_projection(e).unflatten(1, (6, self.config.dim))
         return [self._modulation(e[i], projected[i]) for i in range(len(timesteps))]
 
-    def _modulation(self, e: Tensor, projected: Tensor) -> Modulation:
+    def _modulation(self, e: Tensor, projected: Tensor) -> Tensor:
         layers = [block.modulation[0] + projected for block in self._blocks]
         rows = torch.cat([*layers, self.head.modulation[0] + e]).float()
         rows[1::3] += 1  # the scales
-        return Modulation(rows)
+        return rows[None]
 
     @torch.inference_mode()
-    def forward(
-        self,
-        sample: Tensor,
-        modulation: Modulation,
-        text: TextContext,
-        cache: ChunkPages,
-        rotation: Tensor,
-        spatial_rotation: Tensor,
-        mass: Tensor | None = None,
-        bias: Tensor | None = None,
-        query: Tensor | None = None,
-    ) -> Tensor:
-        """The flow of one noisy chunk; writes the chunk's K and V into its pages of `cache`.
-
-        sample: [frames, in_dim, height, width], any float dtype; rotation: float32 [1 or layers, pages, frames, heads, pairs, 2];
-        spatial_rotation: float32 [tokens, pairs, 2]; mass: float32 [layers, pages, frames, heads], filled with the attention mass;
-        bias: float32 [1 or layers, pages, heads], added to the scores of self-attention; query: float32 [layers, heads, head_dim], filled
-        with the mean query of the chunk's tokens, not rotated by time.
-        Returns float32 [frames, out_dim, height, width].
-        """
-        config = self.config
-        height, width = sample.shape[2:]
-        x = self._patchify(sample)
+    def forward(self, inputs: PassInputs) -> Tensor:
+        """The flow of noisy chunks, float32 [frames, out_dim, height, width]; writes the K and V of their frames into their pages."""
+        config, modulation = self.config, inputs.modulation
+        height, width = inputs.sample.shape[2:]
+        x = self._product(self._patchify, inputs.sample, inputs)
         residual: Tensor | None = None
         gate: Tensor | None = None
         for i, block in enumerate(self._blocks):
-            shift, scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = modulation.layers[i]
-
+            shift, scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = modulation[:, 6 * i : 6 * i + 6].unbind(1)
             h = ops.modulated_norm(x, scale, shift, residual=residual, gate=gate, eps=config.eps)
-            residual = self._self_attention(
-                block.self_attn, h, cache.layer_pages[i], cache, rotation[min(i, len(rotation) - 1)], spatial_rotation,
-                None if mass is None else mass[i], None if bias is None else bias[min(i, len(bias) - 1)],
-                None if query is None else query[i],
-            )  # fmt: skip
-            h = ops.modulated_norm(
-                x,
-                block.norm3.weight[None].float(),
-                block.norm3.bias[None].float(),
-                residual=residual,
-                gate=attn_gate,
-                eps=config.eps,
-            )
-            residual = self._cross_attention(block.cross_attn, h, text.pages[i], text.page_table)
+            residual = self._self_attention(block.self_attn, h, inputs, i)
+            weight, bias = block.norm3.weight[None].float(), block.norm3.bias[None].float()
+            h = ops.modulated_norm(x, weight, bias, residual=residual, gate=attn_gate, eps=config.eps)
+            residual = self._cross_attention(block.cross_attn, h, inputs, i)
             h = ops.modulated_norm(x, ffn_scale, ffn_shift, residual=residual, eps=config.eps)
-            residual, gate = self._feed_forward(block.ffn, h), ffn_gate
+            residual, gate = self._feed_forward(block.ffn, h, inputs), ffn_gate
 
-        shift, scale = modulation.head
+        shift, scale = modulation[:, -2:].unbind(1)
         h = ops.modulated_norm(x, scale, shift, residual=residual, gate=gate, eps=config.eps)
-        return self._unpatchify(self.head.head(h), height, width)
-
-    def _self_attention(
-        self, attn: Attention, h: Tensor, pages: Tensor, cache: ChunkPages, rotation: Tensor, spatial: Tensor,
-        mass: Tensor | None, bias: Tensor | None, query: Tensor | None,
-    ) -> Tensor:  # fmt: skip
-        q, k, v = map(self._split_heads, attn.qkv(h).chunk(3, dim=-1))
-        first, eps = self.config.axes[0], self.config.eps
-        q_weight, k_weight = self._head_weight(attn.norm_q), self._head_weight(attn.norm_k)
-        q = ops.normalize_queries(q, weight=q_weight, rotation=spatial, rotation_first_channel=first, eps=eps)
-        ops.kv_write(k, v, pages, cache.chunk_page_table, weight=k_weight, rotation=spatial, rotation_first_channel=first, eps=eps)
-        if query is not None:
-            query.copy_(q.mean((0, 1), dtype=torch.float32))
-        out = ops.frame_attention(q, pages, cache.page_table, q.shape[1], rotation=rotation, bias=bias, mass=mass)
-        return attn.o(out.flatten(2))
-
-    def _cross_attention(self, attn: Attention, h: Tensor, pages: Tensor, page_table: Tensor) -> Tensor:
-        q = ops.normalize_queries(self._split_heads(attn.q(h)), weight=self._head_weight(attn.norm_q), eps=self.config.eps)
-        return attn.o(ops.frame_attention(q, pages, page_table, self.config.text_len).flatten(2))
+        return self._unpatchify(self._product(self.head.head, h, inputs), height, width)
 
     @staticmethod
-    def _feed_forward(ffn: nn.Sequential, h: Tensor) -> Tensor:
+    def _product(layer: Callable[[Tensor], Tensor], x: Tensor, inputs: PassInputs) -> Tensor:
+        """A layer on x [frames, ...], piece by piece where the pass asks for that."""
+        if not inputs.product_frames:
+            return layer(x)
+        return torch.cat([layer(piece) for piece in x.split(list(inputs.product_frames))])
+
+    def _self_attention(self, attn: Attention, h: Tensor, inputs: PassInputs, i: int) -> Tensor:
+        q, k, v = map(self._split_heads, self._product(attn.qkv, h, inputs).chunk(3, dim=-1))
+        pages, spatial, first, eps = inputs.layer_pages[i], inputs.spatial_rotation, self.config.axes[0], self.config.eps
+        q_weight, k_weight = self._head_weight(attn.norm_q), self._head_weight(attn.norm_k)
+        q = ops.normalize_queries(q, weight=q_weight, rotation=spatial, rotation_first_channel=first, eps=eps)
+        ops.kv_write(k, v, pages, inputs.write_table, weight=k_weight, rotation=spatial, rotation_first_channel=first, eps=eps)
+        for frames, query in inputs.queries:
+            query[i].copy_(q[frames].mean((0, 1), dtype=torch.float32))
+        rotation, bias, mass = inputs.rotation, inputs.bias, inputs.mass
+        out = ops.frame_attention(
+            q, pages, inputs.page_table, q.shape[1],
+            rotation=rotation[min(i, len(rotation) - 1)],
+            bias=None if bias is None else bias[min(i, len(bias) - 1)],
+            mass=None if mass is None else mass[i],
+        )  # fmt: skip
+        return self._product(attn.o, out.flatten(2), inputs)
+
+    def _cross_attention(self, attn: Attention, h: Tensor, inputs: PassInputs, i: int) -> Tensor:
+        q = self._split_heads(self._product(attn.q, h, inputs))
+        q = ops.normalize_queries(q, weight=self._head_weight(attn.norm_q), eps=self.config.eps)
+        out = ops.frame_attention(q, inputs.text_pages[i], inputs.text_table, self.config.text_len)
+        return self._product(attn.o, out.flatten(2), inputs)
+
+    def _feed_forward(self, ffn: nn.Sequential, h: Tensor, inputs: PassInputs) -> Tensor:
         up, _, down = ffn
-        hidden = up(h)
+        hidden = self._product(up, h, inputs)
         ops.gelu(hidden)
-        return down(hidden)
+        return self._product(down, hidden, inputs)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.config.num_heads, self.config.head_dim))

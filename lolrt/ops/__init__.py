@@ -16,7 +16,8 @@ waits for the array's by DLPack's protocol, but nobody waits in turn for what is
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,10 +48,28 @@ def _torch_op(name: str, *arguments: Any) -> Any:
     return getattr(torch.ops.lolrt, name)(*arguments)
 
 
+_planning = False  # for CUDA
+
+
+@contextmanager
+def planned_for_cuda() -> Iterator[None]:
+    """What is made inside, of tensors without memory, goes the ways of CUDA."""
+    global _planning
+    _planning = True
+    try:
+        yield
+    finally:
+        _planning = False
+
+
+def on_cuda(device: torch.device) -> bool:
+    return device.type == "cuda" or _planning
+
+
 def page_elements(dtype: torch.dtype, tokens: int, heads: int, dim: int, device: torch.device = CPU) -> int:
     """Elements of one page of the KV cache: K and V of `tokens` tokens, all heads, as the kernels of the device want them (layout:
     csrc/include/lolrt/lolrt.h). On CUDA dtype may be float8_e4m3fn; k, v and q of such pages are bfloat16."""
-    return _core.page_elements(str(dtype).removeprefix("torch."), tokens, heads, dim, "cuda" if device.type == "cuda" else "cpu")
+    return _core.page_elements(str(dtype).removeprefix("torch."), tokens, heads, dim, "cuda" if on_cuda(device) else "cpu")
 
 
 def kv_write(
@@ -135,6 +154,13 @@ def frame_attention(
     sin of (t_q - t_k) * frequency, turning q's first 2 * pairs channels (pair i = channels 2 i and 2 i + 1). bias: float32
     [pages, heads], added to the scores. mass: float32 [pages, frames, heads], filled with the softmax weight spent on each page, mean
     over the frame's queries. Source: LoL (arXiv 2601.16914), Alg. 1, written with relative offsets.
+
+    A batch: with page_table [batch, pages], q's frames are `batch` groups of equal size, in order, each of which attends to the pages of
+    its row alone, and gives the bits that it gives alone. rotation is then [batch, pages, frames / batch, heads, pairs, 2], bias [batch,
+    pages, heads], mass [batch, pages, frames / batch, heads]. Groups of different sizes: batch = frames, a row for every frame.
+    An entry of -1, with a batch or without, is a page that is not there: nothing of it is read, also not its rotation and its bias, and
+    its mass is 0. A frame without any page gives 0.
+
     Raises ValueError when shapes or dtypes do not fit, and `lolrt._core.UnsupportedError` for what there are no kernels for: a dim that is
     odd or more than 256, on CUDA any but 64 and 128; tensors on another device than q.
     """

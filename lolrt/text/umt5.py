@@ -17,14 +17,12 @@ from lolrt.checkpoint import assign, read_component, to_diffusers
 from lolrt.checkpoint.formats import Component
 from lolrt.checkpoint.shapes import text_encoder_config, unfilled
 from lolrt.errors import CheckpointError, Error, OutputError
+from lolrt.models.fingerprint import fingerprint
 from lolrt.text.embeddings import read_embedding, write_embedding
 from lolrt.text.encoder import TextEncoder
 
 # Rows of text that Wan's models were trained with.
 MOST_TOKENS = 512
-
-# Of each tensor, so many values are looked at to tell one encoder from another: reading all 11 GB would take longer than encoding.
-SAMPLES = 64
 
 
 class UMT5Encoder(TextEncoder):
@@ -91,14 +89,9 @@ def clean(prompt: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
-def fingerprint(component: Component, tokenizer: Path) -> str:
-    """Tells encoders apart by what is in them, wherever their files lie."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(component.tensors.items()):
-        flat = tensor.reshape(-1)
-        samples = flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(samples.view(torch.uint8).numpy().tobytes())
+def encoder_fingerprint(component: Component, tokenizer: Path) -> str:
+    """Of an encoder and its tokenizer together."""
+    digest = fingerprint(component.tensors)
     for path in sorted(tokenizer.glob("*")):
         if path.is_file():
             digest.update(path.name.encode() + path.read_bytes())
@@ -114,7 +107,7 @@ class CachedUMT5(TextEncoder):
 
     def __init__(self, source: Path, tokenizer: Path, folder: Path) -> None:
         self._source, self._tokenizer, self._folder = source, tokenizer, folder
-        self._fingerprint = fingerprint(read_component(source, "text_encoder"), tokenizer)
+        self._fingerprint = encoder_fingerprint(read_component(source, "text_encoder"), tokenizer)
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         _transformers()

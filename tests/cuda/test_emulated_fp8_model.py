@@ -16,7 +16,7 @@ from torch import Tensor
 
 import lolrt
 from lolrt import _core, ops
-from lolrt.engine.memory_plan import plan
+from lolrt.memory_plan import plan
 
 pytestmark = pytest.mark.whole
 

@@ -25,7 +25,7 @@ import lolrt
 from lolrt import ops
 from lolrt.engine import graph as graphs
 from lolrt.engine.graph import GraphedPasses
-from lolrt.engine.kv_window import KVCache
+from lolrt.engine.kv_window import KVWindow
 
 pytestmark = pytest.mark.whole
 
@@ -64,7 +64,7 @@ def captures(core: EmulatedCore, emulated_library: Emulated, monkeypatch: pytest
 def streams(dit: lolrt.CausalDiT, window: lolrt.Window = WINDOW, **options: object) -> tuple[lolrt.LatentStream, lolrt.LatentStream]:
     """One whose passes are graphs, and one as on the CPU."""
     graphed, plain = (lolrt.LatentStream(dit, PROMPT, 4, 4, window=window, **OPTIONS | options) for _ in range(2))
-    graphed._graphs = GraphedPasses(dit)
+    graphed.engine._graphs = GraphedPasses(dit)
     return graphed, plain
 
 
@@ -112,13 +112,13 @@ RECALLING = replace(WINDOW, recall_frames=1, store_frames=2)
 
 
 def test_recalled_pages_are_an_input_and_the_mean_query_an_output(dit, captures, monkeypatch):
-    recall, queries = KVCache.recall, list[Tensor]()
+    recall, queries = KVWindow.recall, list[Tensor]()
 
     def spy(self, chunk, query):
         queries.append(query.clone())
         return recall(self, chunk, query)
 
-    monkeypatch.setattr(KVCache, "recall", spy)
+    monkeypatch.setattr(KVWindow, "recall", spy)
     graphed, plain = streams(dit, RECALLING)
     assert_same(graphed, plain, FULL + 1)
     made = len(captures)
@@ -133,7 +133,7 @@ def captures_of_two_chunks(
 ) -> tuple[list[Graph], list[Graph]]:
     """The same passes, captured in one chunk and anew in the next."""
     stream, _ = streams(dit, window, **options)
-    stream._graphs = passes = GraphedPasses(dit)
+    stream.engine._graphs = passes = GraphedPasses(dit)
     for _ in range(FULL):
         next(stream)
     of_chunks = []
@@ -162,13 +162,13 @@ def test_two_chunks_launch_the_same_kernels_with_the_same_arguments(dit, capture
 def test_a_gpu_replays_passes_with_the_bits_of_ordinary_ones(dit: lolrt.CausalDiT) -> None:
     there = copy.deepcopy(dit).to("cuda")
     graphed, plain = (lolrt.LatentStream(there, PROMPT, 4, 4, window=WINDOW, **OPTIONS) for _ in range(2))
-    assert graphed._graphs is not None
-    plain._graphs = None
+    assert graphed.engine._graphs is not None
+    plain.engine._graphs = None
     assert_same(graphed, plain, FULL + 3)
     for stream in graphed, plain:
         stream.set_prompt(-2 * PROMPT)
     assert_same(graphed, plain, 2)
-    assert len(graphed._graphs._graphs) == 2
+    assert len(graphed.engine._graphs._graphs) == 2
 
 
 # ---- planted bugs: what changes from chunk to chunk reaches a pass in another way than by memory that stays in place ----
@@ -176,13 +176,13 @@ def test_a_gpu_replays_passes_with_the_bits_of_ordinary_ones(dit: lolrt.CausalDi
 
 def chunk_numbers(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """The first frame of the chunk in hand, as the host knows it."""
-    advance, newest = KVCache.advance, [0]
+    advance, newest = KVWindow.advance, [0]
 
     def spy(self, first_frame, n_frames):
         newest[0] = first_frame
         return advance(self, first_frame, n_frames)
 
-    monkeypatch.setattr(KVCache, "advance", spy)
+    monkeypatch.setattr(KVWindow, "advance", spy)
     return lambda: newest[0]
 
 

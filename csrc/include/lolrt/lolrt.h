@@ -182,20 +182,31 @@ LOLRT_API lolrt_status lolrt_kv_write(const lolrt_kv_write_desc *desc);
 
 /* Softmax attention of every query to every token of the listed pages, no mask.
  *   score(q, k) = scale * <R(rotation[page, frame, head]) q, k> + bias[page, head]
- * where R rotates q's first 2 * pairs channels. A head whose pages are all left out gives 0. */
+ * where R rotates q's first 2 * pairs channels. A head whose pages are all left out gives 0.
+ *
+ * One call may serve several sessions whose pages are in one pool: with a page_table of two dimensions, q's frames are `batch`
+ * groups of equal size, in order, and those of group b attend to the pages that row b lists, and to no others. Then
+ *   score(q, k) = scale * <R(rotation[b, page, frame, head]) q, k> + bias[b, page, head]
+ * `frame` being counted in the group. Each group's result is, bit for bit, what it gives in a call of its own. Groups of
+ * different sizes: a row for every frame, batch = frames, which takes no longer.
+ *
+ * An entry of -1 in the page_table, of either form, is a page that is not there: nothing of it is read, neither its rotation nor
+ * its bias, and its mass is 0. So rows may list different numbers of pages. A frame without any page gives 0. On CUDA, where the
+ * page_table is not read by the host, entries are not checked. */
 typedef struct lolrt_frame_attention_desc {
   uint32_t struct_size;           /* sizeof(lolrt_frame_attention_desc) */
   float scale;                    /* positive; 0 means 1 / sqrt(dim) */
   const lolrt_tensor *q;          /* T [frames, tokens, heads, dim], strided */
   const lolrt_tensor *pages;      /* T or float8_e4m3fn [pool_pages, page_elements], rows strided */
-  const lolrt_tensor *page_table; /* int32 [pages], 1 or more, any order */
+  const lolrt_tensor *page_table; /* int32 [pages], 1 or more, any order; or [batch, pages], frames being a multiple of batch */
   int64_t page_tokens;            /* tokens of a page; need not equal q's */
-  const lolrt_tensor *rotation;   /* float32 [pages, frames, heads, pairs, 2], or NULL */
+  const lolrt_tensor *rotation;   /* float32 [pages, frames, heads, pairs, 2], or NULL; with a batch
+                                     [batch, pages, frames / batch, heads, pairs, 2] */
   const lolrt_tensor *bias;       /* float32 [pages, heads], -inf leaves a page out for a head, others count as no further from
-                                     0 than 2^24; or NULL */
+                                     0 than 2^24; or NULL; with a batch [batch, pages, heads] */
   const lolrt_tensor *out;        /* T [frames, tokens, heads, dim], strided */
   const lolrt_tensor *mass;       /* float32 [pages, frames, heads]: softmax weight spent on a page, mean over the frame's
-                                     queries; or NULL */
+                                     queries; or NULL; with a batch [batch, pages, frames / batch, heads] */
   void *workspace;                /* 64-byte aligned; may be NULL where no bytes are needed */
   uint64_t workspace_bytes;       /* at least what lolrt_frame_attention_workspace says for this descriptor */
   void *stream;                   /* as in lolrt_kv_write_desc */

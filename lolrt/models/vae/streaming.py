@@ -10,8 +10,6 @@ while its float32 convolutions of few channels are several times slower than our
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -28,29 +26,11 @@ from lolrt.models.vae.layers import AttentionBlock, CausalConv3d, ResidualBlock,
 FULL_SIZE_BYTES = 32 << 20
 
 
-_planning = False  # for CUDA
-
-
-@contextmanager
-def planned_for_cuda() -> Iterator[None]:
-    """What is made inside, of weights without memory, goes the ways of CUDA."""
-    global _planning
-    _planning = True
-    try:
-        yield
-    finally:
-        _planning = False
-
-
-def on_cuda(x: Tensor) -> bool:
-    return x.is_cuda or _planning
-
-
 class Norm:
     def __init__(self, norm: nn.Module, silu: bool = True) -> None:
         norm = cast(RMSNorm, norm)
         self.gamma, self.silu = norm.gamma.detach().float().flatten(), silu
-        self.native = not on_cuda(self.gamma)
+        self.native = not ops.on_cuda(self.gamma.device)
 
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
         if not self.native:
@@ -114,7 +94,7 @@ class Convolution:
 
 
 def runs_on_our_kernels(weight: Tensor) -> bool:
-    return weight.dtype == torch.float32 and not on_cuda(weight)
+    return weight.dtype == torch.float32 and not ops.on_cuda(weight.device)
 
 
 def weights_of(conv: nn.Conv2d | nn.Conv3d) -> tuple[Tensor, Tensor]:

@@ -22,16 +22,21 @@ from lolrt import _core, ops
 from lolrt.checkpoint import read_component, unfilled
 from lolrt.checkpoint.folder import WAN_SETTINGS
 from lolrt.checkpoint.shapes import dit_config, taehv_config, vae_config
-from lolrt.engine.kv_window import KVCache, Window, page_dtype
+from lolrt.engine.engine import Engine
+from lolrt.engine.kv_window import Window
+from lolrt.engine.sampler import Sampler
 from lolrt.errors import Error
 from lolrt.models.dit import CausalDiT, DiTConfig
 from lolrt.models.vae.codec import Codec, State
 from lolrt.models.vae.layers import VAEConfig
-from lolrt.models.vae.streaming import planned_for_cuda
 from lolrt.models.vae.taehv import TAEHV, TAEHVConfig
 from lolrt.models.vae.tiles import Tiled
 from lolrt.models.vae.wan import CausalVAE
+from lolrt.ops import planned_for_cuda
 from lolrt.pipeline import VAEChoice, parts_of, sampler_of
+from lolrt.positions.rope import Rope
+from lolrt.session.config import StreamConfig
+from lolrt.session.session import Session
 
 
 @dataclass(frozen=True)
@@ -163,15 +168,16 @@ def plan(
     text_encoder_bytes: int = 0,
     device: str = "cpu",
     kv_dtype: torch.dtype | None = None,
+    rope: Rope = Rope(),
+    sessions: int = 1,
 ) -> MemoryPlan:
-    """Of a stream of video of height x width pixels. passes: of the sampler; vae_tile: as of `lolrt.load`; text_encoder_bytes: of the
-    weights of an encoder that is let go before the model is loaded; device: "cpu", or "cuda", which need not be there; kv_dtype: as of
-    `lolrt.LatentStream`.
+    """Of streams of video of height x width pixels, `sessions` of them in one engine. passes: of the sampler; vae_tile: as of `lolrt.load`;
+    text_encoder_bytes: of the weights of an encoder that is let go before the model is loaded; device: "cpu", or "cuda", which need not
+    be there; kv_dtype: as of `lolrt.LatentStream`.
 
     On CUDA it is the device's memory, with the probe on, without what CUDA and its libraries take for themselves.
     Raises `lolrt.Error` when the size does not fit the model, or kv_dtype the device.
     """
-    stored = page_dtype(kv_dtype, dtype, dit.head_dim, torch.device(device))
     on_cuda = device == "cuda"
     with planned_for_cuda() if on_cuda else nullcontext():
         decoding = codec_memory(vae, height, width, dtype=dtype, frames=window.chunk_frames, tile=vae_tile)
@@ -181,51 +187,37 @@ def plan(
         model = CausalDiT(dit).to(dtype)
     tokens = model.tokens_per_frame(rows, columns)
     model.join()
+    stream: dict[str, int] = {}
+    passing: dict[str, int] = {}
+    # The engine and its sessions are made as for a stream, of a model without memory: what is counted is what is allocated.
+    with planned_for_cuda() if on_cuda else nullcontext(), torch.inference_mode(), LiveBytes() as live:
+        engine = Engine(model, rows, columns, pages=sessions * window.pool_pages, sessions=sessions, kv_dtype=kv_dtype)
+        prompt = torch.empty(dit.text_len, dit.text_dim, device=model.device)
+        config = StreamConfig(rope=rope, window=window, sampler=Sampler(timesteps=tuple(range(1000, 1000 - passes, -1))))
+        opened = [Session(engine, prompt, config) for _ in range(sessions)]
+        session = opened[0]
+        stream["keys and values of the text"] = sessions * engine.session_bytes
+        stream["modulations"] = _bytes(engine.modulations(config.sampler.model_timesteps))
+        stream[f"{sessions * window.pool_pages} pages of {dit.num_layers} layers"] = engine.pool.pages.nbytes
+        stream["rotation tables"] = sum(one.rotation.nbytes for one in opened) + engine.spatial_rotation(rope.theta).nbytes
+        stream["latents of the pages"] = engine.latents.nbytes
 
-    def pages_of(tokens: int, dtype: torch.dtype = dtype) -> int:
-        return dit.num_layers * dtype.itemsize * ops.page_elements(dtype, tokens, dit.num_heads, dit.head_dim, torch.device(device))
-
-    with torch.inference_mode(), torch.device("meta"), LiveBytes() as live:
-        stream: dict[str, int] = {}
-        passing: dict[str, int] = {}
-
-        def kept(name: str, before: int) -> None:
-            stream[name] = live.now - before
-
-        prompt = torch.empty(dit.text_len, dit.text_dim)
-        text = model.encode_text(prompt)
-        stream["keys and values of the text"] = pages_of(dit.text_len)
         before = live.restart()
-        model.encode_text(prompt, out=text)
+        model.encode_text(prompt, out=session.text)
         passing["a new prompt"] = live.peak - before
 
-        before = live.restart()
-        modulations = model.modulations(torch.empty(passes + 1))
-        kept("modulations", before)
-
-        before = live.restart()
-        cache = KVCache(window, dit.num_layers, tokens, dit.num_heads, dit.head_dim, dtype, model.device)
         size, first_frame = window.chunk_frames, 0
         for end in range(window.pages % size or size, window.pages + 1, size):  # until the window is full, and no frame leaves it
-            pages = cache.advance(first_frame, end - first_frame)
+            pages = session.window.advance(first_frame, end - first_frame)
             first_frame = end
-        stream[f"{window.pool_pages} pages of {dit.num_layers} layers"] = window.pool_pages * pages_of(tokens, stored)
-
+        sample = torch.empty(size, dit.in_dim, rows, columns, device=model.device)
         before = live.restart()
-        attended = window.pages + window.recall_frames
-        rotation = torch.empty(1, attended, window.chunk_frames, dit.num_heads, dit.temporal_pairs, 2)
-        spatial = torch.empty(tokens, sum(dit.axes[1:]) // 2, 2)
-        kept("rotation tables", before)
-
-        sample = torch.empty(window.chunk_frames, dit.in_dim, rows, columns)
-        before = live.restart()
-        mass = torch.empty(dit.num_layers, attended, window.chunk_frames, dit.num_heads)
-        model(sample, modulations[0], text, pages, rotation, spatial, mass)
+        mass = torch.empty(dit.num_layers, 1, window.pages + window.recall_frames, size, dit.num_heads, device=model.device)
+        model(session.pass_inputs(sample, session.modulations[0], pages, *session.positions(pages), mass))
         passing["a pass of the DiT"] = live.peak - before
         if on_cuda:  # a pool of memory for a pass, and what is copied into it and out of it
-            stream["CUDA graphs' own memory"] = live.peak - before + _bytes((sample, modulations[0].rows, mass))
+            stream["CUDA graphs' own memory"] = live.peak - before + _bytes((sample, session.modulations[0], mass))
     passing["decoding of a chunk"] = decoding.passing
-    stream["latents of the pages"] = 4 * window.pool_pages * dit.in_dim * rows * columns
     stream["VAE's past frames"] = decoding.carried
     stream["workspace of attention"] = (_cuda_workspace if on_cuda else _workspace)(dit, window, tokens, dtype)
     weights = {"DiT": _bytes(model.parameters()), "VAE": decoding.weights, "VAE's decoder, packed": decoding.packed}

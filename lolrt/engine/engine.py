@@ -1,0 +1,151 @@
+"""The engine: runs passes of the DiT on one device, for one session or for many at a time."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from lolrt import ops
+from lolrt.engine.graph import GraphedPasses
+from lolrt.engine.page_pool import PagePool, page_dtype
+from lolrt.errors import Error
+from lolrt.models.dit import CausalDiT
+from lolrt.models.fingerprint import fingerprint
+from lolrt.models.pass_inputs import PassInputs, TextContext, join, share
+from lolrt.ops.device import upload
+from lolrt.positions.rope import spatial_rotation
+
+Result = TypeVar("Result", covariant=True)
+
+
+class Steps(Protocol[Result]):
+    """What an engine steps: something that is made by passes, one after another."""
+
+    def pending(self) -> PassInputs:
+        """The next pass; the same one until `passed` is called."""
+
+    def passed(self, flow: Tensor) -> Result | None:
+        """Takes the flow of that pass; returns what is made when it was the last of its passes. The flow is valid during the call."""
+
+
+class Modulations(list[Tensor]):
+    """As of `CausalDiT.modulations`; sessions with the same timesteps share them."""
+
+
+class Engine:
+    """Passes of one model over frames of one size, and the memory of the sessions that they are of.
+
+    It knows pages and passes, and neither prompts nor files nor clocks. Sessions join and leave between any two passes.
+
+    dit: the model. height, width: of a latent frame, in latent pixels. pages: of the KV cache, for all sessions together; sessions: how
+    many prompts it has room for. kv_dtype: of the pages, by default the model's; torch.float8_e4m3fn, on CUDA, halves them.
+    batch_invariant: each session's matrix products are computed apart, so that no bit depends on the other sessions even where torch's
+    products depend on how many rows they multiply. Raises `lolrt.Error` when the sizes do not fit the model, and where there are no such
+    pages.
+    """
+
+    def __init__(
+        self,
+        dit: CausalDiT,
+        height: int,
+        width: int,
+        *,
+        pages: int,
+        sessions: int = 1,
+        kv_dtype: torch.dtype | None = None,
+        batch_invariant: bool = False,
+    ) -> None:
+        config, device = dit.config, dit.device
+        self.dit, self.height, self.width, self.batch_invariant = dit, height, width, batch_invariant
+        tokens = dit.tokens_per_frame(height, width)
+        stored = page_dtype(kv_dtype, dit.dtype, config.head_dim, device)
+        self.pool = PagePool(pages, config.num_layers, tokens, config.num_heads, config.head_dim, stored, device)
+        self.latents = torch.zeros(pages, config.in_dim, height, width, device=device)
+        """What the cache pass read, by page: with it K and V can be made again."""
+        elements = ops.page_elements(dit.dtype, config.text_len, config.num_heads, config.head_dim, device)
+        self._text_pages = torch.empty(config.num_layers, sessions, elements, dtype=dit.dtype, device=device)
+        self._free_prompts = list(reversed(range(sessions)))
+        self._modulations: weakref.WeakValueDictionary[tuple[float, ...], Modulations] = weakref.WeakValueDictionary()
+        self._spatial: weakref.WeakValueDictionary[float, Tensor] = weakref.WeakValueDictionary()
+        self._graphs = GraphedPasses(dit) if device.type == "cuda" else None
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What a session depends on: one that was saved goes on in an engine of which the same is true."""
+        return {
+            "fingerprint": fingerprint(self.dit.state_dict()).hexdigest(),
+            "dtype": str(self.dit.dtype).removeprefix("torch."),
+            "pages": str(self.pool.pages.dtype).removeprefix("torch."),
+            "device": self.dit.device.type,
+            "latent_size": [self.height, self.width],
+        }
+
+    @property
+    def page_bytes(self) -> int:
+        """What a page takes: K and V of all layers, and the latents that they were made of."""
+        return self.pool.page_bytes + self.latents[0].nbytes
+
+    @property
+    def session_bytes(self) -> int:
+        """What a session takes beside its pages: keys and values of its prompt."""
+        return self._text_pages[:, 0].numel() * self._text_pages.element_size()
+
+    def take_prompt(self) -> TextContext:
+        """Memory for the keys and values of one prompt. Raises `lolrt.Error` when there is none left."""
+        if not self._free_prompts:
+            raise Error(f"the engine is full: it has room for {self._text_pages.shape[1]} sessions; close one, or make it for more")
+        table = torch.tensor([self._free_prompts.pop()], dtype=torch.int32, device=self.dit.device)
+        return TextContext(self._text_pages, table)
+
+    def give_prompt(self, text: TextContext) -> None:
+        self._free_prompts.append(int(text.page_table[0]))
+
+    def modulations(self, timesteps: Tensor) -> Modulations:
+        """What the model is told of each timestep, once for all sessions that ask for the same ones."""
+        key = tuple(timesteps.tolist())
+        found = self._modulations.get(key)
+        if found is None:
+            found = self._modulations[key] = Modulations(self.dit.modulations(timesteps))
+        return found
+
+    def spatial_rotation(self, theta: float) -> Tensor:
+        """Of the tokens of a frame, float32 [tokens, pairs, 2]; one tensor for all sessions of the same base."""
+        found = self._spatial.get(theta)
+        if found is None:
+            _, patch_height, patch_width = self.dit.config.patch_size
+            rows, columns = self.height // patch_height, self.width // patch_width
+            row_pairs, column_pairs = (channels // 2 for channels in self.dit.config.axes[1:])
+            found = upload(spatial_rotation(rows, columns, row_pairs, column_pairs, theta), self.dit.device)
+            self._spatial[theta] = found
+        return found
+
+    def step(self, sessions: Sequence[Steps[Result]]) -> list[Result | None]:
+        """One pass of each of these sessions, together; what each has finished by it, or None.
+
+        Whatever kind of pass comes next for a session, they run as one pass of the model, save where spatial rotations differ. When a
+        session fails the others go on, and its error is raised at the end; it begins its chunk anew with the next step.
+        """
+        passes = [session.pending() for session in sessions]
+        results: list[Result | None] = [None] * len(passes)
+        together: dict[int, list[int]] = {}
+        for i, one in enumerate(passes):
+            together.setdefault(id(one.spatial_rotation), []).append(i)
+        failures: list[Exception] = []
+        for members in together.values():
+            joined = join([passes[i] for i in members], products_apart=self.batch_invariant)
+            run = self._graphs if self._graphs is not None and joined.steady else self.dit
+            flow = run(joined)
+            share(joined, [passes[i] for i in members])
+            for i, own in zip(members, flow.split([passes[i].frames for i in members]), strict=True):
+                try:
+                    results[i] = sessions[i].passed(own)
+                except Exception as failure:
+                    failures.append(failure)
+        if failures:
+            raise failures[0]
+        return results

@@ -1,0 +1,57 @@
+"""Fragmented mp4 that goes on: what a muxer writes anew is made to follow what was written before."""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO
+
+# Boxes of the header, of which a file has one.
+HEADER = (b"ftyp", b"moov")
+
+
+class Fragments:
+    """A file for a muxer that writes a fragmented mp4 from time 0. Its fragments get the numbers and times that follow those of earlier
+    muxers, and only the first muxer's header is kept. Source: ISO/IEC 14496-12, mfhd and tfdt."""
+
+    def __init__(self, file: BinaryIO, fragments: int, time: int, with_header: bool) -> None:
+        """fragments: written before; time: of the first frame, in units of the track's timescale."""
+        self.file, self.fragments, self.time, self._with_header = file, fragments, time, with_header
+        self._waiting = b""
+
+    def write(self, data: bytes) -> int:
+        self._waiting += bytes(data)
+        while len(self._waiting) >= 8:
+            size, kind = struct.unpack(">I4s", self._waiting[:8])
+            if len(self._waiting) < size:
+                break
+            box, self._waiting = self._waiting[:size], self._waiting[size:]
+            if kind == b"moof":
+                self.fragments += 1
+                box = self._follow(bytearray(box))
+            if self._with_header or kind not in HEADER:
+                self.file.write(box)
+        return len(data)
+
+    def _follow(self, moof: bytearray) -> bytes:
+        """A fragment's head with its number, and its time moved."""
+        for at, kind in _boxes(moof, 8, len(moof)):
+            if kind == b"mfhd":
+                struct.pack_into(">I", moof, at + 12, self.fragments & 0xFFFFFFFF)
+            elif kind == b"traf":
+                for inner, name in _boxes(moof, at + 8, at + struct.unpack_from(">I", moof, at)[0]):
+                    if name == b"tfdt":
+                        if moof[inner + 8] != 1:
+                            raise OSError("a fragment's time has 32 bits; expected 64")
+                        (time,) = struct.unpack_from(">Q", moof, inner + 12)
+                        struct.pack_into(">Q", moof, inner + 12, time + self.time)
+        return bytes(moof)
+
+
+def _boxes(data: bytearray, start: int, end: int) -> list[tuple[int, bytes]]:
+    """Where the boxes between two places begin, and their types."""
+    found = []
+    while start < end:
+        size, kind = struct.unpack_from(">I4s", data, start)
+        found.append((start, kind))
+        start += max(size, 8)
+    return found

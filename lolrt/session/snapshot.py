@@ -1,0 +1,116 @@
+"""Snapshots: all of a session, described, in one file that is whole or not there at all.
+
+A snapshot is a safetensors file. Its metadata holds a description as JSON, which says what the tensors are the state of: model, config,
+prompt, and what the program that saved it added. Every tensor and the description have a checksum.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lolrt.errors import CheckpointError, Error
+from lolrt.files import replaced
+
+SnapshotKind = Literal["full", "light"]
+
+# Of the file; a reader refuses every other one by its number.
+FORMAT = 1
+_DESCRIPTION, _CHECKSUMS = "lolrt.snapshot", "lolrt.checksums"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A session between two chunks. A *full* one holds the pages of the KV cache and goes on with the same bits; a *light* one holds the
+    latents of the window instead, of which the pages are made again."""
+
+    model: dict[str, Any]
+    """What it is a session of: fingerprint of the DiT, dtype, device type, latent height and width, description of the VAE."""
+    config: dict[str, Any]
+    """`lolrt.session.config.StreamConfig`, plain."""
+    tensors: dict[str, Tensor]
+    kind: SnapshotKind = "full"
+    prompt: str | None = None
+    """The text that is followed, where the stream was given one."""
+    run: dict[str, Any] = field(default_factory=dict)
+    """What the program that saved it wants to know again, such as where its video ends."""
+
+    @property
+    def next_frame(self) -> int:
+        """The latent frame that it goes on with."""
+        return int(self.tensors["next_frame"])
+
+    def write(self, path: str | Path) -> None:
+        """Writes the file beside `path` and renames it, both synced: a kill at any instant leaves the old one or the new one.
+
+        Raises `lolrt.OutputError`; the old one is then still there.
+        """
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        fields = "model", "config", "kind", "prompt", "run"
+        text = json.dumps({"format": FORMAT, **{name: getattr(self, name) for name in fields}}, sort_keys=True)
+        checksums = {_DESCRIPTION: zlib.crc32(text.encode()), **{name: checksum(name, tensor) for name, tensor in tensors.items()}}
+        metadata = {_DESCRIPTION: text, _CHECKSUMS: json.dumps(checksums, sort_keys=True)}
+        with replaced(Path(path)) as partial:
+            try:
+                save_file(tensors, partial, metadata)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
+
+    @staticmethod
+    def read(path: str | Path) -> Snapshot:
+        """Raises `lolrt.CheckpointError` for what is no snapshot, is damaged, or has another format."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is no snapshot of a stream ({error})") from error
+        if _DESCRIPTION not in metadata:
+            raise CheckpointError(f"{path} is a safetensors file and no snapshot of a stream: save one with stream.save or --save-every")
+        try:
+            text, checksums = metadata[_DESCRIPTION], json.loads(metadata[_CHECKSUMS])
+            described = json.loads(text)
+            found = described.pop("format")
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is a damaged snapshot ({error!r}): take an earlier one") from error
+        if found != FORMAT:
+            raise CheckpointError(f"{path} is a snapshot of format {found!r}, not {FORMAT}: resume it with the lolrt that saved it")
+        actual = {_DESCRIPTION: zlib.crc32(text.encode()), **{name: checksum(name, tensor) for name, tensor in tensors.items()}}
+        if actual != checksums:
+            wrong = sorted(name for name in actual.keys() | checksums.keys() if actual.get(name) != checksums.get(name))
+            raise CheckpointError(f"{path} is a damaged snapshot: {', '.join(wrong[:3])} are not what was saved; take an earlier one")
+        try:
+            return Snapshot(tensors=tensors, **described)
+        except TypeError as error:
+            raise CheckpointError(f"{path} is a damaged snapshot ({error}): take an earlier one") from error
+
+
+def checksum(name: str, tensor: Tensor) -> int:
+    """CRC-32 of a tensor's name, dtype, shape and bytes."""
+    head = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+    content: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return zlib.crc32(content, head) if tensor.numel() else head
+
+
+def as_state(snapshot: Snapshot) -> dict[str, Tensor]:
+    """As one dictionary of tensors, in memory: the description is one of them."""
+    described = {"model": snapshot.model, "config": snapshot.config, "kind": snapshot.kind, "prompt": snapshot.prompt}
+    text = torch.tensor(list(json.dumps(described, sort_keys=True).encode()), dtype=torch.uint8)
+    return {**snapshot.tensors, "description": text}
+
+
+def from_state(state: Mapping[str, Tensor]) -> Snapshot:
+    """What `as_state` made. Raises `lolrt.Error` for what it did not make."""
+    if "description" not in state:
+        raise Error("this is no saved stream: it lacks 'description', which says what it is the state of")
+    described = json.loads(bytes(state["description"].tolist()).decode())
+    return Snapshot(tensors={name: x for name, x in state.items() if name != "description"}, **described)

@@ -1,0 +1,120 @@
+"""Many streams of one pipeline at a time, over one engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from lolrt.engine.engine import Engine
+from lolrt.engine.kv_window import Window
+from lolrt.engine.sampler import Sampler
+from lolrt.engine.scheduler import RoundRobin, Scheduler, Turn
+from lolrt.errors import Error
+from lolrt.models.dit import CausalDiT
+from lolrt.models.vae.codec import Codec
+from lolrt.positions.rope import Rope
+from lolrt.session.config import StreamConfig
+from lolrt.session.stream import Chunk, LatentStream, Stream
+from lolrt.text.encoder import TextEncoder
+
+# Between looks at the clock while no chunk is due.
+IDLE_SECONDS = 0.002
+
+
+class StreamEngine:
+    """Opens streams, steps them together, and gives their chunks as they are finished; see `Pipeline.engine`."""
+
+    def __init__(
+        self,
+        dit: CausalDiT,
+        vae: Codec,
+        encode_text: TextEncoder,
+        sampler: Sampler,
+        height: int,
+        width: int,
+        fps: float,
+        *,
+        max_sessions: int,
+        memory: int | None = None,
+        window: Window = Window(),
+        scheduler: Scheduler = RoundRobin(),
+        kv_dtype: torch.dtype | None = None,
+        batch_invariant: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """height, width: of a latent frame. memory: bytes of all pages and prompts; by default what `max_sessions` sessions with `window`
+        need. Raises `lolrt.Error` when not even one such session fits."""
+        self.vae, self.encode_text, self.sampler, self.fps, self.scheduler = vae, encode_text, sampler, fps, scheduler
+        pages = max_sessions * window.pool_pages
+        if memory is not None:
+            probe = Engine(dit, height, width, pages=1, kv_dtype=kv_dtype)
+            room = (memory - max_sessions * probe.session_bytes) // probe.page_bytes
+            if room < window.pool_pages:
+                needed = max_sessions * probe.session_bytes + window.pool_pages * probe.page_bytes
+                raise Error(f"memory is {memory} bytes; one stream with this window and {max_sessions} prompts need {needed}")
+            pages = min(pages, room)
+        self.engine = Engine(dit, height, width, pages=pages, sessions=max_sessions, kv_dtype=kv_dtype, batch_invariant=batch_invariant)
+        self._turns: dict[Stream, Turn] = {}
+        self._clock = clock
+
+    @property
+    def streams(self) -> list[Stream]:
+        """Those that are open, in the order in which they were opened."""
+        return list(self._turns)
+
+    def open(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        rope: Rope = Rope(),
+        window: Window = Window(),
+        sampler: Sampler | None = None,
+        probe: bool = False,
+        start: Tensor | None = None,
+        start_frame: int = 0,
+    ) -> Stream:
+        """A new stream, which takes part from the next pass on; options as of `Pipeline.latent_stream`.
+
+        Raises `lolrt.Error` when the engine has no room for it: it says what is needed, what is free, and what would help.
+        """
+        config = StreamConfig(rope=rope, window=window, sampler=sampler or self.sampler, seed=seed, probe=probe, start_frame=start_frame)
+        latents = LatentStream.of(self.engine, self.encode_text(prompt), config, start=start)
+        stream = Stream(latents, self.vae, self.encode_text, prompt)
+        self._turns[stream] = Turn(opened=self._clock())
+        return stream
+
+    def close(self, stream: Stream) -> None:
+        """Gives a stream's pages back; it cannot go on. Raises `lolrt.Error` for one that is not open here."""
+        if self._turns.pop(stream, None) is None:
+            raise Error("the stream is not open in this engine: it was closed, or is another engine's")
+        stream.latent_stream.session.close()
+
+    def step(self) -> list[tuple[Stream, Chunk]]:
+        """One pass of those whom the scheduler chooses; the chunks that are finished by it, decoded."""
+        streams = self.streams
+        chosen = [streams[i] for i in self.scheduler.choose([self._turns[stream] for stream in streams], self._clock())]
+        if not chosen:
+            return []
+        for stream in chosen:
+            self._turns[stream].passes += 1
+        finished = []
+        for stream, latents in zip(chosen, self.engine.step([one.latent_stream.session for one in chosen]), strict=True):
+            if latents is not None:
+                chunk = stream.decode(latents)
+                self._turns[stream].made_seconds += len(chunk.decoded.tensor) / self.fps
+                finished.append((stream, chunk))
+        return finished
+
+    def __iter__(self) -> Iterator[tuple[Stream, Chunk]]:
+        """Streams and their chunks as they are finished, as long as any stream is open. Streams may be opened and closed meanwhile."""
+        while self._turns:
+            finished = self.step()
+            if not finished and not self.scheduler.choose(list(self._turns.values()), self._clock()):
+                time.sleep(IDLE_SECONDS)
+            for stream, chunk in finished:
+                if stream in self._turns:
+                    yield stream, chunk
