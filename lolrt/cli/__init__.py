@@ -21,6 +21,7 @@ COMMANDS = (generate, inspect, convert, synth, encode, info, bench, lab)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0, 2 after one line on standard error when the user can mend what went wrong, or 130 after Ctrl-C."""
     arguments = parser().parse_args(argv)
+    arguments.argv = sys.argv[1:] if argv is None else list(argv)
     spin_briefly()
     try:
         check_kernels()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lolrt.cli.interrupt import Interrupt
 from lolrt.cli.mass_log import MassLog
@@ -22,11 +23,15 @@ RECACHE_HELP = "what of the past a new prompt of the script is applied to: the r
 
 def add_command(commands: Commands) -> None:
     generate = commands.add_parser("generate", help="write a video of a prompt", formatter_class=HelpWithDefaults)
-    generate.set_defaults(run=run)
-    prompts = generate.add_mutually_exclusive_group(required=True)
+    generate.set_defaults(run=run, command=generate)
+    prompts = generate.add_mutually_exclusive_group()
     prompts.add_argument("prompt", metavar="PROMPT", nargs="?", help="what the video shows")
     prompts.add_argument("--script", metavar="FILE", help='prompts and when they begin: lines such as "0 a car" and "1:08.5 a boat"')
-    generate.add_argument("-o", "--output", metavar="FILE", required=True, help="an .mp4 file, or - for standard output")
+    prompts.add_argument("--resume", metavar="SNAPSHOT", help="go on with the video of an earlier run with --save-every")
+    generate.add_argument("-o", "--output", metavar="FILE", help="an .mp4 file, or - for standard output")
+    generate.add_argument(
+        "--save-every", metavar="FRAMES", type=positive(int), help="save a snapshot beside the video every so many frames, for --resume"
+    )
     generate.add_argument("--model", default="tiny", help=MODEL_HELP)
     length = generate.add_mutually_exclusive_group()
     length.add_argument("--seconds", type=positive(float), help=f"length of the video ({DEFAULT_SECONDS:g} when no length is given)")
@@ -49,49 +54,69 @@ def add_command(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.probe and arguments.output == "-":
-        raise Error("--probe writes beside the video, so it needs a file: choose one with -o")
     with Interrupt() as interrupt:
-        from dataclasses import replace
+        from dataclasses import asdict, replace
 
         from tqdm import tqdm
 
         import lolrt
         from lolrt.media.reader import check_readable, read_frames
-        from lolrt.media.writer import output_path
+        from lolrt.media.writer import Position, output_path
         from lolrt.ops.device import usable
+        from lolrt.session.config import to_plain
         from lolrt.session.script import Cue, follow, read_script
 
+        resumed = resumed_run(arguments) if arguments.resume else None
+        if resumed is None and (arguments.output is None or not (arguments.prompt or arguments.script)):
+            raise Error("expected a prompt (or --script) and an output file (-o), or --resume SNAPSHOT")
+        if arguments.probe and arguments.output == "-":
+            raise Error("--probe writes beside the video, so it needs a file: choose one with -o")
+        if arguments.save_every and arguments.output == "-":
+            raise Error("--save-every writes beside the video, so it needs a file: choose one with -o")
         # A wrong name should not cost the minutes in which a large model encodes its prompts and is loaded.
         output_path(arguments.output)
-        if arguments.start:
+        if arguments.start and resumed is None:
             check_readable(arguments.start)
         if arguments.threads:
             lolrt.set_threads(arguments.threads)
         device, pages = usable(arguments.device), kv_dtype(arguments)
         if not 0 <= arguments.seed < 2**64:
             raise Error("--seed must be in 0 .. 2^64 - 1")
-        rope = lolrt.Rope(**field_values(arguments, "Rope"))
-        window = lolrt.Window(**field_values(arguments, "Window"), gate=lolrt.SinkGate(**field_values(arguments, "SinkGate")))
-        cues = read_script(arguments.script) if arguments.script else [Cue(0, arguments.prompt)]
+        if resumed is not None:
+            cues = [Cue(*cue) for cue in resumed.cues]
+        else:
+            cues = read_script(arguments.script) if arguments.script else [Cue(0, arguments.prompt)]
         text = lolrt.EmbeddingFile(arguments.text) if arguments.text else lolrt.load_text(arguments.model)
         text.encode([cue.prompt for cue in cues])  # all, before the rest of the model needs the memory, and an error can end a long run
         pipe = lolrt.load(arguments.model, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, device=device)
-        start = pipe.encode_video(read_frames(arguments.start, pipe.height, pipe.width, pipe.fps)) if arguments.start else None
-        sampler = replace(pipe.sampler, **field_values(arguments, "Sampler"))
-        stream = pipe.stream(
-            cues[0].prompt, seed=arguments.seed, rope=rope, window=window, sampler=sampler, probe=True, start=start, kv_dtype=pages
-        )
-        chunks = follow(stream, cues[1:], pipe.fps, recache=arguments.recache, over_chunks=arguments.switch_chunks)
-        if device.type == "cuda":
-            chunks = one_ahead(chunks)
-        written = 0  # the bar does not count where TQDM_DISABLE hides it
         total = None if arguments.endless else arguments.frames or round((arguments.seconds or DEFAULT_SECONDS) * pipe.fps) or 1
+        if resumed is None:
+            start = pipe.encode_video(read_frames(arguments.start, pipe.height, pipe.width, pipe.fps)) if arguments.start else None
+            rope = lolrt.Rope(**field_values(arguments, "Rope"))
+            window = lolrt.Window(**field_values(arguments, "Window"), gate=lolrt.SinkGate(**field_values(arguments, "SinkGate")))
+            sampler = replace(pipe.sampler, **field_values(arguments, "Sampler"))
+            stream = pipe.stream(
+                cues[0].prompt, seed=arguments.seed, rope=rope, window=window, sampler=sampler, probe=True, start=start, kv_dtype=pages
+            )
+        else:
+            stream = pipe.resume(arguments.resume)
+        position = Position(**resumed.position) if resumed else None
+        written = position.frames if position else 0  # the bar does not count where TQDM_DISABLE hides it
+        if total is not None and written >= total:
+            raise Error(f"{arguments.resume} is at frame {written} of {total} already: ask for more with --frames or --seconds")
+        coming = [cue for cue in cues[1:] if resumed is None or cue.seconds * pipe.fps > resumed.last_chunk]
+        chunks = follow(stream, coming, pipe.fps, recache=arguments.recache, over_chunks=arguments.switch_chunks, frames=written)
+        if device.type == "cuda" and not arguments.save_every:  # a snapshot is of what has been written
+            chunks = one_ahead(chunks)
+        snapshot = Path(arguments.resume or snapshot_path(arguments.output))
+        saved = written
 
         with (
-            lolrt.VideoWriter(arguments.output, pipe.height, pipe.width, pipe.fps) as writer,
-            MassLog(Path(arguments.output).with_suffix(".mass.csv") if arguments.probe else None) as mass_log,
-            tqdm(total=total, unit=" frames", dynamic_ncols=True, file=sys.stderr) as bar,
+            lolrt.VideoWriter(arguments.output, pipe.height, pipe.width, pipe.fps, resume=position) as writer,
+            MassLog(
+                Path(arguments.output).with_suffix(".mass.csv") if arguments.probe else None, resumed.mass_bytes if resumed else 0
+            ) as mass_log,
+            tqdm(total=total, initial=written, unit=" frames", dynamic_ncols=True, file=sys.stderr) as bar,
         ):
             for chunk in chunks:
                 frames = chunk.frames if total is None else chunk.frames[: total - written]
@@ -101,13 +126,89 @@ def run(arguments: argparse.Namespace) -> None:
                 mass_log.write(chunk)
                 bar.set_postfix_str(f"sink mass {chunk.sink_mass:.3f}", refresh=False)
                 bar.update(len(frames))
-                written += len(frames)
-                if written == total or interrupt.requested:
+                last_chunk, written = written, written + len(frames)
+                if written == total:
                     break
+                if arguments.save_every and (written - saved >= arguments.save_every or interrupt.requested):
+                    plain = {name: to_plain(value) for name, value in vars(arguments).items() if name in recorded(arguments)}
+                    cut, mass_bytes = asdict(writer.cut()), mass_log.size()
+                    stream.save(snapshot, run=asdict(Run(plain, [list(asdict(cue).values()) for cue in cues], cut, last_chunk, mass_bytes)))
+                    saved = written
+                if interrupt.requested:
+                    break
+    if arguments.save_every and written == total:
+        snapshot.unlink(missing_ok=True)  # there is nothing left to go on with
     if arguments.output != "-":
         print(f"{arguments.output}: {written} frames, {written / pipe.fps:.1f} s at {pipe.fps} frames/s")
         if arguments.probe:
             print(f"{mass_log.path}: attention mass per chunk, layer, head and page")
+        if arguments.save_every and written != total:
+            print(f"{snapshot}: go on with lolrt generate --resume {snapshot}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a snapshot knows of the run that saved it."""
+
+    arguments: dict[str, Any]
+    cues: list[list[Any]]
+    """Seconds and prompt of each."""
+    position: dict[str, int]
+    """`lolrt.media.writer.Position` of the video."""
+    last_chunk: int
+    """Video frame that the newest chunk began at."""
+    mass_bytes: int
+    """Of the file of attention mass."""
+
+
+# Options that may be given anew when a run goes on; all others are those of the run that is gone on with.
+FREE = {"resume", "seconds", "frames", "endless", "save_every", "threads"}
+
+
+def snapshot_path(output: str) -> Path:
+    """Beside the video."""
+    return Path(output).with_suffix(".snapshot.safetensors")
+
+
+def recorded(arguments: argparse.Namespace) -> set[str]:
+    """Names of the options that a snapshot keeps."""
+    return {action.dest for action in arguments.command._actions} - {"help", "resume", "threads"}
+
+
+def resumed_run(arguments: argparse.Namespace) -> Run:
+    """The run that a snapshot goes on with; `arguments` get its options. Raises `lolrt.Error` where others are asked for."""
+    from lolrt.session.config import to_plain
+    from lolrt.session.script import read_script
+    from lolrt.session.snapshot import Snapshot
+
+    described = Snapshot.read(arguments.resume).run
+    if not described:
+        raise Error(f"{arguments.resume} was not saved by lolrt generate; go on with it in Python: pipe.resume({arguments.resume!r})")
+    found = Run(**described)
+    given = given_options(arguments)
+    if given.get("script") and [[cue.seconds, cue.prompt] for cue in read_script(given["script"])] == found.cues:
+        del given["script"]  # the same prompts, wherever the file is
+    differ = [
+        f"{name} is {found.arguments.get(name)} in the snapshot and {to_plain(value)} here"
+        for name, value in given.items()
+        if name not in FREE and to_plain(value) != found.arguments.get(name)
+    ]
+    if differ:
+        raise Error(f"{arguments.resume} is of another run: {'; '.join(differ)}; leave these options out, or begin a new video")
+    length = given.keys() & {"seconds", "frames", "endless"}
+    for name, value in found.arguments.items():
+        if name not in given and not (length and name in ("seconds", "frames", "endless")):
+            setattr(arguments, name, value)
+    return found
+
+
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that stand on the command line, by name."""
+    absent = object()
+    names = {action.dest for action in arguments.command._actions if action.dest != "help"}
+    blank = argparse.Namespace(**dict.fromkeys(names, absent))
+    parsed = arguments.command.parse_args(arguments.argv[arguments.argv.index("generate") + 1 :], blank)
+    return {name: value for name, value in vars(parsed).items() if name in names and value is not absent and value is not None}
 
 
 def one_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -16,23 +17,34 @@ if TYPE_CHECKING:
 class MassLog:
     """Writes the attention mass of each chunk as it comes, a row per layer, head and page: mean over the chunk's frames."""
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, resume_bytes: int = 0) -> None:
+        """resume_bytes: goes on with the file of an earlier run, of which so much is kept."""
+        self.path, self._resume_bytes = path, resume_bytes
 
     def __enter__(self) -> MassLog:
         self._file: TextIO | None = None
         if self.path is not None:
             try:
-                self._file = open(self.path, "w", newline="")
+                if self._resume_bytes:
+                    os.truncate(self.path, self._resume_bytes)
+                self._file = open(self.path, "a" if self._resume_bytes else "w", newline="")
             except OSError as error:
                 raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
             self._rows = csv.writer(self._file)
-            self._rows.writerow(["first_frame", "layer", "head", "page_frame", "mass"])
+            if not self._resume_bytes:
+                self._rows.writerow(["first_frame", "layer", "head", "page_frame", "mass"])
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
+
+    def size(self) -> int:
+        """Bytes on the disk so far."""
+        if self._file is None:
+            return 0
+        self._file.flush()
+        return self._file.tell()
 
     def write(self, chunk: Chunk) -> None:
         if self._file is None or chunk.mass is None:

@@ -50,9 +50,14 @@ def read_script(path: str | Path) -> list[Cue]:
     return cues
 
 
-def follow(stream: Stream, cues: Sequence[Cue], fps: float, *, recache: Recache = "window", over_chunks: int = 1) -> Iterator[Chunk]:
-    """The chunks of a stream, with each cue's prompt from the first chunk on that begins at its time or later."""
-    frames, coming = 0, deque(cues)
+def follow(
+    stream: Stream, cues: Sequence[Cue], fps: float, *, recache: Recache = "window", over_chunks: int = 1, frames: int = 0
+) -> Iterator[Chunk]:
+    """The chunks of a stream, with each cue's prompt from the first chunk on that begins at its time or later.
+
+    frames: video frames that the stream has made before.
+    """
+    coming = deque(cues)
     while True:
         while coming and coming[0].seconds * fps <= frames:
             stream.set_prompt(coming.popleft().prompt, recache=recache, over_chunks=over_chunks)

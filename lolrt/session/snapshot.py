@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lolrt.errors import CheckpointError, Error
+from lolrt.errors import CheckpointError, Error, printable
 from lolrt.files import replaced
 
 SnapshotKind = Literal["full", "light"]
@@ -48,6 +48,19 @@ class Snapshot:
     def next_frame(self) -> int:
         """The latent frame that it goes on with."""
         return int(self.tensors["next_frame"])
+
+    def lines(self) -> list[str]:
+        """What it is, for people."""
+        size = sum(tensor.nbytes for tensor in self.tensors.values()) / 2**20
+        video = self.run.get("position")
+        rows = {
+            "snapshot": f"{self.kind}, format {FORMAT}, {len(self.tensors)} tensors, {size:.1f} MiB, checksums right",
+            "goes on at": f"latent frame {self.next_frame}" + (f", video frame {video['frames']}" if video else ""),
+            "prompt": "" if self.prompt is None else printable(self.prompt),
+            **{name: f"{value}" for name, value in self.model.items()},
+            **{name: " ".join(f"{key}={value}".lstrip("=") for key, value in _flat(part).items()) for name, part in self.config.items()},
+        }
+        return [f"{name:13}{printable(text)}" for name, text in rows.items() if text]
 
     def write(self, path: str | Path) -> None:
         """Writes the file beside `path` and renames it, both synced: a kill at any instant leaves the old one or the new one.
@@ -92,6 +105,22 @@ class Snapshot:
             return Snapshot(tensors=tensors, **described)
         except TypeError as error:
             raise CheckpointError(f"{path} is a damaged snapshot ({error}): take an earlier one") from error
+
+
+def is_snapshot(path: str | Path) -> bool:
+    """Whether a file says that it is one; `Snapshot.read` tells whether it is a good one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _DESCRIPTION in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, RuntimeError):
+        return False
+
+
+def _flat(part: Any) -> dict[str, Any]:
+    """A plain config's fields, those of fields under dotted names."""
+    if not isinstance(part, dict):
+        return {"": part}
+    return {f"{name}.{key}".rstrip("."): value for name, inner in part.items() for key, value in _flat(inner).items()}
 
 
 def checksum(name: str, tensor: Tensor) -> int:

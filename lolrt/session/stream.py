@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -206,9 +207,13 @@ class Stream:
             self._vae_state = {slot: frames.to(device, copy=True) for slot, frames in carried.items()}
         self.prompt = snapshot.prompt
 
-    def save(self, path: str | Path, kind: SnapshotKind = "full") -> None:
-        """Writes a snapshot of the stream to a file; `Pipeline.resume` goes on from it. Raises `lolrt.OutputError`."""
-        snapshot = self.snapshot(kind)
+    def save(self, path: str | Path, kind: SnapshotKind = "full", *, run: dict[str, Any] | None = None) -> None:
+        """Writes a snapshot of the stream to a file; `Pipeline.resume` goes on from it. Raises `lolrt.OutputError`.
+
+        kind: "full", which goes on with the same bits, or "light", whose pages are made again (`Session.restore`). run: whatever a
+        program wants to find in the snapshot again, as JSON takes it.
+        """
+        snapshot = replace(self.snapshot(kind), run=run or {})
         if self.latent_stream.config.seed is None:
             raise Error("the noise of this stream is a function that was given, which no file can hold: give a seed instead")
         snapshot.write(path)
