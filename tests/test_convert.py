@@ -21,6 +21,8 @@ from lolrt.checkpoint.synth import PRESETS, synth
 from lolrt.cli import main
 from lolrt.pipeline import MODELS, preferred_dtype
 
+pytestmark = pytest.mark.whole
+
 BYTES = preferred_dtype().itemsize
 
 
@@ -48,7 +50,6 @@ def self_forcing(tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.whole
 def test_a_converted_model_is_the_model(self_forcing, tmp_path, capsys):
     folder = tmp_path / "converted"
     assert said(capsys, "convert", self_forcing, folder) == f"{folder}\n"
@@ -169,7 +170,6 @@ def small(tmp_path_factory) -> Path:
     return synth(tmp_path_factory.mktemp("synth") / "small", "small")
 
 
-@pytest.mark.whole
 def test_a_synthetic_model_makes_video(small, tmp_path, capsys):
     told = said(capsys, "generate", "a red car by the sea", "-o", tmp_path / "v.mp4", "--frames", 3, "--model", small)
     assert "3 frames" in told
@@ -200,7 +200,6 @@ def test_a_config_of_ones_own(tmp_path, capsys):
     assert "dim is 'wide'" in refused(capsys, "synth", tmp_path / "x", "--config", tmp_path / "config.json")
 
 
-@pytest.mark.whole
 def test_info_plans_the_memory_of_a_model(capsys):
     told = said(capsys, "info", "--model", "tiny", "--size", "128x192", "--sinks", 1, "--recent", 5)
     assert "128 x 192 pixels" in told and "6 pages of 6 layers" in told and "in all" in told
@@ -212,7 +211,6 @@ def test_info_plans_the_memory_of_a_model(capsys):
     assert "tiles of 12 pixels" in refused(capsys, "info", "--model", "tiny", "--vae-tile", 12)
 
 
-@pytest.mark.whole
 def test_info_counts_the_text_encoder_and_the_decoder_that_is_asked_for(self_forcing, capsys):
     full, tiny = (said(capsys, "info", "--model", self_forcing, "--size", "64x96", "--vae", vae) for vae in ("full", "tiny"))
     encoder = f"{2 * sum(t.numel() for t in layouts.text_encoder_tensors().values()) / 2**20:.1f} MiB"
