@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import output_of, run
-from emulated import BUILD, LIBRARY, ROOT, Abi, AbiError, Emulated
+from emulated import LIBRARY, ROOT, Abi, AbiError, Emulated
 from test_emulated_attention import CudaAttention
 
 from bench import sass
@@ -145,4 +145,4 @@ def test_without_the_cuda_half_the_call_says_so(tmp_path: Path) -> None:
 
 
 def test_the_emulator_names_planted_mistakes(emulated_library: Emulated) -> None:
-    output_of(BUILD / "test_simt")
+    output_of(emulated_library.path.with_name("test_simt"))
