@@ -37,6 +37,7 @@ def test_cases_keep_to_torchs_default_device(case):
             assert result is None or result.is_meta
 
 
+@pytest.mark.whole
 def test_a_chunk_keeps_to_torchs_default_device():
     with torch.device("meta"), torch.inference_mode():
         assert chunk(Model("tiny", tiny().config, tiny().latent)).make(False).ours().is_meta
