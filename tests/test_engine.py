@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -18,11 +17,8 @@ from test_parity import BF16_MAX, BF16_RMS, FP32_MAX
 import lolrt
 from lolrt.engine.engine import Engine
 from lolrt.engine.sampler import Sampler
-from lolrt.engine.scheduler import EarliestDeadline, RoundRobin, Turn
 from lolrt.session.config import StreamConfig
 from lolrt.session.session import LatentChunk, Session
-from lolrt.session.stream import Chunk, Stream
-from lolrt.session.stream_engine import StreamEngine
 
 CHUNKS = 4
 
@@ -145,7 +141,10 @@ def references(dit, rollout_inputs) -> list[list[LatentChunk]]:
 def rows_depend_on_their_number(dit: lolrt.CausalDiT, most: int) -> bool:
     """Whether a product of the model's shapes gives a row other bits when more rows are multiplied with it, on this machine."""
     block = dit._blocks[0]
-    layers = [block.self_attn.joined(), *((layer.weight, layer.bias) for layer in (block.self_attn.o, block.ffn[0], block.ffn[2], dit.head.head))]
+    layers = [
+        block.self_attn.joined(),
+        *((layer.weight, layer.bias) for layer in (block.self_attn.o, block.ffn[0], block.ffn[2], dit.head.head)),
+    ]
     for weight, bias in layers:
         x = torch.randn(most, weight.shape[1], dtype=weight.dtype)
         whole = F.linear(x, weight, bias)
