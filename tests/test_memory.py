@@ -24,6 +24,7 @@ from lolrt.models.vae.layers import CausalConv3d, Downsample, Upsample
 from lolrt.models.vae.taehv import TAEHVConfig
 from lolrt.models.vae.tiles import Tiled
 from lolrt.ops import planned_for_cuda
+from lolrt.session.config import StreamConfig
 
 pytestmark = pytest.mark.whole
 
@@ -258,3 +259,26 @@ def test_loading_peaks_below_1_2_times_the_file(name, dtype, large):
     assert weights == pytest.approx(file if dtype == "float32" else file / 2, rel=0.01)
     copied = dtype != "float32" or name.startswith("odd")
     assert peak < 1.2 * weights + (LARGEST if copied else 0), "the weights, and the one tensor that is being converted"
+
+
+def test_sessions_that_share_an_engine_keep_to_the_plan():
+    """Three of them, stepped together: what the engine holds is planned within 1 %."""
+    window, sessions = lolrt.Window(1, 6, 2), 3
+    dit = lolrt.CausalDiT(DIT).requires_grad_(False)
+    dit.join()
+    prompts = [torch.randn(count, DIT.text_dim) for count in (3, 8, 12)]
+    memory = plan(DIT, VAE, 64, 96, dtype=torch.float32, window=window, passes=1, sessions=sessions)
+    config = StreamConfig(window=window, sampler=lolrt.Sampler(timesteps=(1000,)), probe=True)
+
+    def run() -> object:
+        engine = lolrt.Engine(dit, 8, 12, pages=sessions * window.pool_pages, sessions=sessions)
+        opened = [lolrt.Session(engine, prompt, config) for prompt in prompts]
+        for _ in range(2 * -(-window.pages // window.chunk_frames)):
+            engine.step(opened)
+        return engine, opened
+
+    run()  # the workspace of attention is made once
+    held = sum(memory.stream.values()) - memory.stream["workspace of attention"] - memory.stream["VAE's past frames"]
+    peak, now = allocated(run)
+    assert now == pytest.approx(held, rel=0.01)
+    assert peak == pytest.approx(held + memory.passing["a pass of the DiT"], rel=WITHIN)
