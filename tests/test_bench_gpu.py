@@ -23,6 +23,7 @@ def test_every_op_of_cuda_is_measured_at_full_size():
     assert {case.op for case in op_cases()} == {case.op for case in CASES} - {"channel_norm", "conv3d"}
     for op in ("frame_attention", "kv_write", "normalize_queries", "modulated_norm", "gelu", "sampler_step"):
         assert any(case.op == op and case.shape == "1.3B" for case in gpu_cases())
+    assert any(case.name == "frame_attention/1.3B, 4 sessions" for case in gpu_cases())
     assert {"chunk", "vae_decode"} < {case.op for case in gpu_cases()}
 
 
@@ -36,6 +37,7 @@ def test_cases_keep_to_torchs_default_device(case):
             assert result is None or result.is_meta
 
 
+@pytest.mark.whole
 def test_a_chunk_keeps_to_torchs_default_device():
     with torch.device("meta"), torch.inference_mode():
         assert chunk(Model("tiny", tiny().config, tiny().latent)).make(False).ours().is_meta

@@ -25,6 +25,8 @@ from lolrt.models.vae.taehv import TAEHVConfig
 from lolrt.models.vae.tiles import Tiled
 from lolrt.ops import planned_for_cuda
 
+pytestmark = pytest.mark.whole
+
 # Large enough that the few tensors which are outside the plan (noise, the sampler's) stay far below the tolerance, and with little text,
 # as at real sizes: there the passes take more than the encoding of a prompt.
 DIT = lolrt.DiTConfig(dim=384, ffn_dim=1024, text_dim=64, text_len=24, num_heads=3, num_layers=8)

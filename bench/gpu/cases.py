@@ -14,12 +14,13 @@ from torch import Tensor
 import lolrt
 from bench.models import PLAIN, WINDOW, Model, vae_decode
 from lolrt.bench import peers
-from lolrt.bench.cases import BF16, CASES, ONE_HEAD, TINY, WAN, Case, Shape, Trial, discard, random
+from lolrt.bench.cases import BF16, CASES, ONE_HEAD, TINY, WAN, Case, Shape, Trial, batched_attention, discard, random
 from lolrt.bench.measure import Run
 
 WHOLE = Model("1.3B", lolrt.DiTConfig(), (60, 104))
 SHAPES = {shape.name: shape for shape in (TINY, ONE_HEAD, WAN)}
 CPU_ONLY = ("channel_norm", "conv3d")
+SESSIONS = 4  # of a batch at full size, whose windows hold from one chunk to all their pages
 
 # Attention of [batch, tokens, heads, dim] alone, without any RoPE, in libraries that may be there: module, function, how it is called.
 LIBRARIES: dict[str, tuple[str, str, Callable[[Callable[..., object], Tensor, Tensor, Tensor], object]]] = {
@@ -56,9 +57,9 @@ def with_peers(case: Case, more: Callable[[], Mapping[str, Run]]) -> Case:
 
 
 def op_cases() -> list[Case]:
-    """Those of `lolrt.bench` in bfloat16 (the sampler's step in float32) whose head dimension has kernels."""
+    """Those of `lolrt.bench` in bfloat16 (the sampler's step in float32) whose head dimension has kernels, and a batch at full size."""
     found = []
-    for case in CASES:
+    for case in (*CASES, batched_attention(WAN, BF16, SESSIONS)):
         name, _, extra = case.shape.partition(", ") if case.shape not in SHAPES else (case.shape, "", "")
         if case.op in CPU_ONLY or name == "odd" or (case.dtype != BF16 and case.op != "sampler_step"):
             continue

@@ -31,27 +31,41 @@ constexpr int attention_frames(int64_t frames, int64_t tokens) {
 
 struct AttentionArgument {
   FrameAttention op;
-  int rows;               // of the queries of all frames
+  int frames;             // of an entry of the batch
+  int rows;               // of its queries
   int turned_chunks;      // of a query's row
   float score_scale;      // the scale times log2(e)
   int64_t head_elements;  // of K, and of V, of one head in a page
   int64_t values;         // elements from a page's K to its V
   int64_t scales;         // and to its scales, if it has any
   WorkSplit split;
-  float2 *page_state;  // [heads][pages][rows], for the mass: running maximum and sum of the weights at each page's end
-  float2 *part_state;  // [cut tiles' parts][128]: maximum and sum of the weights of a part's rows
-  float *part_out;     // [cut tiles' parts][128][dim]: their output, not divided by the sum
+  float2 *page_state;  // [batch][pages][heads][rows], for the mass: running maximum and sum of the weights at each page's end
+  float2 *part_state;  // [batch][cut tiles' parts][128]: maximum and sum of the weights of a part's rows
+  float *part_out;     // [batch][cut tiles' parts][128][dim]: their output, not divided by the sum
 };
 
-// The first page from `page` on that is not left out for the head; pages_end when there is none before.
+// What a block does. The grid's rows are the batch's entries, each of which is split as it would be alone. Pages are counted over
+// all entries, as page table, rotation and bias have them.
+__device__ __forceinline__ Segment segment_of(const AttentionArgument &argument, int block, int entry) {
+  Segment segment = argument.split.segment(block);
+  const int first = entry * argument.split.pages;
+  segment.page += first;
+  segment.pages_end += first;
+  return segment;
+}
+
+// Whether a page is not there, and nothing of it may be read, or is left out for the head.
+__device__ __forceinline__ bool passed_over(const FrameAttention &op, int head, int page) {
+  return op.page_table[page] < 0 || (op.bias && op.bias[static_cast<int64_t>(page) * op.heads + head] == -INFINITY);
+}
+
+// The first page from `page` on that is not passed over; pages_end when there is none before. All who ask get the same answer.
 __device__ __forceinline__ int next_page(const FrameAttention &op, int head, int page, int pages_end) {
-  if (op.bias) {
-    while (page < pages_end && op.bias[static_cast<int64_t>(page) * op.heads + head] == -INFINITY) ++page;
-  }
+  while (page < pages_end && passed_over(op, head, page)) ++page;
   return page;
 }
 
-// Of a page that is not left out, times log2(e). NaN stays NaN.
+// Of a page that is not passed over, times log2(e). NaN stays NaN.
 __device__ __forceinline__ float page_bias(const FrameAttention &op, int head, int page) {
   if (!op.bias) return 0.0f;
   const float bias = op.bias[static_cast<int64_t>(page) * op.heads + head];
@@ -79,10 +93,11 @@ __device__ __forceinline__ float row_max(float value) {
 // stays so when all scores are NaN.
 __device__ __forceinline__ float rescaling(float from, float max) { return from == -INFINITY ? 0.0f : exp2_approx(from - max); }
 
-// A row of q or out, by pairs of elements.
-__device__ __forceinline__ uint32_t *row_words(const FrameAttention &op, const HeadRows &rows, int head, int row) {
-  const int tokens = static_cast<int>(op.tokens);
-  const int64_t element = row / tokens * rows.frame + row % tokens * rows.token + head * rows.head;
+// A row of an entry's q or out, by pairs of elements.
+__device__ __forceinline__ uint32_t *row_words(const AttentionArgument &argument, const HeadRows &rows, int entry, int head,
+                                               int row) {
+  const int tokens = static_cast<int>(argument.op.tokens), frame = entry * argument.frames + row / tokens;
+  const int64_t element = frame * rows.frame + row % tokens * rows.token + head * rows.head;
   return reinterpret_cast<uint32_t *>(static_cast<uint16_t *>(rows.data) + element);
 }
 
@@ -91,18 +106,18 @@ __device__ __forceinline__ uint32_t *row_words(const FrameAttention &op, const H
 template <class Element, int Dim, class Pair>
 __device__ __forceinline__ void store_row(const AttentionArgument &argument, const Segment &segment, int row, float max,
                                           float lane_sum, const Pair &pair) {
-  const int quarter = static_cast<int>(threadIdx.x) % 4;
+  const int quarter = static_cast<int>(threadIdx.x) % 4, entry = static_cast<int>(blockIdx.y);
   const float sum = row_sum(lane_sum);
   if (segment.part >= 0) {
-    const int64_t part_row = static_cast<int64_t>(segment.part) * kAttentionRows + row;
+    const int64_t part_row = argument.split.part_row(entry, segment.part, row);
     if (quarter == 0) argument.part_state[part_row] = {max, sum};
     auto *pairs = reinterpret_cast<float2 *>(argument.part_out + part_row * Dim) + quarter;
 #pragma unroll
     for (int n = 0; n < Dim / 8; ++n) pairs[4 * n] = pair(n);
   } else if (segment.first_row + row < argument.rows) {
-    // A head whose pages are all left out has no weights: its output is 0.
+    // Where all pages are passed over there are no weights: the output is 0.
     const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-    uint32_t *words = row_words(argument.op, argument.op.out, segment.head, segment.first_row + row) + quarter;
+    uint32_t *words = row_words(argument, argument.op.out, entry, segment.head, segment.first_row + row) + quarter;
 #pragma unroll
     for (int n = 0; n < Dim / 8; ++n) {
       const float2 x = pair(n);

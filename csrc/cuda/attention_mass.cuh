@@ -7,25 +7,28 @@ namespace lolrt::cuda {
 
 constexpr int kMassThreads = 128;
 
-// mass[page, frame, head] = mean over the frame's tokens of the weight that they spend on the page: what the sum of the weights
-// has grown by on it, in its part of the tile, by the sum over all parts. A block is one such number.
+// mass[entry, page, frame, head] = mean over the frame's tokens of the weight that they spend on the page: what the sum of the
+// weights has grown by on it, in its part of the tile, by the sum over all parts. A block is one such number.
 __global__ void __launch_bounds__(kMassThreads) attention_mass_kernel(const __grid_constant__ AttentionArgument argument) {
   const FrameAttention &op = argument.op;
   const WorkSplit &split = argument.split;
-  const int page = static_cast<int>(blockIdx.x), frame = static_cast<int>(blockIdx.y), head = static_cast<int>(blockIdx.z);
+  const int entry = static_cast<int>(blockIdx.y) / argument.frames, frame = static_cast<int>(blockIdx.y) % argument.frames;
+  const int pages = split.pages, first = entry * pages;  // of the entry, among all entries' pages
+  const int page = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.z);
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes, warp = static_cast<int>(threadIdx.x) / kWarpLanes;
-  const auto left_out = [&](int other) { return op.bias && op.bias[other * op.heads + head] == -INFINITY; };
-  // The last page before `end` that has been weighed; before `first` when there is none.
-  const auto last_before = [&](int end, int first) {
-    while (--end >= first && left_out(end)) continue;
+  const auto left_out = [&](int other) { return passed_over(op, head, first + other); };
+  // The last page before `end` that has been weighed; before `begin` when there is none.
+  const auto last_before = [&](int end, int begin) {
+    while (--end >= begin && left_out(end)) continue;
     return end;
   };
-  const int tokens = static_cast<int>(op.tokens), pages = static_cast<int>(op.pages);
+  const int tokens = static_cast<int>(op.tokens);
   float sum = 0.0f;
   for (int token = static_cast<int>(threadIdx.x); token < tokens && !left_out(page); token += kMassThreads) {
     const int row = frame * tokens + token, tile = head * split.head_tiles + row / kAttentionRows;
-    const float2 *state = argument.page_state + head * op.pages * argument.rows + row;
-    const auto state_at = [&](int other) { return state[static_cast<int64_t>(other) * argument.rows]; };
+    const auto state_at = [&](int other) {
+      return argument.page_state[((first + other) * op.heads + head) * argument.rows + row];
+    };
     float2 all{-INFINITY, 0.0f};
     for (int begin = 0, end; begin < pages; begin = end) {
       end = split.part_end(tile, begin);
@@ -52,7 +55,8 @@ __global__ void __launch_bounds__(kMassThreads) attention_mass_kernel(const __gr
     float mass = 0.0f;
     for (int i = 0; i < kMassThreads / kWarpLanes; ++i) mass += sums[i];
     // The difference of two sums may round to less than nothing.
-    op.mass[(page * op.frames + frame) * op.heads + head] = mass < 0.0f ? 0.0f : mass / static_cast<float>(op.tokens);
+    op.mass[((first + page) * static_cast<int64_t>(argument.frames) + frame) * op.heads + head] =
+        mass < 0.0f ? 0.0f : mass / static_cast<float>(op.tokens);
   }
 }
 

@@ -44,10 +44,6 @@ const Choice kChoices[] = {
 constexpr int64_t kMaxSharedBytes = 99 * 1024, kMaxSm90SharedBytes = 227 * 1024;
 
 CudaOutcome check(const FrameAttention &op) {
-  if (op.batch > 1) {
-    return problem(LOLRT_UNSUPPORTED,
-                   "frame_attention: a batch of %" PRId64 "; on CUDA there is a batch of one: call it for each", op.batch);
-  }
   const int64_t rows = op.frames * op.tokens;
   if (op.heads > 65535 || op.pages > 65535 || op.frames > 65535 || rows > INT32_MAX / (op.heads * op.pages)) {
     return problem(LOLRT_UNSUPPORTED,
@@ -72,15 +68,15 @@ bool runs_on_warpgroups(const FrameAttention &op, const Device &device) {
 
 WorkSplit split_of(const FrameAttention &op, const Device &device) {
   const int blocks = runs_on_warpgroups(op, device) ? 1 : 2;  // on a multiprocessor
-  const int64_t tiles = (op.frames * op.tokens + kAttentionRows - 1) / kAttentionRows;
+  const int64_t tiles = (op.batch_frames() * op.tokens + kAttentionRows - 1) / kAttentionRows;
   return split_work(tiles, op.heads, op.pages, op.page_tokens, blocks * device.multiprocessors);
 }
 
 // Where things lie in the workspace: offsets in bytes.
 struct Workspace {
   Workspace(const FrameAttention &op, const WorkSplit &split)
-      : part_state(sizeof(float) * split.cut * split.parts * kAttentionRows * op.dim),
-        page_state(part_state + sizeof(float2) * split.cut * split.parts * kAttentionRows),
+      : part_state(sizeof(float) * op.batch * split.cut * split.parts * kAttentionRows * op.dim),
+        page_state(part_state + sizeof(float2) * op.batch * split.cut * split.parts * kAttentionRows),
         bytes(page_state + (op.mass ? sizeof(float2) * op.heads * op.pages * op.frames * op.tokens : 0)) {}
 
   uint64_t part_state, page_state, bytes;
@@ -111,20 +107,22 @@ CudaOutcome frame_attention(const FrameAttention &op) {
   const auto dim = static_cast<int>(op.dim), stored_bytes = static_cast<int>(element_bytes(op.page_dtype));
   const int keys = attention_keys(device.architecture, stored_bytes);
   const bool warpgroups = runs_on_warpgroups(op, device);
-  const int64_t shared_bytes = warpgroups ? attention_sm90_shared_bytes(op)
-                                          : attention_shared_bytes(dim, keys, stored_bytes, op.frames, op.tokens, op.pairs);
+  const int64_t shared_bytes = warpgroups
+                                   ? attention_sm90_shared_bytes(op)
+                                   : attention_shared_bytes(dim, keys, stored_bytes, op.batch_frames(), op.tokens, op.pairs);
   if (shared_bytes > (warpgroups ? kMaxSm90SharedBytes : kMaxSharedBytes)) {
     return problem(LOLRT_UNSUPPORTED,
                    "frame_attention: the rotation of %d frames of %" PRId64 " tokens by %" PRId64
                    " pairs does not fit into shared memory: give fewer frames at a time",
-                   attention_frames(op.frames, op.tokens), op.tokens, op.pairs);
+                   attention_frames(op.batch_frames(), op.tokens), op.tokens, op.pairs);
   }
   const PageLayout layout(LOLRT_DEVICE_CUDA, op.page_dtype, op.page_tokens, op.heads, op.dim);
   const WorkSplit split = split_of(op, device);
   const Workspace offsets(op, split);
   auto *workspace = static_cast<char *>(op.workspace);
   const AttentionArgument argument{op,
-                                   static_cast<int>(op.frames * op.tokens),
+                                   static_cast<int>(op.batch_frames()),
+                                   static_cast<int>(op.batch_frames() * op.tokens),
                                    rounded_pairs(op.pairs) / 4,
                                    op.scale * kLog2E,
                                    layout.key_head,
@@ -134,11 +132,12 @@ CudaOutcome frame_attention(const FrameAttention &op) {
                                    reinterpret_cast<float2 *>(workspace + offsets.page_state),
                                    reinterpret_cast<float2 *>(workspace + offsets.part_state),
                                    reinterpret_cast<float *>(workspace)};
-  const Grid grid{static_cast<unsigned>(split.blocks()), 1, 1, kAttentionThreads, static_cast<unsigned>(shared_bytes)};
+  const auto batch = static_cast<unsigned>(op.batch);
+  const Grid grid{static_cast<unsigned>(split.blocks()), batch, 1, kAttentionThreads, static_cast<unsigned>(shared_bytes)};
   const char *error = warpgroups ? launch_attention_sm90(argument)
                                  : launch(choice->kernel[keys == 64][op.mass != nullptr], grid, op.place.stream, argument);
   if (error == nullptr && split.cut > 0) {
-    const Grid rows{static_cast<unsigned>(split.cut), kAttentionRows / kCombineRows, 1, kCombineThreads, 0};
+    const Grid rows{static_cast<unsigned>(split.cut), kAttentionRows / kCombineRows, batch, kCombineThreads, 0};
     error = launch(attention_combine_kernel, rows, op.place.stream, argument);
   }
   if (error == nullptr && op.mass) {

@@ -1,12 +1,16 @@
 // frame_attention on tensor cores of sm_80 and later; frame_attention_sm90.cuh takes its place where it can.
 //
-//   score(q, k) = scale * <R(rotation[page, frame, head]) q, k> + bias[page, head],  out = softmax(score) V over all pages
+//   score(q, k) = scale * <R(rotation[entry, page, frame, head]) q, k> + bias[entry, page, head]
+//   out = softmax(score) V over all pages of the entry
 //
-// Tensors: q, out T [frames, tokens, heads, dim]; K and V T or Fp8 [heads][tokens][dim] in each page; rotation float32 [pages,
-// frames, heads, pairs, 2]; bias float32 [pages, heads]. T is Bf16 or Fp16. All rows are 16-byte aligned.
+// Tensors: q, out T [batch * frames, tokens, heads, dim]; page_table int32 [batch, pages]; K and V T or Fp8 [heads][tokens][dim]
+// in each page; rotation float32 [batch, pages, frames, heads, pairs, 2]; bias float32 [batch, pages, heads]. T is Bf16 or Fp16.
+// All rows are 16-byte aligned. A page of the table that is not there (-1), or whose bias is -inf, is passed over: of the first
+// nothing but its entry in the table is read.
 //
-// A block is 128 query rows of one head, the frames' rows one after another, and the keys of all pages or of some
-// (work_split.cuh). It has 4 warps of 32 rows; a warp keeps its rows' output and scores in registers. Keys come in tiles of
+// A block is 128 query rows of one head of one entry of the batch, the frames' rows one after another, and the keys of all pages
+// or of some (work_split.cuh). The entry is the block's number along y, which costs no register, and pages are counted over all
+// entries. It has 4 warps of 32 rows; a warp keeps its rows' output and scores in registers. Keys come in tiles of
 // `Keys`; a tile never spans two pages, the last one of a page may be partial: what it lacks is filled with zeros, its scores are
 // masked, and half a tile is skipped where it is empty.
 //
@@ -60,7 +64,7 @@ class AttentionBlock {
   __device__ __forceinline__ explicit AttentionBlock(const AttentionArgument &argument)
       : argument_(argument),
         op_(argument.op),
-        segment_(argument.split.segment(static_cast<int>(blockIdx.x))),
+        segment_(segment_of(argument, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y))),
         shared_(shared_memory()),
         thread_(static_cast<int>(threadIdx.x)),
         lane_(thread_ % kWarpLanes),
@@ -170,7 +174,8 @@ class AttentionBlock {
     const int row = first_row_ + thread_;
     const bool valid = row < rows_;
     const int tokens = static_cast<int>(op_.tokens);
-    const int frame = valid ? row / tokens : 0, token = valid ? row % tokens : 0;
+    const int frame = static_cast<int>(blockIdx.y) * argument_.frames + (valid ? row / tokens : 0);
+    const int token = valid ? row % tokens : 0;
     const Element *from =
         static_cast<const Element *>(op_.q.data) + frame * op_.q.frame + token * op_.q.token + head_ * op_.q.head;
     for (int chunk = 0; chunk < chunks; ++chunk) copy_async(shared_ + at(thread_, chunk), from + chunk * 8, valid);
@@ -190,7 +195,7 @@ class AttentionBlock {
   __device__ __forceinline__ void copy_rotation(int page) const {
     const int pairs = static_cast<int>(op_.pairs);
     for (int frame = 0; frame < frames_of_block(); ++frame) {
-      const int64_t row = (page * op_.frames + first_frame() + frame) * op_.heads + head_;
+      const int64_t row = (static_cast<int64_t>(page) * argument_.frames + first_frame() + frame) * op_.heads + head_;
       for (int pair = thread_; pair < pairs; pair += kAttentionThreads) {
         copy_async_8(rotation(frame) + pair, op_.rotation + (row * pairs + pair) * 2);
       }
@@ -312,12 +317,16 @@ class AttentionBlock {
 
   // ---- results ----
 
+  // What would be a few registers in the loop over tiles, which has none left, is computed anew.
+  __device__ __forceinline__ Segment this_segment() const {
+    return segment_of(argument_, computed_here(static_cast<int>(blockIdx.x)), computed_here(static_cast<int>(blockIdx.y)));
+  }
+
   // Of the tile.
   __device__ __forceinline__ int row_of(int half, int r) const { return warp_row_ + half * 16 + r * 8 + lane_ / 4; }
 
   __device__ __forceinline__ void end_page(int page) const {
-    // What would be a few registers in the loop over tiles, which has none left, is computed anew.
-    const Segment segment = argument_.split.segment(computed_here(static_cast<int>(blockIdx.x)));
+    const Segment segment = this_segment();
     const int first_row = segment.first_row + computed_here(row_of(0, 0));
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
@@ -326,18 +335,19 @@ class AttentionBlock {
         const float sum = row_sum(sum_[half][r]);
         const int row = first_row + half * 16 + r * 8;
         if (lane_ % 4 == 0 && row < rows_) {
-          argument_.page_state[(segment.head * op_.pages + page) * rows_ + row] = {max_[half][r], sum};
+          argument_.page_state[(page * op_.heads + segment.head) * rows_ + row] = {max_[half][r], sum};
         }
       }
     }
   }
 
   __device__ __forceinline__ void finish() const {
+    const Segment segment = this_segment();
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        store_row<Element, Dim>(argument_, segment_, row_of(half, r), max_[half][r], sum_[half][r],
+        store_row<Element, Dim>(argument_, segment, row_of(half, r), max_[half][r], sum_[half][r],
                                 [&](int n) { return float2{out_[half][n][2 * r], out_[half][n][2 * r + 1]}; });
       }
     }

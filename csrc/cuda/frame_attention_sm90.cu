@@ -28,7 +28,7 @@ TensorBox box_of(const FrameAttention &op, int64_t offset, int64_t head_elements
 }  // namespace
 
 int64_t attention_sm90_shared_bytes(const FrameAttention &op) {
-  return Sm90Shared::bytes(turned_steps(rounded_pairs(op.pairs) / 4), attention_frames(op.frames, op.tokens));
+  return Sm90Shared::bytes(turned_steps(rounded_pairs(op.pairs) / 4), attention_frames(op.batch_frames(), op.tokens));
 }
 
 const char *launch_attention_sm90(const AttentionArgument &argument) {
@@ -37,7 +37,7 @@ const char *launch_attention_sm90(const AttentionArgument &argument) {
   const char *error = encode_tensor_map(&all.keys, box_of(op, 0, argument.head_elements));
   if (error == nullptr) error = encode_tensor_map(&all.values, box_of(op, argument.values, argument.head_elements));
   if (error != nullptr) return error;
-  const Grid grid{static_cast<unsigned>(argument.split.blocks()), 1, 1, kSm90Threads,
+  const Grid grid{static_cast<unsigned>(argument.split.blocks()), static_cast<unsigned>(op.batch), 1, kSm90Threads,
                   static_cast<unsigned>(attention_sm90_shared_bytes(op))};
   const bool probe = op.mass != nullptr;
   return launch(op.dtype == DType::bfloat16 ? kernel_of<Bf16>(probe) : kernel_of<Fp16>(probe), grid, op.place.stream, all);

@@ -1,8 +1,8 @@
 // frame_attention on the warpgroup products of sm_90a; formula, tensors and roundings are those of frame_attention.cuh, at dim
 // 128.
 //
-// A block is 128 query rows of one head, the frames' rows one after another, and the keys of all pages or of some
-// (work_split.cuh), in tiles of 112. Its 12 warps:
+// A block is 128 query rows of one head of one entry of the batch, the frames' rows one after another, and the keys of all pages
+// or of some (work_split.cuh), in tiles of 112. Its 12 warps:
 //   0      copies tiles of keys and values (TMA)
 //   1      says which page is next, with its bias and the block's rotation
 //   4-7    rows 0-63: scores, weights and output in registers; the queries too, rotated for the page in hand
@@ -19,6 +19,7 @@
 // Each of those pairs has a barrier for being full and one for being free again. Who waits for whom:
 //   warp 0 waits for a tile's memory to be free, announces the bytes, and begins its copies; they fill it
 //   warp 1 waits for a page's memory to be free, writes it, and says that it is full
+//   (warps 0 and 1 read page table and bias each for itself, and so pass over the same pages; the others go by the notices)
 //   a warp of rows, for tile i of all tiles:
 //     a page begins: its notice is full -> rotate the queries, which no product reads now; free the notice
 //     keys of i full -> begin their product; values of i - 1 full -> begin theirs, with the weights of i - 1
@@ -73,7 +74,7 @@ __device__ __forceinline__ void announce_pages(const AttentionArgument &argument
     wait_for_phase(shared.page_free(stage), parity_of(number) ^ 1);
     if (page < pages_end) {
       for (int frame = 0; frame < frames; ++frame) {
-        const int64_t row = (page * op.frames + first_frame + frame) * op.heads + segment.head;
+        const int64_t row = (static_cast<int64_t>(page) * argument.frames + first_frame + frame) * op.heads + segment.head;
         const auto *from = reinterpret_cast<const float2 *>(op.rotation) + row * pairs;
         for (int pair = lane; pair < room; pair += kWarpLanes) {
           shared.rotation(stage)[frame * room + pair] = pair < pairs ? from[pair] : float2{1.0f, 0.0f};
@@ -94,7 +95,7 @@ template <class Element, bool Probe>
 __device__ __forceinline__ void attend_on_warpgroups(const Sm90Argument &argument) {
   const FrameAttention &op = argument.attention.op;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpLanes, tokens = static_cast<int>(op.tokens);
-  const Segment segment = argument.attention.split.segment(static_cast<int>(blockIdx.x));
+  const Segment segment = segment_of(argument.attention, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y));
   const int first_frame = segment.first_row / tokens;
   const int frames = (min(segment.first_row + kAttentionRows, argument.attention.rows) - 1) / tokens - first_frame + 1;
   const Sm90Shared shared(turned_steps(argument.attention.turned_chunks), frames);

@@ -29,7 +29,7 @@ class Sm90Rows {
   }
 
  private:
-  // g = lane / 4 of a warp's 16 rows and g + 8, of the whole tensor; rows from argument_.rows on are not there.
+  // g = lane / 4 of a warp's 16 rows and g + 8, of the entry; rows from argument_.rows on are not there.
   __device__ __forceinline__ int row_of(int r) const {
     return segment_.first_row + thread_ / kWarpLanes * 16 + lane_ / 4 + r * 8;
   }
@@ -39,7 +39,8 @@ class Sm90Rows {
     for (int r = 0; r < 2; ++r) {
       const int row = row_of(r);
       const bool valid = row < argument_.rows;
-      const uint32_t *from = row_words(op_, op_.q, segment_.head, valid ? row : 0) + lane_ % 4;
+      const uint32_t *from =
+          row_words(argument_, op_.q, static_cast<int>(blockIdx.y), segment_.head, valid ? row : 0) + lane_ % 4;
 #pragma unroll
       for (int word = r; word < kSteps * 4; word += 2) {
         queries_[word / 4][word % 4] = valid ? from[word / 2 * 4] : 0;
@@ -236,7 +237,7 @@ class Sm90Rows {
       const float sum = row_sum(sum_[r]);
       const int row = row_of(r);
       if (lane_ % 4 == 0 && row < argument_.rows) {
-        argument_.page_state[(segment_.head * op_.pages + page_) * argument_.rows + row] = {max_[r], sum};
+        argument_.page_state[(page_ * op_.heads + segment_.head) * argument_.rows + row] = {max_[r], sum};
       }
     }
   }

@@ -3,6 +3,10 @@
 // fewer tiles than slots, is cut: a block is some pages of a tile. Blocks come in the order of their numbers, so that whole tiles
 // go through the same pages at the same time and find K and V in the L2 cache, and the cut ones fill the slots at the end.
 //
+// Each entry of a batch is dealt out as if it were alone, one after the other: which tiles are cut, and where, decides how their
+// results are rounded, and so an entry has the bits that it has alone. The next entry's blocks fill the slots that the last one's
+// cut tiles leave.
+//
 // A block of a tile that is cut leaves in the workspace what it has: for every row maximum, sum and the output that is neither
 // divided nor rounded. attention_combine.cuh puts the parts together, in the order of their pages.
 #pragma once
@@ -17,13 +21,14 @@ constexpr int kAttentionRows = 128;  // of a tile
 // A part of few keys takes less time than to leave its result and to put it together with others.
 constexpr int64_t kLeastKeys = 512;
 
-// What a block does: pages of a tile.
+// What a block does: pages of a tile of an entry of the batch.
 struct Segment {
   int head, first_row;
   int page, pages_end;
   int part;  // where its result goes to in the workspace; -1: it is all of the tile, and goes to the output
 };
 
+// Of an entry.
 struct WorkSplit {
   int head_tiles;         // of a head; tiles are counted over all heads
   int pages;              // of a tile
@@ -31,6 +36,11 @@ struct WorkSplit {
   int part_pages, parts;  // of a tile that is cut; its last part may have fewer pages
 
   __host__ __device__ int blocks() const { return whole + cut * parts; }
+
+  // Where a row of a part lies in the workspace, in rows.
+  __host__ __device__ int64_t part_row(int entry, int part, int row) const {
+    return (static_cast<int64_t>(entry) * (cut * parts) + part) * kAttentionRows + row;
+  }
 
   __host__ __device__ Segment segment(int block) const {
     const int number = block - whole, tile = number < 0 ? block : whole + number % cut;

@@ -1,6 +1,7 @@
 // Every kernel set at odd sizes against a plain loop in double, on buffers of exactly the size that the interface asks for.
 #include "check.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -131,6 +132,98 @@ void test_shape(const Shape &s) {
       }
       for (int64_t p = 0; p < s.pages; ++p) CHECK(std::fabs(mass[(p * s.frames + f) * s.heads + h] - page_mass[p]) <= allowed);
     }
+  }
+}
+
+// A frame_attention call with the workspace that it asks for.
+void attend(lolrt_frame_attention_desc desc) {
+  desc.struct_size = sizeof desc;
+  CHECK_OK(lolrt_frame_attention_workspace(&desc, &desc.workspace_bytes));
+  desc.workspace = std::aligned_alloc(64, desc.workspace_bytes);
+  CHECK_OK(lolrt_frame_attention(&desc));
+  std::free(desc.workspace);
+}
+
+// A batch with gaps, pages in common and an entry without any: each entry gives the bits that it gives alone. Page 0 is in no
+// row, and what is not to be read is NaN.
+template <class T>
+void test_batch(int64_t frames, int64_t tokens, int64_t heads, int64_t dim, int64_t page_tokens, int64_t pairs) {
+  constexpr int64_t batch = 4, columns = 3;
+  constexpr int32_t rows[batch][columns] = {{1, -1, 3}, {-1, -1, -1}, {2, 3, 1}, {-1, 4, -1}};
+  Random<T> random;
+  Random<float> numbers;
+  Tensor<T> q({batch * frames, tokens, heads, dim}), out({batch * frames, tokens, heads, dim}, not_a_number<T>());
+  Tensor<T> k({4, page_tokens, heads, dim}), v({4, page_tokens, heads, dim});
+  random.fill(q);
+  random.fill(k);
+  random.fill(v);
+  int64_t elements = 0;
+  CHECK_OK(lolrt_page_elements(LOLRT_DEVICE_CPU, dtype_of<T>(), page_tokens, heads, dim, &elements));
+  Tensor<T> pages({5, elements}, not_a_number<T>());
+  Tensor<int32_t> written({4}), table({batch, columns});
+  for (int64_t page = 0; page < 4; ++page) written[page] = static_cast<int32_t>(page + 1);
+  lolrt_kv_write_desc write{};
+  write.struct_size = sizeof write;
+  write.k = &k;
+  write.v = &v;
+  write.pages = &pages;
+  write.page_table = &written;
+  CHECK_OK(lolrt_kv_write(&write));
+  Tensor<float> rotation({batch, columns, frames, heads, pairs, 2}), bias({batch, columns, heads}),
+      mass({batch, columns, frames, heads}, NAN);
+  numbers.fill(rotation);
+  numbers.fill(bias);
+  const int64_t rotations = frames * heads * pairs * 2, masses = frames * heads, rows_of_q = frames * tokens * heads * dim;
+  for (int64_t i = 0; i < batch * columns; ++i) {
+    table[i] = rows[i / columns][i % columns];
+    if (table[i] >= 0) continue;
+    for (int64_t j = 0; j < rotations; ++j) rotation[i * rotations + j] = NAN;
+    for (int64_t j = 0; j < heads; ++j) bias[i * heads + j] = NAN;
+  }
+  lolrt_frame_attention_desc desc{};
+  desc.q = &q;
+  desc.pages = &pages;
+  desc.page_table = &table;
+  desc.page_tokens = page_tokens;
+  desc.rotation = &rotation;
+  desc.bias = &bias;
+  desc.out = &out;
+  desc.mass = &mass;
+  attend(desc);
+  for (int64_t entry = 0; entry < batch; ++entry) {
+    std::vector<int64_t> there;
+    for (int64_t p = 0; p < columns; ++p) {
+      if (rows[entry][p] >= 0) there.push_back(p);
+    }
+    const auto count = static_cast<int64_t>(there.size());
+    std::vector<T> expected(static_cast<size_t>(rows_of_q));
+    std::vector<float> expected_mass(static_cast<size_t>(columns * masses));
+    if (count > 0) {
+      Tensor<T> own_q({frames, tokens, heads, dim}), own_out({frames, tokens, heads, dim}, not_a_number<T>());
+      Tensor<int32_t> own_table({count});
+      Tensor<float> own_rotation({count, frames, heads, pairs, 2}), own_bias({count, heads}),
+          own_mass({count, frames, heads}, NAN);
+      std::copy_n(&q[entry * rows_of_q], rows_of_q, own_q.values.begin());
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t from = entry * columns + there[static_cast<size_t>(i)];
+        own_table[i] = table[from];
+        std::copy_n(&rotation[from * rotations], rotations, &own_rotation[i * rotations]);
+        std::copy_n(&bias[from * heads], heads, &own_bias[i * heads]);
+      }
+      desc.q = &own_q;
+      desc.page_table = &own_table;
+      desc.rotation = &own_rotation;
+      desc.bias = &own_bias;
+      desc.out = &own_out;
+      desc.mass = &own_mass;
+      attend(desc);
+      expected = own_out.values;
+      for (int64_t i = 0; i < count; ++i) {
+        std::copy_n(&own_mass[i * masses], masses, expected_mass.begin() + there[static_cast<size_t>(i)] * masses);
+      }
+    }
+    CHECK(std::memcmp(&out[entry * rows_of_q], expected.data(), expected.size() * sizeof(T)) == 0);
+    CHECK(std::memcmp(&mass[entry * columns * masses], expected_mass.data(), expected_mass.size() * sizeof(float)) == 0);
   }
 }
 
@@ -267,6 +360,12 @@ int main() {
                                Shape{1, 290, 1, 32, 1, 275, 16}}) {
       test_shape<float>(shape);
       test_shape<uint16_t>(shape);
+    }
+    for (int64_t frames : {1, 3}) {
+      test_batch<float>(frames, 13, 2, 38, 19, 3);
+      test_batch<uint16_t>(frames, 13, 2, 38, 19, 3);
+      test_batch<float>(frames, 97, 1, 64, 65, 32);
+      test_batch<uint16_t>(frames, 97, 1, 64, 65, 32);
     }
     for (int64_t tokens : {1, 16, 33}) {
       test_rows<float>(tokens, 2, 64, 10, 44);

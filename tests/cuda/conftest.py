@@ -35,8 +35,8 @@ def machine_code(cuda_half: Path, disassembler: None) -> list[sass.Function]:
 
 
 @pytest.fixture(scope="session")
-def emulated_library() -> emulated.Emulated:
-    return emulated.Emulated(emulated.build())
+def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> emulated.Emulated:
+    return emulated.Emulated(emulated.build(tmp_path_factory.mktemp("emulated")))
 
 
 @pytest.fixture(scope="session")
@@ -65,14 +65,14 @@ def cuda(request: pytest.FixtureRequest, emulated_library: emulated.Emulated) ->
 def ptx(emulated_library: emulated.Emulated) -> interpreted.Interpreted:
     if not interpreted.has_nvcc():
         pytest.skip("there is no nvcc, whose PTX would be run")
-    return interpreted.Interpreted(emulated.BUILD / emulated.LIBRARY.name, interpreted.compile_ptx(interpreted.UNITS))
+    return interpreted.Interpreted(emulated_library.path, interpreted.compile_ptx(interpreted.UNITS))
 
 
 @pytest.fixture(scope="session")
 def ptx_of_small_tiles(ptx: interpreted.Interpreted) -> interpreted.Interpreted:
     """Attention for sm_86, with half the keys in a tile."""
     units = [interpreted.KERNELS / "frame_attention.cu"]
-    return interpreted.Interpreted(emulated.BUILD / emulated.LIBRARY.name, interpreted.compile_ptx(units, architecture="86"), 860)
+    return interpreted.Interpreted(ptx.path, interpreted.compile_ptx(units, architecture="86"), 860)
 
 
 @pytest.fixture(scope="session")
@@ -80,4 +80,4 @@ def ptx_of_sm90(ptx: interpreted.Interpreted) -> interpreted.Interpreted:
     """Attention for sm_90a; the kernel of its mass is sm_80's."""
     found = interpreted.compile_ptx([interpreted.KERNELS / "frame_attention_sm90.cu"], architecture="90a")
     mass = {name: kernel for name, kernel in ptx.kernels.items() if "attention_mass" in name}
-    return interpreted.Interpreted(emulated.BUILD / emulated.LIBRARY.name, found | mass, 900)
+    return interpreted.Interpreted(ptx.path, found | mass, 900)

@@ -1,13 +1,18 @@
 """The C ABI with the emulator as its CUDA half: `tests/cuda/CMakeLists.txt` builds liblolrt_cuda.so from csrc/cuda and simt, and a
 copy of liblolrt.so beside it loads that when a tensor says that it is on CUDA. Here such tensors are torch's on the CPU.
 
+All test runs of a checkout build in one folder, one after another; each loads copies of its own, which no later build writes to.
+
 What is emulated is not run on a GPU: see docs/gpu.md for what the emulator checks and what it cannot know.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,6 @@ import lolrt
 from lolrt import _core
 
 ROOT = Path(__file__).parents[2]
-BUILD = ROOT / "build" / "emulated"
 SIMT = ROOT / "tests" / "cuda" / "simt"
 LIBRARY = Path(lolrt.__file__).parent / "lib" / "liblolrt.so"
 
@@ -109,11 +113,29 @@ class Abi:
         self("gelu", ctypes.byref(describe(_Gelu, {"x": x})))
 
 
-def build() -> Path:
-    """Compiles the emulated half and returns the copy of liblolrt.so that finds it; what has not changed is not compiled again."""
-    output_of("cmake", "-S", ROOT / "tests" / "cuda", "-B", BUILD, "-G", "Ninja", f"-DLOLRT_VERSION={_core.version()}")
-    output_of("cmake", "--build", BUILD)
-    return Path(shutil.copy(LIBRARY, BUILD))
+@contextmanager
+def build_folder(build: Path = ROOT / "build" / "emulated") -> Iterator[Path]:
+    """Where all test runs of a checkout build; inside, no other run does."""
+    build.mkdir(parents=True, exist_ok=True)
+    with (build / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        yield build
+
+
+def build(into: Path) -> Path:
+    """Compiles the emulated half, but not again what has not changed, and copies it into a folder, which is to be the run's own: ninja and
+    the linker write over libraries as they lie, and a process that has loaded one then crashes. Returns a copy of liblolrt.so that finds
+    the other. `objects` are the emulated half's, for linking with a changed kernel; `headers` says which were compiled."""
+    with build_folder() as folder:
+        output_of("cmake", "-S", ROOT / "tests" / "cuda", "-B", folder, "-G", "Ninja", f"-DLOLRT_VERSION={_core.version()}")
+        output_of("cmake", "--build", folder)
+        for name in ("liblolrt_cuda.so", "liblayouts.so", "test_simt"):
+            shutil.copy(folder / name, into)
+        (into / "objects").mkdir()
+        for path in folder.rglob("lolrt_cuda.dir/**/*.o"):
+            shutil.copy(path, into / "objects")
+        (into / "headers").write_text(output_of("ninja", "-C", folder, "-t", "deps"))
+    return Path(shutil.copy(LIBRARY, into))
 
 
 class Emulated:

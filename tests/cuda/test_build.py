@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from commands import output_of, run
-from emulated import BUILD, LIBRARY, ROOT, Abi, AbiError, Emulated
+from emulated import LIBRARY, ROOT, Abi, AbiError, Emulated
 from test_emulated_attention import CudaAttention
 
 from bench import sass
+
+pytestmark = pytest.mark.whole
 
 ARCHITECTURES = {"sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"}
 REGISTERS = 65536  # of a multiprocessor, on all of them
@@ -143,4 +145,4 @@ def test_without_the_cuda_half_the_call_says_so(tmp_path: Path) -> None:
 
 
 def test_the_emulator_names_planted_mistakes(emulated_library: Emulated) -> None:
-    output_of(BUILD / "test_simt")
+    output_of(emulated_library.path.with_name("test_simt"))

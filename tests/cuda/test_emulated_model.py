@@ -20,6 +20,8 @@ import lolrt
 from lolrt import _core
 from lolrt.memory_plan import plan
 
+pytestmark = pytest.mark.whole
+
 BF16 = torch.bfloat16
 # Chunks of the rollouts: at the fifth the window is full, from then on frames fall out of it.
 CHUNKS = 6

@@ -8,14 +8,16 @@ import ctypes
 import numpy as np
 import pytest
 from cute import header, layout, named_layout, pycute, swizzle
-from emulated import BUILD, Emulated
+from emulated import Emulated
+
+pytestmark = pytest.mark.whole
 
 LANES = range(32)
 
 
 @pytest.fixture(scope="module")
 def layouts(emulated_library: Emulated) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(BUILD / "liblayouts.so"))
+    library = ctypes.CDLL(str(emulated_library.path.with_name("liblayouts.so")))
     library.layouts_use_tensor_core.restype = library.layouts_use_warpgroup.restype = ctypes.c_char_p
     return library
 

@@ -10,7 +10,7 @@ import itertools
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +19,14 @@ import pytest
 import test_emulated_fp8 as casts
 import test_emulated_rows as rows
 import torch
+from batched import NOT_THERE, BatchedAttention, compare
 from commands import output_of
-from emulated import BUILD, LIBRARY, ROOT, SIMT, AbiError, Emulated
+from emulated import LIBRARY, ROOT, SIMT, AbiError, Emulated
 from rule import check, fp64
 from test_emulated_attention import CudaAttention
 from test_emulated_fp8 import Fp8Attention
+
+pytestmark = pytest.mark.slow
 
 KERNELS = ROOT / "csrc" / "cuda"
 FLAGS = ["-xc++", "-std=c++17", "-O1", "-fno-thread-jumps", "-ffp-contract=off", "-fsanitize=thread", "-fPIC", "-fvisibility=hidden"]
@@ -39,6 +42,10 @@ class Mutation:
     file: str = "frame_attention.cuh"
     kernel: str = "frame_attention"
     probe: bool = False
+    batched: bool = False
+    """Whether only calls with a batch are to find it."""
+    also: tuple[str, str, str] | None = None
+    """A second change: file, old, new."""
 
 
 WAIT = "        wait_for_copies<0>();\n        sync_block();\n        copy_tile(kValuesAt"
@@ -124,7 +131,7 @@ MUTATIONS = [
     Mutation("all parts from the first page on", "number < 0 ? 0 : number / cut * part_pages", "0", "numbers: error", SPLIT),
     Mutation("a part goes on to the end", "page + part_pages > pages ?", "page >= 0 ?", "numbers: error", SPLIT),
     Mutation("parts not put together", "split.cut > 0", "split.cut > 9", "not finite", "frame_attention.cu"),
-    Mutation("parts of another tile", "part * split.cut + cut_tile", "cut_tile * split.parts + part", "numbers: error", COMBINE),
+    Mutation("parts of another tile", "(part) * split.cut * kAttentionRows", "(part) * kAttentionRows", "numbers: error", COMBINE),
     Mutation(
         "a part left out",
         "part = 0; part < split.parts; ++part) {\n        const float factor",
@@ -342,13 +349,76 @@ MUTATIONS += [
 ]
 
 
-def compile_mutant(mutation: Mutation, into: Path) -> Emulated:
-    """The emulated half with one kernel of attention, changed."""
+def batch(name: str, old: str, new: str, finds: str, file: str = "frame_attention.cuh", probe: bool = False) -> Mutation:
+    return Mutation(name, old, new, finds, file, "frame_attention", probe, batched=True)
+
+
+def batch90(name: str, old: str, new: str, finds: str, file: str = COPIES, probe: bool = False) -> Mutation:
+    return Mutation(name, old, new, finds, file, "frame_attention_sm90", probe, batched=True)
+
+
+NEXT_ANNOUNCED = "page = next_page(op, segment.head, page + 1, pages_end);\n    const int stage"
+NEXT_COPIED = "page = next_page(op, segment.head, page + 1, pages_end);\n    const int following"
+WRONG = "numbers|not finite|outside"
+MUTATIONS += [
+    batch("all entries begin at the first one's pages", "first = entry * argument.split.pages", "first = 0", WRONG, "attention.cuh"),
+    batch("pages of the first entry's table", "op_.page_table[following]", "op_.page_table[following % op_.pages]", WRONG),
+    batch("rotation as of a batch of one", "(static_cast<int64_t>(page) * argument_.frames +", "(page * op_.frames +", WRONG),
+    batch("bias of the first entry", "bias = op.bias[static_cast<int64_t>(page) * op.heads", "bias = op.bias[page % op.pages * op.heads",
+          WRONG, "attention.cuh"),
+    batch("queries of the first entry", "static_cast<int>(blockIdx.y) * argument_.frames + (valid", "(valid", "numbers: error"),
+    batch("output over the first entry's", "frame = entry * argument.frames + row / tokens", "frame = row / tokens",
+          "accesses of two blocks", "attention.cuh"),
+    batch("parts over the first entry's", "static_cast<int64_t>(entry) * (cut * parts)", "static_cast<int64_t>(0)",
+          "accesses of two blocks", SPLIT),
+    batch("states over the first entry's", "page_state[(page * op_.heads", "page_state[(page % op_.pages * op_.heads",
+          "accesses of two blocks", probe=True),
+    batch("mass as of a batch of one", "static_cast<int64_t>(argument.frames) + frame) * op.heads", "op.frames + frame) * op.heads",
+          "outside|not finite|accesses of two blocks", "attention_mass.cuh", probe=True),
+    batch("mass by the first entry's table", "passed_over(op, head, first + other)", "passed_over(op, head, other)", WRONG,
+          "attention_mass.cuh", probe=True),
+    batch("cut by how many neighbours there are", "blocks * device.multiprocessors)",
+          "blocks * device.multiprocessors * (op.batch == 1 ? 1 : 0) + 1)", "bits depend on the neighbours", "frame_attention.cu"),
+    batch90("rotation as of a batch of one", "(static_cast<int64_t>(page) * argument.frames +", "(page * op.frames +", WRONG),
+    batch90("pages of the first entry's table", "page < pages_end ? op.page_table[page] : 0;\n    for",
+            "page < pages_end ? op.page_table[page % op.pages] : 0;\n    for", WRONG),
+    batch90("queries of the first entry", "op_.q, static_cast<int>(blockIdx.y), segment_.head", "op_.q, 0, segment_.head", "numbers: error",
+            "frame_attention_sm90_rows.cuh"),
+    batch90("a page passed over by the copies that the rows wait for", NEXT_COPIED, NEXT_COPIED.replace("page + 1", "page + 2"),
+            "deadlock: .* at a phase"),
+    batch90("a page announced that is not copied", NEXT_ANNOUNCED,
+            NEXT_ANNOUNCED.replace("next_page(op, segment.head, page + 1, pages_end)", "page + 1"), "deadlock: .* at a phase|outside"),
+    batch90("a page copied that is not announced", NEXT_COPIED,
+            NEXT_COPIED.replace("next_page(op, segment.head, page + 1, pages_end)", "page + 1"), "numbers|outside|deadlock|copies"),
+    batch90("rows begin at the first entry's pages", "if (page_ == segment_.pages_end)", "if (page_ == op_.pages)",
+            "deadlock|numbers|outside", "frame_attention_sm90_rows.cuh"),
+]  # fmt: skip
+COPIED, COPIED_90 = " + place * op_.page_stride + offset", "    for (int token = 0; token < page_tokens; token += kSm90Keys, ++tile) {"
+MUTATIONS += [
+    replace(
+        mutation,
+        name=f"page 0 for {mutation.name}",
+        old="op.page_table[page] < 0 || ",
+        new="",
+        finds=WRONG,
+        file="attention.cuh",
+        also=(mutation.file, mutation.old, mutation.new),
+    )
+    for mutation in (
+        batch("one that is not there", COPIED, " + (place < 0 ? 0 : place) * op_.page_stride + offset", ""),
+        batch90("one that is not there, by the boxes", COPIED_90, f"    if (place < 0) place = 0;\n{COPIED_90}", ""),
+    )
+]
+
+
+def compile_mutant(mutation: Mutation, objects: Path, into: Path) -> Emulated:
+    """The emulated half with one kernel of attention, changed, and of the others what has been compiled."""
     sources = Path(shutil.copytree(KERNELS, into / "cuda"))
-    changed = sources / mutation.file
-    text = changed.read_text()
-    assert text.count(mutation.old) == 1, f"{mutation.name}: what it changes is there {text.count(mutation.old)} times"
-    changed.write_text(text.replace(mutation.old, mutation.new))
+    for file, old, new in ((mutation.file, mutation.old, mutation.new), *([mutation.also] if mutation.also else [])):
+        changed = sources / file
+        text = changed.read_text()
+        assert text.count(old) == 1, f"{mutation.name}: what it changes is there {text.count(old)} times"
+        changed.write_text(text.replace(old, new))
     unit = sources / f"{mutation.kernel}.cu"
     # Of attention one kernel is enough.
     if mutation.kernel in ("frame_attention", "frame_attention_fp8"):
@@ -369,7 +439,7 @@ def compile_mutant(mutation: Mutation, into: Path) -> Emulated:
         unit.write_text(text.replace("kernel_of<Fp16>", "kernel_of<Bf16>").replace(chosen, one))
     csrc = ROOT / "csrc"
     output_of("g++", *FLAGS, f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{SIMT}", f"-I{sources}", "-c", unit, "-o", into / "mutant.o")
-    others = [path for path in BUILD.rglob("lolrt_cuda.dir/**/*.o") if path.name != f"{unit.name}.o"]
+    others = [path for path in objects.iterdir() if path.name != f"{unit.name}.o"]
     output_of("g++", "-shared", into / "mutant.o", *others, "-o", into / "liblolrt_cuda.so")
     return Emulated(Path(shutil.copy(LIBRARY, into)))
 
@@ -393,9 +463,17 @@ def attend_beside_a_large_bias(cuda: Emulated) -> None:
     assert torch.isfinite(case.run()[0]).all(), "not finite"
 
 
-def cases(cuda: Emulated, kernel: str, probe: bool) -> Iterator[Callable[[], None]]:
+def attend_in_batches(cuda: Emulated, probe: bool, page_tokens: int, table: list[list[int]]) -> None:
+    compare(BatchedAttention(cuda, table=table, page_tokens=page_tokens), probes=(probe,))
+
+
+def cases(cuda: Emulated, kernel: str, probe: bool, batched: bool) -> Iterator[Callable[[], None]]:
     """What raises AbiError or AssertionError when something is wrong."""
-    if kernel == "frame_attention":
+    none = NOT_THERE
+    if batched:
+        yield partial(attend_in_batches, cuda, probe, 20, [[2, none, 1], [none, 0, 2], [1, 2, none]])
+        yield partial(attend_in_batches, cuda, probe, 260, [[1, none, 2], [0, 1, 0]])
+    elif kernel == "frame_attention":
         for rise, page_tokens in ((0.0, 77), (6.0, 77), (0.0, 3), (1.0, 300)):
             yield partial(attend, cuda, probe, rise, page_tokens)
         yield partial(attend_beside_a_large_bias, cuda)
@@ -417,8 +495,8 @@ def cases(cuda: Emulated, kernel: str, probe: bool) -> Iterator[Callable[[], Non
         yield partial(rows.test_gelu_matches_the_oracle, cuda, torch.bfloat16, 3, 7, 70, 1)
 
 
-def found(cuda: Emulated, kernel: str = "frame_attention", probe: bool = False) -> str:
-    for seed, case in itertools.product((0, 1), cases(cuda, kernel, probe)):
+def found(cuda: Emulated, kernel: str = "frame_attention", probe: bool = False, batched: bool = False) -> str:
+    for seed, case in itertools.product((0, 1), cases(cuda, kernel, probe, batched)):
         cuda.settings(seed, 900 if kernel == "frame_attention_sm90" else 800, multiprocessors=3)
         try:
             case()
@@ -432,6 +510,8 @@ def found(cuda: Emulated, kernel: str = "frame_attention", probe: bool = False) 
 def test_nothing_is_found_in_the_kernel_as_it_is(emulated_library: Emulated) -> None:
     assert found(emulated_library) == found(emulated_library, probe=True) == ""
     assert found(emulated_library, "frame_attention_sm90") == found(emulated_library, "frame_attention_sm90", probe=True) == ""
+    for kernel in ("frame_attention", "frame_attention_sm90"):
+        assert found(emulated_library, kernel, probe=True, batched=True) == ""
     kernels = ("frame_attention_fp8", "kv_write", "kv_write_fp8", "modulated_norm", "gelu")
     assert {found(emulated_library, kernel) for kernel in kernels} == {""}
     emulated_library.settings()
@@ -439,5 +519,7 @@ def test_nothing_is_found_in_the_kernel_as_it_is(emulated_library: Emulated) -> 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_mutation_is_found(mutation: Mutation, emulated_library: Emulated, tmp_path: Path) -> None:
-    report = found(compile_mutant(mutation, tmp_path), mutation.kernel, mutation.probe)
+    report = found(
+        compile_mutant(mutation, emulated_library.path.with_name("objects"), tmp_path), mutation.kernel, mutation.probe, mutation.batched
+    )
     assert re.search(mutation.finds, report), f"found: {report or 'nothing'}"

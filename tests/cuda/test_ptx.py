@@ -12,12 +12,17 @@ import test_emulated_attention as attention
 import test_emulated_fp8 as fp8
 import test_emulated_rows as rows
 import torch
+from batched import NOT_THERE, BatchedAttention
+from batched import compare as compare_batch
 from emulated import Emulated
+from fp8 import FP8
 from interpreted import Interpreted
 from rule import check, cos_sin, fp64, name_of
 from test_emulated_attention import SHAPES, CudaAttention, compare, kinds, name_of_shape
 from test_emulated_fp8 import fp8_attention, write
 from test_row_ops import public_step
+
+pytestmark = pytest.mark.whole
 
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
 
@@ -38,6 +43,25 @@ def test_small_tiles(ptx_of_small_tiles: Interpreted, dtype: torch.dtype, dim: i
 @kinds
 def test_a_tile_that_is_cut(ptx: Interpreted, dtype: torch.dtype, dim: int) -> None:
     compare(CudaAttention(dtype, dim=dim, tokens=9, page_tokens=520, pages=2, frames=1, heads=1, cuda=ptx))
+
+
+TABLE = [[1, NOT_THERE, 0], [NOT_THERE, NOT_THERE, 1], [NOT_THERE] * 3]
+
+
+def test_a_batch(ptx: Interpreted) -> None:
+    compare_batch(BatchedAttention(ptx, table=TABLE, dim=64, page_tokens=9))
+
+
+def test_a_batch_of_pages_of_float8(ptx: Interpreted) -> None:
+    compare_batch(BatchedAttention(ptx, table=TABLE[1:], page_dtype=FP8, heads=1), probes=(True,))
+
+
+def test_a_batch_of_small_tiles(ptx_of_small_tiles: Interpreted) -> None:
+    compare_batch(BatchedAttention(ptx_of_small_tiles, table=TABLE, page_tokens=40, heads=1), probes=(False,))
+
+
+def test_tiles_that_are_cut_in_a_batch(ptx: Interpreted) -> None:
+    compare_batch(BatchedAttention(ptx, table=[[0, 1], [NOT_THERE, 0]], dim=64, page_tokens=520, heads=1, frames=1), probes=(True,))
 
 
 def test_a_window_of_sinks_alone(ptx: Interpreted) -> None:

@@ -12,15 +12,14 @@ from pathlib import Path
 import pytest
 import test_emulated_rows as rows
 import torch
-from commands import output_of
-from emulated import BUILD, LIBRARY, AbiError
+from emulated import AbiError
 from interpreted import KERNELS, Interpreted, compile_ptx, has_nvcc
 from ptx import Instruction, PtxError
 from rule import check, name_of
 from test_emulated_attention import CudaAttention
 from test_emulated_fp8 import fp8_attention
 
-pytestmark = pytest.mark.skipif(not has_nvcc(), reason="there is no nvcc, whose PTX would be run")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_nvcc(), reason="there is no nvcc, whose PTX would be run")]
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ MUTATIONS += [
 ]  # fmt: skip
 
 
-def compile_mutant(mutation: Mutation, into: Path) -> Interpreted:
+def compile_mutant(mutation: Mutation, library: Path, into: Path) -> Interpreted:
     """Its kernel; of attention only one."""
     sources = Path(shutil.copytree(KERNELS, into / "cuda"))
     changed = sources / "device" / mutation.file
@@ -143,8 +142,8 @@ def compile_mutant(mutation: Mutation, into: Path) -> Interpreted:
         text, count = re.subn(r"  return probe \? .*?;", one, shipped, flags=re.DOTALL)
         assert count == 1
         unit.write_text(text)
-        return Interpreted(BUILD / LIBRARY.name, compile_ptx([unit], sources, "90a"), 900)
-    return Interpreted(BUILD / LIBRARY.name, compile_ptx([unit], sources))
+        return Interpreted(library, compile_ptx([unit], sources, "90a"), 900)
+    return Interpreted(library, compile_ptx([unit], sources))
 
 
 def attend(cuda: Interpreted, dtype: torch.dtype, dim: int, page_tokens: int, pages: int) -> None:
@@ -199,7 +198,7 @@ def test_nothing_is_found_in_the_kernel_of_sm90_as_it_is(ptx_of_sm90: Interprete
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_mutation_is_found(mutation: Mutation, ptx: Interpreted, tmp_path: Path) -> None:
-    report = found(compile_mutant(mutation, tmp_path), mutation.kernel, mutation.dtype)
+    report = found(compile_mutant(mutation, ptx.path, tmp_path), mutation.kernel, mutation.dtype)
     assert re.search(mutation.finds, report), f"found: {report or 'nothing'}"
 
 
@@ -213,7 +212,7 @@ def reports_without(cuda: Interpreted, name: str, opcode: str, kernel: str) -> l
     for place in places:
         code = list(compiled.code)
         code[place] = Instruction("mov.u32", ("_", "0"), "", "removed")
-        mutant = Interpreted(BUILD / LIBRARY.name, {mangled: replace(compiled, code=code)}, cuda.architecture)
+        mutant = Interpreted(cuda.path, {mangled: replace(compiled, code=code)}, cuda.architecture)
         reports.append(found(mutant, kernel, torch.bfloat16))
     return reports
 
@@ -246,5 +245,5 @@ def test_all_fences_of_products_but_one_are_missed(ptx_of_sm90: Interpreted) -> 
 
 
 def test_the_emulator_compiles_none_of_these_files(ptx: Interpreted) -> None:
-    headers = output_of("ninja", "-C", BUILD, "-t", "deps")
+    headers = ptx.path.with_name("headers").read_text()
     assert "cuda/simt/device/matrix.cuh" in headers and "csrc/cuda/device" not in headers

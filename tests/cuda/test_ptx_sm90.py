@@ -8,10 +8,14 @@ from dataclasses import replace
 import pytest
 import test_emulated_attention as attention
 import torch
+from batched import NOT_THERE, BatchedAttention
+from batched import compare as compare_batch
 from emulated import Emulated
 from interpreted import Interpreted
 from rule import name_of
 from test_emulated_attention import CudaAttention, compare
+
+pytestmark = pytest.mark.whole
 
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
 
@@ -30,6 +34,12 @@ dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=n
 )
 def test_attention_matches_the_oracle(ptx_of_sm90: Interpreted, dtype: torch.dtype, shape: dict) -> None:
     compare(CudaAttention(dtype, dim=128, cuda=ptx_of_sm90, **({"frames": 1} | shape)))
+
+
+def test_a_batch(ptx_of_sm90: Interpreted) -> None:
+    """The warps that copy, announce and multiply pass over the same pages: first, last, in between and all of them."""
+    table = [[1, NOT_THERE, 0], [NOT_THERE, 1, NOT_THERE], [NOT_THERE] * 3]
+    compare_batch(BatchedAttention(ptx_of_sm90, table=table, page_tokens=130, heads=1), probes=(True,))
 
 
 def test_a_window_of_sinks_alone(ptx_of_sm90: Interpreted) -> None:

@@ -19,7 +19,8 @@
  * the descriptor alone, that is from sizes, strides, numbers and pointers. What changes from chunk to chunk is behind the
  * pointers: which pages are in the window and where the chunk's K and V go (the page_tables of frame_attention and kv_write; the
  * latter can be the end of the former), the positions (rotation), gates (bias). So once the window is full and its number of
- * pages stays, one captured pass serves every later chunk: before each replay, copy the new page table, rotation and bias to
+ * pages stays, or from the start with a page_table as long as a full window in which -1 stands for what is not there yet, one
+ * captured pass serves every later chunk: before each replay, copy the new page table, rotation and bias to
  * where the captured ones were, with cudaMemcpyAsync on the stream of the replay, from pinned memory that is left alone until the
  * copy is done. lolrt_window_read gives the pages, lolrt_rotation_table the rotation, in host memory. Tensors and workspaces of
  * captured calls must stay where they were for as long as the graph is replayed.
@@ -188,11 +189,12 @@ LOLRT_API lolrt_status lolrt_kv_write(const lolrt_kv_write_desc *desc);
  * groups of equal size, in order, and those of group b attend to the pages that row b lists, and to no others. Then
  *   score(q, k) = scale * <R(rotation[b, page, frame, head]) q, k> + bias[b, page, head]
  * `frame` being counted in the group. Each group's result is, bit for bit, what it gives in a call of its own. Groups of
- * different sizes: a row for every frame, batch = frames, which takes no longer.
+ * different sizes: a row for every frame, batch = frames, which costs nothing on the CPU and little on CUDA (docs/gpu.md).
  *
  * An entry of -1 in the page_table, of either form, is a page that is not there: nothing of it is read, neither its rotation nor
  * its bias, and its mass is 0. So rows may list different numbers of pages. A frame without any page gives 0. On CUDA, where the
- * page_table is not read by the host, entries are not checked. */
+ * page_table is not read by the host, entries are not checked, and roundings follow from the length of a row, not from how many
+ * of its pages are there: a shorter row with the same pages may differ by a rounding. */
 typedef struct lolrt_frame_attention_desc {
   uint32_t struct_size;           /* sizeof(lolrt_frame_attention_desc) */
   float scale;                    /* positive; 0 means 1 / sqrt(dim) */
