@@ -33,10 +33,6 @@ class Steps(Protocol[Result]):
         """Takes the flow of that pass; returns what is made when it was the last of its passes. The flow is valid during the call."""
 
 
-class Modulations(list[Tensor]):
-    """As of `CausalDiT.modulations`; sessions with the same timesteps share them."""
-
-
 class Engine:
     """Passes of one model over frames of one size, and the memory of the sessions that they are of.
 
@@ -70,7 +66,7 @@ class Engine:
         elements = ops.page_elements(dit.dtype, config.text_len, config.num_heads, config.head_dim, device)
         self._text_pages = torch.empty(config.num_layers, sessions, elements, dtype=dit.dtype, device=device)
         self._free_prompts = list(reversed(range(sessions)))
-        self._modulations: weakref.WeakValueDictionary[tuple[float, ...], Modulations] = weakref.WeakValueDictionary()
+        self._modulations: weakref.WeakValueDictionary[float, Tensor] = weakref.WeakValueDictionary()
         self._spatial: weakref.WeakValueDictionary[float, Tensor] = weakref.WeakValueDictionary()
         self._graphs = GraphedPasses(dit) if device.type == "cuda" else None
 
@@ -105,13 +101,19 @@ class Engine:
     def give_prompt(self, text: TextContext) -> None:
         self._free_prompts.append(int(text.page_table[0]))
 
-    def modulations(self, timesteps: Tensor) -> Modulations:
-        """What the model is told of each timestep, once for all sessions that ask for the same ones."""
-        key = tuple(timesteps.tolist())
-        found = self._modulations.get(key)
-        if found is None:
-            found = self._modulations[key] = Modulations(self.dit.modulations(timesteps))
-        return found
+    def modulations(self, timesteps: Tensor) -> list[Tensor]:
+        """What the model is told of each timestep, once for all sessions that ask for it.
+
+        Each is computed alone: its bits do not depend on what else a sampler asks for, so that the cache pass is the same in all chunks.
+        """
+        told = []
+        for timestep in timesteps.split(1):
+            found = self._modulations.get(timestep.item())
+            if found is None:
+                (found,) = self.dit.modulations(timestep)
+                self._modulations[timestep.item()] = found
+            told.append(found)
+        return told
 
     def spatial_rotation(self, theta: float) -> Tensor:
         """Of the tokens of a frame, float32 [tokens, pairs, 2]; one tensor for all sessions of the same base."""
@@ -124,6 +126,7 @@ class Engine:
             self._spatial[theta] = found
         return found
 
+    @torch.inference_mode()
     def step(self, sessions: Sequence[Steps[Result]]) -> list[Result | None]:
         """One pass of each of these sessions, together; what each has finished by it, or None.
 

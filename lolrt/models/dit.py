@@ -210,13 +210,14 @@ class CausalDiT(nn.Module):
     @torch.inference_mode()
     def forward(self, inputs: PassInputs) -> Tensor:
         """The flow of noisy chunks, float32 [frames, out_dim, height, width]; writes the K and V of their frames into their pages."""
-        config, modulation = self.config, inputs.modulation
+        config = self.config
+        modulation = inputs.modulation.transpose(0, 1).contiguous()  # [rows, 1 or frames, dim]: the ops take each row in one piece
         height, width = inputs.sample.shape[2:]
         x = self._product(self._patchify, inputs.sample, inputs)
         residual: Tensor | None = None
         gate: Tensor | None = None
         for i, block in enumerate(self._blocks):
-            shift, scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = modulation[:, 6 * i : 6 * i + 6].unbind(1)
+            shift, scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = modulation[6 * i : 6 * i + 6].unbind(0)
             h = ops.modulated_norm(x, scale, shift, residual=residual, gate=gate, eps=config.eps)
             residual = self._self_attention(block.self_attn, h, inputs, i)
             weight, bias = block.norm3.weight[None].float(), block.norm3.bias[None].float()
@@ -225,7 +226,7 @@ class CausalDiT(nn.Module):
             h = ops.modulated_norm(x, ffn_scale, ffn_shift, residual=residual, eps=config.eps)
             residual, gate = self._feed_forward(block.ffn, h, inputs), ffn_gate
 
-        shift, scale = modulation[:, -2:].unbind(1)
+        shift, scale = modulation[-2:].unbind(0)
         h = ops.modulated_norm(x, scale, shift, residual=residual, gate=gate, eps=config.eps)
         return self._unpatchify(self._product(self.head.head, h, inputs), height, width)
 

@@ -7,6 +7,8 @@ import typing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from lolrt.engine.kv_window import Window
 from lolrt.engine.sampler import Sampler
 from lolrt.errors import Error
@@ -34,6 +36,8 @@ def to_plain(value: Any) -> Any:
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):  # bases and seeds that were computed
+        return to_plain(value.tolist())
     return str(value) if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
 
 

@@ -92,20 +92,36 @@ class Session:
         except Error:
             self.window.close()
             raise
+        self._closed = False
         self._prompt_embeds = prompt_embeds.cpu()
         dit.encode_text(prompt_embeds, out=self.text)
         self._switch: PromptSwitch | None = None
         self._passes: Passes | None = None
         self._pending: PassInputs | None = None
 
+    # What a session is that was never made whole.
+    _closed = True
+
     def close(self) -> None:
         """Gives its pages and its prompt's memory back to the engine; it cannot go on."""
+        if self._closed:
+            return
+        self._closed = True
         self._passes = self._pending = None
         self.window.close()
         self.engine.give_prompt(self.text)
 
+    def __del__(self) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        """What it would read and write is another's by now."""
+        if self._closed:
+            raise Error("the session is closed; save it before, and go on from that in a new one")
+
     def set_prompt(self, prompt_embeds: Tensor, *, recache: Recache = "window", over_chunks: int = 1) -> None:
         """From the next chunk on, follows another text; see `LatentStream.set_prompt`."""
+        self._check_open()
         self.engine.dit.check_text(prompt_embeds)
         self._switch = PromptSwitch(self._prompt_embeds, prompt_embeds.cpu(), over_chunks, recache)
 
@@ -117,6 +133,7 @@ class Session:
     @torch.inference_mode()
     def pending(self) -> PassInputs:
         """The next pass; begins a chunk where none is on its way."""
+        self._check_open()
         if self._pending is None:
             self._passes = self._chunk()
             begun = self._resume(None)
@@ -287,10 +304,11 @@ class Session:
     def restore(self, snapshot: Snapshot) -> None:
         """Goes on from a snapshot. A full one gives the bits of the session that was saved. The pages of a light one are made again by the
         cache passes of the frames in the window, which are then all that the session knows of its past: the same bits as long as no frame
-        had left the window.
+        had left the window, no prompt was switched without running the sinks again, and no "synchronised" gate was shut.
 
         Raises `lolrt.Error`, with the session unchanged, for one of another model, config or size: it says what differs.
         """
+        self._check_open()
         here = {"model": self.engine.description, "config": to_plain(self.config)}
         found = differences({"model": snapshot.model, "config": snapshot.config}, here)
         if found:
@@ -311,6 +329,7 @@ class Session:
 
         Raises `lolrt.Error` while a chunk is on its way.
         """
+        self._check_open()
         if not self.between_chunks:
             raise Error("a chunk of this session is on its way; save between two chunks")
         state = {f"cache.{name}": tensor for name, tensor in self.window.state_dict().items()}
@@ -344,5 +363,5 @@ class Session:
         self._passes = self._pending = None
         self._use_text(state["prompt_embeds"].cpu().clone())
         self._switch = resumed
-        self._start = state["start"].to(latents.device) if "start" in state else self._start
+        self._start = state["start"].to(latents.device) if "start" in state else latents[:0]  # not what this session was given
         self.next_frame = int(state["next_frame"])
