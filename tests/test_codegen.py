@@ -68,6 +68,7 @@ def test_every_policy_has_its_products(loops):
         assert {(isa, element) for element in ["float32", *products[isa]]} <= found
 
 
+@pytest.mark.whole
 def test_no_inner_loop_spills(loops):
     assert [loop for loop in loops if loop.counts["spill"] or loop.counts["reload"]] == []
 

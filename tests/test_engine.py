@@ -154,12 +154,14 @@ def rows_depend_on_their_number(dit: lolrt.CausalDiT, most: int) -> bool:
     return False
 
 
+@pytest.mark.whole
 def test_neighbours_in_the_invariant_mode_change_no_bit(dit, references, rollout_inputs):
     for i, (made, expected) in enumerate(zip(together(dit, rollout_inputs, True), references, strict=True)):
         assert same(made, expected), f"neighbour {i}"
         assert all(torch.isfinite(chunk.latents).all() for chunk in made)
 
 
+@pytest.mark.whole
 def test_neighbours_change_nothing_but_the_roundings_of_products(dit, references, rollout_inputs):
     """Exactly nothing, where torch's products do not depend on how many rows they multiply."""
     exact = not rows_depend_on_their_number(dit, 16 * sum(case.config.window.chunk_frames for case in NEIGHBOURS))
@@ -325,8 +327,8 @@ def test_a_session_that_is_closed_is_closed():
     first.close()
     first.close()
     assert sorted(engine._free_prompts) == [int(first.text.page_table[0])] and engine.pool.unreserved_pages == 3
+    saved = second.snapshot()
     for use in (lambda: engine.step([first]), first.snapshot, lambda: first.set_prompt(smallest_text(3)), lambda: first.restore(saved)):
-        saved = second.snapshot()
         with pytest.raises(lolrt.Error, match="closed"):
             use()
     third = Session(engine, smallest_text(1), config(seed=1))
