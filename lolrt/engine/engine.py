@@ -45,8 +45,8 @@ class Engine:
     dit: the model. height, width: of a latent frame, in latent pixels. pages: of the KV cache, for all sessions together; sessions: how
     many prompts it has room for. kv_dtype: of the pages, by default the model's; torch.float8_e4m3fn, on CUDA, halves them.
     batch_invariant: each session's matrix products are computed apart, so that on the CPU no bit depends on the other sessions even where
-    torch's products depend on how many rows they multiply. Raises `lolrt.Error` when the sizes do not fit the model, and where there are no such
-    pages.
+    torch's products depend on how many rows they multiply. Raises `lolrt.Error` when the sizes do not fit the model, and where there are
+    no such pages.
     """
 
     def __init__(
