@@ -118,6 +118,8 @@ def run(arguments: argparse.Namespace) -> None:
             ) as mass_log,
             tqdm(total=total, initial=written, unit=" frames", dynamic_ncols=True, file=sys.stderr) as bar,
         ):
+            if resumed is None and arguments.output != "-":
+                snapshot.unlink(missing_ok=True)  # an earlier run's, of a video that is now overwritten
             for chunk in chunks:
                 frames = chunk.frames if total is None else chunk.frames[: total - written]
                 if chunk.switch is not None:
@@ -181,10 +183,11 @@ def resumed_run(arguments: argparse.Namespace) -> Run:
     from lolrt.session.script import read_script
     from lolrt.session.snapshot import Snapshot
 
-    described = Snapshot.read(arguments.resume).run
-    if not described:
-        raise Error(f"{arguments.resume} was not saved by lolrt generate; go on with it in Python: pipe.resume({arguments.resume!r})")
-    found = Run(**described)
+    try:
+        found = Run(**Snapshot.read(arguments.resume).run)
+    except TypeError:  # it has no run, or another program's
+        told = f"{arguments.resume} was not saved by lolrt generate; go on with it in Python: pipe.resume({arguments.resume!r})"
+        raise Error(told) from None
     given = given_options(arguments)
     if given.get("script") and [[cue.seconds, cue.prompt] for cue in read_script(given["script"])] == found.cues:
         del given["script"]  # the same prompts, wherever the file is

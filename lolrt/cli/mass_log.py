@@ -26,6 +26,8 @@ class MassLog:
         if self.path is not None:
             try:
                 if self._resume_bytes:
+                    if self.path.stat().st_size < self._resume_bytes:
+                        raise OutputError(f"{self.path} has fewer than the {self._resume_bytes} bytes from before the snapshot")
                     os.truncate(self.path, self._resume_bytes)
                 self._file = open(self.path, "a" if self._resume_bytes else "w", newline="")
             except OSError as error:

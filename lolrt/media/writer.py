@@ -96,7 +96,8 @@ class VideoWriter:
         """Brings all frames so far to the disk, and ends the encoder's past there; what follows does not depend on what came before, so
         that a file that goes on from a cut has the bits of one that was never interrupted."""
         try:
-            self._end()
+            if not self._cut_off:
+                self._end()
             if self._path is not None:
                 os.fsync(self._file.fileno())
             self._cut_off = True
@@ -125,10 +126,11 @@ class VideoWriter:
         if self._path is None or self.partial_path is None:
             raise OutputError("a video on standard output cannot be gone on with; expected the file of the earlier run")
         try:
-            if not self.partial_path.exists():
+            found = self.partial_path if self.partial_path.exists() else self._path
+            if found.stat().st_size < position.bytes:
+                raise OutputError(f"{found} has fewer than the {position.bytes} bytes that were written before the snapshot")
+            if found == self._path:
                 self._path.rename(self.partial_path)
-            if self.partial_path.stat().st_size < position.bytes:
-                raise OutputError(f"{self.partial_path} has fewer than the {position.bytes} bytes that were written before the snapshot")
             os.truncate(self.partial_path, position.bytes)
             return open(self.partial_path, "ab")
         except OSError as error:

@@ -93,7 +93,9 @@ class Snapshot:
             text, checksums = metadata[_DESCRIPTION], json.loads(metadata[_CHECKSUMS])
             described = json.loads(text)
             found = described.pop("format")
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            if not isinstance(checksums, dict):
+                raise TypeError("its checksums are no table")
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path} is a damaged snapshot ({error!r}): take an earlier one") from error
         if found != FORMAT:
             raise CheckpointError(f"{path} is a snapshot of format {found!r}, not {FORMAT}: resume it with the lolrt that saved it")
