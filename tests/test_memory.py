@@ -24,6 +24,7 @@ from lolrt.models.vae.layers import CausalConv3d, Downsample, Upsample
 from lolrt.models.vae.taehv import TAEHVConfig
 from lolrt.models.vae.tiles import Tiled
 from lolrt.ops import planned_for_cuda
+from lolrt.pipeline import preferred_dtype
 from lolrt.session.config import StreamConfig
 
 pytestmark = pytest.mark.whole
@@ -33,6 +34,10 @@ pytestmark = pytest.mark.whole
 DIT = lolrt.DiTConfig(dim=384, ffn_dim=1024, text_dim=64, text_len=24, num_heads=3, num_layers=8)
 VAE = lolrt.VAEConfig(dim=16)
 WITHIN = 0.05
+
+# Where the CPU does not multiply bfloat16, torch's products widen both matrices first, in memory that no plan of ours counts.
+WIDENED = pytest.mark.skipif(preferred_dtype() != torch.bfloat16, reason="torch's products of bfloat16 make copies on this CPU")
+BF16 = pytest.param(torch.bfloat16, marks=WIDENED)
 
 
 def allocated(run) -> tuple[int, int]:
@@ -48,7 +53,7 @@ def allocated(run) -> tuple[int, int]:
     return peak, now
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "float32"])
+@pytest.mark.parametrize("dtype", [BF16, torch.float32], ids=["bf16", "float32"])
 @pytest.mark.parametrize("height, width, window", [(64, 96, lolrt.Window(1, 6, 2)), (32, 160, lolrt.Window(3, 9, 3, recall_frames=3))])
 def test_a_stream_keeps_to_the_plan(dtype, height, width, window):
     dit = lolrt.CausalDiT(DIT).requires_grad_(False).to(dtype)
@@ -76,6 +81,7 @@ def test_a_stream_keeps_to_the_plan(dtype, height, width, window):
     assert allocated(chunks(latent_stream)) == pytest.approx((held + memory.passing["a pass of the DiT"], held), rel=WITHIN)
 
 
+@WIDENED
 @pytest.mark.parametrize("recache", ["window", "sinks"])
 def test_a_new_prompt_keeps_to_the_plan(recache):
     """Of a model with as much text as pictures, where it would show."""
