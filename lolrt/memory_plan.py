@@ -108,9 +108,9 @@ class CodecMemory:
 
     weights: int
     packed: int
-    """Of weights in the order that the kernels read them in: a second copy."""
+    """Bytes of weights in the order that the kernels read them in: a second copy."""
     carried: int
-    """Of what is kept from call to call."""
+    """Bytes of what is kept from call to call."""
     passing: int
     """Beside that, at most, while a call runs."""
 
@@ -125,7 +125,7 @@ def codec_memory(
     encoding: bool = False,
     tile: int | None = None,
 ) -> CodecMemory:
-    """Of decoding `frames` latent frames of height x width pixels a call, to pixels of 8 bits; or of encoding what makes so many.
+    """Memory of decoding `frames` latent frames of height x width pixels a call, to pixels of 8 bits; or of encoding what makes so many.
 
     tile: as of `lolrt.models.vae.tiles.Tiled`. Raises `lolrt.Error` when the size or the tile does not fit.
     """
@@ -172,7 +172,7 @@ def plan(
     rope: Rope = Rope(),
     sessions: int = 1,
 ) -> MemoryPlan:
-    """Of streams of video of height x width pixels, `sessions` of them in one engine. passes: of the sampler; vae_tile: as of `lolrt.load`;
+    """The plan of `sessions` streams of video of height x width pixels in one engine. passes: of the sampler; vae_tile: as of `lolrt.load`;
     text_encoder_bytes: of the weights of an encoder that is let go before the model is loaded; device: "cpu", or "cuda", which need not
     be there; kv_dtype: as of `lolrt.LatentStream`.
 
@@ -250,7 +250,7 @@ def plan_model(
     device: str = "cpu",
     kv_dtype: torch.dtype | None = None,
 ) -> tuple[MemoryPlan, tuple[int, int]]:
-    """Of a model that is not loaded, and the size that it is for: height and width in pixels, by default the model's own.
+    """The plan of a model that is not loaded, and the size that it is for: height and width in pixels, by default the model's own.
 
     model, vae, vae_tile: as of `lolrt.load`; device, kv_dtype: as of `plan`,
     and a text encoder runs on the CPU. Raises as `lolrt.load` does, and `plan`.
@@ -286,7 +286,7 @@ def _workspace(config: DiTConfig, window: Window, tokens: int, dtype: torch.dtyp
 
 
 def _cuda_workspace(config: DiTConfig, window: Window, tokens: int, dtype: torch.dtype) -> int:
-    """Of the probe: maximum and sum, float32, of each row of queries and head at the end of each page. Written down here because a machine
-    that plans may have no CUDA half to ask. Tiles of queries that are cut, as many as the device's multiprocessors want, take more: 9 MiB
-    at the 1.3B shape on 108 or 132 of them."""
+    """Bytes of the probe: maximum and sum, float32, of each row of queries and head at the end of each page. Written down here because a
+    machine that plans may have no CUDA half to ask. Tiles of queries that are cut, as many as the device's multiprocessors want, take
+    more: 9 MiB at the 1.3B shape on 108 or 132 of them."""
     return 8 * config.num_heads * (window.pages + window.recall_frames) * window.chunk_frames * tokens

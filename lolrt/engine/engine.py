@@ -114,7 +114,7 @@ class Engine:
         return found
 
     def spatial_rotation(self, theta: float) -> Tensor:
-        """Of the tokens of a frame, float32 [tokens, pairs, 2]; one tensor for all sessions of the same base."""
+        """The rotation of a frame's tokens by row and column, float32 [tokens, pairs, 2]; one tensor for all sessions of the same base."""
         found = self._spatial.get(theta)
         if found is None:
             _, patch_height, patch_width = self.dit.config.patch_size

@@ -211,7 +211,7 @@ class Session:
         )
 
     def _latency(self, switch: PromptSwitch | None) -> SwitchLatency | None:
-        """Of a switch that this chunk has completed."""
+        """Latency of a switch that this chunk has completed."""
         if switch is None or not switch.done:
             return None
         finish(self.engine.dit.device)
