@@ -86,7 +86,8 @@ class StreamEngine:
         config = StreamConfig(rope=rope, window=window, sampler=sampler or self.sampler, seed=seed, probe=probe, start_frame=start_frame)
         latents = LatentStream.of(self.engine, self.encode_text(prompt), config, start=start)
         stream = Stream(latents, self.vae, self.encode_text, prompt)
-        self._turns[stream] = Turn(opened=self._clock())
+        # It has had no turn, but is not owed those of the others: it would keep them waiting for as long.
+        self._turns[stream] = Turn(opened=self._clock(), passes=min((turn.passes for turn in self._turns.values()), default=0))
         return stream
 
     def close(self, stream: Stream) -> None:
