@@ -17,8 +17,11 @@ from test_parity import BF16_MAX, BF16_RMS, FP32_MAX
 import lolrt
 from lolrt.engine.engine import Engine
 from lolrt.engine.sampler import Sampler
+from lolrt.engine.scheduler import EarliestDeadline, RoundRobin, Turn
 from lolrt.session.config import StreamConfig
 from lolrt.session.session import LatentChunk, Session
+from lolrt.session.stream import Chunk, Stream
+from lolrt.session.stream_engine import StreamEngine
 
 CHUNKS = 4
 
