@@ -331,7 +331,7 @@ def test_a_session_that_is_closed_is_closed():
     first.close()
     assert sorted(engine._free_prompts) == [int(first.text.page_table[0])] and engine.pool.unreserved_pages == 3
     saved = second.snapshot()
-    for use in (lambda: engine.step([first]), first.snapshot, lambda: first.set_prompt(smallest_text(3)), lambda: first.restore(saved)):
+    for use in (first.pending, first.snapshot, lambda: first.set_prompt(smallest_text(3)), lambda: first.restore(saved)):
         with pytest.raises(lolrt.Error, match="closed"):
             use()
     third = Session(engine, smallest_text(1), config(seed=1))
@@ -530,7 +530,9 @@ def test_a_watched_stream_is_made_no_further_ahead_than_it_may_be():
     stream = engine.open("a", **SMALL)
     seconds = 0.0
     for _ in range(20):
-        seconds += sum(len(chunk.frames) / FPS for _, chunk in engine.step())
+        engine.step()
+        while engine._finished:
+            seconds += len(engine._finished.popleft()[1].frames) / FPS
     assert seconds == 2  # one is less than the margin, so that a second one is made, and no third
     before = engine._turns[stream].passes
     engine.step()
