@@ -4,13 +4,20 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PROMPT ?= a red car by the sea at sunrise
 
-.PHONY: demo test dev lint lint-python lint-types lint-imports lint-cxx hooks format sanitize figures bench bench-quick clean
+.PHONY: demo test test-fast test-slow dev lint lint-python lint-types lint-imports lint-cxx hooks format sanitize figures bench bench-quick clean
 
 demo: .venv/installed
 	$(BIN)/lolrt generate "$(PROMPT)" -o out/demo.mp4 --seconds 20
 
+# Tests have three tiers: fast ones have no mark, the others are marked `whole` or `slow` (CONTRIBUTING.md).
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow"
+
+test-fast: .venv/installed
+	$(BIN)/pytest -m "not whole and not slow"
+
+test-slow: .venv/installed
+	$(BIN)/pytest -m slow
 
 dev: .venv/installed .venv/linters
 

@@ -89,7 +89,7 @@ def _choices(annotation: ast.expr) -> tuple[str, ...]:
 
 
 def _first_sentence(node: ast.stmt | None) -> str:
-    """Of a docstring: on one line, without its full stop, and with a small letter unless the word is an abbreviation."""
+    """A docstring on one line, without its full stop, and with a small letter unless the word is an abbreviation."""
     if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)):
         return ""
     text = re.split(r"\.(?=\s+[^\sa-z0-9]|$)", " ".join(node.value.value.split()), maxsplit=1)[0]

@@ -27,6 +27,7 @@ from lolrt.engine.kv_window import Window
 from lolrt.engine.sampler import Sampler
 from lolrt.errors import Error
 from lolrt.models.dit import CausalDiT, DiTConfig
+from lolrt.models.pass_inputs import PassInputs, join
 from lolrt.models.vae.codec import Codec, State
 from lolrt.models.vae.layers import VAEConfig
 from lolrt.models.vae.taehv import TAEHV, TAEHVConfig
@@ -107,9 +108,9 @@ class CodecMemory:
 
     weights: int
     packed: int
-    """Of weights in the order that the kernels read them in: a second copy."""
+    """Bytes of weights in the order that the kernels read them in: a second copy."""
     carried: int
-    """Of what is kept from call to call."""
+    """Bytes of what is kept from call to call."""
     passing: int
     """Beside that, at most, while a call runs."""
 
@@ -124,7 +125,7 @@ def codec_memory(
     encoding: bool = False,
     tile: int | None = None,
 ) -> CodecMemory:
-    """Of decoding `frames` latent frames of height x width pixels a call, to pixels of 8 bits; or of encoding what makes so many.
+    """Memory of decoding `frames` latent frames of height x width pixels a call, to pixels of 8 bits; or of encoding what makes so many.
 
     tile: as of `lolrt.models.vae.tiles.Tiled`. Raises `lolrt.Error` when the size or the tile does not fit.
     """
@@ -171,7 +172,7 @@ def plan(
     rope: Rope = Rope(),
     sessions: int = 1,
 ) -> MemoryPlan:
-    """Of streams of video of height x width pixels, `sessions` of them in one engine. passes: of the sampler; vae_tile: as of `lolrt.load`;
+    """The plan of `sessions` streams of video of height x width pixels in one engine. passes: of the sampler; vae_tile: as of `lolrt.load`;
     text_encoder_bytes: of the weights of an encoder that is let go before the model is loaded; device: "cpu", or "cuda", which need not
     be there; kv_dtype: as of `lolrt.LatentStream`.
 
@@ -194,7 +195,7 @@ def plan(
         engine = Engine(model, rows, columns, pages=sessions * window.pool_pages, sessions=sessions, kv_dtype=kv_dtype)
         prompt = torch.empty(dit.text_len, dit.text_dim, device=model.device)
         config = StreamConfig(rope=rope, window=window, sampler=Sampler(timesteps=tuple(range(1000, 1000 - passes, -1))))
-        opened = [Session(engine, prompt, config) for _ in range(sessions)]
+        opened = [Session(engine, torch.zeros(1, dit.text_dim), config) for _ in range(sessions)]
         session = opened[0]
         stream["keys and values of the text"] = sessions * engine.session_bytes
         stream["modulations"] = _bytes(engine.modulations(config.sampler.model_timesteps))
@@ -206,19 +207,17 @@ def plan(
         model.encode_text(prompt, out=session.text)
         passing["a new prompt"] = live.peak - before
 
-        size, first_frame = window.chunk_frames, 0
-        for end in range(window.pages % size or size, window.pages + 1, size):  # until the window is full, and no frame leaves it
-            pages = session.window.advance(first_frame, end - first_frame)
-            first_frame = end
-        sample = torch.empty(size, dit.in_dim, rows, columns, device=model.device)
+        size = window.chunk_frames
+        samples = [torch.empty(size, dit.in_dim, rows, columns, device=model.device) for _ in opened]
         before = live.restart()
-        mass = torch.empty(dit.num_layers, 1, window.pages + window.recall_frames, size, dit.num_heads, device=model.device)
-        model(session.pass_inputs(sample, session.modulations[0], pages, *session.positions(pages), mass))
+        joined = join([_pass_over_a_full_window(one, sample) for one, sample in zip(opened, samples, strict=True)])
+        model(joined)
         passing["a pass of the DiT"] = live.peak - before
-        if on_cuda:  # a pool of memory for a pass, and what is copied into it and out of it
-            stream["CUDA graphs' own memory"] = live.peak - before + _bytes((sample, session.modulations[0], mass))
+        if on_cuda and sessions == 1:  # a pool of memory for a pass, and what is copied into it and out of it
+            copied = [x for x in (joined.sample, joined.modulation, joined.mass) if x is not None]
+            stream["CUDA graphs' own memory"] = live.peak - before + _bytes(copied)
     passing["decoding of a chunk"] = decoding.passing
-    stream["VAE's past frames"] = decoding.carried
+    stream["VAE's past frames"] = sessions * decoding.carried
     stream["workspace of attention"] = (_cuda_workspace if on_cuda else _workspace)(dit, window, tokens, dtype)
     weights = {"DiT": _bytes(model.parameters()), "VAE": decoding.weights, "VAE's decoder, packed": decoding.packed}
     loaded = weights["DiT"] + encoding.weights
@@ -227,6 +226,17 @@ def plan(
         "encoding of a start": loaded + encoding.packed + encoding.carried + encoding.passing,
     }
     return MemoryPlan(weights, stream, passing, before_stream, side_by_side=on_cuda)
+
+
+def _pass_over_a_full_window(session: Session, sample: Tensor) -> PassInputs:
+    """A probed pass as soon as the window is full, when no frame has left it."""
+    window, config = session.config.window, session.engine.dit.config
+    size, first_frame = window.chunk_frames, 0
+    for end in range(window.pages % size or size, window.pages + 1, size):
+        pages = session.window.advance(first_frame, end - first_frame)
+        first_frame = end
+    mass = torch.empty(config.num_layers, 1, window.pages + window.recall_frames, size, config.num_heads, device=sample.device)
+    return session.pass_inputs(sample, session.modulations[0], pages, *session.positions(pages), mass)
 
 
 def plan_model(
@@ -240,7 +250,7 @@ def plan_model(
     device: str = "cpu",
     kv_dtype: torch.dtype | None = None,
 ) -> tuple[MemoryPlan, tuple[int, int]]:
-    """Of a model that is not loaded, and the size that it is for: height and width in pixels, by default the model's own.
+    """The plan of a model that is not loaded, and the size that it is for: height and width in pixels, by default the model's own.
 
     model, vae, vae_tile: as of `lolrt.load`; device, kv_dtype: as of `plan`,
     and a text encoder runs on the CPU. Raises as `lolrt.load` does, and `plan`.
@@ -276,7 +286,7 @@ def _workspace(config: DiTConfig, window: Window, tokens: int, dtype: torch.dtyp
 
 
 def _cuda_workspace(config: DiTConfig, window: Window, tokens: int, dtype: torch.dtype) -> int:
-    """Of the probe: maximum and sum, float32, of each row of queries and head at the end of each page. Written down here because a machine
-    that plans may have no CUDA half to ask. Tiles of queries that are cut, as many as the device's multiprocessors want, take more: 9 MiB
-    at the 1.3B shape on 108 or 132 of them."""
+    """Bytes of the probe: maximum and sum, float32, of each row of queries and head at the end of each page. Written down here because a
+    machine that plans may have no CUDA half to ask. Tiles of queries that are cut, as many as the device's multiprocessors want, take
+    more: 9 MiB at the 1.3B shape on 108 or 132 of them."""
     return 8 * config.num_heads * (window.pages + window.recall_frames) * window.chunk_frames * tokens

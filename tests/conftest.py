@@ -11,6 +11,7 @@ os.environ.update(WAIT)  # before torch comes, as on the command line
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiers import pytest_collection_modifyitems as pytest_collection_modifyitems
 
 import lolrt
 from lolrt import _core

@@ -131,6 +131,7 @@ def test_frame_attention_matches_the_oracle(dtype: torch.dtype, shape: dict) -> 
     assert torch.equal(plain, out), "the probe changes the output"
 
 
+@pytest.mark.whole
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(data=st.data())
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)

@@ -174,6 +174,7 @@ def test_a_batch_matches_the_oracle(dtype: torch.dtype, sizes: dict) -> None:
     check_bits(case)
 
 
+@pytest.mark.whole
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(data=st.data())
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)

@@ -153,6 +153,7 @@ def test_decoder_work_counts_the_decoder_s_weights():
     assert decoder_work(config, (3, 5))[0] == matrices
 
 
+@pytest.mark.whole
 def test_diffusers_decodes_the_same_stream():
     pytest.importorskip("diffusers")
     config = VAEConfig(dim=8, z_dim=4, latents_mean=(0.5,) * 4, latents_std=(2.0,) * 4)
@@ -194,6 +195,7 @@ def test_targets_are_read_from_rows():
     assert sum(map(len, values.values())) == 2
 
 
+@pytest.mark.whole
 def test_the_report_gives_every_figure_a_command(tmp_path):
     pytest.importorskip("matplotlib")
     memory = replace(ROW, op="kv_write", name="kv_write/1.3B", bound="bytes", flops=1e9, ratios={"memcpy": (0.5, 0.6, 0.7)})
@@ -236,6 +238,7 @@ def test_runs_of_one_machine_are_reported_as_one(tmp_path):
         Results.read(tmp_path / "best.json", tmp_path / "slow.json")
 
 
+@pytest.mark.whole
 def test_the_command_prints_a_table():
     text = output_of(sys.executable, "-m", "lolrt", "bench", "--quick", "--only", "modulated_norm/1.3B")
     assert re.search(r"^cpu  .*cores$", text, re.M) and re.search(r"^versions .*torch", text, re.M)
@@ -252,6 +255,7 @@ def test_the_command_names_the_cases_there_are(capsys):
     assert "'nothing'" in error and "frame_attention/tiny" in error
 
 
+@pytest.mark.whole
 def test_a_full_size_model_is_timed_in_a_whole_chunk(tmp_path):
     rows = [line.strip("|").split("|") for line in full_size.measure("tiny", tmp_path / "video.mp4") if line.startswith("|")]
     stages = {name.strip(): cells for name, *cells in rows[2:]}

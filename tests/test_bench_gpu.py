@@ -27,6 +27,7 @@ def test_every_op_of_cuda_is_measured_at_full_size():
     assert {"chunk", "vae_decode"} < {case.op for case in gpu_cases()}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("case", op_cases(), ids=lambda case: case.name)
 def test_cases_keep_to_torchs_default_device(case):
     """On the meta device, where nothing mixes with the CPU's tensors and nothing takes time."""
@@ -37,6 +38,7 @@ def test_cases_keep_to_torchs_default_device(case):
             assert result is None or result.is_meta
 
 
+@pytest.mark.whole
 def test_a_chunk_keeps_to_torchs_default_device():
     with torch.device("meta"), torch.inference_mode():
         assert chunk(Model("tiny", tiny().config, tiny().latent)).make(False).ours().is_meta

@@ -21,6 +21,8 @@ import lolrt
 from lolrt import cli
 from lolrt.pipeline import MODELS
 
+pytestmark = pytest.mark.whole
+
 
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "lolrt", *map(str, arguments)]

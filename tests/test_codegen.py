@@ -60,6 +60,7 @@ def test_a_polynomial_is_no_product():
     assert codegen.hot_loops(BLOCK.replace("{SPILL}", moves)) == []
 
 
+@pytest.mark.whole
 def test_every_policy_has_its_products(loops):
     found = {(loop.policy.lower(), loop.element) for loop in loops}
     products = {"avx2": [], "avx512": [], "avx512bf16": ["bfloat16"], "amx": ["bfloat16 tiles"]}
@@ -67,6 +68,7 @@ def test_every_policy_has_its_products(loops):
         assert {(isa, element) for element in ["float32", *products[isa]]} <= found
 
 
+@pytest.mark.whole
 def test_no_inner_loop_spills(loops):
     assert [loop for loop in loops if loop.counts["spill"] or loop.counts["reload"]] == []
 

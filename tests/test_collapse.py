@@ -5,11 +5,14 @@ and videos that is kept there allows it. Less than three minutes in all.
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 import lolrt
 from lolrt.cli import main
 from lolrt.lab import experiments
 from lolrt.lab.results import Result
+
+pytestmark = pytest.mark.whole
 
 
 def test_plain_rope_falls_back_at_the_predicted_frames(tmp_path):

@@ -18,6 +18,8 @@ from lolrt.lab.phase import phase_table
 from lolrt.lab.results import Cell, Result
 from lolrt.positions.rope import Rope
 
+pytestmark = pytest.mark.whole
+
 DOCS = Path(__file__).parent.parent / "docs"
 sys.path.insert(0, str(DOCS))
 collapse, claims, conclusions = map(importlib.import_module, ("collapse", "collapse_claims", "collapse_conclusions"))

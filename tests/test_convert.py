@@ -21,6 +21,8 @@ from lolrt.checkpoint.synth import PRESETS, synth
 from lolrt.cli import main
 from lolrt.pipeline import MODELS, preferred_dtype
 
+pytestmark = pytest.mark.whole
+
 BYTES = preferred_dtype().itemsize
 
 

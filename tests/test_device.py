@@ -221,6 +221,7 @@ def test_a_device_that_cannot_be_used_is_told(gpu, changes, device, dtype, messa
         usable(device, dtype)
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is built with CUDA")
 def test_the_command_line_says_what_is_missing(tmp_path, data):
     line = error_of("generate", "a red car", "-o", tmp_path / "v.mp4", "--device", "cuda")

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +17,8 @@ from lolrt.engine.kv_window import Window
 from lolrt.positions.rope import Rope
 from lolrt.session.config import StreamConfig
 from lolrt.session.session import Session
+
+pytestmark = pytest.mark.whole  # diffusers alone takes seconds to import: the tests do it, not this file
 
 # Of the outputs' standard deviation.
 FP32_MAX = 5e-5
@@ -69,7 +70,9 @@ DITS = {
 @pytest.mark.parametrize("name", DITS)
 @pytest.mark.parametrize("frames, size", [(3, (6, 12)), (1, (4, 6)), (5, (10, 6))])
 def test_a_chunk_equals_the_bidirectional_transformer(name, frames, size, tmp_path):
-    theirs = fill(diffusers.WanTransformer3DModel(**DITS[name]), seed=frames)
+    from diffusers import WanTransformer3DModel
+
+    theirs = fill(WanTransformer3DModel(**DITS[name]), seed=frames)
     ours = lolrt.load_dit(save(theirs, tmp_path / "transformer"), torch.float32)
     generator = torch.Generator().manual_seed(7)
     sample = torch.randn(frames, theirs.config.in_channels, *size, generator=generator)
@@ -82,7 +85,9 @@ def test_a_chunk_equals_the_bidirectional_transformer(name, frames, size, tmp_pa
 
 
 def test_shards_are_one_model(tmp_path):
-    theirs = fill(diffusers.WanTransformer3DModel(**DITS["small heads"]), seed=0)
+    from diffusers import WanTransformer3DModel
+
+    theirs = fill(WanTransformer3DModel(**DITS["small heads"]), seed=0)
     whole = lolrt.load_dit(save(theirs, tmp_path / "whole"), torch.float32)
     folder = save(theirs, tmp_path / "shards", "500KB")
     assert len(list(folder.glob("*.safetensors"))) > 2 and (folder / "diffusion_pytorch_model.safetensors.index.json").exists()
@@ -124,7 +129,9 @@ def adapt(model: Any, tensors: dict[str, Tensor], scale: float) -> None:
     ],
 )
 def test_a_merged_lora_equals_the_forward_with_adapters(group, config, scale, tmp_path):
-    theirs = fill(diffusers.WanTransformer3DModel(**DITS["as the 1.3B"]), seed=0)
+    from diffusers import WanTransformer3DModel
+
+    theirs = fill(WanTransformer3DModel(**DITS["as the 1.3B"]), seed=0)
     save(theirs, tmp_path / "transformer")
     tensors = adapters(theirs, rank=6, seed=1)
     adapt(theirs, tensors, scale)
@@ -152,7 +159,9 @@ VAES = {
 
 @pytest.mark.parametrize("name", VAES)
 def test_the_vae_equals_the_autoencoder(name, tmp_path):
-    theirs = fill(diffusers.AutoencoderKLWan(**VAES[name]), seed=1)
+    from diffusers import AutoencoderKLWan
+
+    theirs = fill(AutoencoderKLWan(**VAES[name]), seed=1)
     ours = lolrt.load_vae(save(theirs, tmp_path / "vae"), dtype=torch.float32)
     factor = ours.config.spatial_factor
     generator = torch.Generator().manual_seed(2)

@@ -10,6 +10,7 @@ from lolrt import DiTConfig
 from lolrt.models.dit import Attention
 
 
+@pytest.mark.whole
 def test_q_k_and_v_in_one_product_are_the_parameters_as_they_are(tmp_path):
     """Whatever happens to the parameters between two products: training, loading, another dtype, saving."""
     attn = Attention(DiTConfig(dim=64, num_heads=2))

@@ -11,6 +11,8 @@ from commands import output_of, run
 
 import lolrt
 
+pytestmark = pytest.mark.whole
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "embed_c"
 PACKAGE = Path(lolrt.__path__[0])
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]

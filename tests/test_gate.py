@@ -22,6 +22,7 @@ def test_a_gate_of_no_bias_changes_no_bit(small_dit, rollout_inputs):
     assert torch.equal(latents(small_dit, rollout_inputs, gated), latents(small_dit, rollout_inputs, lolrt.Window()))
 
 
+@pytest.mark.whole
 def test_sinks_shut_out_are_as_good_as_none(small_dit, rollout_inputs):
     """With no other past in the window, a chunk that may not look at the sinks sees itself alone."""
     shut = latents(small_dit, rollout_inputs, lolrt.Window(3, 3, gate=lolrt.SinkGate(-math.inf)))
@@ -68,6 +69,7 @@ def test_the_synchronised_gate_is_shut_in_layers_whose_heads_agree():
     assert lolrt.SinkGate(-1.5, "synchronised").after(mass[:, :3], 0) is None
 
 
+@pytest.mark.whole
 def test_a_stream_acts_on_its_first_pass(small_dit, rollout_inputs):
     """Every head agrees when the share needed is none, so that every layer with one head drawn to the sinks shuts them out."""
     shut = lolrt.Window(gate=lolrt.SinkGate(-math.inf, "synchronised", head_share=0.0))

@@ -196,6 +196,7 @@ def test_convolution_of_a_doubled_image_in_four_phases() -> None:
     check(out, public, ref, 90)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_decoding_a_stream_matches_the_clip_path(dtype: torch.dtype) -> None:
     """Streamed in any split, the same bits; and as close to the clip in float64 as the clip in the weights' dtype is."""
@@ -238,6 +239,7 @@ def test_the_state_is_two_frames_a_convolution_and_does_not_grow() -> None:
     assert state.keys() == {m.slot for m in causal}
 
 
+@pytest.mark.whole
 def test_changed_weights_are_seen() -> None:
     vae = lolrt.CausalVAE(lolrt.VAEConfig(dim=8))
     z = torch.randn(1, 16, 2, 3)

@@ -164,6 +164,7 @@ def kept(tmp_path_factory, tiny) -> tuple[Folder, list[str], list[tuple[str, int
     return folder, policies, videos
 
 
+@pytest.mark.whole
 def test_series_are_those_of_the_stream(kept, tiny):
     folder, policies, [(prompt, seed)] = kept
     series = folder.series(Video(policies[0], prompt, seed))
@@ -180,6 +181,7 @@ def test_series_are_those_of_the_stream(kept, tiny):
     np.testing.assert_array_equal(series["thumbnails"][1], chunks[int(series["thumbnail_frames"][1]) // 3].frames[-1])
 
 
+@pytest.mark.whole
 def test_a_folder_goes_on_where_it_was_stopped(kept, tmp_path, monkeypatch):
     folder, policies, [video] = kept
     copy = Folder(tmp_path, folder.plan)
@@ -246,6 +248,7 @@ def test_two_runs_add_to_a_folder_at_a_time(tmp_path, monkeypatch):
     assert [both.series(video)["distance"].item() for video in videos] == [0, 1] and len(both.rows) == 2
 
 
+@pytest.mark.whole
 def test_the_report_is_one_page_with_every_definition(kept):
     folder, policies, videos = kept
     page = write_report(folder, policies, videos).read_text()
@@ -257,6 +260,7 @@ def test_the_report_is_one_page_with_every_definition(kept):
         assert f"<td>{value}</td>" in page and policy in page
 
 
+@pytest.mark.whole
 def test_an_experiment_is_a_table_with_intervals(kept, tmp_path):
     folder, policies, videos = kept
     cells = experiments.rolled_out(folder, {"plain": policies[:1], "both": policies}, videos)
@@ -394,6 +398,7 @@ def test_a_sweep_is_measured_against_its_own_median(every, tiny, monkeypatch):
         assert cell.series["start"][[0, -1]].tolist() == [24, 237] and cell.series["mass"][36] == pytest.approx(0.3)
 
 
+@pytest.mark.whole
 def test_a_sweep_changes_nothing_but_positions(tiny):
     masses = experiments.sweep(tiny, "sigma=0,positions=window", tiny.example_prompts[0], 0, [24, 132, 1000])
     assert (masses[0] == masses[1]).all() and (masses[0] == masses[2]).all() and (masses > 0).any()

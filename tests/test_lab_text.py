@@ -13,6 +13,8 @@ from lolrt.cli import main
 from lolrt.lab import text
 from lolrt.lab.text_model import BOS, TextConfig, TextModel, TextStream, corpus, rows_of, train
 
+pytestmark = pytest.mark.whole
+
 
 def model_of(heads: int = 2, seed: int = 0) -> TextModel:
     torch.manual_seed(seed)

@@ -13,6 +13,8 @@ from commands import output_of
 
 from lolrt import _core
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parent.parent
 BUILT = ("_core*.so", "lib", "include", "__pycache__")  # what an editable installation leaves in the package
 

@@ -8,6 +8,8 @@ from safetensors.torch import load_file
 
 import lolrt
 
+pytestmark = pytest.mark.whole
+
 # Gates from the public code's own error against its float64 run: float32 4.9e-6 at most, bf16 7.4e-3 rms and 3.3e-2 at most. A wrong
 # sink or window shows as 0.17 and more, a wrong jitter as 7e-3.
 FP32_MAX, BF16_RMS, BF16_MAX = 5e-5, 1e-2, 5e-2

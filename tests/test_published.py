@@ -8,6 +8,8 @@ from safetensors.torch import load_file
 
 from bench.published import PublishedDiT, PublishedStream
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.mark.parametrize("dtype, gate_max, gate_rms", [(torch.float32, 5e-5, 5e-5), (torch.bfloat16, 5e-2, 1e-2)])
 def test_the_published_model_gives_the_public_codes_latents(dtype, gate_max, gate_rms, data, small_dit, rollout_inputs):

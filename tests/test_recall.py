@@ -17,6 +17,8 @@ from lolrt.engine.memory_bank import PageStore
 from lolrt.engine.page_pool import PagePool
 from lolrt.lab import returning
 
+pytestmark = pytest.mark.whole
+
 LAYERS, HEADS, DIM, TOKENS = 2, 2, 128, 16
 
 

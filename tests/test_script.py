@@ -41,6 +41,7 @@ def test_a_script_that_is_not_there(tmp_path):
         read_script(tmp_path / "nothing.txt")
 
 
+@pytest.mark.whole
 def test_a_prompt_begins_with_the_first_chunk_at_its_time_or_later(tiny):
     """Chunks of tiny begin at frames 0, 9, 21, 33; 16 frames a second: 1.3 s is frame 20.8."""
     chunks = follow(tiny.stream(DAY, seed=2), [Cue(1.3, NIGHT)], tiny.fps, recache="sinks")
@@ -54,6 +55,7 @@ def test_a_prompt_begins_with_the_first_chunk_at_its_time_or_later(tiny):
     assert scripted[2].switch.total_ms > scripted[2].switch.recache_ms > 0
 
 
+@pytest.mark.whole
 def test_the_picture_follows_the_prompt(tiny):
     """Noon is bright and night is dark."""
     chunks = list(islice(follow(tiny.stream(DAY), [Cue(3, NIGHT)], tiny.fps), 12))

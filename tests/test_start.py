@@ -114,6 +114,7 @@ def test_a_video_that_was_written_is_read_back(tmp_path):
     assert len(list(read_frames(tmp_path / "v.mp4", 64, 96, 8))) == 10
 
 
+@pytest.mark.whole
 def test_a_stream_goes_on_from_its_own_video(tiny):
     """What it made, encoded again, is the start of another stream: the same pictures, and then the same scene."""
     made = list(islice(tiny.stream(tiny.example_prompts[0], seed=4), 4))

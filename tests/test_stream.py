@@ -29,6 +29,7 @@ def latents(stream: lolrt.LatentStream, chunks: int) -> torch.Tensor:
     return torch.cat([chunk.latents for chunk in islice(stream, chunks)])
 
 
+@pytest.mark.whole
 def test_sigma_zero_gives_the_bits_of_plain_rope(dit, rollout_inputs):
     jittered = stream(dit, rollout_inputs, rope=lolrt.Rope(sigma=0, jitter_seed=9))
     plain = stream(dit, rollout_inputs, rope=lolrt.Rope(bases=[10000.0, 10000.0]))
@@ -52,6 +53,7 @@ def test_the_first_chunk_takes_its_own_passes_and_no_other_does(dit, rollout_inp
     assert torch.equal(latents(both, 2), latents(rest, 2))
 
 
+@pytest.mark.whole
 def test_resuming_gives_the_bits_of_not_stopping(dit, rollout_inputs):
     whole = stream(dit, rollout_inputs)
     first = latents(whole, 5)
@@ -63,6 +65,7 @@ def test_resuming_gives_the_bits_of_not_stopping(dit, rollout_inputs):
     assert not torch.equal(first[:12], rest)
 
 
+@pytest.mark.whole
 def test_resuming_before_the_window_is_full(dit, rollout_inputs):
     whole = stream(dit, rollout_inputs)
     next(whole)
@@ -95,6 +98,7 @@ def test_a_state_of_another_size_is_refused_and_changes_nothing(small_dit, rollo
     assert torch.equal(next(mine).latents, next(twin).latents)
 
 
+@pytest.mark.whole
 def test_frame_numbers_do_not_matter_but_for_the_noise(dit, rollout_inputs):
     """Positions enter as differences only: a stream at frame 10^9 has the bits of one at frame 0 given the same noise."""
 
@@ -109,6 +113,7 @@ def test_frame_numbers_do_not_matter_but_for_the_noise(dit, rollout_inputs):
         assert torch.equal(a.latents, b.latents)
 
 
+@pytest.mark.whole
 def test_threads_do_not_change_the_attention_of_a_stream(rollout_inputs, small_dit):
     """The kernels' part of a stream; torch's matrix products are free to depend on the thread count."""
     threads = _core.threads()
@@ -122,6 +127,7 @@ def test_threads_do_not_change_the_attention_of_a_stream(rollout_inputs, small_d
     assert torch.equal(rollouts[0], rollouts[1]) and torch.equal(rollouts[0], rollouts[2])
 
 
+@pytest.mark.whole
 def test_the_probe_reads_a_distribution_and_changes_no_bit(dit, rollout_inputs):
     probed, plain = stream(dit, rollout_inputs, probe=True), stream(dit, rollout_inputs)
     for chunk, reference in zip(islice(probed, 6), plain, strict=False):
@@ -164,6 +170,7 @@ def test_wrong_sizes_are_told(small_dit, rollout_inputs):
         lolrt.LatentStream(small_dit, embeds, 8, 8, rope=lolrt.Rope(bases=[1e4] * 3))
 
 
+@pytest.mark.whole
 def test_embedded_model_streams_video(tiny):
     chunks = list(islice(tiny.stream(tiny.example_prompts[0], seed=7, probe=True), 3))
     assert [len(chunk.frames) for chunk in chunks] == [9, 12, 12]
@@ -176,6 +183,7 @@ def test_embedded_model_streams_video(tiny):
     assert not torch.equal(other.frames, chunks[0].frames)
 
 
+@pytest.mark.whole
 def test_embedded_model_resumes_bit_for_bit(tiny):
     whole = tiny.stream(tiny.example_prompts[1], seed=3)
     list(islice(whole, 4))
@@ -189,6 +197,7 @@ def test_embedded_model_resumes_bit_for_bit(tiny):
         assert torch.equal(chunk.latents, expected.latents) and torch.equal(chunk.frames, expected.frames)
 
 
+@pytest.mark.whole
 def test_a_decoder_does_not_begin_anew_in_the_middle(tiny):
     latent_stream = tiny.latent_stream(tiny.example_prompts[1])
     next(latent_stream)
@@ -196,6 +205,7 @@ def test_a_decoder_does_not_begin_anew_in_the_middle(tiny):
         tiny.stream(tiny.example_prompts[1]).load_state_dict(latent_stream.state_dict())
 
 
+@pytest.mark.whole
 def test_a_state_of_another_vae_is_refused_and_changes_nothing(tiny):
     tiled, twin = lolrt.load("tiny", vae_tile=32).stream(tiny.example_prompts[1]), tiny.stream(tiny.example_prompts[1])
     codec = lolrt.TAEHV(TAEHVConfig(z_dim=24, decoder_widths=(8, 8, 8, 8)))
@@ -220,6 +230,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+@pytest.mark.whole
 def test_three_thousand_latent_frames_in_constant_memory_stay_alive(tiny):
     """1000 chunks: no growth once the window is full; latents finite, no fading to a still or to noise."""
     source = tiny.latent_stream(tiny.example_prompts[0], seed=1)

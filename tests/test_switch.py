@@ -14,6 +14,8 @@ from bench.published import PublishedDiT
 from lolrt.engine.kv_window import KVWindow
 from lolrt.engine.page_pool import PagePool
 
+pytestmark = pytest.mark.whole
+
 PLAIN = lolrt.Rope(sigma=0)
 
 

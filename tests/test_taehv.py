@@ -134,6 +134,7 @@ def test_files_are_read_with_the_sizes_that_they_have(growth, suffix, tmp_path):
         lolrt.load_taehv(tmp_path / "damaged.safetensors")
 
 
+@pytest.mark.whole
 def test_a_pipeline_decodes_with_it_when_asked(tmp_path):
     config = TAEHVConfig(24, 4, (8, 6, 4, 4))
     save_file(weights(config), tmp_path / "taehv.safetensors")

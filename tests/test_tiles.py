@@ -14,6 +14,7 @@ import lolrt
 from lolrt.models.vae.tiles import Tiled, _tiles
 
 
+@pytest.mark.whole
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 120), st.integers(4, 40), st.sampled_from([1, 8]))
 def test_tiles_cover_every_place_with_weight_one(length, size, scale):
@@ -51,6 +52,7 @@ def test_where_tiles_do_not_overlap_they_are_themselves_and_between_they_fade(va
     torch.testing.assert_close(video[..., 24:32], (1 - share) * left[..., 24:] + share * right[..., :8])
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("split", [[1, 2, 1], [4]])
 def test_streamed_equals_whole_bit_for_bit(split, vae):
     tiled = Tiled(vae, 32)

@@ -120,6 +120,7 @@ def test_arrays_of_numpy_are_taken_for_tensors():
         assert tensor.any() and np.array_equal(array, tensor)
 
 
+@pytest.mark.whole
 def test_compiled_without_a_graph_break_the_ops_give_the_same_bits():
     tensors, weight = example(), torch.rand(3, 64)
     pages = torch.zeros(2, 5, ops.page_elements(torch.float32, 13, 3, 64))

@@ -20,6 +20,8 @@ from lolrt.train.tiny.teacher_forcing import TeacherForcing
 from lolrt.train.tiny.text import embed, value_table, vocabulary, word_table
 from lolrt.train.tiny.train_dit import dit_config, mean_errors
 
+pytestmark = pytest.mark.whole
+
 
 def test_a_scene_is_drawn_the_same_whenever_and_however_it_is_asked_for() -> None:
     frames = torch.arange(6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,11 @@ from lolrt.cli import main
 from lolrt.text import embeddings, umt5
 from lolrt.text.umt5 import CachedUMT5, UMT5Encoder, clean
 
-transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
-pytest.importorskip("ftfy")
+# transformers alone takes seconds to import: what needs it does it, not this file.
+pytestmark = [
+    pytest.mark.whole,
+    *(pytest.mark.skipif(not find_spec(name), reason=f"no {name}") for name in ("transformers", "tokenizers", "ftfy")),
+]
 
 TEXT = "a red blue car boat by the sea & 'quoted' at night noon over hills"
 WORDS = ["<pad>", "</s>", "<unk>", *dict.fromkeys(TEXT.split())]
@@ -39,6 +42,8 @@ CONFIGS = {
 
 
 def reference(sizes: dict[str, int], seed: int = 0):
+    import transformers
+
     config = transformers.UMT5Config(vocab_size=len(WORDS), feed_forward_proj="gated-gelu", tie_word_embeddings=True, **sizes)
     model = transformers.UMT5EncoderModel(config)
     generator = torch.Generator().manual_seed(seed)
@@ -58,6 +63,9 @@ def wan_names(model) -> dict[str, torch.Tensor]:
 def tokenizer(tmp_path_factory) -> Path:
     """A folder with a tokenizer of whole words, which ends a prompt as UMT5's does."""
     folder = tmp_path_factory.mktemp("umt5")
+    import tokenizers
+    import transformers
+
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     inner.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
@@ -79,6 +87,8 @@ def save(model, folder: Path, layout: str, dtype: torch.dtype = torch.float32) -
 @torch.inference_mode()
 def expected_rows(model, tokenizer: Path, prompt: str) -> torch.Tensor:
     """As Wan's pipelines do it: padded to 512 tokens, with a mask, and the padding's rows cut off."""
+    import transformers
+
     tokens = transformers.AutoTokenizer.from_pretrained(tokenizer)(
         [prompt], padding="max_length", max_length=512, truncation=True, return_tensors="pt"
     )
@@ -100,6 +110,8 @@ def test_embeddings_are_those_of_transformers(name, layout, tokenizer, tmp_path)
 def test_a_whole_umt5_in_pickled_shards_gives_its_encoder(tokenizer, tmp_path):
     """As google/umt5-xxl is published: encoder and decoder, and no safetensors."""
     model = reference(CONFIGS["plain"])
+    import transformers
+
     whole = transformers.UMT5ForConditionalGeneration(model.config)
     tensors = whole.state_dict() | model.state_dict()
     assert len(tensors) > 2 * len(model.state_dict()), "most tensors are the decoder's"

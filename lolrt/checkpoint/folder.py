@@ -53,7 +53,7 @@ def new_folder(destination: Path) -> Iterator[Path]:
 
 
 def _reason(error: OSError) -> str:
-    """Of a tree of files that could not be copied, the first one's; its error is text already."""
+    """Why a file could not be written; of a tree of files that could not be copied, the first one's reason, which is text already."""
     if isinstance(error, shutil.Error):
         source, _, why = error.args[0][0]
         return f"{source} could not be copied ({why})"
@@ -61,7 +61,7 @@ def _reason(error: OSError) -> str:
 
 
 def write_dit(folder: Path, config: DiTConfig, dtype: torch.dtype, tensors: Callable[[str], Tensor]) -> None:
-    """`tensors` gives each tensor when it is asked for it, of the shape that the config says."""
+    """Writes config and weights of a DiT; `tensors` gives each tensor by its name, of the shape that the config says."""
     write_json(folder / "config.json", {"_class_name": "WanModel", "model_type": "t2v", **asdict(config)})
     write_weights(folder, "dit", dit_shapes(config), dtype, tensors)
 

@@ -82,7 +82,7 @@ def _unwrap(tensors: dict[str, Tensor], source: Path) -> tuple[dict[str, Tensor]
 
 
 def _encoder(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of a whole UMT5, encoder and decoder, what the encoder needs."""
+    """What the encoder needs of a whole UMT5, encoder and decoder."""
     if not any(name.startswith("decoder.block.0.layer.1.EncDecAttention.") for name in tensors):
         return tensors
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(("decoder.", "lm_head."))}

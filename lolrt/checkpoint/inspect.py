@@ -27,7 +27,7 @@ def inspect(path: str | Path) -> Iterator[str]:
     Raises `lolrt.CheckpointError` where there is nothing, or a file is damaged.
     """
     parts = find_parts(path)
-    files = dict.fromkeys(place for kind in KINDS if (place := getattr(parts, kind)) is not None)
+    files = dict.fromkeys(file for kind in KINDS if (file := getattr(parts, kind)) is not None)
     for file in files:
         components = components_of(file)
         for component in components:
@@ -43,7 +43,7 @@ def inspect(path: str | Path) -> Iterator[str]:
 
 
 def _used(components: list[Component], kind: Kind, parts: Parts) -> Component | None:
-    """Of several of a kind in one file, such as averaged weights and others, the one that would be loaded."""
+    """The one that would be loaded, of several of a kind in one file, such as averaged weights and others."""
     try:
         return choose(components, kind, parts.source, parts.group if kind == "dit" else None, averaged=parts.lora is None)
     except CheckpointError:
@@ -73,7 +73,7 @@ def _about(component: Component, parts: Parts) -> Iterator[str]:
 
 
 def _dtypes(tensors: list[Tensor]) -> str:
-    """Of how many bytes each dtype is."""
+    """How many bytes there are of each dtype."""
     counts: Counter[torch.dtype] = Counter()
     for tensor in tensors:
         counts[tensor.dtype] += tensor.nbytes
@@ -90,5 +90,5 @@ def _config(component: Component) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """A number of bytes, in words for people."""
     return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / MIB:.1f} MiB"

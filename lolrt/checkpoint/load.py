@@ -41,11 +41,11 @@ def load_dit(
     Raises `lolrt.Error` when the device cannot be used, and `lolrt.CheckpointError` when files are missing or damaged, when tensors are
     missing, unexpected or mis-shaped (all are named), or when a value is not finite.
     """
-    place = usable(device, dtype)
+    found = usable(device, dtype)
     component, adapters = read_dit(path, lora, group)
     with unfilled():
         model = CausalDiT(dit_config(component))
-    assign(model, component.tensors, dtype, component.source, adapters, place)
+    assign(model, component.tensors, dtype, component.source, adapters, found)
     model.join()
     for name, parameter in model.named_parameters():
         if parameter.data_ptr() != component.tensors[name].data_ptr():
@@ -55,8 +55,8 @@ def load_dit(
 
 def read_dit(path: str | Path, lora: str | Path | None = None, group: str | None = None) -> tuple[Component, LoRA | None]:
     """A DiT and the adapters that belong to it; arguments and errors as of `load_dit`."""
-    place = lora or find_parts(path).lora
-    adapters = LoRA(read_component(place, "lora")) if place else None
+    source = lora or find_parts(path).lora
+    adapters = LoRA(read_component(source, "lora")) if source else None
     return read_component(path, "dit", group, averaged=adapters is None), adapters
 
 
@@ -64,20 +64,20 @@ def load_vae(
     path: str | Path, config: VAEConfig | None = None, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu"
 ) -> CausalVAE:
     """Loads a Wan VAE; its sizes show in the tensors where no config is given or lies beside them. Raises as `load_dit` does."""
-    place = usable(device, dtype)
+    found = usable(device, dtype)
     component = read_component(path, "vae")
     with unfilled():
         model = CausalVAE(config or vae_config(component))
-    return assign(model, component.tensors, dtype, component.source, device=place)
+    return assign(model, component.tensors, dtype, component.source, device=found)
 
 
 def load_taehv(path: str | Path, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu") -> TAEHV:
     """Loads a TAEHV; its sizes show in the tensors. Raises as `load_dit` does."""
-    place = usable(device, dtype)
+    found = usable(device, dtype)
     component = read_component(path, "taehv")
     with unfilled():
         model = TAEHV(taehv_config(component))
-    return assign(model, component.tensors, dtype, component.source, device=place)
+    return assign(model, component.tensors, dtype, component.source, device=found)
 
 
 def assign(

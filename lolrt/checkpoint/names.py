@@ -128,6 +128,6 @@ def _inside(table: tuple[tuple[str, str], ...], wan: str, other: str) -> Pairs:
 
 
 def _count(pattern: str, names: Iterable[str]) -> int:
-    """One more than the largest number at this place."""
+    """One more than the largest number that the pattern's group finds in the names."""
     found = (re.match(pattern, name) for name in names)
     return min(1 + max((int(match[1]) for match in found if match and len(match[1]) < 5), default=-1), MOST_LAYERS)

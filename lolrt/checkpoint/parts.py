@@ -67,7 +67,7 @@ class Parts:
     group: str | None = None
     """Which of a training checkpoint's weights to use, such as "generator"; None is the usual choice."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of the whole model: name, fps, height, width, sampler, example_prompts (model.json, or the same in TOML)."""
+    """What holds for the whole model: name, fps, height, width, sampler, example_prompts (model.json, or the same in TOML)."""
 
 
 def find_parts(model: str | Path) -> Parts:
@@ -105,7 +105,7 @@ def _from_toml(path: Path) -> Parts:
     if not all(isinstance(values[name], str) for name in (*names, "weights") if name in values):
         raise CheckpointError(f"{path}: {', '.join(names)} and weights are texts in quotes")
     found: dict[str, Any] = {name: path.parent / values[name] for name in names if name in values}
-    missing = [str(place) for place in found.values() if not os.path.exists(place)]
+    missing = [str(file) for file in found.values() if not os.path.exists(file)]
     if missing:
         raise CheckpointError(f"{path} names {', '.join(missing)}, which is not there")
     for kind in formats.KINDS:
@@ -116,7 +116,7 @@ def _from_toml(path: Path) -> Parts:
 
 
 def _settings(values: dict[str, Any], source: Path) -> dict[str, Any]:
-    """Checked as far as their types go."""
+    """The settings, of which types and ranges have been checked."""
     for name, value in values.items():
         kind, fits = SETTINGS.get(name, (object, lambda _: True))
         if not isinstance(value, kind) or isinstance(value, bool) or not fits(value):
@@ -156,7 +156,7 @@ def _weights(folder: Path) -> Iterator[Path]:
 
     transformers' and diffusers' pickles count only where no safetensors lie beside them: hubs keep both of the same weights.
     """
-    everything = sorted(path for place in ("*", "*/*") for path in folder.glob(place) if path.is_file())
+    everything = sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file())
     safe = {path.parent for path in everything if path.suffix == ".safetensors"}
     files = [path for path in everything if path.name.endswith(SUFFIXES) or (HUB_PICKLES.fullmatch(path.name) and path.parent not in safe)]
     listed = {path.parent / name for path in files if path.name.endswith(INDEX) for name in _weight_map(path).values()}
@@ -185,7 +185,7 @@ def _some_names(path: Path) -> str:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By its content: a pickle is a zip archive or begins with an opcode; the header of safetensors is JSON."""
+    """Whether a file is one, by its content: a pickle is a zip archive or begins with an opcode; the header of safetensors is JSON."""
     if path.suffix == ".safetensors":
         return True
     try:
@@ -203,7 +203,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether it is of a file in the same folder."""
+    """Whether a name is that of a file in the same folder."""
     return Path(name).name == name and name.isprintable()
 
 
@@ -212,7 +212,7 @@ def _read_index(index: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(table.values())):
         shard = _read_file(index.parent / name)
-        listed = {tensor for tensor, place in table.items() if place == name}
+        listed = {tensor for tensor, file in table.items() if file == name}
         if listed != shard.keys():
             differ = ", ".join(sorted(map(str, listed ^ shard.keys())))
             raise CheckpointError(f"{index.parent / name} and {index.name} differ in {differ}; they belong to different models")
@@ -221,8 +221,8 @@ def _read_index(index: Path) -> dict[str, Tensor]:
 
 
 def _config(kind: Kind, folder: Path) -> dict[str, Any]:
-    places, marks = CONFIGS[kind]
-    for path in (folder / name for name in places):
+    names, marks = CONFIGS[kind]
+    for path in (folder / name for name in names):
         if path.is_file():
             values = read_json(path)
             theirs = any(mark in values for mark in marks)
@@ -239,8 +239,8 @@ def read_component(path: str | Path, kind: Kind, group: str | None = None, avera
     Raises `lolrt.CheckpointError` when there is no such part, or more than one.
     """
     parts = find_parts(path)
-    place: Path | None = getattr(parts, kind)
-    if place is None:
+    file: Path | None = getattr(parts, kind)
+    if file is None:
         there = ", ".join(formats.TITLES[other] for other in formats.KINDS if getattr(parts, other) is not None)
         raise CheckpointError(f"{path} holds no {formats.TITLES[kind]}; it holds {there or 'nothing that is known here'}")
-    return formats.choose(components_of(place), kind, place, group or (parts.group if kind == "dit" else None), averaged)
+    return formats.choose(components_of(file), kind, file, group or (parts.group if kind == "dit" else None), averaged)

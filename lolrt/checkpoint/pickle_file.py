@@ -59,7 +59,7 @@ def read_pickle(path: Path) -> dict[Any, Any]:
 
 
 def _check(path: Path) -> None:
-    """That the file is an archive as torch.save writes it, stored as it is, whose pickle names tensors and nothing else."""
+    """Raises unless the file is an archive as torch.save writes it, not compressed, whose pickle names tensors and nothing else."""
     if not zipfile.is_zipfile(path):
         path.stat()
         raise CheckpointError(

@@ -114,7 +114,7 @@ def _checked(name: str, value: Any, like: Any, source: Path) -> Any:
 
 
 def dit_config(component: Component) -> DiTConfig:
-    """Of a DiT's tensors, where they show it, and of the config beside them, which is right where they differ."""
+    """The config of a DiT, from its tensors, where they show it, and from the config beside them, which is right where they differ."""
     shape = _shapes_of(component)
     config = DiTConfig()
     dim, in_dim, *patch = shape.get("patch_embedding.weight", (config.dim, config.in_dim, *config.patch_size))
@@ -138,7 +138,7 @@ def dit_config(component: Component) -> DiTConfig:
 
 
 def vae_config(component: Component) -> VAEConfig:
-    """Of a VAE's tensors and the config beside them, as `dit_config`."""
+    """The config of a VAE, from its tensors and the config beside them, as `dit_config`."""
     shape = _shapes_of(component)
     config = VAEConfig()
     stages = 1 + max((int(name.split(".")[2]) for name in shape if name.startswith("encoder.downsamples.")), default=-1)
@@ -169,7 +169,7 @@ def vae_config(component: Component) -> VAEConfig:
 
 
 def text_encoder_config(component: Component) -> TextEncoderConfig:
-    """Of a UMT5 encoder's tensors."""
+    """The config of a UMT5 encoder, from its tensors."""
     shape = _shapes_of(component)
     default = TextEncoderConfig()
     vocab_size, dim = _pair(shape, "token_embedding.weight", default.vocab_size, default.dim)
@@ -180,7 +180,7 @@ def text_encoder_config(component: Component) -> TextEncoderConfig:
 
 
 def taehv_config(component: Component) -> TAEHVConfig:
-    """Of a TAEHV's tensors."""
+    """The config of a TAEHV, from its tensors."""
     shape = _shapes_of(component)
     default = TAEHVConfig()
     first, z_dim = _pair(shape, "decoder.1.weight", default.decoder_widths[0], default.z_dim)

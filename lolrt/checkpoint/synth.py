@@ -26,7 +26,7 @@ VOCABULARY = Path(__file__).parent.parent / "_embedded" / "tiny"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a whole model; the defaults are those of Wan2.1-T2V-1.3B."""
+    """Sizes of a whole model; the defaults are those of Wan2.1-T2V-1.3B."""
 
     dit: DiTConfig = field(default_factory=DiTConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
@@ -41,7 +41,7 @@ PRESETS = {
 
 
 def sizes(config: str) -> Sizes:
-    """Of a preset, or of a JSON file: a Wan DiT's config.json, to which "vae", "height" and "width" may be added."""
+    """The sizes of a preset, or in a JSON file: a Wan DiT's config.json, to which "vae", "height" and "width" may be added."""
     if config in PRESETS:
         return PRESETS[config]
     path = Path(config)
@@ -82,7 +82,7 @@ def synth(destination: str | Path, config: str = "1.3b", seed: int = 0, dtype: t
 
 
 def _random(shapes: Shapes, seed: str) -> Callable[[str], Tensor]:
-    """Each tensor of a stream of numbers of its own, so that the order in which they are asked for plays no part."""
+    """Gives each tensor by its name, drawn from random numbers of its own, so that the order in which they are asked for plays no part."""
 
     def tensor(name: str) -> Tensor:
         key = hashlib.sha256(f"{seed} {name}".encode()).digest()

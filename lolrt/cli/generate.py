@@ -160,7 +160,7 @@ class Run:
     last_chunk: int
     """Video frame that the newest chunk began at."""
     mass_bytes: int
-    """Of the file of attention mass."""
+    """Size of the file of attention mass."""
 
 
 # Options that may be given anew when a run goes on; all others are those of the run that is gone on with.

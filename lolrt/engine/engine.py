@@ -33,6 +33,10 @@ class Steps(Protocol[Result]):
         """Takes the flow of that pass; returns what is made when it was the last of its passes. The flow is valid during the call."""
 
 
+class Modulations(list[Tensor]):
+    """As of `CausalDiT.modulations`; sessions with the same timesteps share them."""
+
+
 class Engine:
     """Passes of one model over frames of one size, and the memory of the sessions that they are of.
 
@@ -40,9 +44,9 @@ class Engine:
 
     dit: the model. height, width: of a latent frame, in latent pixels. pages: of the KV cache, for all sessions together; sessions: how
     many prompts it has room for. kv_dtype: of the pages, by default the model's; torch.float8_e4m3fn, on CUDA, halves them.
-    batch_invariant: each session's matrix products are computed apart, so that no bit depends on the other sessions even where torch's
-    products depend on how many rows they multiply. Raises `lolrt.Error` when the sizes do not fit the model, and where there are no such
-    pages.
+    batch_invariant: each session's matrix products are computed apart, so that on the CPU no bit depends on the other sessions even where
+    torch's products depend on how many rows they multiply. Raises `lolrt.Error` when the sizes do not fit the model, and where there are
+    no such pages.
     """
 
     def __init__(
@@ -66,9 +70,8 @@ class Engine:
         elements = ops.page_elements(dit.dtype, config.text_len, config.num_heads, config.head_dim, device)
         self._text_pages = torch.empty(config.num_layers, sessions, elements, dtype=dit.dtype, device=device)
         self._free_prompts = list(reversed(range(sessions)))
-        self._modulations: weakref.WeakValueDictionary[float, Tensor] = weakref.WeakValueDictionary()
+        self._modulations: weakref.WeakValueDictionary[tuple[float, ...], Modulations] = weakref.WeakValueDictionary()
         self._spatial: weakref.WeakValueDictionary[float, Tensor] = weakref.WeakValueDictionary()
-        self._failure: Exception | None = None
         self._graphs = GraphedPasses(dit) if device.type == "cuda" else None
 
     @cached_property
@@ -96,28 +99,22 @@ class Engine:
         """Memory for the keys and values of one prompt. Raises `lolrt.Error` when there is none left."""
         if not self._free_prompts:
             raise Error(f"the engine is full: it has room for {self._text_pages.shape[1]} sessions; close one, or make it for more")
-        table = torch.tensor([self._free_prompts.pop()], dtype=torch.int32, device=self.dit.device)
-        return TextContext(self._text_pages, table)
+        index = self._free_prompts.pop()
+        return TextContext(self._text_pages, torch.tensor([index], dtype=torch.int32, device=self.dit.device), index)
 
     def give_prompt(self, text: TextContext) -> None:
-        self._free_prompts.append(int(text.page_table[0]))
+        self._free_prompts.append(text.index)
 
-    def modulations(self, timesteps: Tensor) -> list[Tensor]:
-        """What the model is told of each timestep, once for all sessions that ask for it.
-
-        Each is computed alone: its bits do not depend on what else a sampler asks for, so that the cache pass is the same in all chunks.
-        """
-        told = []
-        for timestep in timesteps.split(1):
-            found = self._modulations.get(timestep.item())
-            if found is None:
-                (found,) = self.dit.modulations(timestep)
-                self._modulations[timestep.item()] = found
-            told.append(found)
-        return told
+    def modulations(self, timesteps: Tensor) -> Modulations:
+        """What the model is told of each timestep, once for all sessions that ask for the same ones."""
+        key = tuple(timesteps.tolist())
+        found = self._modulations.get(key)
+        if found is None:
+            found = self._modulations[key] = Modulations(self.dit.modulations(timesteps))
+        return found
 
     def spatial_rotation(self, theta: float) -> Tensor:
-        """Of the tokens of a frame, float32 [tokens, pairs, 2]; one tensor for all sessions of the same base."""
+        """The rotation of a frame's tokens by row and column, float32 [tokens, pairs, 2]; one tensor for all sessions of the same base."""
         found = self._spatial.get(theta)
         if found is None:
             _, patch_height, patch_width = self.dit.config.patch_size
@@ -128,22 +125,22 @@ class Engine:
         return found
 
     @torch.inference_mode()
-    def step(self, sessions: Sequence[Steps[Result]]) -> list[Result | None]:
-        """One pass of each of these sessions, together; what each has finished by it, or None.
+    def step(self, sessions: Sequence[Steps[Result]]) -> list[Result | Exception | None]:
+        """One pass of each of these sessions, together; of each what it has finished by it, the error that it failed with, or None.
 
         Whatever kind of pass comes next for a session, they run as one pass of the model, save where spatial rotations differ. When a
-        session fails the others go on, and its error is raised at the end, or, where others have finished something, when the next step
-        begins, so that this is not lost; the session begins its chunk anew.
+        session fails the others go on; it begins its chunk anew with the next step.
         """
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
-        passes = [session.pending() for session in sessions]
-        results: list[Result | None] = [None] * len(passes)
+        results: list[Result | Exception | None] = [None] * len(sessions)
+        passes: dict[int, PassInputs] = {}
+        for i, session in enumerate(sessions):
+            try:
+                passes[i] = session.pending()
+            except Exception as failure:
+                results[i] = failure
         together: dict[int, list[int]] = {}
-        for i, one in enumerate(passes):
+        for i, one in passes.items():
             together.setdefault(id(one.spatial_rotation), []).append(i)
-        failures: list[Exception] = []
         for members in together.values():
             joined = join([passes[i] for i in members], products_apart=self.batch_invariant)
             run = self._graphs if self._graphs is not None and joined.steady else self.dit
@@ -153,8 +150,5 @@ class Engine:
                 try:
                     results[i] = sessions[i].passed(own)
                 except Exception as failure:
-                    failures.append(failure)
-        if failures and all(result is None for result in results):
-            raise failures[0]
-        self._failure = failures[0] if failures else None
+                    results[i] = failure
         return results

@@ -55,7 +55,7 @@ class PagePool:
 
     @property
     def page_bytes(self) -> int:
-        """Of one page in all layers."""
+        """Bytes of one page in all layers."""
         return self.pages[:, 0].numel() * self.pages.element_size()
 
     def reserve(self, pages: int) -> None:

@@ -29,7 +29,7 @@ class Sampler:
     """
 
     timesteps: tuple[int, ...] = (1000, 750, 500, 250)
-    """Of the unshifted schedule, falling, each in 1 .. 1000."""
+    """Timesteps of the unshifted schedule, falling, each in 1 .. 1000."""
     first_timesteps: tuple[int, ...] = ()
     """The same for the first chunk of a stream, which has no frames before it to go by; by default as for the others. A model that
     was not distilled decides where things are at high noise, and needs more passes there."""

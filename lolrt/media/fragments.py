@@ -48,7 +48,7 @@ class Fragments:
 
 
 def _boxes(data: bytearray, start: int, end: int) -> list[tuple[int, bytes]]:
-    """Where the boxes between two places begin, and their types."""
+    """The offset of each box between two offsets, and its type."""
     found = []
     while start < end:
         size, kind = struct.unpack_from(">I4s", data, start)

@@ -34,7 +34,7 @@ def read_frames(path: str | Path, height: int, width: int, fps: float) -> Iterat
 
 
 def check_readable(path: str | Path) -> None:
-    """Raises as `read_frames` does, and where there is no picture at all, after the first one; a pipe, which is read but once, is left."""
+    """Reads the first picture, and raises as `read_frames` does, or because there is none; a pipe, which can be read once only, is left."""
     if not Path(path).is_fifo() and next(read_frames(path, 16, 16, 1), None) is None:
         raise Error(f"{path} has no pictures; expected an image or a video")
 

@@ -16,8 +16,9 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> hashlib._Hash:
     """A SHA-256 over names, dtypes, shapes and evenly spaced values of some tensors, to which more can be added."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        flat = tensor.detach().reshape(-1)
-        samples = flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].contiguous().cpu()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(samples.view(torch.uint8).numpy().tobytes())
+        if not tensor.is_meta:  # there are no values in memory that is only planned
+            flat = tensor.detach().reshape(-1)
+            samples = flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].contiguous().cpu()
+            digest.update(samples.view(torch.uint8).numpy().tobytes())
     return digest

@@ -18,6 +18,8 @@ class TextContext:
     """[layers, prompts, page_elements]"""
     page_table: Tensor
     """int32 [1]: which of them is the prompt's."""
+    index: int = 0
+    """The same, for the host."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Coming:
     """A tensor on the CPU that may still have to arrive."""
 
     tensor: Tensor
-    """Of the right shape at once."""
+    """The tensor itself; its shape is right at once."""
     arrived: torch.cuda.Event | None = None
 
     def result(self) -> Tensor:

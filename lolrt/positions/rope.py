@@ -30,10 +30,10 @@ class Rope:
     """
 
     positions: Literal["absolute", "window", "anchored"] = "absolute"
-    """What RoPE counts. "absolute": the latent frame's number (Self-Forcing, LongLive, LoL). "window": its place in the window,
+    """What RoPE counts. "absolute": the latent frame's number (Self-Forcing, LongLive, LoL). "window": its index in the window,
     0 .. pages - 1 (LongLive's "infinity" variant; Infinity-RoPE, arXiv 2511.20649). "anchored": the frame's number, but the sinks follow
     the chunk, so that the first one is never more than `anchor_frames` behind its last frame (the temporal RoPE adjustment of Deep
-    Forcing, arXiv 2512.05081, with the distance left to choose); anchored right behind the recent frames, they are at their place in
+    Forcing, arXiv 2512.05081, with the distance left to choose); anchored right behind the recent frames, they have their index in
     the window."""
     sigma: float = 0.8
     """Strength of the per-head RoPE jitter, at least 0 and less than 1; 0 is plain RoPE."""
@@ -146,11 +146,11 @@ def rotation_tables(increments: np.ndarray, offsets: np.ndarray) -> Tensor:
 
 
 def spatial_rotation(rows: int, columns: int, row_pairs: int, column_pairs: int, theta: float = 10000.0) -> Tensor:
-    """(cos, sin) of each token's place in its frame, float32 [rows * columns, row_pairs + column_pairs, 2], tokens row by row.
+    """(cos, sin) of each token's row and column in its frame, float32 [rows * columns, row_pairs + column_pairs, 2], tokens row by row.
 
     Rows and columns have a spectrum each, theta^(-i / pairs). Source: Wan2.1, `rope_params` and `rope_apply`.
     """
     y, x = np.divmod(np.arange(rows * columns), columns)
-    angles = [place[:, None] * theta ** (-np.arange(pairs) / pairs) for place, pairs in ((y, row_pairs), (x, column_pairs))]
+    angles = [index[:, None] * theta ** (-np.arange(pairs) / pairs) for index, pairs in ((y, row_pairs), (x, column_pairs))]
     angle = np.concatenate(angles, axis=1)
     return torch.from_numpy(np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32))

@@ -48,7 +48,7 @@ class SinkGate:
         return self.when == "synchronised" and self.bias != 0
 
     def before(self, rotation: Tensor, offsets: np.ndarray, sinks: int) -> Tensor | None:
-        """Bias of a chunk as its positions decide it, float32 [1, pages, heads], or None: no bias.
+        """The bias of a chunk that its positions decide, float32 [1, pages, heads], or None: no bias.
 
         rotation: float32 [layers, pages, frames, heads, pairs, 2]; offsets: int64 [pages, frames]; the first `sinks` pages are sinks.
         """
@@ -61,7 +61,7 @@ class SinkGate:
         return self._bias(torch.ones(1, dtype=torch.bool), sinks, rotation.shape[1], rotation.shape[3])
 
     def after(self, mass: Tensor, sinks: int) -> Tensor | None:
-        """Bias of a chunk as its first pass decides it, float32 [layers, pages, heads], or None.
+        """The bias of a chunk that its first pass decides, float32 [layers, pages, heads], or None.
 
         mass: float32 [layers, pages, frames, heads]; the first `sinks` pages are sinks.
         """

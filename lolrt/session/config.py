@@ -23,7 +23,7 @@ class StreamConfig:
     window: Window = Window()
     sampler: Sampler = Sampler()
     seed: int | None = 0
-    """Of the noise, 0 .. 2^64 - 1; None: the noise is a function that was given."""
+    """Key of the noise, 0 .. 2^64 - 1; None: the noise is a function that was given."""
     start_frame: int = 0
     """The number of the first latent frame."""
     probe: bool = False

@@ -55,7 +55,7 @@ class PromptSwitch:
             raise Error(f"a switch over {self.chunks} chunks; expected 1 or more")
 
     def text(self) -> Tensor:
-        """Of the next chunk, [text_tokens, text_dim]."""
+        """The text of the next chunk, [text_tokens, text_dim]."""
         rows = max(len(self.start), len(self.target))
         start, target = (F.pad(text.float(), (0, 0, 0, rows - len(text))) for text in (self.start, self.target))
         return torch.lerp(start, target, (self.chunks_done + 1) / self.chunks)  # at its end, the target to the bit
@@ -65,7 +65,7 @@ class PromptSwitch:
         return self.chunks_done >= self.chunks
 
     def latency(self) -> SwitchLatency:
-        """Up to now."""
+        """How long the switch has taken up to now."""
         return SwitchLatency(self.chunks, 1e3 * self.recache_seconds, 1e3 * (time.perf_counter() - self.asked_at))
 
     def state_dict(self) -> dict[str, Tensor]:

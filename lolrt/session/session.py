@@ -165,7 +165,7 @@ class Session:
     def _chunk(self) -> Passes:
         switch = yield from self._follow_switch()
         window, sampler, modulations = self.config.window, self.config.sampler, self.modulations
-        if sampler.first_timesteps and not self.window.frames:
+        if sampler.first_timesteps and self.next_frame == self.config.start_frame:
             sampler = sampler.first
             modulations = self.engine.modulations(sampler.model_timesteps)
         first_frame, n_frames = self.next_frame, self._next_chunk_frames()
@@ -196,7 +196,10 @@ class Session:
         clean = sampler.context(latents, self._noise, first_frame)
         yield from flow(clean, passes)
         self.engine.latents[pages.chunk_page_table.long()] = clean
+        # Last: a chunk that is interrupted is made anew, from what was true at its beginning.
         self.next_frame += n_frames
+        if switch is not None:
+            switch.chunks_done += 1
         return LatentChunk(
             first_frame=first_frame,
             latents=latents,
@@ -208,7 +211,7 @@ class Session:
         )
 
     def _latency(self, switch: PromptSwitch | None) -> SwitchLatency | None:
-        """Of a switch that this chunk has completed."""
+        """Latency of a switch that this chunk has completed."""
         if switch is None or not switch.done:
             return None
         finish(self.engine.dit.device)
@@ -282,14 +285,18 @@ class Session:
             yield from self._recache(0 if switch.recache == "sinks" else self.config.window.sink_frames)
         finish(self.engine.dit.device)
         switch.recache_seconds += time.perf_counter() - begin
-        switch.chunks_done += 1  # last: what is interrupted is done again
         return switch
 
-    def _recache(self, first: int) -> Generator[PassInputs, Tensor, None]:
-        """Writes the window's K and V again with the text of now, from its frame `first` on: the cache pass, chunk by chunk."""
+    def _recache(self, first: int, as_made: bool = False) -> Generator[PassInputs, Tensor, None]:
+        """Writes the window's K and V again with the text of now, from its frame `first` on: the cache pass, chunk by chunk.
+
+        as_made: the first chunk's with the sampler of its own, among whose timesteps the same one may have other bits.
+        """
         for pages in self.window.chunks(first):
+            begins = as_made and self.config.sampler.first_timesteps and len(pages.frames) == len(pages.chunk_page_table)
+            sampler = self.config.sampler.first if begins and pages.frames[0] == self.config.start_frame else self.config.sampler
             clean = self.engine.latents[pages.chunk_page_table.long()]
-            yield self.pass_inputs(clean, self.modulations[-1], pages, *self.positions(pages))
+            yield self.pass_inputs(clean, self.engine.modulations(sampler.model_timesteps)[-1], pages, *self.positions(pages))
 
     def snapshot(self, kind: SnapshotKind = "full") -> Snapshot:
         """All of it, for a session of the same model and config. Raises `lolrt.Error` while a chunk is on its way, and for a light one
@@ -321,7 +328,7 @@ class Session:
         pages = torch.zeros(layers, len(frames), elements, dtype=self.engine.pool.pages.dtype)
         self.load_state_dict({**snapshot.tensors, "cache.pages": pages})
         with torch.inference_mode():
-            for inputs in self._recache(0):
+            for inputs in self._recache(0, as_made=True):
                 self.engine.dit(inputs)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -87,6 +87,8 @@ class LatentStream:
     def __next__(self) -> LatentChunk:
         while True:
             (chunk,) = self.engine.step([self.session])
+            if isinstance(chunk, Exception):
+                raise chunk
             if chunk is not None:
                 return chunk
 

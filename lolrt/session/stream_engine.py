@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
@@ -58,6 +59,7 @@ class StreamEngine:
             pages = min(pages, room)
         self.engine = Engine(dit, height, width, pages=pages, sessions=max_sessions, kv_dtype=kv_dtype, batch_invariant=batch_invariant)
         self._turns: dict[Stream, Turn] = {}
+        self._finished: deque[tuple[Stream, Chunk]] = deque()
         self._clock = clock
 
     @property
@@ -94,28 +96,35 @@ class StreamEngine:
             raise Error("the stream is not open in this engine: it was closed, or is another engine's")
         stream.latent_stream.session.close()
 
-    def step(self) -> list[tuple[Stream, Chunk]]:
-        """One pass of those whom the scheduler chooses; the chunks that are finished by it, decoded."""
+    def step(self) -> None:
+        """One pass of those whom the scheduler chooses; decodes the chunks that are finished by it, for the iterator.
+
+        When a stream fails, what the others have finished is kept, and its error is raised; it begins its chunk anew with the next step.
+        """
         streams = self.streams
         chosen = [streams[i] for i in self.scheduler.choose([self._turns[stream] for stream in streams], self._clock())]
         if not chosen:
-            return []
-        for stream in chosen:
+            time.sleep(IDLE_SECONDS)
+            return
+        failures: list[Exception] = []
+        for stream, made in zip(chosen, self.engine.step([one.latent_stream.session for one in chosen]), strict=True):
             self._turns[stream].passes += 1
-        finished = []
-        for stream, latents in zip(chosen, self.engine.step([one.latent_stream.session for one in chosen]), strict=True):
-            if latents is not None:
-                chunk = stream.decode(latents)
+            if isinstance(made, Exception):
+                failures.append(made)
+            elif made is not None:
+                chunk = stream.decode(made)
                 self._turns[stream].made_seconds += len(chunk.decoded.tensor) / self.fps
-                finished.append((stream, chunk))
-        return finished
+                self._finished.append((stream, chunk))
+        if failures:
+            raise failures[0]
 
     def __iter__(self) -> Iterator[tuple[Stream, Chunk]]:
-        """Streams and their chunks as they are finished, as long as any stream is open. Streams may be opened and closed meanwhile."""
+        """Streams and their chunks as they are finished, as long as any stream is open. Streams may be opened and closed meanwhile; what
+        a closed one had finished is not given any more."""
         while self._turns:
-            finished = self.step()
-            if not finished and not self.scheduler.choose(list(self._turns.values()), self._clock()):
-                time.sleep(IDLE_SECONDS)
-            for stream, chunk in finished:
+            while self._finished:
+                stream, chunk = self._finished.popleft()
                 if stream in self._turns:
                     yield stream, chunk
+            if self._turns:
+                self.step()

@@ -23,7 +23,7 @@ class EmbeddingFile(TextEncoder):
     """A file of embeddings, as `write_embeddings` makes it, in place of the encoder that made them."""
 
     def __init__(self, path: str | Path) -> None:
-        """Raises `lolrt.CheckpointError` when the file is not one."""
+        """Reads all embeddings of the file. Raises `lolrt.CheckpointError` when it is no such file."""
         try:
             with safe_open(path, framework="pt") as file:
                 prompts = json.loads((file.metadata() or {})[PROMPTS])
@@ -32,7 +32,7 @@ class EmbeddingFile(TextEncoder):
             raise CheckpointError(f"{path} is no file of embeddings that lolrt encode wrote ({error})") from error
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Raises `lolrt.PromptError` for a prompt that is not in the file."""
+        """The embedding of each prompt, [text_tokens, text_dim]. Raises `lolrt.PromptError` for one that is not in the file."""
         unknown = [prompt for prompt in prompts if prompt not in self._rows]
         if unknown:
             known = ", ".join(map(repr, self._rows))
@@ -61,7 +61,7 @@ def read_embedding(path: Path) -> Tensor | None:
 
 
 def write_embedding(path: Path, rows: Tensor) -> None:
-    """Raises `lolrt.OutputError`."""
+    """Writes one embedding to a file of the cache. Raises `lolrt.OutputError`."""
     _write(path, {"rows": rows}, {})
 
 

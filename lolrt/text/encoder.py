@@ -15,7 +15,7 @@ from lolrt.errors import CheckpointError, PromptError
 
 
 class TextEncoder(ABC):
-    """From prompts to rows of text; what a model is told."""
+    """Turns prompts into rows of text, which the model attends to."""
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:

@@ -50,7 +50,7 @@ class UMT5Encoder(TextEncoder):
             )
         names = to_diffusers("text_encoder", component.tensors)
         tensors = {theirs: component.tensors[ours] for ours, both in names.items() for theirs in both}
-        tensors |= {name: tensor for name, tensor in component.tensors.items() if name not in names}  # unexpected ones are told
+        tensors |= {name: tensor for name, tensor in component.tensors.items() if name not in names}  # an unexpected one is an error
         dtype = torch.bfloat16 if all(tensor.dtype == torch.bfloat16 for tensor in tensors.values()) else torch.float32
         self._model = assign(model, tensors, dtype, component.source)
         self._tokenizer = _read_tokenizer(tokenizer)
@@ -90,7 +90,7 @@ def clean(prompt: str) -> str:
 
 
 def encoder_fingerprint(component: Component, tokenizer: Path) -> str:
-    """Of an encoder and its tokenizer together."""
+    """The fingerprint of an encoder and its tokenizer together."""
     digest = fingerprint(component.tensors)
     for path in sorted(tokenizer.glob("*")):
         if path.is_file():
@@ -102,7 +102,7 @@ class CachedUMT5(TextEncoder):
     """A UMT5 encoder that is in memory only while it encodes, and that encodes no prompt twice: embeddings are kept on disk.
 
     source: a model, as of `lolrt.load`; tokenizer: the folder of its tokenizer; folder: of the cache, one file an embedding, named by
-    what went into it: the encoder, its tokenizer, and the text. What cannot be kept is warned of, and given all the same.
+    what went into it: the encoder, its tokenizer, and the text. Where an embedding cannot be kept, a warning says so, and the run goes on.
     """
 
     def __init__(self, source: Path, tokenizer: Path, folder: Path) -> None:
@@ -111,8 +111,8 @@ class CachedUMT5(TextEncoder):
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         _transformers()
-        places = [self._folder / f"{hashlib.sha256((self._fingerprint + clean(p)).encode()).hexdigest()}.safetensors" for p in prompts]
-        rows = [read_embedding(place) for place in places]
+        paths = [self._folder / f"{hashlib.sha256((self._fingerprint + clean(p)).encode()).hexdigest()}.safetensors" for p in prompts]
+        rows = [read_embedding(path) for path in paths]
         missing = [i for i, found in enumerate(rows) if found is None]
         if missing:
             encoder = UMT5Encoder(read_component(self._source, "text_encoder"), self._tokenizer)
@@ -120,7 +120,7 @@ class CachedUMT5(TextEncoder):
             rows = [encoded.get(i, found) for i, found in enumerate(rows)]
             try:
                 for i, embedding in encoded.items():
-                    write_embedding(places[i], embedding)
+                    write_embedding(paths[i], embedding)
             except OutputError as error:
                 warnings.warn(f"{error} for the cache with LOLRT_CACHE; until then the same text is encoded every time", stacklevel=2)
         return [found for found in rows if found is not None]

@@ -14,6 +14,8 @@ from test_emulated_attention import CudaAttention
 
 from bench import sass
 
+pytestmark = pytest.mark.whole
+
 ARCHITECTURES = {"sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"}
 REGISTERS = 65536  # of a multiprocessor, on all of them
 # Bytes of shared memory of a multiprocessor; a block takes 1 KB more than it asks for. NVIDIA, CUDA C++ programming guide, table of

@@ -16,6 +16,8 @@ from rule import check, fp64, name_of
 from test_attention import Attention, check_scores_of_any_size
 from torch import Tensor
 
+pytestmark = pytest.mark.whole
+
 KINDS = [(torch.bfloat16, 128), (torch.bfloat16, 64), (torch.float16, 128)]
 kinds = pytest.mark.parametrize(("dtype", "dim"), KINDS, ids=[f"{name_of(dtype)}-{dim}" for dtype, dim in KINDS])
 

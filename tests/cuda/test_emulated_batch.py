@@ -12,6 +12,8 @@ from fp8 import FP8
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.whole
+
 KINDS = {
     "bfloat16-128": dict(),
     "bfloat16-64": dict(dim=64),

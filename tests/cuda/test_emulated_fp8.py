@@ -15,6 +15,8 @@ from test_attention import check_scores_of_any_size
 from test_emulated_attention import CudaAttention, compare, shapes
 from torch import Tensor
 
+pytestmark = pytest.mark.whole
+
 BF16 = torch.bfloat16
 
 

@@ -18,6 +18,8 @@ import lolrt
 from lolrt import _core, ops
 from lolrt.memory_plan import plan
 
+pytestmark = pytest.mark.whole
+
 PROMPT = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
 CONFIG = lolrt.DiTConfig(dim=256, ffn_dim=256, text_dim=16, text_len=8, num_heads=2, num_layers=2)
 WINDOW = lolrt.Window(1, 2, 1)

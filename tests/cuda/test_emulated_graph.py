@@ -27,6 +27,8 @@ from lolrt.engine import graph as graphs
 from lolrt.engine.graph import GraphedPasses
 from lolrt.engine.kv_window import KVWindow
 
+pytestmark = pytest.mark.whole
+
 # Full after three chunks of one frame; latents of 4 x 4 make four tokens.
 WINDOW = lolrt.Window(1, 2, 1)
 FULL = 3

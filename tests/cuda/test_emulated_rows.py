@@ -12,6 +12,8 @@ from rule import check, cos_sin, fp64, name_of
 from test_row_ops import public_projection, public_step
 from torch import Tensor
 
+pytestmark = pytest.mark.whole
+
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
 
 

@@ -10,6 +10,8 @@ import pytest
 from cute import header, layout, named_layout, pycute, swizzle
 from emulated import Emulated
 
+pytestmark = pytest.mark.whole
+
 LANES = range(32)
 
 

@@ -82,6 +82,7 @@ def test_calibration_gives_what_was_published(published: model.Published) -> Non
     assert published.predicted(overlap) == pytest.approx(published.reached)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("machine", [model.A100, model.H100], ids=["A100", "H100"])
 def test_work_of_pages_of_8_bits(machine_code: list[sass.Function], machine: model.Machine) -> None:
     """On both the kernel of sm_80, with 32 keys a tile: as many products, half the copies, and each pair made wider by each warp."""
@@ -95,6 +96,7 @@ def test_work_of_pages_of_8_bits(machine_code: list[sass.Function], machine: mod
     assert counted["LDGSTS"] >= shape.pages * (whole + 1) * 4
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("machine", "keys"), [(model.A100, 64), (model.H100, 112)], ids=["A100", "H100"])
 @pytest.mark.parametrize("tokens", [1560, 1536, 1568])
 def test_work_of_the_kernel_is_read_from_its_code(

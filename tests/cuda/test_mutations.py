@@ -26,6 +26,8 @@ from rule import check, fp64
 from test_emulated_attention import CudaAttention
 from test_emulated_fp8 import Fp8Attention
 
+pytestmark = pytest.mark.slow
+
 KERNELS = ROOT / "csrc" / "cuda"
 FLAGS = ["-xc++", "-std=c++17", "-O1", "-fno-thread-jumps", "-ffp-contract=off", "-fsanitize=thread", "-fPIC", "-fvisibility=hidden"]
 

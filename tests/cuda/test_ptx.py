@@ -22,6 +22,8 @@ from test_emulated_attention import SHAPES, CudaAttention, compare, kinds, name_
 from test_emulated_fp8 import fp8_attention, write
 from test_row_ops import public_step
 
+pytestmark = pytest.mark.whole
+
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
 
 

@@ -19,7 +19,7 @@ from rule import check, name_of
 from test_emulated_attention import CudaAttention
 from test_emulated_fp8 import fp8_attention
 
-pytestmark = pytest.mark.skipif(not has_nvcc(), reason="there is no nvcc, whose PTX would be run")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_nvcc(), reason="there is no nvcc, whose PTX would be run")]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from interpreted import Interpreted
 from rule import name_of
 from test_emulated_attention import CudaAttention, compare
 
+pytestmark = pytest.mark.whole
+
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
 
 

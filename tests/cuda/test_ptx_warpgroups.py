@@ -14,6 +14,8 @@ from ptx import PtxError, descriptors, matrices, warpgroups
 from ptx.shared import SHARED_AT
 from test_ptx_instructions import RNG, execute
 
+pytestmark = pytest.mark.whole
+
 BARRIER = 16384
 """Offset of the barrier; the matrices lie before it."""
 COLUMNS = 64

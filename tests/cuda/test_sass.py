@@ -20,6 +20,8 @@ from test_build import ARCHITECTURES
 
 from bench import sass
 
+pytestmark = pytest.mark.whole
+
 TOLERANCE = 0.05  # over the floor
 WARP_ROWS, LANES, BLOCK_THREADS = 32, 32, 128
 # Of NOP nvcc 13.0 puts one after almost every second HMMA of sm_120; they take turns but do nothing.

@@ -10,6 +10,8 @@ from commands import output_of
 from emulated import ROOT
 from interpreted import has_nvcc
 
+pytestmark = pytest.mark.whole
+
 HEADER = ROOT / "csrc" / "cuda" / "device" / "bulk_copy.cuh"
 
 # NVIDIA, CUDA driver API, CUtensorMapDataType and its like. The kernel needs 16-bit elements as they are, rows of 128 bytes permuted as

@@ -12,6 +12,8 @@ from emulated import Emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.whole
+
 ROWS, LEAST_KEYS = 128, 512
 
 
