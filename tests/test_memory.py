@@ -112,10 +112,11 @@ TINY = TAEHVConfig(encoder_width=16, decoder_widths=(64, 32, 16, 16))
 @pytest.mark.parametrize(
     "config, tile, dtype",
     [
-        (VAE, None, torch.bfloat16), (VAE, None, torch.float32), (VAE, 64, torch.bfloat16), (TINY, None, torch.bfloat16),
-        (TINY, None, torch.float32),
+        pytest.param(VAE, None, torch.bfloat16, marks=WIDENED), (VAE, None, torch.float32),
+        pytest.param(VAE, 64, torch.bfloat16, marks=WIDENED), (VAE, 64, torch.float32),
+        pytest.param(TINY, None, torch.bfloat16, marks=WIDENED), (TINY, None, torch.float32),
     ],
-    ids=["VAE-bf16", "VAE-float32", "tiles", "TAEHV-bf16", "TAEHV-float32"],
+    ids=["VAE-bf16", "VAE-float32", "tiles-bf16", "tiles-float32", "TAEHV-bf16", "TAEHV-float32"],
 )  # fmt: skip
 def test_a_codec_keeps_to_its_plan(config, tile, encoding, dtype):
     whole = (lolrt.CausalVAE(config) if config is VAE else lolrt.TAEHV(config)).requires_grad_(False).to(dtype)
@@ -179,6 +180,7 @@ def test_on_cuda_pages_are_plain_rows_and_passes_have_memory_of_their_own():
     assert total == own + sum(sum(part.values()) for part in (cuda.weights, cuda.stream, cuda.passing))
 
 
+@WIDENED
 def test_decoding_as_on_cuda_keeps_to_the_plan():
     """Its norms are torch's there, and take more."""
     vae = lolrt.CausalVAE(VAE).requires_grad_(False).bfloat16()

@@ -20,15 +20,16 @@ def page_dtype(asked: torch.dtype | None, dtype: torch.dtype, head_dim: int, dev
     except (_core.UnsupportedError, ValueError):
         fits = False
     if not fits:
+        named = "cuda" if ops.on_cuda(device) else device.type  # also where a plan is made without one
         raise Error(
-            f"pages of {asked} for a model of {dtype} with heads of {head_dim} channels on {device.type}; expected its own type, or "
+            f"pages of {asked} for a model of {dtype} with heads of {head_dim} channels on {named}; expected its own type, or "
             "on CUDA torch.float8_e4m3fn, which goes with bfloat16 and heads of 128 channels"
         )
     return asked
 
 
 class PagePool:
-    """Pages of all layers, [layers, pages, page_elements]; allocated once, written in place, never moved.
+    """Pages of all layers, [layers, pages, page_elements]; allocated once, written in named, never moved.
 
     A page holds K and V of one latent frame, of all heads of a layer, and has the same number in every layer. Windows take pages
     (`lolrt.engine.kv_window`) and give them back. A window that is opened reserves as many as it may ever hold, so that it never runs out.
