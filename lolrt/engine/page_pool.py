@@ -29,7 +29,7 @@ def page_dtype(asked: torch.dtype | None, dtype: torch.dtype, head_dim: int, dev
 
 
 class PagePool:
-    """Pages of all layers, [layers, pages, page_elements]; allocated once, written in named, never moved.
+    """Pages of all layers, [layers, pages, page_elements]; allocated once, written in place, never moved.
 
     A page holds K and V of one latent frame, of all heads of a layer, and has the same number in every layer. Windows take pages
     (`lolrt.engine.kv_window`) and give them back. A window that is opened reserves as many as it may ever hold, so that it never runs out.
