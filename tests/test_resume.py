@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import shutil
@@ -108,11 +107,12 @@ def crash(folder: Path, whole: Path, kills: int, seed: int) -> None:
             (folder / name).unlink()
 
 
+@pytest.mark.whole
 def test_a_run_that_is_killed_at_random_instants_is_the_whole_one(tmp_path, whole):
     crash(tmp_path, whole, 4, seed=1)
 
 
-@pytest.mark.skipif("LOLRT_CRASHES" not in os.environ, reason="LOLRT_CRASHES=1 kills a run a hundred times")
+@pytest.mark.slow
 def test_a_run_that_is_killed_a_hundred_times_is_the_whole_one(tmp_path, whole):
     crash(tmp_path, whole, 100, seed=2)
 
