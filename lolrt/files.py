@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,13 @@ def replaced(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise OutputError(f"cannot write {path} ({error}); choose another place") from error
         raise
+
+
+def remove_partials(path: Path) -> None:
+    """Removes what processes have left that were killed while they wrote `path`; to be called when no other is writing it."""
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def write_whole(path: Path, content: bytes) -> None:

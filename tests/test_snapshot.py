@@ -24,6 +24,7 @@ from torch import Tensor
 
 import lolrt
 from lolrt.engine.sampler import Sampler
+from lolrt.files import remove_partials
 from lolrt.models.vae.taehv import TAEHVConfig
 from lolrt.session.config import StreamConfig
 from lolrt.session.session import Session
@@ -523,3 +524,14 @@ def test_a_save_that_fails_half_way_leaves_the_old_one(error, monkeypatch, tmp_p
     with pytest.raises(lolrt.OutputError if isinstance(error, OSError) else KeyboardInterrupt):
         one.snapshot().write(path)
     assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ["s.safetensors"]
+
+
+def test_what_killed_runs_have_left_is_removed(tmp_path):
+    """Partial snapshots under this name alone; the snapshot itself, and those of other videos, stay."""
+    snapshot = tmp_path / "a[1].snapshot.safetensors"
+    others = [snapshot, tmp_path / "a1.snapshot.safetensors.7.partial", tmp_path / "a[1].partial.mp4"]
+    left = [tmp_path / f"{snapshot.name}.{pid}.partial" for pid in (7, 4711)]
+    for path in (*others, *left):
+        path.write_bytes(b"x")
+    remove_partials(snapshot)
+    assert sorted(tmp_path.iterdir()) == sorted(others)

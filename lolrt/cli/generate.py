@@ -13,6 +13,7 @@ from lolrt.cli.interrupt import Interrupt
 from lolrt.cli.mass_log import MassLog
 from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_fields, add_kv, add_vae, field_values, kv_dtype, positive
 from lolrt.errors import Error
+from lolrt.files import remove_partials
 
 if TYPE_CHECKING:
     from lolrt.session.stream import Chunk
@@ -110,6 +111,8 @@ def run(arguments: argparse.Namespace) -> None:
             chunks = one_ahead(chunks)
         snapshot = Path(arguments.resume or snapshot_path(arguments.output))
         saved = written
+        if arguments.save_every:
+            remove_partials(snapshot)  # of a run that was killed while it saved
 
         with (
             lolrt.VideoWriter(arguments.output, pipe.height, pipe.width, pipe.fps, resume=position) as writer,
