@@ -183,7 +183,6 @@ def recorded(arguments: argparse.Namespace) -> set[str]:
 def resumed_run(arguments: argparse.Namespace) -> Run:
     """The run that a snapshot goes on with; `arguments` get its options. Raises `lolrt.Error` where others are asked for."""
     from lolrt.session.config import to_plain
-    from lolrt.session.script import read_script
     from lolrt.session.snapshot import Snapshot
 
     try:
@@ -192,8 +191,6 @@ def resumed_run(arguments: argparse.Namespace) -> Run:
         told = f"{arguments.resume} was not saved by lolrt generate; go on with it in Python: pipe.resume({arguments.resume!r})"
         raise Error(told) from None
     given = given_options(arguments)
-    if given.get("script") and [[cue.seconds, cue.prompt] for cue in read_script(given["script"])] == found.cues:
-        del given["script"]  # the same prompts, wherever the file is
     differ = [
         f"{name} is {found.arguments.get(name)} in the snapshot and {to_plain(value)} here"
         for name, value in given.items()
