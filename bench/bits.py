@@ -1,7 +1,7 @@
 """Whether two commits compute the same bits: hashes of streams of `tiny`, as this tree and another commit make them.
 
     python -m bench.bits            # the hashes of this tree, a line a stream
-    python -m bench.bits COMMIT     # builds COMMIT in build/bits, runs this file there, and names the streams that differ
+    python -m bench.bits COMMIT     # builds COMMIT in build/commits, runs this file there, and names the streams that differ
 
 Only calls that both commits have may be used here.
 """
@@ -11,20 +11,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import pybind11
 import torch
 
 import lolrt
 from lolrt import Rope, Sampler, SinkGate, Window
 
-ROOT = Path(__file__).parents[1]
 Recache = Literal["window", "sinks", "none"]
 RECACHES: tuple[Recache, ...] = get_args(Recache)
 CHUNKS = 6  # the window of 12 frames is full from the fourth on
@@ -90,33 +86,14 @@ def hashes() -> Iterator[tuple[str, str]]:
         yield f"{str(dtype).removeprefix('torch.')}, video frames", digest([next(video).frames for _ in range(3)])
 
 
-def built(commit: str) -> Path:
-    """The commit's tree, with its library."""
-    sha = subprocess.run(["git", "rev-parse", "--verify", f"{commit}^{{commit}}"], cwd=ROOT, check=True, capture_output=True, text=True)
-    tree = ROOT / "build" / "bits" / sha.stdout.strip()
-    if not tree.exists():
-        subprocess.run(["git", "worktree", "prune"], cwd=ROOT, check=True)
-        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", tree, sha.stdout.strip()], cwd=ROOT, check=True)
-    options = [
-        "-DLOLRT_PYTHON=ON",
-        "-DLOLRT_CUDA=OFF",
-        f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-    ]
-    output = sys.stderr
-    subprocess.run(["cmake", "-S", tree, "-B", tree / "build", *options], check=True, stdout=output)
-    subprocess.run(["cmake", "--build", tree / "build", "--parallel"], check=True, stdout=output)
-    subprocess.run(["cmake", "--install", tree / "build", "--prefix", tree / "lolrt"], check=True, stdout=output)
-    return tree
-
-
 def hashes_of(commit: str) -> dict[str, str]:
-    tree = built(commit)
-    code = f"import runpy; runpy.run_path({str(Path(__file__))!r}, run_name='__main__')"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tree)}, cwd=tree, check=True, stdout=subprocess.PIPE, text=True
-    )
-    return dict(line.split("  ", 1)[::-1] for line in done.stdout.splitlines())
+    from bench.commits import built, script_there
+
+    child = script_there(built(commit), Path(__file__))
+    lines, _ = child.communicate()
+    if child.returncode:
+        raise SystemExit(f"the hashes of {commit} failed with status {child.returncode}")
+    return dict(line.split("  ", 1)[::-1] for line in lines.splitlines())
 
 
 def main() -> int:

@@ -148,9 +148,11 @@ def codec_memory(
             if encoding:
                 codec.encode(clips[min(call, 1)], state)
             else:
-                video = codec.decode(latents, state)
+                following = {slot: frames.clone() for slot, frames in state.items()}  # as `Stream` does
+                video = codec.decode(latents, following)
                 video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-                del video
+                state = following
+                del video, following
         carried = _bytes(state.values())
         packed = live.now - before - carried
         return CodecMemory(_bytes(whole.parameters()), packed, carried, live.peak - before - carried - packed)

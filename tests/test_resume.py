@@ -293,10 +293,14 @@ def test_a_file_with_less_than_the_cut_is_refused_and_stays(tmp_path):
     with pytest.raises(lolrt.OutputError, match=f"a.mp4 has fewer than the {cut.bytes + 1} bytes"):
         lolrt.VideoWriter(tmp_path / "a.mp4", 64, 96, FPS, resume=replace(cut, bytes=cut.bytes + 1))
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"] and (tmp_path / "a.mp4").read_bytes() == whole
+    (tmp_path / "a.mp4").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # as long, and another one
+    with pytest.raises(lolrt.OutputError, match="a.mp4 is not the video that the snapshot goes on with"):
+        lolrt.VideoWriter(tmp_path / "a.mp4", 64, 96, FPS, resume=cut)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
     with pytest.raises(lolrt.OutputError, match="cannot go on with"):
         lolrt.VideoWriter(tmp_path / "b.mp4", 64, 96, FPS, resume=cut)
     with pytest.raises(lolrt.OutputError, match="on standard output"):
-        lolrt.VideoWriter("-", 64, 96, FPS, resume=Position(9, 1, 100))
+        lolrt.VideoWriter("-", 64, 96, FPS, resume=Position(9, 1, 100, 0))
 
 
 def test_fragments_follow_however_a_muxer_cuts_up_its_writes(tmp_path):

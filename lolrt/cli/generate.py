@@ -65,6 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
         from lolrt.media.writer import Position, output_path
         from lolrt.ops.device import usable
         from lolrt.session.config import to_plain
+        from lolrt.session.saver import Saver
         from lolrt.session.script import Cue, follow, read_script
 
         resumed = resumed_run(arguments) if arguments.resume else None
@@ -115,6 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
             remove_partials(snapshot)  # of a run that was killed while it saved
 
         with (
+            Saver() as saver,
             lolrt.VideoWriter(arguments.output, pipe.height, pipe.width, pipe.fps, resume=position) as writer,
             MassLog(
                 Path(arguments.output).with_suffix(".mass.csv") if arguments.probe else None, resumed.mass_bytes if resumed else 0
@@ -137,7 +139,8 @@ def run(arguments: argparse.Namespace) -> None:
                 if arguments.save_every and (written - saved >= arguments.save_every or interrupt.requested):
                     plain = {name: to_plain(value) for name, value in vars(arguments).items() if name in recorded(arguments)}
                     cut, mass_bytes = asdict(writer.cut()), mass_log.size()
-                    stream.save(snapshot, run=asdict(Run(plain, [list(asdict(cue).values()) for cue in cues], cut, last_chunk, mass_bytes)))
+                    run = Run(plain, [list(asdict(cue).values()) for cue in cues], cut, last_chunk, mass_bytes)
+                    stream.save(snapshot, run=asdict(run), saver=saver)
                     saved = written
                 if interrupt.requested:
                     break

@@ -45,8 +45,11 @@ class MassLog:
         """Bytes on the disk so far."""
         if self._file is None:
             return 0
-        self._file.flush()
-        return self._file.tell()
+        try:
+            self._file.flush()
+            return self._file.tell()
+        except OSError as error:
+            raise self._failure(error) from error
 
     def write(self, chunk: Chunk) -> None:
         if self._file is None or chunk.mass is None:
@@ -54,7 +57,10 @@ class MassLog:
         try:
             self._rows.writerows(self._chunk_rows(chunk))
         except OSError as error:
-            raise OutputError(f"cannot go on writing {self.path}: {error.strerror}") from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> OutputError:
+        return OutputError(f"cannot go on writing {self.path}: {error.strerror}")
 
     @staticmethod
     def _chunk_rows(chunk: Chunk) -> Iterator[tuple[int, int, int, int, str]]:

@@ -14,6 +14,7 @@ from lolrt import ops
 from lolrt.engine.graph import GraphedPasses
 from lolrt.engine.page_pool import PagePool, page_dtype
 from lolrt.errors import Error
+from lolrt.exclusive import Exclusive
 from lolrt.models.dit import CausalDiT
 from lolrt.models.fingerprint import fingerprint
 from lolrt.models.pass_inputs import PassInputs, TextContext, join, share
@@ -72,6 +73,8 @@ class Engine:
         self._free_prompts = list(reversed(range(sessions)))
         self._modulations: weakref.WeakValueDictionary[tuple[float, ...], Modulations] = weakref.WeakValueDictionary()
         self._spatial: weakref.WeakValueDictionary[float, Tensor] = weakref.WeakValueDictionary()
+        self.at_work = Exclusive("the engine")
+        """Held while it steps, and by whoever reads or changes what a step changes."""
         self._graphs = GraphedPasses(dit) if device.type == "cuda" else None
 
     @cached_property
@@ -129,8 +132,15 @@ class Engine:
         """One pass of each of these sessions, together; of each what it has finished by it, the error that it failed with, or None.
 
         Whatever kind of pass comes next for a session, they run as one pass of the model, save where spatial rotations differ. When a
-        session fails the others go on; it begins its chunk anew with the next step.
+        session fails the others go on; it begins its chunk anew with the next step. Raises `lolrt.Error` for a session that is given
+        twice, and while another thread steps.
         """
+        if len({id(session) for session in sessions}) < len(sessions):
+            raise Error("a session is given twice: a step is one pass of each")
+        with self.at_work:
+            return self._step(sessions)
+
+    def _step(self, sessions: Sequence[Steps[Result]]) -> list[Result | Exception | None]:
         results: list[Result | Exception | None] = [None] * len(sessions)
         passes: dict[int, PassInputs] = {}
         for i, session in enumerate(sessions):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -59,7 +60,7 @@ class Sampler:
         """The sampler of a stream's first chunk, where that has passes of its own."""
         return replace(self, timesteps=self.first_timesteps, first_timesteps=())
 
-    @property
+    @cached_property
     def noise_levels(self) -> Tensor:
         """The noise level before each pass, float32, as the published scheduler computes it."""
         levels = torch.linspace(1.0, 0.0, TRAIN_TIMESTEPS + 1)[:-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,8 @@ WRITE_ERRORS = (OSError, av.FFmpegError)
 # A constant rate factor at which the encoder's loss is not seen beside the VAE's.
 CRF = 16
 
+CHECKED_BYTES = 1 << 16
+
 
 def output_path(output: str | Path) -> Path | None:
     """The file that an output names; None for "-", standard output. Raises `lolrt.OutputError` for what is no name of a video."""
@@ -46,6 +49,15 @@ class Position:
     frames: int
     fragments: int
     bytes: int
+    checksum: int
+    """CRC-32 of the last bytes before the cut, which tells one video from another."""
+
+
+def checksum(path: Path, end: int) -> int:
+    """CRC-32 of the last `CHECKED_BYTES` of a file's first `end` bytes."""
+    with open(path, "rb") as file:
+        file.seek(max(0, end - CHECKED_BYTES))
+        return zlib.crc32(file.read(min(end, CHECKED_BYTES)))
 
 
 class VideoWriter:
@@ -98,10 +110,12 @@ class VideoWriter:
         try:
             if not self._cut_off:
                 self._end()
-            if self._path is not None:
-                os.fsync(self._file.fileno())
             self._cut_off = True
-            return Position(self._frames, self._fragments, self._file.tell() if self._path is not None else 0)
+            if self.partial_path is None:
+                return Position(self._frames, self._fragments, 0, 0)
+            os.fsync(self._file.fileno())
+            end = self._file.tell()
+            return Position(self._frames, self._fragments, end, checksum(self.partial_path, end))
         except WRITE_ERRORS as error:
             raise self._failure(error) from error
 
@@ -129,6 +143,8 @@ class VideoWriter:
             found = self.partial_path if self.partial_path.exists() else self._path
             if found.stat().st_size < position.bytes:
                 raise OutputError(f"{found} has fewer than the {position.bytes} bytes that were written before the snapshot")
+            if checksum(found, position.bytes) != position.checksum:
+                raise OutputError(f"{found} is not the video that the snapshot goes on with: another run has written it since")
             if found == self._path:
                 self._path.rename(self.partial_path)
             os.truncate(self.partial_path, position.bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from lolrt.engine.kv_window import Window
 from lolrt.engine.noise import NoiseSource
 from lolrt.engine.sampler import Sampler
 from lolrt.errors import Error
+from lolrt.exclusive import Exclusive
 from lolrt.models.dit import CausalDiT
 from lolrt.models.vae.codec import Codec, State
 from lolrt.ops.device import Coming, beside, finish, lane
 from lolrt.positions.rope import Rope
 from lolrt.session.config import StreamConfig
 from lolrt.session.prompt_switch import Recache
+from lolrt.session.saver import Saver
 from lolrt.session.session import LatentChunk as LatentChunk
 from lolrt.session.session import Session
 from lolrt.session.snapshot import Snapshot, SnapshotKind, as_state, from_state
@@ -126,12 +129,14 @@ class LatentStream:
 
     def snapshot(self, kind: SnapshotKind = "full") -> Snapshot:
         """See `Session.snapshot`."""
-        finish(self.dit.device)
-        return self.session.snapshot(kind)
+        with self.engine.at_work:
+            finish(self.dit.device)
+            return self.session.snapshot(kind)
 
     def restore(self, snapshot: Snapshot) -> None:
         """See `Session.restore`."""
-        self.session.restore(snapshot)
+        with self.engine.at_work:
+            self.session.restore(snapshot)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that a stream made with the same arguments needs to go on from here, bit for bit, and what these were; copies, safe to
@@ -158,6 +163,9 @@ class Stream:
         """prompt: the text that the stream follows, for whoever reads a snapshot of it."""
         self.latent_stream, self.vae, self.encode_text, self.prompt = latent_stream, vae, encode_text, prompt
         self._vae_state: State = {}
+        self.undecoded: deque[LatentChunk] = deque()
+        """What the engine has finished and the VAE has not decoded yet: more than nothing when decoding was interrupted or has failed."""
+        self._at_work = Exclusive("the stream")
 
     def __iter__(self) -> Stream:
         return self
@@ -168,24 +176,38 @@ class Stream:
         self.prompt = prompt
 
     def __next__(self) -> Chunk:
-        return self.decode(next(self.latent_stream))
+        with self._at_work:
+            if not self.undecoded:
+                self.undecoded.append(next(self.latent_stream))
+            return self.decode_next()
 
-    def decode(self, chunk: LatentChunk) -> Chunk:
-        """The stream's next chunk with its video frames; chunks are decoded in their order."""
+    def decode_next(self) -> Chunk:
+        """The first of the undecoded chunks with its video frames. If it is interrupted or fails, the next call begins that chunk anew."""
+        chunk = self.undecoded[0]
         begin = time.perf_counter()
-        decoded = beside(self._decode, chunk.latents)
+        state: State = {}  # a copy: decoding changes it frame by frame
+        decoded = beside(lambda latents: self._decode(latents, state), chunk.latents)
         if chunk.switch is not None:
             decoded.result()
             decode_ms = 1e3 * (time.perf_counter() - begin)
             chunk = replace(chunk, switch=replace(chunk.switch, total_ms=chunk.switch.total_ms + decode_ms))
+        self._vae_state = state
+        self.undecoded.popleft()
         return Chunk(**vars(chunk), decoded=decoded)
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        video = self.vae.decode(latents, self._vae_state)
+    def _decode(self, latents: Tensor, state: State) -> Tensor:
+        state.update({slot: frames.clone() for slot, frames in self._vae_state.items()})
+        video = self.vae.decode(latents, state)
         return video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def snapshot(self, kind: SnapshotKind = "full") -> Snapshot:
-        """See `Session.snapshot`; with the frames that the VAE carries."""
+        """See `Session.snapshot`; with the frames that the VAE carries. Raises `lolrt.Error` while a chunk has still to be decoded."""
+        with self._at_work:
+            return self._snapshot(kind)
+
+    def _snapshot(self, kind: SnapshotKind) -> Snapshot:
+        if self.undecoded:
+            raise Error("the stream's decoder was interrupted in a chunk: ask for that chunk first, or restore an earlier state")
         snapshot = self.latent_stream.snapshot(kind)
         carried = {f"vae.{slot}": frames.clone() for slot, frames in self._vae_state.items()}
         model = {**snapshot.model, "vae": self.vae.description}
@@ -194,6 +216,10 @@ class Stream:
     def restore(self, snapshot: Snapshot) -> None:
         """See `Session.restore`; also refuses what a stream with another kind of VAE saved, or a `LatentStream`, whose decoder would begin
         anew in the middle."""
+        with self._at_work:
+            self._restore(snapshot)
+
+    def _restore(self, snapshot: Snapshot) -> None:
         saved = snapshot.model.get("vae")
         if saved is None:
             raise Error("this is the state of a latent stream, without the frames that a VAE carries: load it into .latent_stream")
@@ -208,17 +234,22 @@ class Stream:
             carried = {name.removeprefix("vae."): frames for name, frames in snapshot.tensors.items() if name.startswith("vae.")}
             self._vae_state = {slot: frames.to(device, copy=True) for slot, frames in carried.items()}
         self.prompt = snapshot.prompt
+        self.undecoded.clear()
 
-    def save(self, path: str | Path, kind: SnapshotKind = "full", *, run: dict[str, Any] | None = None) -> None:
+    def save(self, path: str | Path, kind: SnapshotKind = "full", *, run: dict[str, Any] | None = None, saver: Saver | None = None) -> None:
         """Writes a snapshot of the stream to a file; `Pipeline.resume` goes on from it. Raises `lolrt.OutputError`.
 
         kind: "full", which goes on with the same bits, or "light", whose pages are made again (`Session.restore`). run: whatever a
-        program wants to find in the snapshot again, as JSON takes it.
+        program wants to find in the snapshot again, as JSON takes it. saver: writes it while the stream goes on; by default the file is
+        there when the call returns.
         """
-        snapshot = replace(self.snapshot(kind), run=run or {})
         if self.latent_stream.config.seed is None:
             raise Error("the noise of this stream is a function that was given, which no file can hold: give a seed instead")
-        snapshot.write(path)
+        snapshot = replace(self.snapshot(kind), run=run or {})
+        if saver is None:
+            snapshot.write(path)
+        else:
+            saver.write(snapshot, path)
 
     def state_dict(self) -> dict[str, Tensor]:
         """See `LatentStream.state_dict`; with the frames that the VAE carries."""

@@ -99,7 +99,8 @@ class StreamEngine:
     def step(self) -> None:
         """One pass of those whom the scheduler chooses; decodes the chunks that are finished by it, for the iterator.
 
-        When a stream fails, what the others have finished is kept, and its error is raised; it begins its chunk anew with the next step.
+        When a stream fails, what the others have finished is kept, and its error is raised; it begins its chunk, or the decoding of it,
+        anew with the next step.
         """
         streams = self.streams
         chosen = [streams[i] for i in self.scheduler.choose([self._turns[stream] for stream in streams], self._clock())]
@@ -112,9 +113,15 @@ class StreamEngine:
             if isinstance(made, Exception):
                 failures.append(made)
             elif made is not None:
-                chunk = stream.decode(made)
-                self._turns[stream].made_seconds += len(chunk.decoded.tensor) / self.fps
-                self._finished.append((stream, chunk))
+                stream.undecoded.append(made)
+        for stream in streams:  # also those that an earlier step could not decode
+            try:
+                while stream.undecoded:
+                    chunk = stream.decode_next()
+                    self._turns[stream].made_seconds += len(chunk.decoded.tensor) / self.fps
+                    self._finished.append((stream, chunk))
+            except Exception as failure:
+                failures.append(failure)
         if failures:
             raise failures[0]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lolrt.models.dit import CausalDiT, DiTConfig
 from lolrt.muon import Muon
 from lolrt.train.tiny.data import SINK_FRAMES
-from lolrt.train.tiny.run import Run
+from lolrt.train.tiny.run import Run, autocast
 from lolrt.train.tiny.teacher_forcing import CHUNK, PAST_CHUNKS, TeacherForcing
 from lolrt.train.tiny.text import TEXT_DIM, TEXT_LEN, embed, value_table
 
@@ -72,7 +72,7 @@ def flow_errors(
     noise, context_noise = torch.randn(2, *z.shape, generator=generator)
     s, c = sigma[..., None, None, None], context_sigma[..., None, None, None]
     text = embed(table, batch["words"], rand(*batch["words"].shape) >= drop)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         flow = forward(z.lerp(context_noise, c), z.lerp(noise, s), context_sigma, sigma, text, positions)
     weight = 1 + OBJECT_WEIGHT * batch["object"].float() / 255
     error = (flow - (noise - z)).square().mean(2) * (weight / weight.mean())

@@ -18,7 +18,7 @@ from lolrt.models.vae.wan import CausalVAE
 from lolrt.muon import Muon
 from lolrt.train.tiny.codec_pca import PCACodec
 from lolrt.train.tiny.data import load_codec, to_unit
-from lolrt.train.tiny.run import Run
+from lolrt.train.tiny.run import Run, autocast
 from lolrt.train.tiny.vae_init import initialize, last_convolution
 
 BATCH, CROP = 4, (32, 48)  # clips a step; height and width of what is cut out of them
@@ -128,7 +128,7 @@ def train_half(work: Path, seed: int, minutes: float, config: VAEConfig, *, deco
         generator = run.generator()
         video = random_crops(pixels, batch, generator)
         latents = codec.encode(video)
-        with narrow_branches_off(vae, run.progress < NARROW_OFF), torch.autocast("cpu", torch.bfloat16):
+        with narrow_branches_off(vae, run.progress < NARROW_OFF), autocast():
             if decoder:
                 y = vae.decode_clip(latents + LATENT_NOISE * torch.randn(latents.shape, generator=generator))
                 loss = reconstruction_loss(y, video)
@@ -140,7 +140,7 @@ def train_half(work: Path, seed: int, minutes: float, config: VAEConfig, *, deco
             with (
                 torch.no_grad(),
                 narrow_branches_off(run.averaged, run.progress < NARROW_OFF),
-                torch.autocast("cpu", torch.bfloat16),
+                autocast(),
             ):
                 latents = codec.encode(held_out)
                 if decoder:
@@ -168,7 +168,7 @@ def train_joint(work: Path, seed: int, minutes: float, config: VAEConfig, *, bat
         generator = run.generator()
         video = random_crops(pixels, batch, generator)
         target = codec.encode(video)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             # Mostly from PCA latents, which is what the DiT makes; every fourth step through the encoder.
             if run.step_number % 4:
                 latents = target + LATENT_NOISE * torch.randn(target.shape, generator=generator)
@@ -184,7 +184,7 @@ def train_joint(work: Path, seed: int, minutes: float, config: VAEConfig, *, bat
 
 @torch.no_grad()
 def round_trip_report(vae: CausalVAE, codec: PCACodec, videos: Tensor) -> str:
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         whole = reconstruction_psnr(videos, vae.decode_clip(vae.encode_clip(videos)))
         from_pca = reconstruction_psnr(videos, vae.decode_clip(codec.encode(videos)))
     return f"held-out {whole[0]:.2f} dB, {whole[1]:.2f} dB in detail; from PCA latents {from_pca[0]:.2f} and {from_pca[1]:.2f}"
