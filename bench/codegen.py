@@ -92,7 +92,7 @@ class Loop:
 
     @property
     def share(self) -> float:
-        """Of the instructions, those that multiply and add."""
+        """The instructions that multiply and add."""
         return self.counts["multiply_add"] / self.instructions
 
     @property

@@ -1,21 +1,22 @@
-"""Many streams of `tiny` in one engine beside as many processes of one stream each, on the same cores: `python -m bench.many`.
+"""Streams of `tiny` in one engine beside as many processes of one stream each, on the same cores; snapshots; resuming.
 
-Video frames a second, decoded, from streams whose windows are full. One after the other in turns; the report gives the ratio of medians
-and its spread. Also: bytes of the second and later streams beside their pages, and what a snapshot every 60 frames costs.
+Figures of `python -m bench` (bench/test_many.py). Rates are video frames a second, decoded, of streams whose windows are full.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
-import os
-import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import cast
 
 from lolrt.openmp import spin_briefly
+from lolrt.session.saver import Saver
+from lolrt.session.snapshot import Snapshot
 
 WARM_CHUNKS = 5  # until the window is full, and one more
 SAVE_EVERY = 60
@@ -68,54 +69,76 @@ def engine(streams: int, chunks: int, invariant: bool) -> float:
     return 12 * streams * chunks / (time.perf_counter() - begin)
 
 
-def saving(chunks: int) -> tuple[float, float]:
-    """Seconds of so many chunks of one stream, and of its snapshots every 60 frames among them."""
+def saving(groups: int) -> list[float]:
+    """What a video whose run saves every 60 frames takes more than one that does not, as a share: a pair of groups of 60 frames at a time,
+    made, encoded and written, in turns with a snapshot and without."""
     import lolrt
 
     pipe = lolrt.load("tiny")
     stream = pipe.stream(pipe.example_prompts[0])
     for _ in range(WARM_CHUNKS):
         next(stream)
-    spent = 0.0
-    with tempfile.TemporaryDirectory() as folder:
+    shares = []
+    with (
+        tempfile.TemporaryDirectory(dir=".") as folder,
+        lolrt.VideoWriter(Path(folder, "v.mp4"), pipe.height, pipe.width, pipe.fps) as writer,
+        Saver() as saver,
+    ):
+
+        def group(save: bool) -> float:
+            begin = time.perf_counter()
+            if save:
+                writer.cut()
+                stream.save(Path(folder, "s.safetensors"), saver=saver)
+            for _ in range(SAVE_EVERY // 12):
+                writer.write(next(stream).frames)
+            return time.perf_counter() - begin
+
+        for i in range(groups):
+            first, second = (group(save) for save in ((True, False) if i % 2 else (False, True)))
+            shares.append(first / second - 1 if i % 2 else second / first - 1)
+    return shares
+
+
+def resuming() -> float:
+    """Seconds from the start of `lolrt generate --resume` until the next chunk is in the file."""
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        video, snapshot = Path(folder, "v.partial.mp4"), Path(folder, "v.snapshot.safetensors")
+        command = [sys.executable, "-m", "lolrt", "generate"]
+        first = [*command, "a red car by the sea", "-o", str(Path(folder, "v.mp4")), "--endless", "--save-every", "12"]
+        with subprocess.Popen(first, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while not snapshot.exists():
+                time.sleep(0.05)
+            process.kill()
+        position = Snapshot.read(snapshot).run["position"]
         begin = time.perf_counter()
-        for i in range(chunks):
-            next(stream)
-            if 12 * (i + 1) % SAVE_EVERY == 0:
-                started = time.perf_counter()
-                stream.save(Path(folder, "s.safetensors"))
-                spent += time.perf_counter() - started
-        whole = time.perf_counter() - begin
-    return whole - spent, spent
+        # It saves again as soon as it has made a chunk and written it.
+        saved = snapshot.stat().st_mtime_ns
+        again = [*command, "--resume", str(snapshot), "--save-every", "1"]
+        with subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while snapshot.stat().st_mtime_ns == saved:
+                time.sleep(0.005)
+            seconds = time.perf_counter() - begin
+            process.kill()
+        assert video.stat().st_size > position["bytes"]
+        return seconds
 
 
-def main() -> None:
-    spin_briefly()
-    parser = argparse.ArgumentParser(prog="python -m bench.many", description="Measures many streams in one engine.")
-    parser.add_argument("--streams", type=int, default=8)
-    parser.add_argument("--chunks", type=int, default=5, help="of each stream, in a round")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    streams, chunks = arguments.streams, arguments.chunks
-    cores = len(os.sched_getaffinity(0))
-    kinds = {
-        "one engine": lambda: engine(streams, chunks, False),
-        "one engine, batch_invariant": lambda: engine(streams, chunks, True),
-        f"{streams} processes of 1 thread": lambda: processes(streams, chunks, 1),
-        f"{streams} processes of {cores} threads": lambda: processes(streams, chunks, cores),
-        "one stream alone": lambda: engine(1, chunks, False),
+def memory(streams: int) -> dict[str, int]:
+    """Bytes of the plan, which is held against what is allocated by tests/test_memory.py: the model's, and what a stream takes more."""
+    import lolrt
+    from lolrt.memory_plan import plan
+
+    pipe = lolrt.load("tiny")
+    size = (pipe.height, pipe.width)
+    one, many = (plan(pipe.dit.config, pipe.vae.config, *size, dtype=pipe.dit.dtype, sessions=n).stream for n in (1, streams))  # type: ignore[arg-type]
+    pages, decoder = (sum(b for name, b in many.items() if word in name) for word in ("pages", "VAE"))
+    first = sum(one.values()) - sum(b for name, b in one.items() if "pages" in name or "VAE" in name)
+    rest = sum(many.values()) - pages - decoder
+    model = sum(p.nbytes for part in (pipe.dit, cast(lolrt.CausalVAE, pipe.vae)) for p in part.parameters())
+    return {
+        "model": model,
+        "pages": pages // streams,
+        "decoder": decoder // streams,
+        "rest": (rest - first) // (streams - 1),
     }
-    rates: dict[str, list[float]] = {name: [] for name in kinds}
-    for _ in range(arguments.rounds):
-        for name, run in kinds.items():
-            rates[name].append(run())
-            print(f"{name:32} {rates[name][-1]:7.1f} frames/s", flush=True)
-    first = rates["one engine"]
-    for name, found in rates.items():
-        ratios = [a / b for a, b in zip(first, found, strict=True)]
-        print(f"one engine / {name}: {statistics.median(first) / statistics.median(found):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
-    print("saving a full snapshot every 60 frames: " + ", ".join(f"{100 * b / a:.1f} %" for a, b in (saving(25) for _ in range(3))))
-
-
-if __name__ == "__main__":
-    main()

@@ -54,7 +54,7 @@ class Model:
         return self.latent[0] * self.latent[1] // 4
 
     def pass_flops(self, window: Window) -> float:
-        """Of one forward over a full window."""
+        """FLOP of one forward over a full window."""
         config, queries = self.config, window.chunk_frames * self.tokens
         linear = 2 * queries * (6 * config.dim**2 + 2 * config.dim * config.ffn_dim)  # q, k, v, o; q and o of the text; feed-forward
         attention = 4 * queries * (window.pages * self.tokens + config.text_len) * config.dim

@@ -135,7 +135,7 @@ class SelfAttention(PublishedAttention):
 
 class CrossAttention(PublishedAttention):
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the text [1, text_len, dim]; the public code keeps them as well."""
+        """Keys and values of the text [1, text_len, dim]; the public code keeps them as well."""
         return self.split(self.norm_k(self.k(context))), self.split(self.v(context))
 
     def forward(self, x: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:

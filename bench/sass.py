@@ -199,5 +199,5 @@ def shortest_way(loop: Loop, at_least: Mapping[str, int]) -> list[Instruction]:
 
 
 def counts(instructions: Iterable[Instruction]) -> Counter[str]:
-    """Of each name. What never executes (@!PT) is there to fill time and counts as that: NOP."""
+    """How many instructions there are of each name. What never executes (@!PT) is there to fill time and counts as that: NOP."""
     return Counter("NOP" if i.guard == "!PT" else i.name for i in instructions)

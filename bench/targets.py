@@ -39,7 +39,7 @@ def fraction_of_probe(op: str, shape: str, dtype: str) -> Callable[[Row], Spread
 
 
 def ratio(op: str, dtype: str, peer: str, shapes: Iterable[str], *, wide: bool = False) -> Callable[[Row], Spread | None]:
-    """Of the fastest peer whose name begins with `peer`. wide: only kernels at least as wide as AVX-512."""
+    """Reads the ratio of the fastest peer whose name begins with `peer`. wide: only kernels at least as wide as AVX-512."""
     shapes = tuple(shapes)
 
     def read(row: Row) -> Spread | None:

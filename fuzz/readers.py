@@ -21,7 +21,7 @@ from torch import Tensor
 from lolrt import DiTConfig
 from lolrt.checkpoint import load_dit
 from lolrt.checkpoint.inspect import inspect
-from lolrt.checkpoint.parts import components_of, find_parts
+from lolrt.checkpoint.model_files import components_of, find_files
 from lolrt.checkpoint.shapes import dit_shapes
 from lolrt.errors import CheckpointError
 
@@ -104,7 +104,7 @@ def run(data: bytes, folder: Path) -> None:
         return
     place = write(TARGETS[data[0] % len(TARGETS)], data[1:], folder)
     try:
-        parts = find_parts(place)
+        parts = find_files(place)
         places = (parts.dit, parts.lora, parts.vae, parts.text_encoder, parts.taehv)
         for file in {place for place in places if place is not None}:
             for component in components_of(file):

@@ -26,11 +26,6 @@ SHORT = {
     "bias": "sink_bias",
     "when": "gate",
 }
-# Of fields without a docstring.
-HELP = {
-    "sink_frames": "sink frames in the window",
-    "recent_frames": "recent frames in the window, the chunk's own included",
-}
 
 
 class Field(NamedTuple):
@@ -62,7 +57,7 @@ def fields_of(dataclass: str) -> tuple[Field, ...]:
         if isinstance(node.value, ast.Call):
             continue
         name, default = node.target.id, ast.literal_eval(node.value)
-        found.append(Field(name, default, _kind(default), _choices(node.annotation), _first_sentence(after) or HELP.get(name, "")))
+        found.append(Field(name, default, _kind(default), _choices(node.annotation), _first_sentence(after)))
     return tuple(found)
 
 

@@ -34,7 +34,7 @@ from lolrt.models.vae.taehv import TAEHV, TAEHVConfig
 from lolrt.models.vae.tiles import Tiled
 from lolrt.models.vae.wan import CausalVAE
 from lolrt.ops import planned_for_cuda
-from lolrt.pipeline import VAEChoice, parts_of, sampler_of
+from lolrt.pipeline import VAEChoice, files_of, sampler_of
 from lolrt.positions.rope import Rope
 from lolrt.session.config import StreamConfig
 from lolrt.session.session import Session
@@ -257,16 +257,16 @@ def plan_model(
     model, vae, vae_tile: as of `lolrt.load`; device, kv_dtype: as of `plan`,
     and a text encoder runs on the CPU. Raises as `lolrt.load` does, and `plan`.
     """
-    parts = parts_of(model, {"dit", "vae" if vae == "full" else "taehv"})
-    settings = {**WAN_SETTINGS, **parts.settings}
+    files = files_of(model, {"dit", "vae" if vae == "full" else "taehv"})
+    settings = {**WAN_SETTINGS, **files.settings}
     height, width = size or (settings["height"], settings["width"])
     config: VAEConfig | TAEHVConfig = (
-        vae_config(read_component(parts.source, "vae")) if vae == "full" else taehv_config(read_component(parts.source, "taehv"))
+        vae_config(read_component(files, "vae")) if vae == "full" else taehv_config(read_component(files, "taehv"))
     )
-    encoder = read_component(parts.source, "text_encoder").tensors.values() if parts.text_encoder and device == "cpu" else ()
+    encoder = read_component(files, "text_encoder").tensors.values() if files.text_encoder and device == "cpu" else ()
     memory = plan(
-        dit_config(read_component(parts.source, "dit")), config, height, width, dtype=dtype, window=window,
-        passes=len(sampler_of(settings, parts.source).timesteps), vae_tile=vae_tile, text_encoder_bytes=_bytes(encoder), device=device,
+        dit_config(read_component(files, "dit")), config, height, width, dtype=dtype, window=window,
+        passes=len(sampler_of(settings, files.source).timesteps), vae_tile=vae_tile, text_encoder_bytes=_bytes(encoder), device=device,
         kv_dtype=kv_dtype,
     )  # fmt: skip
     return memory, (height, width)

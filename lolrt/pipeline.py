@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lolrt import _core
-from lolrt.checkpoint import Parts, find_parts, load_dit, load_taehv, load_vae
+from lolrt.checkpoint import ModelFiles, find_files, load_dit, load_taehv, load_vae
 from lolrt.checkpoint.folder import WAN_SETTINGS
 from lolrt.engine.kv_window import Window
 from lolrt.engine.sampler import Sampler
@@ -43,7 +43,7 @@ def embedded_models() -> list[str]:
 
 
 def load(
-    model: str | Path,
+    model: str | Path | ModelFiles,
     dtype: torch.dtype | None = None,
     *,
     vae: VAEChoice = "full",
@@ -51,7 +51,8 @@ def load(
     text: TextEncoder | None = None,
     device: str | torch.device = "cpu",
 ) -> Pipeline:
-    """Loads a pipeline: the name of an embedded model, or a folder, file or TOML file with a model's parts (docs/checkpoints.md).
+    """Loads a pipeline: the name of an embedded model, or a folder, file or TOML file with a model's parts (docs/checkpoints.md), or the
+    files that `files_of` found there.
 
     dtype: torch.bfloat16 or torch.float32, of all weights and activations; by default bfloat16 on CUDA and where the CPU multiplies it,
     and float32 elsewhere, where that is several times as fast. vae: "full", or "tiny" for the model's TAEHV, many times as fast and less
@@ -61,17 +62,17 @@ def load(
     when its files are not what they should be.
     """
     dtype = dtype or preferred_dtype(device)
-    place = usable(device, dtype)
-    parts = parts_of(model, {"dit", "taehv" if vae == "tiny" else "vae"})
-    text = text or load_text(model)
-    codec: Codec = load_vae(parts.source, dtype=dtype, device=place) if vae == "full" else load_taehv(parts.source, dtype, place)
-    settings = {**WAN_SETTINGS, **parts.settings}
+    usable_device = usable(device, dtype)
+    files = files_of(model, {"dit", "taehv" if vae == "tiny" else "vae"})
+    text = text or load_text(files)
+    codec: Codec = load_vae(files, dtype=dtype, device=usable_device) if vae == "full" else load_taehv(files, dtype, usable_device)
+    settings = {**WAN_SETTINGS, **files.settings}
     return Pipeline(
-        name=settings.get("name", parts.source.stem),
-        dit=load_dit(parts.source, dtype, device=place),
+        name=settings.get("name", files.source.stem),
+        dit=load_dit(files, dtype, device=usable_device),
         vae=codec if vae_tile is None else Tiled(codec, vae_tile),
         encode_text=text,
-        sampler=sampler_of(settings, parts.source),
+        sampler=sampler_of(settings, files.source),
         fps=settings["fps"],
         height=settings["height"],
         width=settings["width"],
@@ -84,34 +85,37 @@ def preferred_dtype(device: str | torch.device = "cpu") -> torch.dtype:
     return torch.bfloat16 if str(device) != "cpu" or _core.isa() in ("amx", "avx512bf16") else torch.float32
 
 
-def load_text(model: str | Path) -> TextEncoder:
+def load_text(model: str | Path | ModelFiles) -> TextEncoder:
     """A model's text encoder; errors as of `load`.
 
     UMT5 is read when a prompt has to be encoded that never was before, and is in memory only for so long: encode before the rest of the
     model is loaded, and the two need not fit side by side.
     """
-    parts = parts_of(model, {"text_encoder"})
-    if parts.vocabulary is not None:
-        return VocabularyEncoder(parts.vocabulary)
-    if parts.tokenizer is None:
-        raise Error(f"{parts.source} has a UMT5 text encoder and no tokenizer; add its folder, google/umt5-xxl in Wan's own")
-    return CachedUMT5(parts.source, parts.tokenizer, cache_folder())
+    files = files_of(model, {"text_encoder"})
+    if files.vocabulary is not None:
+        return VocabularyEncoder(files.vocabulary)
+    if files.tokenizer is None:
+        raise Error(f"{files.source} has a UMT5 text encoder and no tokenizer; add its folder, google/umt5-xxl in Wan's own")
+    return CachedUMT5(files, files.tokenizer, cache_folder())
 
 
-def parts_of(model: str | Path, needed: Set[str]) -> Parts:
+def files_of(model: str | Path | ModelFiles, needed: Set[str]) -> ModelFiles:
     """The files of a model, `needed` ones among them; `model` and errors as of `load`."""
-    path = MODELS / model if model in embedded_models() else Path(model)
-    if not os.path.exists(path):
-        raise Error(f"no model {str(model)!r}: it is neither an embedded model ({', '.join(embedded_models())}) nor a path that exists")
-    parts = find_parts(path)
-    there = {"dit": parts.dit, "vae": parts.vae, "taehv": parts.taehv, "text_encoder": parts.text_encoder or parts.vocabulary}
-    missing = [name for name, place in there.items() if name in needed and place is None]
+    if isinstance(model, ModelFiles):
+        files = model
+    else:
+        path = MODELS / model if model in embedded_models() else Path(model)
+        if not os.path.exists(path):
+            raise Error(f"no model {str(model)!r}: it is neither an embedded model ({', '.join(embedded_models())}) nor a path that exists")
+        files = find_files(path)
+    there = {"dit": files.dit, "vae": files.vae, "taehv": files.taehv, "text_encoder": files.text_encoder or files.vocabulary}
+    missing = [name for name, file in there.items() if name in needed and file is None]
     if missing:
         raise Error(
-            f"{path} is not a whole pipeline: it lacks {', '.join(missing)}; name the files in a .toml file, a line such as "
+            f"{files.source} is not a whole pipeline: it lacks {', '.join(missing)}; name the files in a .toml file, a line such as "
             f'{missing[0]} = "PATH" for each, or load its DiT with lolrt.load_dit(path) and stream with lolrt.LatentStream'
         )
-    return parts
+    return files
 
 
 def sampler_of(settings: dict[str, Any], source: Path) -> Sampler:

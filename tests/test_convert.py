@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import lolrt
-from lolrt.checkpoint import find_parts, read_component, read_safetensors
+from lolrt.checkpoint import find_files, read_component, read_safetensors
 from lolrt.checkpoint.convert import convert
 from lolrt.checkpoint.synth import PRESETS, synth
 from lolrt.cli import main
@@ -62,7 +62,7 @@ def test_a_converted_model_is_the_model(self_forcing, tmp_path, capsys):
         assert torch.equal(vae.state_dict()[name], tensor.bfloat16()), name
     text = read_component(folder, "text_encoder").tensors
     assert all(torch.equal(text[name], tensor.bfloat16()) for name, tensor in layouts.text_encoder_tensors().items())
-    parts = find_parts(folder)
+    parts = find_files(folder)
     assert parts.tokenizer == folder / "tokenizer" and parts.taehv and parts.settings["height"] == 480
     assert {tensor.dtype for tensor in read_safetensors(folder / "diffusion_pytorch_model.safetensors").values()} == {torch.float32}
 
@@ -85,7 +85,7 @@ def test_a_merged_lora_is_written_merged(tmp_path):
     layouts.save_wan(tmp_path / "model", layouts.dit_tensors())
     torch.save({"generator_lora": layouts.lora_tensors(rank=4)}, tmp_path / "model" / "lora.pt")
     convert(tmp_path / "model", tmp_path / "converted")
-    assert find_parts(tmp_path / "converted").lora is None
+    assert find_files(tmp_path / "converted").lora is None
     merged, written = lolrt.load_dit(tmp_path / "model", torch.float32), lolrt.load_dit(tmp_path / "converted", torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(merged.state_dict().values(), written.state_dict().values(), strict=True))
     assert not torch.equal(merged.blocks[0].ffn[0].weight, layouts.dit_tensors()["blocks.0.ffn.0.weight"])
@@ -161,7 +161,7 @@ def test_there_must_be_something_to_convert(tmp_path, capsys):
 def test_settings_are_converted_with_the_dit(tmp_path):
     layouts.save_wan(tmp_path / "wan", layouts.dit_tensors())
     (tmp_path / "m.toml").write_text('dit = "wan"\nfps = 24\n[sampler]\ntimesteps = [1000, 500]\n')
-    parts = find_parts(convert(tmp_path / "m.toml", tmp_path / "x"))
+    parts = find_files(convert(tmp_path / "m.toml", tmp_path / "x"))
     assert parts.settings["fps"] == 24 and parts.settings["sampler"] == {"timesteps": [1000, 500]}
 
 

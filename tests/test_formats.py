@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
 from pathlib import Path
 
 import layouts
@@ -11,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 import lolrt
-from lolrt.checkpoint import find_parts, read_component, to_diffusers
+from lolrt.checkpoint import find_files, read_component, to_diffusers
 from lolrt.checkpoint.load import read_dit
 from lolrt.checkpoint.shapes import expected_shapes, faults
+from lolrt.pipeline import MODELS
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -108,7 +111,7 @@ def whole_model(folder: Path) -> Path:
 
 
 def test_parts_of_a_folder(tmp_path):
-    parts = find_parts(whole_model(tmp_path))
+    parts = find_files(whole_model(tmp_path))
     assert parts.dit == tmp_path / "diffusion_pytorch_model.safetensors"
     assert parts.vae == tmp_path / "Wan2.1_VAE.pth"
     assert parts.text_encoder == tmp_path / "models_t5_umt5-xxl-enc-bf16.pth"
@@ -120,7 +123,7 @@ def test_parts_of_a_folder(tmp_path):
 def test_names_of_files_play_no_part(tmp_path):
     torch.save(layouts.vae_tensors(), tmp_path / "self_forcing_dmd.pt")
     torch.save(layouts.dit_tensors(), tmp_path / "Wan2.1_VAE.pth")
-    parts = find_parts(tmp_path)
+    parts = find_files(tmp_path)
     assert (parts.vae, parts.dit) == (tmp_path / "self_forcing_dmd.pt", tmp_path / "Wan2.1_VAE.pth")
 
 
@@ -139,7 +142,7 @@ def test_a_toml_file_names_the_parts(tmp_path):
     model.write_text(
         'dit = "x.pt"\nweights = "generator"\nvae = "wan"\ntokenizer = "wan/google/umt5-xxl"\nfps = 16\n[sampler]\nshift = 8.0\n'
     )
-    parts = find_parts(model)
+    parts = find_files(model)
     assert (parts.dit, parts.vae) == (tmp_path / "x.pt", tmp_path / "wan" / "Wan2.1_VAE.pth")
     assert parts.settings == {"fps": 16, "sampler": {"shift": 8.0}}
     assert torch.equal(lolrt.load_dit(model, torch.float32).head.head.bias, -layouts.dit_tensors(seed=3)["head.head.bias"])
@@ -208,3 +211,20 @@ def test_in_every_layout_missing_and_unexpected_tensors_are_all_named(layout, tm
         lolrt.load_dit(path)
     assert "missing: blocks.1.cross_attn.norm_k.weight, patch_embedding.weight" in str(error.value)
     assert f"unexpected: {extra}" in str(error.value)
+
+
+def test_a_model_is_looked_through_once():
+    """Whatever is loaded from it: each of its files of weights is opened once to be recognised, and mapped then."""
+    opened: Counter[str] = Counter()
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and watching and str(arguments[0]).startswith(str(MODELS)):
+            opened[Path(str(arguments[0])).name] += 1
+
+    watching = True
+    sys.addaudithook(watch)  # for ever: there is no way to take one off
+    pipe = lolrt.load("tiny")
+    next(pipe.latent_stream(pipe.example_prompts[0]))
+    watching = False
+    assert opened["diffusion_pytorch_model.safetensors"] == opened["vae.safetensors"] == opened["model.json"] == 1
+    assert all(count <= 2 for count in opened.values()), opened

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import lolrt
 from lolrt import _core, ops
 from lolrt.engine.kv_window import KVWindow
-from lolrt.engine.memory_bank import PageStore
+from lolrt.engine.memory_bank import MemoryBank
 from lolrt.engine.page_pool import PagePool
 from lolrt.lab import returning
 
@@ -28,7 +28,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 class NaiveStore:
-    """The rules of `PageStore` in float64, over a plain list of (frame, mean key)."""
+    """The rules of `MemoryBank` in float64, over a plain list of (frame, mean key)."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -52,7 +52,7 @@ class NaiveStore:
 def test_a_store_follows_its_rules(capacity: int, frames: int, count: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     pool = _core.Pool(capacity + 1)
-    store, naive = PageStore(pool, capacity), NaiveStore(capacity)
+    store, naive = MemoryBank(pool, capacity), NaiveStore(capacity)
     for frame in range(100, 100 + frames):
         key = random.standard_normal((2, 3, 4))
         page = pool.acquire()
@@ -71,7 +71,7 @@ def test_a_long_scene_does_not_drive_a_short_one_out() -> None:
     random = np.random.default_rng(0)
     scenes = random.standard_normal((2, LAYERS, HEADS, 8)) + 5  # what all have in common
     pool = _core.Pool(9)
-    store = PageStore(pool, 8)
+    store = MemoryBank(pool, 8)
     for frame in range(1005):
         page = pool.acquire()
         store.keep(frame, page, torch.from_numpy(scenes[int(frame >= 5)] + 0.1 * random.standard_normal(scenes[0].shape)).float())
@@ -86,7 +86,7 @@ def test_what_all_keys_have_in_common_silences_no_head() -> None:
     """One head tells frame 1 from the others, on top of a large part that all share; another one, without, leans to frame 2."""
     own = torch.eye(8)
     keys = torch.stack([torch.stack([own[i] + 100 * own[7], own[i]]) for i in range(4)])[:, None]
-    store = PageStore(pool := _core.Pool(4), 4)
+    store = MemoryBank(pool := _core.Pool(4), 4)
     for frame, key in enumerate(keys):
         store.keep(frame, pool.acquire(), key)
     assert store.find(torch.stack([own[1], own[2] + own[5] + own[6]])[None], 1) == [1]

@@ -294,7 +294,7 @@ def test_a_file_with_less_than_the_cut_is_refused_and_stays(tmp_path):
         lolrt.VideoWriter(tmp_path / "a.mp4", 64, 96, FPS, resume=replace(cut, bytes=cut.bytes + 1))
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"] and (tmp_path / "a.mp4").read_bytes() == whole
     (tmp_path / "a.mp4").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # as long, and another one
-    with pytest.raises(lolrt.OutputError, match="a.mp4 is not the video that the snapshot goes on with"):
+    with pytest.raises(lolrt.OutputError, match=r"a\.mp4 is not the video that the snapshot goes on with"):
         lolrt.VideoWriter(tmp_path / "a.mp4", 64, 96, FPS, resume=cut)
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
     with pytest.raises(lolrt.OutputError, match="cannot go on with"):

@@ -46,14 +46,14 @@ class Machine:
     float32: int
     """Results of add, multiply, multiply-add."""
     mma_share: float = 1.0
-    """Of the tensor cores' rate, what mma.sync reaches: on Hopper 62.9 % (Luo et al., arXiv 2402.13499)."""
+    """The share of the tensor cores' rate that mma.sync reaches: on Hopper 62.9 % (Luo et al., arXiv 2402.13499)."""
     other: int = 64
     """Results of integer and logic instructions, comparisons, minimum and maximum."""
     special: int = 16
     """Results of 2^x."""
     shared_bytes: int = 128
     l2_bytes: int = 5120
-    """Of all multiprocessors together."""
+    """Bytes a cycle of all multiprocessors together."""
     dram_gb: int = 0
 
     @property
@@ -93,14 +93,14 @@ def pipes(counts: Mapping[str, int], machine: Machine, warps: int = 4, mma: bool
 
 
 def cycles(busy: Mapping[str, float], overlap: float) -> float:
-    """Of what takes that long in each pipe. `overlap` is `a` above: 0 is all at once, 1 one after the other."""
+    """Cycles of what takes so many in each pipe. `overlap` is `a` above: 0 is all at once, 1 one after the other."""
     busiest = max(busy.values())
     return busiest + overlap * max(sum(busy[pipe] for pipe in _ARITHMETIC) - busiest, 0.0)
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of a block, in the order of time: so often, these instructions of each warp."""
+    """A block's phases in the order of time: so often, these instructions of each warp."""
 
     parts: tuple[tuple[int, Mapping[str, int]], ...]
     flop: float
@@ -133,7 +133,7 @@ def split(work: Work, blocks: int, pages: int, machine: Machine, overlap: float,
 
 
 def _last_pages(tiles: int, pages: int, part: int, slots: int) -> int:
-    """Of the slot that does most."""
+    """Pages of the slot that does most."""
     free = [0] * slots
     for first in range(0, pages, part):
         for _ in range(tiles):
@@ -142,7 +142,7 @@ def _last_pages(tiles: int, pages: int, part: int, slots: int) -> int:
 
 
 def fraction(work: Work, blocks: int, machine: Machine, taken: float) -> float:
-    """Of the tensor cores' peak."""
+    """Share of the tensor cores' peak."""
     return work.flop * blocks / (machine.tensor_flop * machine.multiprocessors * taken)
 
 

@@ -97,7 +97,7 @@ class Race:
                 gc.enable()
 
     def ratios(self) -> dict[str, Spread]:
-        """Of each peer's time to ours, round by round: above 1, ours is faster."""
+        """Each peer's time divided by ours, round by round: above 1, ours is faster."""
         return {
             name: Spread.of([theirs / ours for theirs, ours in zip(times, self.times, strict=True)])
             for name, times in self.peer_times.items()

@@ -42,7 +42,7 @@ class Row:
 
     @property
     def fraction(self) -> float:
-        """Of the probe's rate."""
+        """The rate as a share of the probe's."""
         return self.rate / self.probe
 
     @classmethod

@@ -15,7 +15,7 @@ from lolrt.checkpoint.formats import KINDS, Component
 from lolrt.checkpoint.load import read_dit, weight
 from lolrt.checkpoint.lora import LoRA
 from lolrt.checkpoint.mapped import give_back
-from lolrt.checkpoint.parts import find_parts, read_component
+from lolrt.checkpoint.model_files import find_files, read_component
 from lolrt.checkpoint.shapes import WEIGHT_DTYPES, Shapes, dit_config, expected_shapes, faults, vae_config
 from lolrt.errors import CheckpointError
 
@@ -27,31 +27,31 @@ def convert(source: str | Path, destination: str | Path, dtype: torch.dtype | No
     Raises `lolrt.CheckpointError` where there are no weights, or adapters without their DiT, and for what `lolrt.load_dit` would refuse,
     and `lolrt.OutputError` when the folder is there already or cannot be written; nothing is left behind then.
     """
-    parts = find_parts(source)
-    if parts.lora and not parts.dit:
-        raise CheckpointError(f"{source} has adapters ({parts.lora}) and not the DiT that they are for; name both in a .toml file")
-    if not any(getattr(parts, kind) for kind in KINDS):
+    files = find_files(source)
+    if files.lora and not files.dit:
+        raise CheckpointError(f"{source} has adapters ({files.lora}) and not the DiT that they are for; name both in a .toml file")
+    if not any(getattr(files, kind) for kind in KINDS):
         raise CheckpointError(f"{source} holds no weights that are known here; nothing was written")
     with new_folder(Path(destination)) as folder:
-        if parts.dit:
-            dit, adapters = read_dit(source)
+        if files.dit:
+            dit, adapters = read_dit(files)
             config = dit_config(dit)
             write_dit(folder, config, dtype or own_dtype(dit), _checked(dit, expected_shapes(dit), dtype or own_dtype(dit), adapters))
-        if parts.vae:
-            vae = read_component(source, "vae")
+        if files.vae:
+            vae = read_component(files, "vae")
             write_vae(folder, vae_config(vae), dtype or own_dtype(vae), _checked(vae, expected_shapes(vae), dtype or own_dtype(vae)))
         for kind in ("text_encoder", "taehv"):
-            if getattr(parts, kind):
-                part = read_component(source, kind)
+            if getattr(files, kind):
+                part = read_component(files, kind)
                 shapes = expected_shapes(part)
                 write_weights(folder, kind, shapes, dtype or own_dtype(part), _checked(part, shapes, dtype or own_dtype(part)))
-        if parts.tokenizer:
-            shutil.copytree(parts.tokenizer, folder / "tokenizer")
-        if parts.vocabulary:
+        if files.tokenizer:
+            shutil.copytree(files.tokenizer, folder / "tokenizer")
+        if files.vocabulary:
             for name in ("text.json", "text.safetensors"):
-                shutil.copyfile(parts.vocabulary / name, folder / name)
-        if parts.dit:
-            write_json(folder / "model.json", {"name": Path(destination).name, **WAN_SETTINGS, **parts.settings})
+                shutil.copyfile(files.vocabulary / name, folder / name)
+        if files.dit:
+            write_json(folder / "model.json", {"name": Path(destination).name, **WAN_SETTINGS, **files.settings})
     return Path(destination)
 
 

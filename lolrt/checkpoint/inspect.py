@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lolrt.checkpoint.formats import KINDS, TITLES, Component, choose
 from lolrt.checkpoint.lora import LoRA
+from lolrt.checkpoint.model_files import ModelFiles, find_files, read_component
 from lolrt.checkpoint.names import Kind
-from lolrt.checkpoint.parts import Parts, components_of, find_parts, read_component
 from lolrt.checkpoint.shapes import dit_config, expected_shapes, faults, taehv_config, text_encoder_config, vae_config
 from lolrt.errors import CheckpointError, printable
 
@@ -22,35 +22,34 @@ MIB, GIB = 1 << 20, 1 << 30
 
 
 def inspect(path: str | Path) -> Iterator[str]:
-    """Lines about each part of a model that is found at `path` (as of `lolrt.checkpoint.find_parts`); values are not looked at.
+    """Lines about each part of a model that is found at `path` (as of `lolrt.checkpoint.find_files`); values are not looked at.
 
     Raises `lolrt.CheckpointError` where there is nothing, or a file is damaged.
     """
-    parts = find_parts(path)
-    files = dict.fromkeys(file for kind in KINDS if (file := getattr(parts, kind)) is not None)
-    for file in files:
-        components = components_of(file)
+    files = find_files(path)
+    for file in dict.fromkeys(file for kind in KINDS if (file := getattr(files, kind)) is not None):
+        components = files.components(file)
         for component in components:
-            used = component is _used(components, component.kind, parts)
+            used = component is _used(components, component.kind, files)
             yield printable(f"{file}: {component}" + ("" if used else f'; used where a .toml file says weights = "{component.group}"'))
-            yield from (f"    {printable(line)}" for line in _about(component, parts))
-    for title, folder in (("tokenizer", parts.tokenizer), ("vocabulary", parts.vocabulary)):
+            yield from (f"    {printable(line)}" for line in _about(component, files))
+    for title, folder in (("tokenizer", files.tokenizer), ("vocabulary", files.vocabulary)):
         if folder:
             yield f"{folder}: {title}"
-    missing = [TITLES[kind] for kind in ("dit", "vae") if getattr(parts, kind) is None]
-    missing += [] if parts.text_encoder or parts.vocabulary else [TITLES["text_encoder"]]
+    missing = [TITLES[kind] for kind in ("dit", "vae") if getattr(files, kind) is None]
+    missing += [] if files.text_encoder or files.vocabulary else [TITLES["text_encoder"]]
     yield "nothing is missing for a pipeline" if not missing else f"not there, and needed for a pipeline: {', '.join(missing)}"
 
 
-def _used(components: list[Component], kind: Kind, parts: Parts) -> Component | None:
+def _used(components: list[Component], kind: Kind, files: ModelFiles) -> Component | None:
     """The one that would be loaded, of several of a kind in one file, such as averaged weights and others."""
     try:
-        return choose(components, kind, parts.source, parts.group if kind == "dit" else None, averaged=parts.lora is None)
+        return choose(components, kind, files.source, files.group if kind == "dit" else None, averaged=files.lora is None)
     except CheckpointError:
         return None
 
 
-def _about(component: Component, parts: Parts) -> Iterator[str]:
+def _about(component: Component, files: ModelFiles) -> Iterator[str]:
     tensors = component.tensors.values()
     elements = sum(tensor.numel() for tensor in tensors)
     yield f"tensors    {len(component.tensors)}, {elements:,} parameters; {_dtypes(list(tensors))}"
@@ -58,8 +57,8 @@ def _about(component: Component, parts: Parts) -> Iterator[str]:
         if component.kind == "lora":
             adapters = LoRA(component)
             yield f"adapters   of {len(adapters.layers)} layers, {adapters.describe()}"
-            if parts.dit:
-                adapters.check(expected_shapes(read_component(parts.source, "dit", averaged=False)))
+            if files.dit:
+                adapters.check(expected_shapes(read_component(files, "dit", averaged=False)))
                 yield "complete   every adapter fits a layer of the DiT"
             return
         yield f"config     {_config(component)}; {'from the JSON file beside it' if component.config else 'read off the tensors'}"

@@ -13,7 +13,7 @@ from torch import Tensor
 from lolrt.checkpoint.formats import Component
 from lolrt.checkpoint.lora import LoRA
 from lolrt.checkpoint.mapped import give_back
-from lolrt.checkpoint.parts import find_parts, read_component
+from lolrt.checkpoint.model_files import ModelFiles, find_files, read_component
 from lolrt.checkpoint.shapes import Shapes, dit_config, faults, taehv_config, unfilled, vae_config
 from lolrt.errors import CheckpointError
 from lolrt.models.dit import CausalDiT
@@ -27,7 +27,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def load_dit(
-    path: str | Path,
+    path: str | Path | ModelFiles,
     dtype: torch.dtype = torch.bfloat16,
     lora: str | Path | None = None,
     group: str | None = None,
@@ -53,15 +53,15 @@ def load_dit(
     return model
 
 
-def read_dit(path: str | Path, lora: str | Path | None = None, group: str | None = None) -> tuple[Component, LoRA | None]:
+def read_dit(path: str | Path | ModelFiles, lora: str | Path | None = None, group: str | None = None) -> tuple[Component, LoRA | None]:
     """A DiT and the adapters that belong to it; arguments and errors as of `load_dit`."""
-    source = lora or find_parts(path).lora
-    adapters = LoRA(read_component(source, "lora")) if source else None
-    return read_component(path, "dit", group, averaged=adapters is None), adapters
+    files = find_files(path)
+    adapters = LoRA(read_component(lora or files, "lora")) if lora or files.lora else None
+    return read_component(files, "dit", group, averaged=adapters is None), adapters
 
 
 def load_vae(
-    path: str | Path, config: VAEConfig | None = None, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu"
+    path: str | Path | ModelFiles, config: VAEConfig | None = None, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu"
 ) -> CausalVAE:
     """Loads a Wan VAE; its sizes show in the tensors where no config is given or lies beside them. Raises as `load_dit` does."""
     found = usable(device, dtype)
@@ -71,7 +71,7 @@ def load_vae(
     return assign(model, component.tensors, dtype, component.source, device=found)
 
 
-def load_taehv(path: str | Path, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu") -> TAEHV:
+def load_taehv(path: str | Path | ModelFiles, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu") -> TAEHV:
     """Loads a TAEHV; its sizes show in the tensors. Raises as `load_dit` does."""
     found = usable(device, dtype)
     component = read_component(path, "taehv")

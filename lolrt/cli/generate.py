@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         from lolrt.media.reader import check_readable, read_frames
         from lolrt.media.writer import Position, output_path
         from lolrt.ops.device import usable
+        from lolrt.pipeline import files_of
         from lolrt.session.config import to_plain
         from lolrt.session.saver import Saver
         from lolrt.session.script import Cue, follow, read_script
@@ -88,9 +89,11 @@ def run(arguments: argparse.Namespace) -> None:
             cues = [Cue(*cue) for cue in resumed.cues]
         else:
             cues = read_script(arguments.script) if arguments.script else [Cue(0, arguments.prompt)]
-        text = lolrt.EmbeddingFile(arguments.text) if arguments.text else lolrt.load_text(arguments.model)
+        needed = {"dit", "taehv" if arguments.vae == "tiny" else "vae", *([] if arguments.text else ["text_encoder"])}
+        files = files_of(arguments.model, needed)
+        text = lolrt.EmbeddingFile(arguments.text) if arguments.text else lolrt.load_text(files)
         text.encode([cue.prompt for cue in cues])  # all, before the rest of the model needs the memory, and an error can end a long run
-        pipe = lolrt.load(arguments.model, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, device=device)
+        pipe = lolrt.load(files, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, device=device)
         total = None if arguments.endless else arguments.frames or round((arguments.seconds or DEFAULT_SECONDS) * pipe.fps) or 1
         if resumed is None:
             start = pipe.encode_video(read_frames(arguments.start, pipe.height, pipe.width, pipe.fps)) if arguments.start else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lolrt import _core
-from lolrt.engine.memory_bank import PageStore
+from lolrt.engine.memory_bank import MemoryBank
 from lolrt.engine.page_pool import PagePool
 from lolrt.errors import Error
 from lolrt.ops.device import upload
@@ -22,16 +22,19 @@ class Window:
     """What a chunk attends to: the stream's first frames for ever, and the most recent ones, the chunk itself included."""
 
     sink_frames: int = 3
+    """Sink frames in the window."""
     recent_frames: int = 9
+    """Recent frames in the window, the chunk's own included."""
     chunk_frames: int = 3
     """Latent frames that are denoised together."""
     gate: SinkGate = SinkGate()
     """When attention to the sinks is held back; open as it is here."""
     recall_frames: int = 0
     """Frames that have left the window and come back into a chunk's view, between sinks and recent frames: those most like it of the
-    store (`lolrt.engine.memory_bank`). A chunk costs one pass more, and each pass attends to that many pages more. 0: there is no store."""
+    memory bank (`lolrt.engine.memory_bank`). A chunk costs one pass more, and each pass attends to that many pages more. 0: there is no
+    bank."""
     store_frames: int = 24
-    """Frames that the store holds at most."""
+    """Frames that the memory bank holds at most."""
 
     def __post_init__(self) -> None:
         if self.chunk_frames < 1 or self.sink_frames < 0 or self.recent_frames < self.chunk_frames:
@@ -64,7 +67,7 @@ class ChunkPages:
     chunk_page_table: Tensor
     """int32 [chunk frames], the end of `page_table`: where the chunk's own K and V go."""
     recalled: int = 0
-    """How many frames come from the store."""
+    """How many frames come from the memory bank."""
 
 
 class KVWindow:
@@ -81,18 +84,18 @@ class KVWindow:
         self._reserved = config.pool_pages
         self._table = torch.zeros(config.pages, dtype=torch.int32, device=pool.device)
         self._recall_table = torch.zeros(config.pages + config.recall_frames, dtype=torch.int32, device=pool.device)
-        self._window, self._store = self._empty()
+        self._window, self._bank = self._empty()
         self._read()
 
-    def _empty(self) -> tuple[_core.Window, PageStore | None]:
+    def _empty(self) -> tuple[_core.Window, MemoryBank | None]:
         config, pool = self.config, self.pool.bookkeeping
-        store = PageStore(pool, config.store_frames) if config.recall_frames else None
-        return _core.Window(pool, config.sink_frames, config.recent_frames), store
+        bank = MemoryBank(pool, config.store_frames) if config.recall_frames else None
+        return _core.Window(pool, config.sink_frames, config.recent_frames), bank
 
     def close(self) -> None:
         """Gives all pages back."""
-        if self._store is not None:
-            self._store.clear()
+        if self._bank is not None:
+            self._bank.clear()
         self._window = _core.Window(self.pool.bookkeeping, self.config.sink_frames, self.config.recent_frames)
         self.pool.unreserve(self._reserved)
         self._reserved = 0
@@ -104,34 +107,34 @@ class KVWindow:
     @property
     def stored_frames(self) -> Sequence[int]:
         """Frames that can be recalled, oldest first."""
-        return self._store.frames if self._store else ()
+        return self._bank.frames if self._bank else ()
 
     @property
     def held_pages(self) -> Sequence[int]:
         """Those of the frames in the window, in that order, and those of the memory bank."""
-        return [*self.page_table.tolist(), *(self._store.pages if self._store else ())]
+        return [*self.page_table.tolist(), *(self._bank.pages if self._bank else ())]
 
     def advance(self, first_frame: int, n_frames: int) -> ChunkPages:
         """Gives the next chunk its pages; the frames that fall out of the window go to the memory bank, if there is one."""
-        if self._store is not None:
+        if self._bank is not None:
             oldest = first_frame + n_frames - self.config.recent_frames
             for page, frame in list(zip(*self._window.read(), strict=True))[self.config.sink_frames :]:
                 if frame < oldest:
-                    self._store.keep(frame, page, self.pool.mean_key(page))
+                    self._bank.keep(frame, page, self.pool.mean_key(page))
         self._window.advance(first_frame, n_frames)
         self._read()
         return self._chunk(len(self.frames) - n_frames, len(self.frames))
 
     def recall(self, chunk: ChunkPages, query: Tensor) -> ChunkPages:
-        """The newest chunk, with the stored frames in view that are most like it.
+        """The newest chunk, with the frames of the memory bank in view that are most like it.
 
         query: float32 [layers, heads, head_dim], mean over the chunk's tokens.
         """
-        store, sinks = self._store, self.config.sink_frames
-        assert store is not None
-        found = store.find(query, self.config.recall_frames)
-        frames = [*chunk.frames[:sinks], *(store.frames[i] for i in found), *chunk.frames[sinks:]]
-        pages = torch.tensor([store.pages[i] for i in found], dtype=torch.int32)
+        bank, sinks = self._bank, self.config.sink_frames
+        assert bank is not None
+        found = bank.find(query, self.config.recall_frames)
+        frames = [*chunk.frames[:sinks], *(bank.frames[i] for i in found), *chunk.frames[sinks:]]
+        pages = torch.tensor([bank.pages[i] for i in found], dtype=torch.int32)
         page_table = self._recall_table[: len(frames)]
         recalled = slice(sinks, sinks + len(found))
         page_table[: recalled.start] = chunk.page_table[:sinks]
@@ -169,9 +172,9 @@ class KVWindow:
             "pages": self.pool.pages[:, self.page_table.long()],
             "on_cuda": torch.tensor(self.pool.pages.is_cuda),
         }
-        if self._store is not None:
-            state["stored_frames"] = torch.tensor(self._store.frames, dtype=torch.int64)
-            state["stored_pages"] = self.pool.pages[:, self._store.pages]
+        if self._bank is not None:
+            state["stored_frames"] = torch.tensor(self._bank.frames, dtype=torch.int64)
+            state["stored_pages"] = self.pool.pages[:, self._bank.pages]
         return state
 
     def check_state(self, state: dict[str, Tensor]) -> None:
@@ -185,8 +188,8 @@ class KVWindow:
         if bool(state.get("on_cuda", False)) is not pages.is_cuda:
             raise Error(f"saved pages are not those of {pages.device.type}, where this stream is: go on where the state was saved")
         stored = state.get("stored_frames")
-        if (stored is None) != (self._store is None) or (stored is not None and len(stored) > self.config.store_frames):
-            holds = "has no store" if stored is None else f"holds {len(stored)} stored frames"
+        if (stored is None) != (self._bank is None) or (stored is not None and len(stored) > self.config.store_frames):
+            holds = "has no memory bank" if stored is None else f"holds {len(stored)} frames of a memory bank"
             raise Error(
                 f"the saved stream {holds}; this one's window has recall_frames={self.config.recall_frames} and "
                 f"store_frames={self.config.store_frames}: make the stream with the window of the saved one"
@@ -208,18 +211,18 @@ class KVWindow:
         """
         self.check_state(state)
         frames, stored = state["frames"].tolist(), state.get("stored_frames")
-        if self._store is not None:
-            self._store.clear()
+        if self._bank is not None:
+            self._bank.clear()
         del self._window  # gives its pages back before the new one takes as many
-        self._window, self._store = self._empty()
+        self._window, self._bank = self._empty()
         if frames:  # none: it was saved before its first chunk
             self._window.restore(frames)
         self._read()
         pages = self.pool.pages
         pages[:, self.page_table.long()] = state["pages"].to(pages.device)
-        if self._store is not None and stored is not None:
+        if self._bank is not None and stored is not None:
             for i, frame in enumerate(stored.tolist()):
                 page = self.pool.bookkeeping.acquire()
                 pages[:, page] = state["stored_pages"][:, i].to(pages.device)
-                self._store.keep(frame, page, self.pool.mean_key(page))
+                self._bank.keep(frame, page, self.pool.mean_key(page))
                 self.pool.bookkeeping.release(page)  # the bank's alone

@@ -1,11 +1,11 @@
 """Long-term memory of a stream: frames that have left its window are kept, and those that the next chunk asks for come back into view.
 
-A stored frame is its page of the KV cache, where it always was: the store holds the page, and recalling it is an entry in a page table.
-What finds it again is the model's own measure, keys against queries. The scores of all pairs of a query and a key have the mean
-<mean query, mean key>; what all stored keys have in common adds the same to each and decides nothing, so it is left out; and each head of
-each layer has the same say, because the lengths of keys differ far more between heads (and of a video's first frames, on which heads park
-attention, from all others) than with what is seen. Hence the likeness of a frame to a chunk: the cosine between the chunk's mean query
-and the frame's mean key less that of all stored frames, mean over layers and heads.
+A frame of the memory bank is its page of the KV cache, where it always was: the bank holds the page, and recalling it is an entry in a
+page table. What finds it again is the model's own measure, keys against queries. The scores of all pairs of a query and a key have the
+mean <mean query, mean key>; what all its keys have in common adds the same to each and decides nothing, so it is left out; and each head
+of each layer has the same say, because the lengths of keys differ far more between heads (and of a video's first frames, on which heads
+park attention, from all others) than with what is seen. Hence the likeness of a frame to a chunk: the cosine between the chunk's mean
+query and the frame's mean key less that of all frames of the bank, mean over layers and heads.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 from lolrt import _core
 
 
-class PageStore:
+class MemoryBank:
     """At most `capacity` frames, oldest first, as pages of a pool.
 
-    When there is one too many, one of the two frames that are most alike goes, the newer: so the store stays spread over all that was
+    When there is one too many, one of the two frames that are most alike goes, the newer: so the bank stays spread over all that was
     seen rather than over the last minutes, and what it has of a scene is what came first, with the least drift.
     """
 
@@ -41,7 +41,7 @@ class PageStore:
             self._drop(self._redundant())
 
     def find(self, query: Tensor, count: int) -> list[int]:
-        """Indices in the store, in order of time, of the `count` frames that are most like a chunk; all frames where there are fewer.
+        """Indices in the bank, in order of time, of the `count` frames that are most like a chunk; all frames where there are fewer.
 
         query: float32 [layers, heads, head_dim], mean over the chunk's tokens.
         """

@@ -145,5 +145,5 @@ def swept(pipe: Pipeline, frames: int, policies: Sequence[str], videos: Sequence
 
 
 def _highest(rows: np.ndarray, at: Sequence[int]) -> np.ndarray:
-    """Of series [videos, n]: the highest of each of these entries and its two neighbours, mean over the entries."""
+    """The highest of each of these entries and its two neighbours, mean over the entries; series: [videos, n]."""
     return np.mean([rows[:, i - 1 : i + 2].max(1) for i in at], axis=0)

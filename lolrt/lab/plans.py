@@ -31,7 +31,7 @@ class Setting:
     """Latent frames of a video."""
     layers: int
     heads: int
-    """Of a layer of the model."""
+    """Heads of one layer of the model."""
     pairs: int
     """Temporal channel pairs of a head."""
 

@@ -20,11 +20,11 @@ class Cell:
     numbers: dict[str, np.ndarray]
     """Name of a measure -> float64 [policies, videos]."""
     snap_back: tuple[int, float, float] | None = None
-    """Of the first draw: frame, mean drop there, p."""
+    """Frame, mean drop there and p, of the first draw."""
     own_frames: list[list[int]] = field(default_factory=list)
-    """Of each policy, as `rollout.predicted_frames` says; none where no policy has any."""
+    """The predicted frames of each policy (`rollout.predicted_frames`); none where no policy has any."""
     series: dict[str, np.ndarray] = field(default_factory=dict)
-    """Of an offset sweep: start, and mass on the sinks and share of heads raised there, means over draws and videos."""
+    """Start of an offset sweep, and mass on the sinks and share of heads raised there, means over draws and videos."""
 
     def at_predicted(self, measure: str) -> np.ndarray:
         """[policies, videos]: a measure, such as "dip", mean of the predicted frames."""
@@ -35,7 +35,7 @@ class Cell:
 @dataclass(frozen=True)
 class Result:
     name: str
-    """Of the experiment."""
+    """The experiment's name."""
     model: str
     frames: int
     """Latent frames of a video."""

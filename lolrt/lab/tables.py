@@ -53,7 +53,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def figure(result: Result, path: Path) -> None:
-    """Of a sweep over every chunk, its series; of rollouts, how deep each cell falls back, and that against its motion; else none."""
+    """A picture of a result: the series of a sweep over every chunk; for rollouts, how deep each cell falls back, also against its
+    motion; else none."""
     if next(iter(result.cells.values())).series:
         _sweep(result, path)
     elif result.predicted and not result.sweeps:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lolrt.checkpoint import assign, read_component, to_diffusers
+from lolrt.checkpoint import ModelFiles, assign, read_component, to_diffusers
 from lolrt.checkpoint.formats import Component
 from lolrt.checkpoint.shapes import text_encoder_config, unfilled
 from lolrt.errors import CheckpointError, Error, OutputError
@@ -101,11 +101,11 @@ def encoder_fingerprint(component: Component, tokenizer: Path) -> str:
 class CachedUMT5(TextEncoder):
     """A UMT5 encoder that is in memory only while it encodes, and that encodes no prompt twice: embeddings are kept on disk.
 
-    source: a model, as of `lolrt.load`; tokenizer: the folder of its tokenizer; folder: of the cache, one file an embedding, named by
+    source: a model's path or files; tokenizer: the folder of its tokenizer; folder: of the cache, one file an embedding, named by
     what went into it: the encoder, its tokenizer, and the text. Where an embedding cannot be kept, a warning says so, and the run goes on.
     """
 
-    def __init__(self, source: Path, tokenizer: Path, folder: Path) -> None:
+    def __init__(self, source: Path | ModelFiles, tokenizer: Path, folder: Path) -> None:
         self._source, self._tokenizer, self._folder = source, tokenizer, folder
         self._fingerprint = encoder_fingerprint(read_component(source, "text_encoder"), tokenizer)
 

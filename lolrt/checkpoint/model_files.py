@@ -1,4 +1,4 @@
-"""Where the parts of a model are: in a folder of any known layout, in one file, or where a small TOML file says."""
+"""The files of a model, and which part of it each holds: in a folder of any known layout, in one file, or where a small TOML file says."""
 
 from __future__ import annotations
 
@@ -51,8 +51,11 @@ CONFIGS: dict[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The files of a model; None where there is none. A path is of a file: weights, or the index of weights in several files."""
+class ModelFiles:
+    """The files of a model; None where there is none. A path is of a file: weights, or the index of weights in several files.
+
+    What is asked for a model's path takes these as well, so that a folder is looked through and a file recognised once.
+    """
 
     source: Path
     dit: Path | None = None
@@ -68,13 +71,23 @@ class Parts:
     """Which of a training checkpoint's weights to use, such as "generator"; None is the usual choice."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What holds for the whole model: name, fps, height, width, sampler, example_prompts (model.json, or the same in TOML)."""
+    _recognised: dict[Path, list[Component]] = field(default_factory=dict, repr=False, compare=False)
+
+    def components(self, file: Path) -> list[Component]:
+        """All parts of models that one of these files holds; as of `components_of`."""
+        if file not in self._recognised:
+            self._recognised[file] = components_of(file)
+        return self._recognised[file]
 
 
-def find_parts(model: str | Path) -> Parts:
-    """The parts of a model: a folder (Wan's, diffusers', ours), a file of weights, or a TOML file (docs/checkpoints.md).
+def find_files(model: str | Path | ModelFiles) -> ModelFiles:
+    """The files of a model: a folder (Wan's, diffusers', ours), a file of weights, or a TOML file (docs/checkpoints.md); files that were
+    found before are given back.
 
     Raises `lolrt.CheckpointError` where there is nothing, where a file is damaged, and where two files are of the same kind.
     """
+    if isinstance(model, ModelFiles):
+        return model
     path = Path(model)
     if path.suffix == ".toml":
         return _from_toml(path)
@@ -88,10 +101,10 @@ def find_parts(model: str | Path) -> Parts:
     if not components:
         raise CheckpointError(f"{path} holds no part of a model that is known here, under names such as {_some_names(path)}")
     found: dict[str, Any] = {component.kind: path for component in components}
-    return Parts(path, **found)
+    return ModelFiles(path, **found, _recognised={path: components})
 
 
-def _from_toml(path: Path) -> Parts:
+def _from_toml(path: Path) -> ModelFiles:
     try:
         values = tomllib.loads(path.read_text())
     except FileNotFoundError:
@@ -108,11 +121,16 @@ def _from_toml(path: Path) -> Parts:
     missing = [str(file) for file in found.values() if not os.path.exists(file)]
     if missing:
         raise CheckpointError(f"{path} names {', '.join(missing)}, which is not there")
+    recognised: dict[Path, list[Component]] = {}
     for kind in formats.KINDS:
         if kind in found and found[kind].is_dir():
-            found[kind] = _only(kind, found[kind])
-    group = values.get("weights")
-    return Parts(path, **found, group=group, settings=_settings({name: values[name] for name in SETTINGS if name in values}, path))
+            inside = _in_folder(found[kind])
+            recognised |= inside._recognised
+            found[kind] = getattr(inside, kind)
+            if found[kind] is None:
+                raise CheckpointError(f"{inside.source} holds no {formats.TITLES[kind]}")
+    settings = _settings({name: values[name] for name in SETTINGS if name in values}, path)
+    return ModelFiles(path, **found, group=values.get("weights"), settings=settings, _recognised=recognised)
 
 
 def _settings(values: dict[str, Any], source: Path) -> dict[str, Any]:
@@ -124,17 +142,12 @@ def _settings(values: dict[str, Any], source: Path) -> dict[str, Any]:
     return values
 
 
-def _only(kind: Kind, folder: Path) -> Path:
-    found: Path | None = getattr(_in_folder(folder), kind)
-    if found is None:
-        raise CheckpointError(f"{folder} holds no {formats.TITLES[kind]}")
-    return found
-
-
-def _in_folder(folder: Path) -> Parts:
+def _in_folder(folder: Path) -> ModelFiles:
     found: dict[str, Any] = {}
+    recognised: dict[Path, list[Component]] = {}
     for path in _weights(folder):
-        for kind in dict.fromkeys(component.kind for component in components_of(path)):
+        recognised[path] = components_of(path)
+        for kind in dict.fromkeys(component.kind for component in recognised[path]):
             if kind in found:
                 raise CheckpointError(
                     f"{folder} holds more than one {formats.TITLES[kind]}: {found[kind]} and {path}; name the one to use, "
@@ -142,12 +155,13 @@ def _in_folder(folder: Path) -> Parts:
                 )
             found[kind] = path
     tokenizers = sorted({path.parent for name in TOKENIZERS for path in folder.glob(f"**/{name}")})
-    return Parts(
+    return ModelFiles(
         folder,
         **found,
         tokenizer=tokenizers[0] if tokenizers else None,
         vocabulary=folder if (folder / "text.json").is_file() else None,
         settings=_settings(read_json(folder / "model.json"), folder / "model.json") if (folder / "model.json").is_file() else {},
+        _recognised=recognised,
     )
 
 
@@ -231,16 +245,16 @@ def _config(kind: Kind, folder: Path) -> dict[str, Any]:
     return {}
 
 
-def read_component(path: str | Path, kind: Kind, group: str | None = None, averaged: bool = True) -> Component:
+def read_component(path: str | Path | ModelFiles, kind: Kind, group: str | None = None, averaged: bool = True) -> Component:
     """One part of a model, its tensors under Wan's names, mapped and not yet read.
 
-    path: as of `find_parts`. group: which weights of a training checkpoint, such as "generator"; by default the averaged ones, or, unless
+    path: as of `find_files`. group: which weights of a training checkpoint, such as "generator"; by default the averaged ones, or, unless
     `averaged`, these only where there are no others.
     Raises `lolrt.CheckpointError` when there is no such part, or more than one.
     """
-    parts = find_parts(path)
-    file: Path | None = getattr(parts, kind)
+    files = find_files(path)
+    file: Path | None = getattr(files, kind)
     if file is None:
-        there = ", ".join(formats.TITLES[other] for other in formats.KINDS if getattr(parts, other) is not None)
-        raise CheckpointError(f"{path} holds no {formats.TITLES[kind]}; it holds {there or 'nothing that is known here'}")
-    return formats.choose(components_of(file), kind, file, group or (parts.group if kind == "dit" else None), averaged)
+        there = ", ".join(formats.TITLES[other] for other in formats.KINDS if getattr(files, other) is not None)
+        raise CheckpointError(f"{files.source} holds no {formats.TITLES[kind]}; it holds {there or 'nothing that is known here'}")
+    return formats.choose(files.components(file), kind, file, group or (files.group if kind == "dit" else None), averaged)
