@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 from lolrt.errors import OutputError
 
@@ -44,6 +47,34 @@ def write_whole(path: Path, content: bytes) -> None:
     """Writes a file as `replaced` does. Raises `lolrt.OutputError`."""
     with replaced(path) as partial:
         partial.write_bytes(content)
+
+
+def new_file(path: Path) -> tuple[BinaryIO, Path | None]:
+    """Creates a file, locked, to write to. What is there already is kept under the first free name of `<stem>-<n><suffix>`, which is
+    returned as well; an empty file is no loss. Raises `lolrt.OutputError` where another process is writing it, and OSError."""
+    file = locked(path, "ab")
+    if os.fstat(file.fileno()).st_size == 0:
+        return file, None
+    with file:
+        names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
+        kept = next(name for name in names if not os.path.lexists(name))
+        path.rename(kept)
+    return locked(path, "xb"), kept
+
+
+def locked(path: Path, mode: Literal["ab", "xb", "r+b"]) -> BinaryIO:
+    """Opens a file for this process alone, until it is closed. Raises `lolrt.OutputError` where another process has it, and OSError."""
+    with contextlib.ExitStack() as on_error:
+        file = on_error.enter_context(open(path, mode))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            own = os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # else the other one has just finished and renamed it
+        except (BlockingIOError, FileNotFoundError):
+            own = False
+        if not own:
+            raise OutputError(f"another run is writing {path}: wait until it has ended, or choose another name with -o")
+        on_error.pop_all()
+        return file
 
 
 def sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import random
 import re
 import shutil
@@ -98,6 +99,8 @@ def crash(folder: Path, whole: Path, kills: int, seed: int) -> None:
         assert process.returncode in (0, -signal.SIGKILL), err
         done += process.returncode != 0
         if process.returncode and (snapshot.exists() or not video.exists()):
+            if not snapshot.exists():  # a new run would keep it under another name
+                (folder / "x.partial.mp4").unlink(missing_ok=True)
             continue
         # It has come to its end, and may have been killed even so, on its way out.
         assert equal(folder, whole), f"after {done} kills"
@@ -250,6 +253,7 @@ def film(path: Path, cuts: dict[int, str], frames: torch.Tensor) -> None:
         elif what == "kill":
             writer.write(frames[at : at + 20])
             writer._file.flush()
+            fcntl.flock(writer._file, fcntl.LOCK_UN)  # as a process that is gone
             writer._file = None  # type: ignore[assignment]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
+from fractions import Fraction
 from itertools import islice
 
 import av
@@ -12,10 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 import lolrt
-from lolrt.media.reader import _at_rate, check_readable, read_frames
+from lolrt import cli
+from lolrt.media import reader
+from lolrt.media.reader import _at_rate, _upright, check_readable, read_frames
 from lolrt.models.vae import streaming as vae_stream
 
 
@@ -60,35 +64,231 @@ def test_an_image_is_scaled_to_cover_and_cropped_around_its_middle(tmp_path):
     assert np.array_equal(frame.numpy(), image)
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_photo_is_turned_as_its_exif_says(orientation, tmp_path):
-    """As Pillow turns it; each quarter of the picture is of another grey."""
-    picture = Image.fromarray(np.kron([[30, 100], [170, 240]], np.ones((32, 64))).astype(np.uint8)).convert("RGB")
+# Where a picture's rows and columns go when it is shown, by EXIF's number (CIPA DC-008, "Orientation").
+SHOWN = {
+    1: lambda image: image,
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: image[::-1].swapaxes(0, 1),
+    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    8: lambda image: image[:, ::-1].swapaxes(0, 1),
+}
+# The same as display matrices: (x, y) is shown at (a x + c y, b x + d y), but for where the corner comes to lie.
+MATRICES = {1: (1, 0, 0, 1), 2: (-1, 0, 0, 1), 3: (-1, 0, 0, -1), 4: (1, 0, 0, -1)}
+MATRICES |= {5: (0, 1, 1, 0), 6: (0, 1, -1, 0), 7: (0, -1, -1, 0), 8: (0, -1, 1, 0)}
+
+RED, GREEN, BLUE, YELLOW = (200, 30, 30), (30, 160, 30), (30, 30, 200), (220, 220, 40)
+
+
+def quarters(height: int = 128, width: int = 192) -> np.ndarray:
+    """uint8 [height, width, 3], of four colours."""
+    corners = np.array([[RED, GREEN], [BLUE, YELLOW]], np.uint8)
+    return corners.repeat(height // 2, 0).repeat(width // 2, 1)
+
+
+def apart(frame: torch.Tensor, expected: np.ndarray) -> float:
+    """Mean difference of two pictures."""
+    return float(np.abs(frame.numpy().astype(int) - expected).mean())
+
+
+@pytest.mark.parametrize("orientation", SHOWN)
+@pytest.mark.parametrize("kind", ["jpg", "heic", "png", "webp", "tiff"])
+def test_a_photo_is_turned_and_mirrored_as_its_exif_says(kind, orientation, tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    path = tmp_path / "photo.jpg"
-    picture.save(path, exif=exif, quality=95)
-    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    path = tmp_path / f"photo.{kind}"
+    Image.fromarray(quarters()).save(path, exif=exif.tobytes(), quality=95)
+    expected = SHOWN[orientation](quarters())
     (frame,) = read_frames(path, *expected.shape[:2], 16)
-    assert np.abs(frame.numpy().astype(int) - expected).mean() < 2
+    assert apart(frame, expected) < 3
     (narrow,) = read_frames(path, 64, 32, 16)  # cut around the middle of what is shown
-    assert np.abs(narrow[::16, ::8].float().mean(2).numpy() - expected[:: len(expected) // 4, :: expected.shape[1] // 4, 0]).max() < 40
+    tall, wide = expected.shape[:2]
+    middle = expected[:, wide // 2 - tall // 4 : wide // 2 + tall // 4][:: tall // 64, :: tall // 64]
+    assert apart(narrow, middle[:64, :32]) < 8
 
 
-def test_a_phones_video_is_turned_as_it_says(tmp_path):
-    """Filmed upright: its pictures lie on their left side, and the file's matrix (ISO 14496-12) turns them clockwise."""
-    frames = torch.zeros(8, 256, 384, 3, dtype=torch.uint8)
-    frames[:, :, 192:] = 255
-    with lolrt.VideoWriter(tmp_path / "v.mp4", 256, 384, 16) as writer:
-        writer.write(frames)
-    content = bytearray((tmp_path / "v.mp4").read_bytes())
-    matrix = content.index(b"tkhd") + 4 + 40  # in version 0 of the box
-    one, clockwise = 1 << 16, struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 256 << 16, 0, 1 << 30)
-    assert content[matrix : matrix + 36] == struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
-    content[matrix : matrix + 36] = clockwise
-    (tmp_path / "v.mp4").write_bytes(content)
-    read = list(read_frames(tmp_path / "v.mp4", 384, 256, 16))
-    assert len(read) == 8 and all(frame[:180].max() < 20 and frame[204:].min() > 235 for frame in read)
+def film(path, image: np.ndarray, *, pixel: Fraction = Fraction(1), orientation: int = 1, count: int = 4) -> None:
+    """A video that is one picture, with pixels of that width over their height, and a display matrix."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=16, options={"crf": "1"})
+        stream.height, stream.width, stream.pix_fmt = image.shape[0], image.shape[1], "yuv444p"
+        stream.codec_context.sample_aspect_ratio = pixel
+        for _ in range(count):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        container.mux(stream.encode(None))
+    content = bytearray(path.read_bytes())
+    at, one = content.index(b"tkhd") + 4 + 40, 1 << 16  # in version 0 of the box, ISO 14496-12
+    assert content[at : at + 36] == struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
+    a, b, c, d = (one * value for value in MATRICES[orientation])
+    content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("orientation", MATRICES)
+def test_a_video_is_turned_and_mirrored_as_its_matrix_says(orientation, tmp_path):
+    film(tmp_path / "v.mp4", quarters(), orientation=orientation)
+    expected = SHOWN[orientation](quarters())
+    read = list(read_frames(tmp_path / "v.mp4", *expected.shape[:2], 16))
+    assert len(read) == 4 and all(apart(frame, expected) < 3 for frame in read)
+
+
+@pytest.mark.parametrize("orientation, shape", [(1, (96, 192)), (6, (192, 96))])
+@pytest.mark.parametrize("pixel", [Fraction(2), Fraction(1, 2), Fraction(16, 15)])
+def test_pixels_that_are_not_square_are_brought_to_their_shape(pixel, orientation, shape, tmp_path):
+    """192 x 96 of them, in stripes; all that is shown is read, at the shape that it is shown in, and a square of its middle."""
+    stripes = np.array([RED, GREEN, BLUE, YELLOW], np.uint8).repeat(48, 0)[None].repeat(96, 0)
+    film(tmp_path / "v.mp4", stripes, pixel=pixel, orientation=orientation)
+    tall, wide = (shape[0], round(shape[1] * pixel)) if orientation == 1 else (round(shape[0] * pixel), shape[1])
+    frame = next(read_frames(tmp_path / "v.mp4", tall, wide, 16))
+    expected = SHOWN[orientation](np.array(Image.fromarray(stripes).resize((round(192 * pixel), 96), Image.Resampling.NEAREST)))
+    assert apart(frame, expected) < 4
+    square = next(read_frames(tmp_path / "v.mp4", 96, 96, 16))
+    side = min(tall, wide)
+    top, left = (tall - side) // 2, (wide - side) // 2
+    middle = Image.fromarray(np.ascontiguousarray(expected[top : top + side, left : left + side]))
+    assert apart(square, np.array(middle.resize((96, 96), Image.Resampling.NEAREST))) < 6
+
+
+@pytest.mark.parametrize("mode, kind", [("RGBA", "png"), ("RGBA", "webp"), ("RGBA", "heic"), ("LA", "png"), ("P", "png"), ("P", "gif")])
+def test_transparent_pixels_are_laid_over_white(mode, kind, tmp_path):
+    """The right half is transparent, over a colour that nobody is to see; where alpha has levels, a stripe of it is half so."""
+    image = np.dstack([np.full((64, 96, 3), 60, np.uint8), np.full((64, 96), 255, np.uint8)])
+    image[:, 48:] = (255, 0, 255, 0)
+    levels = mode != "P"
+    if levels:
+        image[:, 80:] = (60, 60, 60, 128)
+    picture = Image.fromarray(image)
+    picture.convert(mode if levels else "RGBA").save(tmp_path / f"cutout.{kind}", **({"lossless": True} if kind == "webp" else {}))
+    if mode == "P" and kind == "png":
+        palette = Image.new("P", (96, 64), 0)
+        palette.putpalette([60, 60, 60, 255, 0, 255])
+        palette.paste(1, (48, 0, 96, 64))
+        palette.save(tmp_path / "cutout.png", transparency=1)
+    (frame,) = read_frames(tmp_path / f"cutout.{kind}", 64, 96, 16)
+    assert (frame[:, :46].float() - 60).abs().max() < 4
+    assert frame[:, 50:78].min() > 251
+    assert not levels or (frame[:, 82:].float() - 157).abs().max() < 6  # half of 60 and of 255
+
+
+def test_a_video_with_transparency_is_laid_over_white(tmp_path):
+    image = np.full((64, 96, 4), 255, np.uint8)
+    image[:, 48:] = (255, 0, 255, 0)
+    with av.open(str(tmp_path / "v.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=16)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "bgra"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgba")))
+        container.mux(stream.encode(None))
+    assert next(read_frames(tmp_path / "v.mkv", 64, 96, 16)).min() > 250
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "heic", "avif", "bmp", "tiff"])
+def test_an_image_that_is_cut_off_is_refused(kind, options, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"whole.{kind}", **options)
+    content = (tmp_path / f"whole.{kind}").read_bytes()
+    path = tmp_path / f"cut.{kind}"
+    for share in (0.02, 0.1, 0.5, 0.9):
+        path.write_bytes(content[: int(share * len(content))])
+        for read in (check_readable, lambda path: list(read_frames(path, 16, 16, 16))):
+            with pytest.raises(lolrt.Error, match=r"cannot read .*cut.* as an image or a video: "):
+                read(path)
+
+
+def test_what_opens_images_opens_images(tmp_path, monkeypatch):
+    """Not FFmpeg: of a photo in tiles it gives the first tile, of a JPEG that was cut off a grey rest."""
+    monkeypatch.setattr(av, "open", lambda *_, **__: pytest.fail("FFmpeg was asked"))
+    for kind in ("jpg", "png", "webp", "heic", "avif", "gif", "tiff", "bmp", "ppm", "jp2"):
+        path = tmp_path / f"photo.{kind}"
+        Image.fromarray(quarters()).save(path)
+        path.rename(tmp_path / "photo.mp4")  # what it is, its first bytes say
+        (frame,) = read_frames(tmp_path / "photo.mp4", 128, 192, 16)
+        assert apart(frame, quarters()) < 4, kind
+
+
+def test_16_bits_are_scaled_and_32_refused(tmp_path):
+    Image.fromarray(np.full((64, 96), 100 * 256 + 7, np.uint16)).save(tmp_path / "grey.png")
+    (frame,) = read_frames(tmp_path / "grey.png", 64, 96, 16)
+    assert frame.unique().tolist() == [100]
+    Image.fromarray(np.zeros((64, 96), np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(lolrt.Error, match="32 bits; expected 8 or 16"):
+        check_readable(tmp_path / "float.tiff")
+
+
+def test_an_animation_is_read_in_its_time(tmp_path):
+    """Three pictures, shown for 250, 500 and 125 ms: at 8 frames a second 2, 4 and 1 frame."""
+    pictures = [Image.new("RGB", (96, 64), (value,) * 3) for value in (0, 120, 240)]
+    for kind, options in (("gif", {}), ("webp", {"lossless": True}), ("png", {})):
+        path = tmp_path / f"a.{kind}"
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[250, 500, 125], **options)
+        assert [frame.float().mean().round().item() for frame in read_frames(path, 64, 96, 8)] == [0, 0, 120, 120, 120, 120, 240], kind
+
+
+@pytest.mark.parametrize("rows", [480, 720])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("matrix", [2, 1, 6])
+def test_the_colours_of_a_video_are_those_that_it_names(matrix, full, rows):
+    """ITU-R BT.709 and BT.601, 8 bits; matrix: of H.273, where 2 is none: then BT.709 from 720 rows on, as players have it."""
+    y, u, v = 100, 110, 170
+    planes = np.full((rows * 3 // 2, 64), y, np.uint8)
+    planes[rows : rows + rows // 4], planes[rows + rows // 4 :] = u, v
+    picture = av.VideoFrame.from_ndarray(planes, "yuv420p")
+    picture.colorspace, picture.color_range = matrix, 2 if full else 1
+    shown = np.asarray(_upright(picture)[0])[5, 5]
+    kr, kb = (0.2126, 0.0722) if matrix == 1 or (matrix == 2 and rows == 720) else (0.299, 0.114)
+    luma, cb, cr = (y / 255, (u - 128) / 255, (v - 128) / 255) if full else ((y - 16) / 219, (u - 128) / 224, (v - 128) / 224)
+    red, blue = luma + 2 * (1 - kr) * cr, luma + 2 * (1 - kb) * cb
+    expected = 255 * np.array([red, (luma - kr * red - kb * blue) / (1 - kr - kb), blue])
+    assert np.abs(shown - expected).max() < 3
+
+
+def test_a_name_is_a_file(tmp_path, monkeypatch):
+    """Also one that FFmpeg would take for an address, and what a playlist names is not fetched either."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("12:30.png", "http:a.png", "file:b.png", "pipe:0", "concat:c|d"):
+        write_image(tmp_path / "x.png", quarters())
+        (tmp_path / "x.png").rename(name)
+        assert apart(next(read_frames(name, 128, 192, 16)), quarters()) == 0
+        film(tmp_path / "x.mp4", quarters())
+        (tmp_path / "x.mp4").rename(name)
+        assert apart(next(read_frames(name, 128, 192, 16)), quarters()) < 3
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/v.mp4"
+        playlists = {
+            "list.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{address}\n#EXT-X-ENDLIST\n",
+            "list.ffconcat": f"ffconcat version 1.0\nfile {address}\n",
+            "own.ffconcat": "ffconcat version 1.0\nfile 12:30.png\n",
+            "v.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=-\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+        }
+        for name, text in playlists.items():
+            (tmp_path / name).write_text(text)
+        for name in (address, *playlists):
+            with pytest.raises(lolrt.Error, match=r"cannot read|no pictures"):
+                check_readable(name)
+        server.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_of_a_long_start_no_more_is_read_than_is_asked_for(tiny, tmp_path, monkeypatch, capsys):
+    taken = []
+
+    def endless(*_):
+        while True:
+            taken.append(1)
+            yield torch.full((64, 96, 3), 90, dtype=torch.uint8)
+
+    write_image(tmp_path / "a.png", quarters())
+    monkeypatch.setattr(reader, "read_frames", endless)
+    monkeypatch.setattr(reader, "check_readable", lambda _: None)
+    prompt, path = tiny.example_prompts[0], tmp_path / "v.mp4"
+    for frames, needed in ((1, 1), (20, 21), (21, 21)):
+        taken.clear()
+        assert cli.main(["generate", prompt, "-o", str(path), "--start", "a.png", "--frames", str(frames)]) == 0
+        assert len(taken) == needed
+        assert "reading the start" in capsys.readouterr().err
 
 
 def test_files_that_hold_no_pictures(tmp_path):

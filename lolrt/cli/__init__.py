@@ -7,32 +7,57 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from lolrt import __version__
 from lolrt.cli import bench, convert, encode, generate, info, inspect, lab, synth
+from lolrt.cli.standard import standard_streams
 from lolrt.errors import Error
 from lolrt.openmp import spin_briefly
+
+OUT_OF_MEMORY = "the memory does not suffice: a smaller window or size takes less, and lolrt info --model counts how much"
 
 COMMANDS = (generate, inspect, convert, synth, encode, info, bench, lab)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0, 2 after one line on standard error when the user can mend what went wrong, or 130 after Ctrl-C."""
+    """Runs a command; returns 0, 2 after one line on standard error when the user can mend what went wrong, or 128 and the signal's number
+    when one has ended it (130 for Ctrl-C)."""
+    with standard_streams():
+        try:
+            try:
+                run(argv)
+            finally:
+                print(end="", flush=True)  # an error in what waits there would come when nobody can tell it any more
+        except BrokenPipeError:
+            return 128 + signal.SIGPIPE
+        except Error as error:
+            print(f"lolrt: {error}", file=sys.stderr)
+            return 2
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            print(f"lolrt: {OUT_OF_MEMORY}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as stop:
+            print(f"lolrt: {str(stop) or 'interrupted'}", file=sys.stderr)
+            return 128 + getattr(stop, "number", signal.SIGINT)
+    return 0
+
+
+def run(argv: Sequence[str] | None) -> None:
     arguments = parser().parse_args(argv)
     arguments.argv = sys.argv[1:] if argv is None else list(argv)
     spin_briefly()
-    try:
-        check_kernels()
-        arguments.run(arguments)
-    except Error as error:
-        print(f"lolrt: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("lolrt: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    check_kernels()
+    arguments.run(arguments)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of Python, NumPy and the core, of torch on the CPU, which has no exception of its own for it, or on CUDA."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def check_kernels() -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lolrt.cli.interrupt import Interrupt
+from lolrt.cli.interrupt import Interrupt, Stopped
 from lolrt.cli.mass_log import MassLog
 from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_fields, add_kv, add_vae, field_values, kv_dtype, positive
 from lolrt.errors import Error
 from lolrt.files import remove_partials
 
 if TYPE_CHECKING:
+    import torch
+
+    from lolrt.engine.kv_window import Window
+    from lolrt.pipeline import Pipeline
     from lolrt.session.stream import Chunk
 
 DEFAULT_SECONDS = 20.0
@@ -55,98 +60,113 @@ def add_command(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    with Interrupt() as interrupt:
-        from dataclasses import asdict, replace
+    from dataclasses import asdict, replace
+    from itertools import islice
 
-        from tqdm import tqdm
+    from tqdm import tqdm
 
-        import lolrt
-        from lolrt.media.reader import check_readable, read_frames
-        from lolrt.media.writer import Position, output_path
-        from lolrt.ops.device import usable
-        from lolrt.pipeline import files_of
-        from lolrt.session.config import to_plain
-        from lolrt.session.saver import Saver
-        from lolrt.session.script import Cue, follow, read_script
+    import lolrt
+    from lolrt.media.reader import check_readable, read_frames
+    from lolrt.media.writer import Position, output_path
+    from lolrt.ops.device import usable
+    from lolrt.pipeline import files_of
+    from lolrt.session.config import to_plain
+    from lolrt.session.saver import Saver
+    from lolrt.session.script import Cue, follow, read_script
 
-        resumed = resumed_run(arguments) if arguments.resume else None
-        if resumed is None and (arguments.output is None or not (arguments.prompt or arguments.script)):
-            raise Error("expected a prompt (or --script) and an output file (-o), or --resume SNAPSHOT")
-        if arguments.probe and arguments.output == "-":
-            raise Error("--probe writes beside the video, so it needs a file: choose one with -o")
-        if arguments.save_every and arguments.output == "-":
-            raise Error("--save-every writes beside the video, so it needs a file: choose one with -o")
-        # A wrong name should not cost the minutes in which a large model encodes its prompts and is loaded.
-        output_path(arguments.output)
-        if arguments.start and resumed is None:
-            check_readable(arguments.start)
-        if arguments.threads:
-            lolrt.set_threads(arguments.threads)
-        device, pages = usable(arguments.device), kv_dtype(arguments)
-        if not 0 <= arguments.seed < 2**64:
-            raise Error("--seed must be in 0 .. 2^64 - 1")
-        if resumed is not None:
-            cues = [Cue(*cue) for cue in resumed.cues]
-        else:
-            cues = read_script(arguments.script) if arguments.script else [Cue(0, arguments.prompt)]
-        needed = {"dit", "taehv" if arguments.vae == "tiny" else "vae", *([] if arguments.text else ["text_encoder"])}
-        files = files_of(arguments.model, needed)
-        text = lolrt.EmbeddingFile(arguments.text) if arguments.text else lolrt.load_text(files)
-        text.encode([cue.prompt for cue in cues])  # all, before the rest of the model needs the memory, and an error can end a long run
-        pipe = lolrt.load(files, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, device=device)
-        total = None if arguments.endless else arguments.frames or round((arguments.seconds or DEFAULT_SECONDS) * pipe.fps) or 1
-        if resumed is None:
-            start = pipe.encode_video(read_frames(arguments.start, pipe.height, pipe.width, pipe.fps)) if arguments.start else None
-            rope = lolrt.Rope(**field_values(arguments, "Rope"))
-            window = lolrt.Window(**field_values(arguments, "Window"), gate=lolrt.SinkGate(**field_values(arguments, "SinkGate")))
-            sampler = replace(pipe.sampler, **field_values(arguments, "Sampler"))
-            stream = pipe.stream(
-                cues[0].prompt, seed=arguments.seed, rope=rope, window=window, sampler=sampler, probe=True, start=start, kv_dtype=pages
-            )
-        else:
-            stream = pipe.resume(arguments.resume)
-        position = Position(**resumed.position) if resumed else None
-        written = position.frames if position else 0  # the bar does not count where TQDM_DISABLE hides it
-        if total is not None and written >= total:
-            raise Error(f"{arguments.resume} is at frame {written} of {total} already: ask for more with --frames or --seconds")
-        coming = [cue for cue in cues[1:] if resumed is None or cue.seconds * pipe.fps > resumed.last_chunk]
-        chunks = follow(stream, coming, pipe.fps, recache=arguments.recache, over_chunks=arguments.switch_chunks, frames=written)
-        if device.type == "cuda" and not arguments.save_every:  # a snapshot is of what has been written
-            chunks = one_ahead(chunks)
-        snapshot = Path(arguments.resume or snapshot_path(arguments.output))
-        saved = written
+    resumed = resumed_run(arguments) if arguments.resume else None
+    if resumed is None and (arguments.output is None or not (arguments.prompt or arguments.script)):
+        raise Error("expected a prompt (or --script) and an output file (-o), or --resume SNAPSHOT")
+    if arguments.probe and arguments.output == "-":
+        raise Error("--probe writes beside the video, so it needs a file: choose one with -o")
+    if arguments.save_every and arguments.output == "-":
+        raise Error("--save-every writes beside the video, so it needs a file: choose one with -o")
+    # A wrong name should not cost the minutes in which a large model encodes its prompts and is loaded.
+    output_path(arguments.output)
+    if arguments.start and resumed is None:
+        check_readable(arguments.start)
+    if arguments.threads:
+        lolrt.set_threads(arguments.threads)
+    device, pages = usable(arguments.device), kv_dtype(arguments)
+    if not 0 <= arguments.seed < 2**64:
+        raise Error("--seed must be in 0 .. 2^64 - 1")
+    if resumed is not None:
+        cues = [Cue(*cue) for cue in resumed.cues]
+    else:
+        cues = read_script(arguments.script) if arguments.script else [Cue(0, arguments.prompt)]
+    needed = {"dit", "taehv" if arguments.vae == "tiny" else "vae", *([] if arguments.text else ["text_encoder"])}
+    files = files_of(arguments.model, needed)
+    text = lolrt.EmbeddingFile(arguments.text) if arguments.text else lolrt.load_text(files)
+    text.encode([cue.prompt for cue in cues])  # all, before the rest of the model needs the memory, and an error can end a long run
+    pipe = lolrt.load(files, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, device=device)
+    total = None if arguments.endless else arguments.frames or round((arguments.seconds or DEFAULT_SECONDS) * pipe.fps) or 1
+    if resumed is None:
+        start = None
+        if arguments.start:
+            # No more than is asked for, in whole latent frames; a start is often longer.
+            factor = pipe.vae.config.temporal_factor
+            wanted = None if total is None else 1 + -(-(total - 1) // factor) * factor
+            given = islice(read_frames(arguments.start, pipe.height, pipe.width, pipe.fps), wanted)
+            start = pipe.encode_video(tqdm(given, "reading the start", leave=False, unit=" frames", dynamic_ncols=True, file=sys.stderr))
+        rope = lolrt.Rope(**field_values(arguments, "Rope"))
+        window = lolrt.Window(**field_values(arguments, "Window"), gate=lolrt.SinkGate(**field_values(arguments, "SinkGate")))
+        check_memory(pipe, window, pages)
+        sampler = replace(pipe.sampler, **field_values(arguments, "Sampler"))
+        stream = pipe.stream(
+            cues[0].prompt, seed=arguments.seed, rope=rope, window=window, sampler=sampler, probe=True, start=start, kv_dtype=pages
+        )
+    else:
+        stream = pipe.resume(arguments.resume)
+    position = Position(**resumed.position) if resumed else None
+    written = position.frames if position else 0  # the bar does not count where TQDM_DISABLE hides it
+    if total is not None and written >= total:
+        raise Error(f"{arguments.resume} is at frame {written} of {total} already: ask for more with --frames or --seconds")
+    coming = [cue for cue in cues[1:] if resumed is None or cue.seconds * pipe.fps > resumed.last_chunk]
+    chunks = follow(stream, coming, pipe.fps, recache=arguments.recache, over_chunks=arguments.switch_chunks, frames=written)
+    if device.type == "cuda" and not arguments.save_every:  # a snapshot is of what has been written
+        chunks = one_ahead(chunks)
+    snapshot = Path(arguments.resume or snapshot_path(arguments.output))
+    saved = written
+
+    with (
+        Interrupt() as interrupt,
+        Saver() as saver,
+        lolrt.VideoWriter(arguments.output, pipe.height, pipe.width, pipe.fps, resume=position) as writer,
+        MassLog(
+            Path(arguments.output).with_suffix(".mass.csv") if arguments.probe else None, resumed.mass_bytes if resumed else 0
+        ) as mass_log,
+        tqdm(total=total, initial=written, unit=" frames", dynamic_ncols=True, file=sys.stderr) as bar,
+    ):
+        if writer.kept is not None:
+            bar.write(f"{writer.partial_path} was there, of an earlier run; it is {writer.kept} now", file=sys.stderr)
         if arguments.save_every:
             remove_partials(snapshot)  # of a run that was killed while it saved
-
-        with (
-            Saver() as saver,
-            lolrt.VideoWriter(arguments.output, pipe.height, pipe.width, pipe.fps, resume=position) as writer,
-            MassLog(
-                Path(arguments.output).with_suffix(".mass.csv") if arguments.probe else None, resumed.mass_bytes if resumed else 0
-            ) as mass_log,
-            tqdm(total=total, initial=written, unit=" frames", dynamic_ncols=True, file=sys.stderr) as bar,
-        ):
-            if resumed is None and arguments.output != "-":
-                snapshot.unlink(missing_ok=True)  # an earlier run's, of a video that is now overwritten
-            for chunk in chunks:
-                frames = chunk.frames if total is None else chunk.frames[: total - written]
-                if chunk.switch is not None:
-                    bar.write(f"{written / pipe.fps:.2f} s: {chunk.switch}", file=sys.stderr)
-                writer.write(frames)
-                mass_log.write(chunk)
-                bar.set_postfix_str(f"sink mass {chunk.sink_mass:.3f}", refresh=False)
-                bar.update(len(frames))
-                last_chunk, written = written, written + len(frames)
-                if written == total:
-                    break
-                if arguments.save_every and (written - saved >= arguments.save_every or interrupt.requested):
-                    plain = {name: to_plain(value) for name, value in vars(arguments).items() if name in recorded(arguments)}
-                    cut, mass_bytes = asdict(writer.cut()), mass_log.size()
-                    run = Run(plain, [list(asdict(cue).values()) for cue in cues], cut, last_chunk, mass_bytes)
-                    stream.save(snapshot, run=asdict(run), saver=saver)
-                    saved = written
-                if interrupt.requested:
-                    break
+        if resumed is None and arguments.output != "-":
+            snapshot.unlink(missing_ok=True)  # an earlier run's, of a video that is now overwritten
+        for chunk in chunks:
+            frames = chunk.frames if total is None else chunk.frames[: total - written]
+            if chunk.switch is not None:
+                bar.write(f"{written / pipe.fps:.2f} s: {chunk.switch}", file=sys.stderr)
+            writer.write(frames)
+            mass_log.write(chunk)
+            bar.set_postfix_str(f"sink mass {chunk.sink_mass:.3f}", refresh=False)
+            bar.update(len(frames))
+            last_chunk, written = written, written + len(frames)
+            if written == total:
+                break
+            if arguments.save_every and (written - saved >= arguments.save_every or interrupt.requested):
+                plain = {name: to_plain(value) for name, value in vars(arguments).items() if name in recorded(arguments)}
+                cut, mass_bytes = asdict(writer.cut()), mass_log.size()
+                run = Run(plain, [list(asdict(cue).values()) for cue in cues], cut, last_chunk, mass_bytes)
+                stream.save(snapshot, run=asdict(run), saver=saver)
+                saved = written
+            if interrupt.requested and total is None:
+                break
+            if interrupt.requested:
+                saver.wait()
+                where = [f"{writer.partial_path} holds them"] if writer.partial_path else []
+                where += [f"go on with lolrt generate --resume {snapshot}"] if arguments.save_every else []
+                raise Stopped(interrupt.requested, "; ".join([f"stopped after {written} of {total} frames", *where]))
     if arguments.save_every and written == total:
         snapshot.unlink(missing_ok=True)  # there is nothing left to go on with
     if arguments.output != "-":
@@ -218,6 +238,27 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     blank = argparse.Namespace(**dict.fromkeys(names, absent))
     parsed = arguments.command.parse_args(arguments.argv[arguments.argv.index("generate") + 1 :], blank)
     return {name: value for name, value in vars(parsed).items() if name in names and value is not absent and value is not None}
+
+
+def check_memory(pipe: Pipeline, window: Window, kv_dtype: torch.dtype | None) -> None:
+    """Raises `lolrt.Error` where the pages of a stream are more than the machine's memory, or the GPU's."""
+    import torch
+
+    from lolrt import ops
+    from lolrt.engine.page_pool import page_dtype
+
+    config, device = pipe.dit.config, pipe.dit.device
+    dtype = page_dtype(kv_dtype, pipe.dit.dtype, config.head_dim, device)
+    tokens = pipe.dit.tokens_per_frame(*pipe.latent_size)
+    page = config.num_layers * ops.page_elements(dtype, tokens, config.num_heads, config.head_dim, device) * dtype.itemsize
+    on_cuda = device.type == "cuda"
+    there = torch.cuda.mem_get_info(device)[1] if on_cuda else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if window.pool_pages * page > there:
+        needed, has = window.pool_pages * page / 2**30, there / 2**30
+        raise Error(
+            f"the {window.pool_pages} frames of the window and the memory bank take {needed:.1f} GiB, and {device.type} has {has:.1f}; "
+            "take fewer with --sinks, --recent or --store"
+        )
 
 
 def one_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:

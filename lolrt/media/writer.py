@@ -1,4 +1,7 @@
-"""Writes video as it comes: H.264 in fragmented mp4, in constant memory, playable at any moment up to its last second."""
+"""Writes video as it comes: H.264 in fragmented mp4, in constant memory, playable at any moment up to its last second.
+
+Colours are those of BT.709 in limited range, and the file says so: a player that had to guess would take small pictures for BT.601.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from typing import BinaryIO
 
 import av
 import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from torch import Tensor
 
 from lolrt.errors import OutputError
+from lolrt.files import locked, new_file, sync
 from lolrt.media.fragments import Fragments
 
 # Small video is enlarged by a whole factor to at least this height: players would do it with a worse filter.
@@ -34,10 +39,15 @@ CHECKED_BYTES = 1 << 16
 
 
 def output_path(output: str | Path) -> Path | None:
-    """The file that an output names; None for "-", standard output. Raises `lolrt.OutputError` for what is no name of a video."""
+    """The file that an output names; None for "-", standard output. Raises `lolrt.OutputError` for what is no name of a video, and where
+    standard output can take none."""
     if str(output) == "-":
+        if sys.stdout is None:
+            raise OutputError("standard output is closed; choose a file with -o")
+        if sys.stdout.isatty():
+            raise OutputError("standard output is a terminal, which shows no video; lead it to a program or a file, or choose one with -o")
         return None
-    if Path(output).suffix != ".mp4":
+    if Path(output).suffix.lower() != ".mp4":
         raise OutputError(f"the output is {str(output)!r}; expected a name that ends in .mp4, or - for standard output")
     return Path(output)
 
@@ -63,20 +73,23 @@ def checksum(path: Path, end: int) -> int:
 class VideoWriter:
     """A context manager that writes frames to an mp4 file, or to standard output for the output "-".
 
-    A file grows under the name `<stem>.partial.mp4` and gets its own name when it is whole. If writing fails, what has been written
-    stays under the partial name, where it can be played but not be taken for the whole; nothing stays where no picture was written.
-    Raises `lolrt.OutputError` when the output cannot be written.
+    A file grows under the name `<stem>.partial.mp4`, locked, and gets its own name when it is whole and on the disk. If writing fails,
+    what has been written stays under the partial name, where it can be played but not be taken for the whole; nothing stays where no
+    picture was written. What an earlier run left under the partial name is moved to `kept`, not overwritten.
+    Raises `lolrt.OutputError` when the output cannot be written, or another process is writing it.
     """
 
     def __init__(self, output: str | Path, height: int, width: int, fps: int, *, resume: Position | None = None) -> None:
         """height, width: of the frames, in pixels; fps: frames a second. resume: goes on with the file of an earlier run, from its cut."""
         self._path, self._fps = output_path(output), fps
+        self.kept: Path | None = None
+        """Where the file is now that lay under the partial name."""
         if height < 2 or width < 2:
             raise OutputError(f"frames of {height} x {width} pixels are too small to encode")
         self._scale = max(1, -(-DISPLAY_HEIGHT // height)) if height < DISPLAY_HEIGHT else 1
         # 4:2:0 halves the colours' resolution, so sides are even.
         self._height, self._width = self._scale * height // 2 * 2, self._scale * width // 2 * 2
-        self._has_pictures = resume is not None
+        self._has_pictures, self._broken = resume is not None, False
         self._frames, self._fragments = (resume.frames, resume.fragments) if resume else (0, 0)
         self._file = self._open() if resume is None else self._reopen(resume)
         self._begin()
@@ -95,6 +108,8 @@ class VideoWriter:
             raise OutputError(f"cannot encode video: {error}; PyAV's own packages can") from error
         self._stream.height, self._stream.width = self._height, self._width
         self._stream.pix_fmt = "yuv420p"
+        self._stream.colorspace, self._stream.color_range = Colorspace.ITU709, ColorRange.MPEG
+        self._stream.color_primaries, self._stream.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         self._cut_off = False
 
     def _end(self) -> None:
@@ -122,7 +137,7 @@ class VideoWriter:
     @property
     def partial_path(self) -> Path | None:
         """Where the file is while it grows; None for standard output."""
-        return None if self._path is None else self._path.with_name(f"{self._path.stem}.partial.mp4")
+        return None if self._path is None else self._path.with_name(f"{self._path.stem}.partial{self._path.suffix}")
 
     def _open(self) -> BinaryIO:
         if self._path is None or self.partial_path is None:
@@ -131,7 +146,8 @@ class VideoWriter:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.is_dir():
                 raise IsADirectoryError(21, "it is a folder")
-            return open(self.partial_path, "wb")
+            file, self.kept = new_file(self.partial_path)
+            return file
         except OSError as error:
             raise OutputError(f"cannot write {self._path}: {error.strerror}; choose another place with -o") from error
 
@@ -141,14 +157,18 @@ class VideoWriter:
             raise OutputError("a video on standard output cannot be gone on with; expected the file of the earlier run")
         try:
             found = self.partial_path if self.partial_path.exists() else self._path
-            if found.stat().st_size < position.bytes:
-                raise OutputError(f"{found} has fewer than the {position.bytes} bytes that were written before the snapshot")
-            if checksum(found, position.bytes) != position.checksum:
-                raise OutputError(f"{found} is not the video that the snapshot goes on with: another run has written it since")
-            if found == self._path:
-                self._path.rename(self.partial_path)
-            os.truncate(self.partial_path, position.bytes)
-            return open(self.partial_path, "ab")
+            with contextlib.ExitStack() as on_error:
+                file = on_error.enter_context(locked(found, "r+b"))
+                if found.stat().st_size < position.bytes:
+                    raise OutputError(f"{found} has fewer than the {position.bytes} bytes that were written before the snapshot")
+                if checksum(found, position.bytes) != position.checksum:
+                    raise OutputError(f"{found} is not the video that the snapshot goes on with: another run has written it since")
+                if found == self._path:
+                    self._path.rename(self.partial_path)
+                file.truncate(position.bytes)
+                file.seek(position.bytes)
+                on_error.pop_all()
+                return file
         except OSError as error:
             raise OutputError(f"cannot go on with {self._path}: {error.strerror}; the earlier run wrote it there") from error
 
@@ -159,7 +179,10 @@ class VideoWriter:
         self._frames += len(frames)
         for image in np.ascontiguousarray(frames.numpy()):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame = frame.reformat(self._width, self._height, "yuv420p", interpolation="LANCZOS")
+            frame = frame.reformat(
+                self._width, self._height, "yuv420p", interpolation="LANCZOS",
+                dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG,
+            )  # fmt: skip
             self._mux(frame)
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
@@ -171,6 +194,7 @@ class VideoWriter:
             raise self._failure(error) from error
 
     def _failure(self, error: BaseException) -> OutputError:
+        self._broken = True
         reason = getattr(error, "strerror", None) or error
         if self._path is None:
             return OutputError(f"standard output is gone: {reason}")
@@ -181,18 +205,20 @@ class VideoWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if isinstance(error, OutputError):
+        if self._broken:
             self._abandon()
             return
         try:
             if not self._cut_off:
                 self._end()
             if self._path is not None and self.partial_path is not None:
-                self._file.close()
-                if error is None:
-                    self.partial_path.replace(self._path)
-                elif not self._has_pictures:
-                    self.partial_path.unlink()
+                with self._file:  # locked until it has its name
+                    if error is None:
+                        os.fsync(self._file.fileno())
+                        self.partial_path.replace(self._path)
+                        sync(self._path.parent)
+                    elif not self._has_pictures:
+                        self.partial_path.unlink()
         except WRITE_ERRORS as failure:
             self._abandon()
             raise self._failure(failure) from failure

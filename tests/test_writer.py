@@ -1,0 +1,143 @@
+"""The file of a video: what players make of its colours, and whose it is while it grows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from av.video.reformatter import ColorRange, Colorspace
+
+import lolrt
+from lolrt.media.writer import Position
+
+COLOURS = [(200, 30, 30), (30, 160, 30), (30, 30, 200), (220, 220, 40), (0, 0, 0), (255, 255, 255), (128, 128, 128), (180, 90, 60)]
+
+
+def stripes(height: int, width: int) -> torch.Tensor:
+    """uint8 [1, height, width, 3], a stripe a colour."""
+    return torch.tensor(COLOURS, dtype=torch.uint8).repeat_interleave(width // len(COLOURS), 0).expand(1, height, width, 3).contiguous()
+
+
+def middles(image: np.ndarray) -> np.ndarray:
+    """The colour in the middle of each stripe, int [stripes, 3]."""
+    height, width, _ = image.shape
+    return image[height // 2, np.arange(len(COLOURS)) * width // len(COLOURS) + width // len(COLOURS) // 2].astype(int)
+
+
+@pytest.mark.parametrize("height, width", [(64, 128), (480, 832), (720, 1280)])
+def test_a_player_shows_the_colours_that_were_written(height, width, tmp_path):
+    """By the definition of BT.709 in limited range, and by swscale told nothing but what the file says."""
+    with lolrt.VideoWriter(tmp_path / "v.mp4", height, width, 16) as writer:
+        writer.write(stripes(height, width).expand(4, -1, -1, -1))
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        frame = next(container.decode(video=0))
+    assert np.abs(middles(frame.to_ndarray(format="rgb24")) - COLOURS).max() <= 5
+    y, u, v = middles(np.stack(frame.reformat(format="yuv444p").to_ndarray(), -1)).T
+    luma, cb, cr = (y - 16) / 219, (u - 128) / 224, (v - 128) / 224
+    red, blue = luma + 1.5748 * cr, luma + 1.8556 * cb
+    shown = 255 * np.stack([red, (luma - 0.2126 * red - 0.0722 * blue) / 0.7152, blue], -1)
+    assert np.abs(shown - COLOURS).max() <= 5
+
+
+def test_the_file_says_what_its_colours_are(tmp_path):
+    """In the stream, for decoders, and in the container, for browsers: primaries, transfer and matrix are 1, BT.709, of ITU-T H.273."""
+    with lolrt.VideoWriter(tmp_path / "v.mp4", 64, 128, 16) as writer:
+        writer.write(stripes(64, 128))
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.color_primaries, context.color_trc, context.colorspace) == (1, 1, Colorspace.ITU709)
+        assert context.color_range == ColorRange.MPEG
+    content = (tmp_path / "v.mp4").read_bytes()
+    assert content[content.index(b"colr") + 4 :][:11] == b"nclx" + bytes([0, 1, 0, 1, 0, 1, 0])
+    # The stream by itself, without its container.
+    raw = elementary_stream(tmp_path / "v.mp4", tmp_path / "v.h264")
+    with av.open(str(raw)) as container:
+        frame = next(container.decode(video=0))
+        assert (frame.color_primaries, frame.color_trc, frame.colorspace, frame.color_range) == (1, 1, 1, 1)
+
+
+def elementary_stream(source: Path, destination: Path) -> Path:
+    """A file's video stream alone, as Annex B has it, header first."""
+    with av.open(str(source)) as container:
+        header = container.streams.video[0].codec_context.extradata
+        assert header is not None
+        sets, at, parts = header[5] & 31, 6, []
+        for count in (sets, None):
+            if count is None:
+                count, at = header[at], at + 1
+            for _ in range(count):
+                size = int.from_bytes(header[at : at + 2], "big")
+                parts.append(header[at + 2 : at + 2 + size])
+                at += 2 + size
+        for packet in container.demux(video=0):
+            data = bytes(packet)
+            while data:
+                size = int.from_bytes(data[:4], "big")
+                parts.append(data[4 : 4 + size])
+                data = data[4 + size :]
+    destination.write_bytes(b"".join(b"\0\0\0\1" + part for part in parts))
+    return destination
+
+
+HOLDS = """
+import sys, torch, lolrt
+with lolrt.VideoWriter(sys.argv[1], 64, 128, 16) as writer:
+    writer.write(torch.zeros(20, 64, 128, 3, dtype=torch.uint8))
+    position = writer.cut()
+    print(position.bytes, position.fragments, position.checksum, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_writers_of_one_file(tmp_path):
+    """The second is refused, also where it would go on with the first one's file, which is whole in the end."""
+    path = tmp_path / "v.mp4"
+    first = subprocess.Popen([sys.executable, "-c", HOLDS, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    size, fragments, checksum = map(int, first.stdout.readline().split())
+    for resume in (None, Position(20, fragments, size, checksum)):
+        with pytest.raises(lolrt.OutputError, match=r"another run is writing .*v\.partial\.mp4: wait until it has ended"):
+            lolrt.VideoWriter(path, 64, 128, 16, resume=resume)
+    first.communicate("")
+    assert first.returncode == 0 and [entry.name for entry in tmp_path.iterdir()] == ["v.mp4"]
+    with av.open(str(path)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 20
+    with lolrt.VideoWriter(path, 64, 128, 16) as writer:  # nobody has it any more
+        writer.write(stripes(64, 128))
+
+
+def test_what_a_killed_run_has_left_is_kept(tmp_path):
+    for number, content in enumerate([b"hours of video", b"and more", b""], 1):
+        (tmp_path / "v.partial.mp4").write_bytes(content)
+        with lolrt.VideoWriter(tmp_path / "v.mp4", 64, 128, 16) as writer:
+            writer.write(stripes(64, 128))
+            assert writer.kept == (tmp_path / f"v.partial-{number}.mp4" if content else None)
+        assert not content or (tmp_path / f"v.partial-{number}.mp4").read_bytes() == content
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["v.mp4", "v.partial-1.mp4", "v.partial-2.mp4"]
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """Else a power cut leaves an empty file of that name."""
+    done = []
+
+    def noted(name, call):
+        monkeypatch.setattr(os, name, lambda *arguments: (done.append(name), call(*arguments))[1])
+
+    for name in ("fsync", "replace"):
+        noted(name, getattr(os, name))
+    with lolrt.VideoWriter(tmp_path / "v.mp4", 64, 128, 16) as writer:
+        writer.write(stripes(64, 128))
+    assert done == ["fsync", "replace", "fsync"]  # the file, its name, the folder
+
+
+def test_a_name_in_capitals_is_a_name(tmp_path):
+    with lolrt.VideoWriter(tmp_path / "V.MP4", 64, 128, 16) as writer:
+        assert writer.partial_path == tmp_path / "V.partial.MP4"
+        writer.write(stripes(64, 128))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["V.MP4"]
