@@ -68,7 +68,7 @@ class Result:
     def read(cls, path: Path) -> Result:
         """Raises `lolrt.Error` when there is no such file, or it is no result."""
         try:
-            kept = json.loads(path.read_text())
+            kept = json.loads(path.read_text("utf-8-sig"))
             cells = {}
             for name, cell in kept.pop("cells").items():
                 for what in ("numbers", "series"):

@@ -8,11 +8,10 @@ own: a stream that has forgotten it draws another.
 from __future__ import annotations
 
 import inspect
-import multiprocessing
 import re
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 import lolrt
+from lolrt import workers
 from lolrt.errors import Error
 from lolrt.lab.policy import Policy
 from lolrt.lab.rollout import loaded
@@ -94,7 +94,7 @@ def run(model: str, policies: Sequence[str], seeds: int, output: Path, jobs: int
     for prompt in {prompt for scenes in SCENES for prompt in scenes}:
         pipe.encode_text(prompt)
     asked = list(product(policies, SCENES, range(seeds)))
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=lolrt.set_threads, initargs=(1,)) as pool:
+    with workers.pool(jobs, partial(lolrt.set_threads, 1)) as pool:
         done = list(tqdm(pool.map(journey, *zip(*((model, *each) for each in asked), strict=True)), total=len(asked), unit=" streams"))
     groups = [done[i : i + seeds] for i in range(0, len(done), seeds)]
     per_policy = [groups[i : i + len(SCENES)] for i in range(0, len(groups), len(SCENES))]

@@ -12,11 +12,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import lolrt
-from lolrt import measures
+from lolrt import measures, workers
 from lolrt.checkpoint import read_json
 from lolrt.errors import Error, OutputError
 from lolrt.files import write_whole
@@ -272,7 +271,7 @@ def _recorded(plan: Plan, videos: Sequence[Video], jobs: int) -> Iterator[tuple[
         for video in videos:
             yield video, record(plan, video)
         return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=lolrt.set_threads, initargs=(1,)) as pool:
+    with workers.pool(jobs, partial(lolrt.set_threads, 1)) as pool:
         waiting = {pool.submit(record, plan, video): video for video in videos}
         try:
             for done in as_completed(waiting):

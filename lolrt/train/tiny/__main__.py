@@ -7,8 +7,6 @@ Every stage goes on from its checkpoint in the work folder, and is skipped when 
 """
 
 import argparse
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from lolrt.ops.threads import set_threads
@@ -16,6 +14,7 @@ from lolrt.train.tiny.card import write_card
 from lolrt.train.tiny.data import load_codec, make_data
 from lolrt.train.tiny.export import export
 from lolrt.train.tiny.plan import Plan, train_dit_stage, train_vae_stages
+from lolrt.workers import pool
 
 SHIPPED = Path(__file__).parents[2] / "_embedded" / "tiny"
 STAGES = ("data", "vae", "dit", "ship")
@@ -36,9 +35,9 @@ def main() -> None:
 
     if "data" in args.stages and not (args.work / "pca.pt").exists():
         make_data(args.work, plan.seed, plan.data, workers=2, z_dim=plan.z_dim)
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+    with pool(2) as processes:
         jobs = [
-            pool.submit(job, args.work, plan)
+            processes.submit(job, args.work, plan)
             for stage, job in (("vae", train_vae_stages), ("dit", train_dit_stage))
             if stage in args.stages
         ]

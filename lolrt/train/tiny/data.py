@@ -3,8 +3,6 @@
 Every clip is a new scene, drawn from its own seed, so that the set is the same whatever the number of workers.
 """
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from lolrt.train.tiny.codec_pca import PCACodec
 from lolrt.train.tiny.scenes import VOCABULARY, Scene, render, sample_scene, values
+from lolrt.workers import pool
 
 CLIP_FRAMES = 81  # 21 latent frames
 SINK_FRAMES = 3  # latent frames at the start of a clip, which a rollout never forgets
@@ -103,8 +102,8 @@ def make_data(work: Path, seed: int, sizes: DataSizes, workers: int, z_dim: int)
     print(f"PCA of {sizes.pca} clips: {codec.psnr(to_unit(sample[:50])):.2f} dB", flush=True)
     total = sizes.train + sizes.held_out
     shards = [range(start, min(start + SHARD, total)) for start in range(0, total, SHARD)]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        parts = list(pool.map(render_clips, [seed] * len(shards), shards, [codec] * len(shards)))
+    with pool(workers) as processes:
+        parts = list(processes.map(render_clips, [seed] * len(shards), shards, [codec] * len(shards)))
     clips = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     torch.save({key: value[: sizes.train].clone() for key, value in clips.items()}, work / "train.pt")
     torch.save({key: value[sizes.train :].clone() for key, value in clips.items()}, work / "held_out.pt")
