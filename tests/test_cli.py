@@ -123,35 +123,82 @@ def test_a_video_goes_on_from_another(tmp_path, prompt):
     assert "cannot read" in line and "nothing.png" in line
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_endless_run_leaves_a_playable_file(number, tmp_path, prompt):
-    path = tmp_path / "endless.mp4"
-    process = subprocess.Popen(
-        command("generate", prompt, "-o", path, "--endless"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    partial = path.with_name("endless.partial.mp4")
+def started(*arguments: object, partial: Path, size: int = 20_000, **options: object) -> subprocess.Popen[str]:
+    """A run that has begun to write its video."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+    process = subprocess.Popen(command(*arguments), **pipes)  # type: ignore[call-overload]
     deadline = time.monotonic() + 60
-    while not (partial.exists() and partial.stat().st_size > 20_000):
+    while not (partial.exists() and partial.stat().st_size > size):
         assert process.poll() is None and time.monotonic() < deadline, "no video came"
         time.sleep(0.1)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_endless_run_leaves_a_playable_file(number, tmp_path, prompt):
+    path, partial = tmp_path / "endless.mp4", tmp_path / "endless.partial.mp4"
+    process = started("generate", prompt, "-o", path, "--endless", partial=partial)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
+    assert "finishing this chunk; again to stop now" in err
     frames, _ = decode(path)
     assert frames >= 16 and f"{frames} frames" in out
     assert not partial.exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_of_some_length_is_no_success(number, tmp_path, prompt):
+    """Its status and its name say that the video is a part."""
+    path, partial = tmp_path / "v.mp4", tmp_path / "v.partial.mp4"
+    process = started("generate", prompt, "-o", path, "--seconds", 600, "--save-every", 10_000, partial=partial)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and not path.exists()
+    (told,) = re.findall(r"lolrt: stopped after (\d+) of 9600 frames; (.*)", err)
+    assert told[1] == f"{partial} holds them; go on with lolrt generate --resume {tmp_path / 'v.snapshot.safetensors'}"
+    assert decode(partial)[0] == int(told[0])
+    assert (tmp_path / "v.snapshot.safetensors").exists()
+
+
+def test_the_second_interrupt_stops_at_once(tmp_path, prompt):
+    """In a chunk of so many passes that it would take minutes."""
+    process = subprocess.Popen(
+        command("generate", prompt, "-o", tmp_path / "v.mp4", "--endless", "--timesteps", ":".join(map(str, range(1000, 10, -1)))),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    said = process.stderr.read(10)  # the bar
+    process.send_signal(signal.SIGTERM)
+    while "again to stop now" not in said:
+        said += process.stderr.read(1)
+    assert process.poll() is None
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and time.monotonic() - begun < 10
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_that_is_to_be_ignored_is_ignored(tmp_path, prompt):
+    """As nohup asks for."""
+    path, partial = tmp_path / "v.mp4", tmp_path / "v.partial.mp4"
+
+    def nohup() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = started("generate", prompt, "-o", path, "--frames", 57, partial=partial, size=0, preexec_fn=nohup)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and decode(path)[0] == 57, err
+
+
 def test_a_killed_run_leaves_what_it_wrote_as_partial(tmp_path, prompt):
     path = tmp_path / "endless.mp4"
-    process = subprocess.Popen(command("generate", prompt, "-o", path, "--endless"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     partial = path.with_name("endless.partial.mp4")
-    deadline = time.monotonic() + 60
-    while not (partial.exists() and partial.stat().st_size > 60_000):
-        assert process.poll() is None and time.monotonic() < deadline, "no video came"
-        time.sleep(0.1)
+    process = started("generate", prompt, "-o", path, "--endless", partial=partial, size=60_000)
     process.kill()
-    process.wait()
+    process.communicate()
     assert not path.exists()
     with av.open(str(partial)) as container:
         assert sum(1 for _ in container.demux(video=0)) >= 16
@@ -204,6 +251,104 @@ def test_a_reader_that_goes_away(prompt):
     process.stdout.close()
     assert process.wait(timeout=60) == 2
     assert process.stderr is not None and b"standard output is gone" in process.stderr.read()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-", "2>/dev/full", "2>/dev/full >/dev/full"])
+def test_standard_streams_that_cannot_be_written(closed, tmp_path, prompt):
+    """The video is made all the same, and nothing else is written into it."""
+    line = f'exec "$0" -m lolrt generate "$1" -o v.mp4 --frames 9 --threads 1 {closed}'
+    done = subprocess.run(["sh", "-c", line, sys.executable, prompt], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == (2 if " >/dev/full" in closed else 0), done.stderr  # where the last line cannot be told
+    assert "Traceback" not in done.stderr + done.stdout
+    quiet = tmp_path / "quiet.mp4"
+    assert run("generate", prompt, "-o", quiet, "--frames", 9, "--threads", 1).returncode == 0
+    assert (tmp_path / "v.mp4").read_bytes() == quiet.read_bytes()
+
+
+def test_standard_output_that_can_take_no_video(tmp_path, prompt):
+    line = 'exec "$0" -m lolrt generate "$1" -o - --frames 9 >&-'
+    done = subprocess.run(["sh", "-c", line, sys.executable, prompt], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 2 and "standard output is closed; choose a file with -o" in done.stderr
+    main, terminal = os.openpty()
+    done = subprocess.run(command("generate", prompt, "-o", "-"), stdout=terminal, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(terminal)
+    os.close(main)
+    assert done.returncode == 2 and "standard output is a terminal" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["info"], ["--help"], ["inspect", MODELS / "tiny"]])
+def test_a_reader_of_text_that_goes_away_or_is_full(words):
+    unread, written = os.pipe()
+    os.close(unread)
+    full = os.open("/dev/full", os.O_WRONLY)
+    for output, status, told in ((written, 141, ""), (full, 2, "lolrt: cannot write to standard output: No space left on device; ")):
+        # Unbuffered, argparse would keep to itself that nobody reads its help.
+        options = {"stdout": output, "stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "PYTHONUNBUFFERED": ""}}
+        done = subprocess.run(command(*words), timeout=120, **options)
+        os.close(output)
+        assert done.returncode == status and done.stderr.startswith(told) and len(done.stderr.splitlines()) == bool(told), done.stderr
+
+
+def test_a_name_that_the_terminal_has_no_letters_for(tmp_path, prompt):
+    path = tmp_path / "café.mp4"
+    done = run("generate", prompt, "-o", path, "--frames", 9, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and r"caf\xe9.mp4: 9 frames" in done.stdout, done.stderr
+    assert decode(path)[0] == 9
+
+
+def test_a_mass_log_that_cannot_be_written_leaves_the_video(tmp_path, prompt):
+    """The disk is full when its last rows are written, after the last frame."""
+    (tmp_path / "v.mass.csv").symlink_to("/dev/full")
+    line = error_of("generate", prompt, "-o", tmp_path / "v.mp4", "--frames", 21, "--probe")
+    assert "cannot go on writing" in line and "v.mass.csv: No space left on device" in line
+    assert decode(tmp_path / "v.partial.mp4")[0] == 21
+
+
+@pytest.mark.parametrize("window", [["--recent", 10**9], ["--recall", 3, "--store", 10**9], ["--recent", 10**21], ["--sinks", 10**7]])
+def test_a_window_for_which_there_is_no_memory(window, tmp_path, prompt):
+    line = error_of("generate", prompt, "-o", tmp_path / "v.mp4", "--frames", 9, *window)
+    assert "take fewer with --sinks, --recent or --store" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")])
+def test_memory_that_does_not_suffice_is_one_line(error, monkeypatch, capsys):
+    raised = [error, RuntimeError("a fault of ours")]
+
+    def fails() -> None:
+        raise raised.pop(0)
+
+    monkeypatch.setattr(cli, "check_kernels", fails)
+    assert cli.main(["info"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lolrt: the memory does not suffice")
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        cli.main(["info"])
+
+
+def test_a_script_with_a_byte_order_mark(tmp_path, prompt):
+    """And with the line ends of the system that writes one."""
+    (tmp_path / "script.txt").write_bytes(b"\xef\xbb\xbf" + f"0 {prompt}\r\n".encode())
+    assert cli.main(["generate", "--script", str(tmp_path / "script.txt"), "-o", str(tmp_path / "v.mp4"), "--frames", "9"]) == 0
+
+
+def test_two_runs_on_one_output(tmp_path, prompt):
+    """One is refused, and the video is that of the other, with its snapshot."""
+    path, partial = tmp_path / "v.mp4", tmp_path / "v.partial.mp4"
+    first = started("generate", prompt, "-o", path, "--frames", 57, "--save-every", 12, partial=partial, size=0)
+    saving = tmp_path / "v.snapshot.safetensors.1.partial"  # as if the first were just at it
+    saving.write_bytes(b"half of a snapshot")
+    assert "another run is writing" in error_of("generate", prompt, "-o", path, "--frames", 9, "--save-every", 9)
+    assert saving.exists()
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 0 and decode(path)[0] == 57, err
+
+
+def test_the_video_of_a_killed_run_is_kept(tmp_path, prompt):
+    (tmp_path / "v.partial.mp4").write_bytes(b"hours of video")
+    done = run("generate", prompt, "-o", tmp_path / "v.mp4", "--frames", 9)
+    assert done.returncode == 0 and f"it is {tmp_path / 'v.partial-1.mp4'} now" in done.stderr
+    assert (tmp_path / "v.partial-1.mp4").read_bytes() == b"hours of video"
 
 
 def error_of(*arguments: object, **options: object) -> str:

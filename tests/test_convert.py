@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import lolrt
 from lolrt.checkpoint import find_files, read_component, read_safetensors
 from lolrt.checkpoint.convert import convert
+from lolrt.checkpoint.folder import new_folder
 from lolrt.checkpoint.synth import PRESETS, synth
 from lolrt.cli import main
 from lolrt.pipeline import MODELS, preferred_dtype
@@ -100,6 +101,38 @@ def test_a_conversion_that_fails_leaves_nothing(self_forcing, tmp_path, capsys):
     (tmp_path / "converted").mkdir()
     assert "is there already" in refused(capsys, "convert", self_forcing, tmp_path / "converted")
     assert list((tmp_path / "converted").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["convert", "synth"])
+def test_a_folder_that_it_did_not_make_stays(command, small, tmp_path, capsys):
+    """Whatever it is called; and what is made is as open to others as any new folder."""
+    mine = tmp_path / "made.partial" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    said(capsys, *(("convert", small, tmp_path / "made") if command == "convert" else ("synth", tmp_path / "made", "--config", "small")))
+    assert mine.read_text() == "precious"
+    assert (tmp_path / "made").stat().st_mode == mine.parent.stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "made.partial"]
+
+
+def test_of_two_that_make_one_folder_the_first_to_end_has_it(tmp_path):
+    with pytest.raises(lolrt.OutputError, match=r"cannot write .*out"), new_folder(tmp_path / "out") as folder:
+        (folder / "mine.txt").write_text("second")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "theirs.txt").write_text("first")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["theirs.txt"]
+
+
+def test_text_with_a_byte_order_mark_is_read(tmp_path, capsys):
+    """As Windows' editors write it: JSON and TOML."""
+    shutil.copytree(MODELS / "tiny", tmp_path / "tiny")
+    for path in (tmp_path / "tiny").glob("*.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (tmp_path / "model.toml").write_bytes(b'\xef\xbb\xbfdit = "tiny"\r\n')
+    said(capsys, "inspect", tmp_path / "tiny")
+    said(capsys, "inspect", tmp_path / "model.toml")
+    assert lolrt.load(tmp_path / "tiny").fps == 16
 
 
 def test_a_file_that_cannot_be_copied_is_named(self_forcing, tmp_path, capsys):

@@ -8,6 +8,7 @@ taehv.safetensors. Files are in the order in which they are used, q, k and v sid
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from torch import Tensor
 from lolrt.checkpoint.safetensors_file import write_safetensors
 from lolrt.checkpoint.shapes import Shapes, dit_shapes, vae_shapes
 from lolrt.errors import OutputError
+from lolrt.files import sync
 from lolrt.models.dit import DiTConfig
 from lolrt.models.vae.layers import VAEConfig
 
@@ -37,15 +39,22 @@ WAN_SETTINGS: dict[str, Any] = {"fps": 16, "height": 480, "width": 832, "sampler
 
 @contextmanager
 def new_folder(destination: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `destination` when all went well, and is not there at all otherwise."""
+    """A folder of this process's own to write to, synced, which becomes `destination` when all went well and is not there at all
+    otherwise. Of two processes that make the same one, the first to end has it."""
     if destination.exists():
         raise OutputError(f"{destination} is there already; choose another name, or remove it first")
-    partial = destination.with_name(destination.name + ".partial")
+    partial = destination.with_name(f"{destination.name}.{os.getpid()}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {destination}: {error.strerror} ({partial})") from error
+    try:
         yield partial
+        for path in (*partial.rglob("*"), partial):
+            if not path.is_symlink():
+                sync(path)
         partial.rename(destination)
+        sync(destination.parent)
     except OSError as error:
         raise OutputError(f"cannot write {destination}: {_reason(error)}") from error
     finally:

@@ -106,7 +106,7 @@ def find_files(model: str | Path | ModelFiles) -> ModelFiles:
 
 def _from_toml(path: Path) -> ModelFiles:
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -51,7 +51,7 @@ class TextEncoderConfig:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist, and the model cannot be read without it") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 run(argv)
             finally:
-                print(end="", flush=True)  # an error in what waits there would come when nobody can tell it any more
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # an error in what waits there would come when nobody can tell it any more
         except BrokenPipeError:
             return 128 + signal.SIGPIPE
         except Error as error:

@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from lolrt.errors import OutputError
@@ -37,9 +38,13 @@ class MassLog:
                 self._rows.writerow(["first_frame", "layer", "head", "page_frame", "mass"])
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if self._file is not None:
+                self._file.close()  # writes what is left
+        except OSError as failure:
+            if error is None:
+                raise self._failure(failure) from failure
 
     def size(self) -> int:
         """Bytes on the disk so far."""

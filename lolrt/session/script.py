@@ -31,7 +31,7 @@ class Cue:
 def read_script(path: str | Path) -> list[Cue]:
     """The cues of a script, in their order; the first is at 0. Raises `lolrt.Error`, which names the line that is wrong."""
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text("utf-8-sig").splitlines()  # Windows' editors begin with its mark
     except (OSError, UnicodeDecodeError) as error:
         raise Error(f"cannot read the script {path}: {error}") from error
     cues = []
