@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
-import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,20 +48,17 @@ def write_whole(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
-def new_file(path: Path) -> tuple[BinaryIO, Path | None]:
-    """Creates a file, locked, to write to. What is there already is kept under the first free name of `<stem>-<n><suffix>`, which is
-    returned as well; an empty file is no loss. Raises `lolrt.OutputError` where another process is writing it, and OSError."""
+def new_file(path: Path) -> BinaryIO:
+    """Creates a file, locked, to write to. Raises `lolrt.OutputError` where another process is writing it or has left something in it, and
+    OSError."""
     file = locked(path, "ab")
-    if os.fstat(file.fileno()).st_size == 0:
-        return file, None
-    with file:
-        names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
-        kept = next(name for name in names if not os.path.lexists(name))
-        path.rename(kept)
-    return locked(path, "xb"), kept
+    if os.fstat(file.fileno()).st_size:
+        file.close()
+        raise OutputError(f"{path} is what an earlier run had written when it was stopped: move it or remove it, or choose another name")
+    return file
 
 
-def locked(path: Path, mode: Literal["ab", "xb", "r+b"]) -> BinaryIO:
+def locked(path: Path, mode: Literal["ab", "r+b"]) -> BinaryIO:
     """Opens a file for this process alone, until it is closed. Raises `lolrt.OutputError` where another process has it, and OSError."""
     with contextlib.ExitStack() as on_error:
         file = on_error.enter_context(open(path, mode))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import re
 import signal
@@ -346,9 +347,34 @@ def test_two_runs_on_one_output(tmp_path, prompt):
 
 def test_the_video_of_a_killed_run_is_kept(tmp_path, prompt):
     (tmp_path / "v.partial.mp4").write_bytes(b"hours of video")
-    done = run("generate", prompt, "-o", tmp_path / "v.mp4", "--frames", 9)
-    assert done.returncode == 0 and f"it is {tmp_path / 'v.partial-1.mp4'} now" in done.stderr
-    assert (tmp_path / "v.partial-1.mp4").read_bytes() == b"hours of video"
+    assert "v.partial.mp4 is what an earlier run had written" in error_of("generate", prompt, "-o", tmp_path / "v.mp4", "--frames", 9)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("v.partial.mp4", b"hours of video")]
+
+
+def test_what_a_run_says(tmp_path, prompt):
+    path = tmp_path / "v.mp4"
+    asked = "generate", prompt, "-o", path, "--frames", 9
+    done = run(*asked, "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = run(*asked, "--json", "--probe")
+    told = {"output": str(path), "frames": 9, "fps": 16, "seconds": 9 / 16, "mass_log": str(tmp_path / "v.mass.csv")}
+    assert json.loads(done.stdout) == told and "sink mass" in done.stderr
+    assert "--json goes to standard output" in error_of("generate", prompt, "-o", "-", "--json")
+
+
+def test_a_video_that_is_not_to_be_overwritten(tmp_path, prompt):
+    path = tmp_path / "v.mp4"
+    path.write_bytes(b"mine")
+    assert "v.mp4 is there already" in error_of("generate", prompt, "-o", path, "--frames", 9, "--no-overwrite")
+    assert path.read_bytes() == b"mine"
+
+
+def test_the_encoders_loss_is_chosen(tmp_path, prompt):
+    sizes = []
+    for crf in (1, 40):
+        assert cli.main(["generate", prompt, "-o", str(tmp_path / "v.mp4"), "--frames", "9", "--crf", str(crf)]) == 0
+        sizes.append((tmp_path / "v.mp4").stat().st_size)
+    assert sizes[0] > 4 * sizes[1]
 
 
 def error_of(*arguments: object, **options: object) -> str:

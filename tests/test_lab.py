@@ -10,6 +10,7 @@ import multiprocessing
 import re
 import resource
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,6 +65,14 @@ def test_the_kernel_is_equation_5(sinks, chunk):
         assert start >= sinks and start % chunk == 0
         assert table.chunk_real[i] == pytest.approx(sum(z.real for z in heads) / len(heads))
         assert table.chunk_modulus[i] == pytest.approx(sum(abs(z) for z in heads) / len(heads))
+
+
+def test_the_numbers_do_not_need_the_plots_library(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["lab", "phase", "-o", str(tmp_path / "x")]) == 0
+    told = capsys.readouterr().out
+    assert "highest past frame 100: 132 (0.541), 201 (0.544)" in told and "no picture: the laboratory's plots needs matplotlib" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
 
 
 def test_wrong_splits_are_told(tmp_path, capsys):

@@ -99,7 +99,7 @@ def crash(folder: Path, whole: Path, kills: int, seed: int) -> None:
         assert process.returncode in (0, -signal.SIGKILL), err
         done += process.returncode != 0
         if process.returncode and (snapshot.exists() or not video.exists()):
-            if not snapshot.exists():  # a new run would keep it under another name
+            if not snapshot.exists():  # a new run does not overwrite it
                 (folder / "x.partial.mp4").unlink(missing_ok=True)
             continue
         # It has come to its end, and may have been killed even so, on its way out.
@@ -218,6 +218,7 @@ def test_what_another_program_saved_is_not_a_run(tiny, tmp_path, capsys):
 def test_a_new_run_forgets_the_snapshot_of_the_one_that_it_overwrites(folder, tiny, monkeypatch):
     """Else what is killed before its first snapshot would go on with the middle of another video."""
     seen = []
+    (folder / "x.partial.mp4").unlink()
     monkeypatch.setattr(lolrt.VideoWriter, "write", lambda *_: seen.append((folder / "x.snapshot.safetensors").exists()))
     assert generate(tiny.example_prompts[0], "-o", folder / "x.mp4", "--frames", 9, *FAST) == 0
     assert seen == [False]

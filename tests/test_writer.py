@@ -112,14 +112,16 @@ def test_two_writers_of_one_file(tmp_path):
         writer.write(stripes(64, 128))
 
 
-def test_what_a_killed_run_has_left_is_kept(tmp_path):
-    for number, content in enumerate([b"hours of video", b"and more", b""], 1):
-        (tmp_path / "v.partial.mp4").write_bytes(content)
-        with lolrt.VideoWriter(tmp_path / "v.mp4", 64, 128, 16) as writer:
-            writer.write(stripes(64, 128))
-            assert writer.kept == (tmp_path / f"v.partial-{number}.mp4" if content else None)
-        assert not content or (tmp_path / f"v.partial-{number}.mp4").read_bytes() == content
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["v.mp4", "v.partial-1.mp4", "v.partial-2.mp4"]
+def test_what_a_killed_run_has_left_is_not_overwritten(tmp_path):
+    partial = tmp_path / "v.partial.mp4"
+    partial.write_bytes(b"hours of video")
+    with pytest.raises(lolrt.OutputError, match=r"v\.partial\.mp4 is what an earlier run had written when it was stopped: move it"):
+        lolrt.VideoWriter(tmp_path / "v.mp4", 64, 128, 16)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["v.partial.mp4"] and partial.read_bytes() == b"hours of video"
+    partial.write_bytes(b"")  # no loss
+    with lolrt.VideoWriter(tmp_path / "v.mp4", 64, 128, 16) as writer:
+        writer.write(stripes(64, 128))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["v.mp4"]
 
 
 def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):

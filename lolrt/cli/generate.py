@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from lolrt.cli.mass_log import MassLog
 from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_fields, add_kv, add_vae, field_values, kv_dtype, positive
 from lolrt.errors import Error
 from lolrt.files import remove_partials
+from lolrt.media import CRF
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +37,10 @@ def add_command(commands: Commands) -> None:
     prompts.add_argument("--script", metavar="FILE", help='prompts and when they begin: lines such as "0 a car" and "1:08.5 a boat"')
     prompts.add_argument("--resume", metavar="SNAPSHOT", help="go on with the video of an earlier run with --save-every")
     generate.add_argument("-o", "--output", metavar="FILE", help="an .mp4 file, or - for standard output")
+    generate.add_argument("--no-overwrite", action="store_true", help="refuse an output that is there already")
+    generate.add_argument("--crf", type=int, choices=range(1, 52), metavar="1..51", default=CRF, help="loss of the video: 1 is the least")
+    generate.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    generate.add_argument("--json", action="store_true", help="say what was written as a line of JSON")
     generate.add_argument(
         "--save-every", metavar="FRAMES", type=positive(int), help="save a snapshot beside the video every so many frames, for --resume"
     )
@@ -81,6 +87,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise Error("--probe writes beside the video, so it needs a file: choose one with -o")
     if arguments.save_every and arguments.output == "-":
         raise Error("--save-every writes beside the video, so it needs a file: choose one with -o")
+    if arguments.json and arguments.output == "-":
+        raise Error("--json goes to standard output, where the video is to go: choose a file with -o")
+    if arguments.no_overwrite and resumed is None and os.path.exists(arguments.output):
+        raise Error(f"{arguments.output} is there already: choose another name with -o, or leave --no-overwrite out")
     # A wrong name should not cost the minutes in which a large model encodes its prompts and is loaded.
     output_path(arguments.output)
     if arguments.start and resumed is None:
@@ -100,6 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
     text.encode([cue.prompt for cue in cues])  # all, before the rest of the model needs the memory, and an error can end a long run
     pipe = lolrt.load(files, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, device=device)
     total = None if arguments.endless else arguments.frames or round((arguments.seconds or DEFAULT_SECONDS) * pipe.fps) or 1
+    shown: dict[str, Any] = {"dynamic_ncols": True, "file": sys.stderr} | ({"disable": True} if arguments.quiet else {})
     if resumed is None:
         start = None
         if arguments.start:
@@ -107,7 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
             factor = pipe.vae.config.temporal_factor
             wanted = None if total is None else 1 + -(-(total - 1) // factor) * factor
             given = islice(read_frames(arguments.start, pipe.height, pipe.width, pipe.fps), wanted)
-            start = pipe.encode_video(tqdm(given, "reading the start", leave=False, unit=" frames", dynamic_ncols=True, file=sys.stderr))
+            start = pipe.encode_video(tqdm(given, "reading the start", unit=" frames", leave=False, **shown))
         rope = lolrt.Rope(**field_values(arguments, "Rope"))
         window = lolrt.Window(**field_values(arguments, "Window"), gate=lolrt.SinkGate(**field_values(arguments, "SinkGate")))
         check_memory(pipe, window, pages)
@@ -131,21 +142,19 @@ def run(arguments: argparse.Namespace) -> None:
     with (
         Interrupt() as interrupt,
         Saver() as saver,
-        lolrt.VideoWriter(arguments.output, pipe.height, pipe.width, pipe.fps, resume=position) as writer,
+        lolrt.VideoWriter(arguments.output, pipe.height, pipe.width, pipe.fps, crf=arguments.crf, resume=position) as writer,
         MassLog(
             Path(arguments.output).with_suffix(".mass.csv") if arguments.probe else None, resumed.mass_bytes if resumed else 0
         ) as mass_log,
-        tqdm(total=total, initial=written, unit=" frames", dynamic_ncols=True, file=sys.stderr) as bar,
+        tqdm(total=total, initial=written, unit=" frames", **shown) as bar,
     ):
-        if writer.kept is not None:
-            bar.write(f"{writer.partial_path} was there, of an earlier run; it is {writer.kept} now", file=sys.stderr)
         if arguments.save_every:
             remove_partials(snapshot)  # of a run that was killed while it saved
         if resumed is None and arguments.output != "-":
             snapshot.unlink(missing_ok=True)  # an earlier run's, of a video that is now overwritten
         for chunk in chunks:
             frames = chunk.frames if total is None else chunk.frames[: total - written]
-            if chunk.switch is not None:
+            if chunk.switch is not None and not arguments.quiet:
                 bar.write(f"{written / pipe.fps:.2f} s: {chunk.switch}", file=sys.stderr)
             writer.write(frames)
             mass_log.write(chunk)
@@ -169,11 +178,16 @@ def run(arguments: argparse.Namespace) -> None:
                 raise Stopped(interrupt.requested, "; ".join([f"stopped after {written} of {total} frames", *where]))
     if arguments.save_every and written == total:
         snapshot.unlink(missing_ok=True)  # there is nothing left to go on with
-    if arguments.output != "-":
+    unfinished = bool(arguments.save_every) and written != total
+    if arguments.json:
+        made = {"output": arguments.output, "frames": written, "fps": pipe.fps, "seconds": written / pipe.fps}
+        made |= {"mass_log": str(mass_log.path)} if arguments.probe else {}
+        print(json.dumps(made | ({"snapshot": str(snapshot)} if unfinished else {})))
+    elif arguments.output != "-" and not arguments.quiet:
         print(f"{arguments.output}: {written} frames, {written / pipe.fps:.1f} s at {pipe.fps} frames/s")
         if arguments.probe:
             print(f"{mass_log.path}: attention mass per chunk, layer, head and page")
-        if arguments.save_every and written != total:
+        if unfinished:
             print(f"{snapshot}: go on with lolrt generate --resume {snapshot}")
 
 
@@ -193,7 +207,7 @@ class Run:
 
 
 # Options that may be given anew when a run goes on; all others are those of the run that is gone on with.
-FREE = {"resume", "seconds", "frames", "endless", "save_every", "threads"}
+FREE = {"resume", "seconds", "frames", "endless", "save_every", "threads", "quiet", "json", "no_overwrite"}
 
 
 def snapshot_path(output: str) -> Path:
@@ -203,7 +217,7 @@ def snapshot_path(output: str) -> Path:
 
 def recorded(arguments: argparse.Namespace) -> set[str]:
     """Names of the options that a snapshot keeps."""
-    return {action.dest for action in arguments.command._actions} - {"help", "resume", "threads"}
+    return {action.dest for action in arguments.command._actions} - {"help", "resume", "threads", "quiet", "json", "no_overwrite"}
 
 
 def resumed_run(arguments: argparse.Namespace) -> Run:

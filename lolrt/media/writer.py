@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lolrt.errors import OutputError
 from lolrt.files import locked, new_file, sync
+from lolrt.media import CRF
 from lolrt.media.fragments import Fragments
 
 # Small video is enlarged by a whole factor to at least this height: players would do it with a worse filter.
@@ -31,9 +32,6 @@ FRAME_UNITS = 1000
 
 # What a failed write raises: the file's own error, or the muxer's when it stumbles over an earlier one.
 WRITE_ERRORS = (OSError, av.FFmpegError)
-
-# A constant rate factor at which the encoder's loss is not seen beside the VAE's.
-CRF = 16
 
 CHECKED_BYTES = 1 << 16
 
@@ -75,15 +73,14 @@ class VideoWriter:
 
     A file grows under the name `<stem>.partial.mp4`, locked, and gets its own name when it is whole and on the disk. If writing fails,
     what has been written stays under the partial name, where it can be played but not be taken for the whole; nothing stays where no
-    picture was written. What an earlier run left under the partial name is moved to `kept`, not overwritten.
-    Raises `lolrt.OutputError` when the output cannot be written, or another process is writing it.
+    picture was written. Raises `lolrt.OutputError` when the output cannot be written, another process is writing it, or an earlier one
+    has left its video under the partial name.
     """
 
-    def __init__(self, output: str | Path, height: int, width: int, fps: int, *, resume: Position | None = None) -> None:
-        """height, width: of the frames, in pixels; fps: frames a second. resume: goes on with the file of an earlier run, from its cut."""
-        self._path, self._fps = output_path(output), fps
-        self.kept: Path | None = None
-        """Where the file is now that lay under the partial name."""
+    def __init__(self, output: str | Path, height: int, width: int, fps: int, *, crf: int = CRF, resume: Position | None = None) -> None:
+        """height, width: of the frames, in pixels; fps: frames a second; crf: H.264's constant rate factor, from 1, the best, to 51.
+        resume: goes on with the file of an earlier run, from its cut."""
+        self._path, self._fps, self._crf = output_path(output), fps, crf
         if height < 2 or width < 2:
             raise OutputError(f"frames of {height} x {width} pixels are too small to encode")
         self._scale = max(1, -(-DISPLAY_HEIGHT // height)) if height < DISPLAY_HEIGHT else 1
@@ -102,7 +99,7 @@ class VideoWriter:
         options = {"movflags": movflags, "video_track_timescale": str(FRAME_UNITS * self._fps)}
         self._container = av.open(self._boxes, "w", format="mp4", options=options)
         try:
-            self._stream = self._container.add_stream("libx264", rate=self._fps, options={"crf": str(CRF), "g": str(self._fps)})
+            self._stream = self._container.add_stream("libx264", rate=self._fps, options={"crf": str(self._crf), "g": str(self._fps)})
         except (*WRITE_ERRORS, ValueError) as error:
             self._abandon()
             raise OutputError(f"cannot encode video: {error}; PyAV's own packages can") from error
@@ -146,8 +143,7 @@ class VideoWriter:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.is_dir():
                 raise IsADirectoryError(21, "it is a folder")
-            file, self.kept = new_file(self.partial_path)
-            return file
+            return new_file(self.partial_path)
         except OSError as error:
             raise OutputError(f"cannot write {self._path}: {error.strerror}; choose another place with -o") from error
 
