@@ -135,7 +135,7 @@ def test_the_norm_that_cuda_takes_from_torch_is_that_of_the_kernels(silu):
 def test_on_the_cpu_nothing_is_copied_and_nothing_waits():
     x = torch.randn(3)
     assert upload(x, torch.device("cpu")) is x
-    assert beside(lambda y: 2 * y, x).result().equal(2 * x)
+    assert beside(lambda y: (2 * y, y), x).result()[0].equal(2 * x)
     assert list(one_ahead(iter([1, 2, 3]))) == [1, 2, 3]
 
 
@@ -153,9 +153,9 @@ def test_the_next_chunk_is_queued_before_this_one_is_given():
 
 def test_what_comes_is_waited_for():
     waited: list[bool] = []
-    coming = Coming(torch.zeros(9), SimpleNamespace(synchronize=lambda: waited.append(True)))
-    assert len(coming.tensor) == 9 and not waited
-    assert coming.result() is coming.tensor and waited
+    coming = Coming((torch.zeros(9),), SimpleNamespace(synchronize=lambda: waited.append(True)))
+    assert len(coming.tensors[0]) == 9 and not waited
+    assert coming.result() is coming.tensors and waited
 
 
 def test_kernels_are_queued_on_torchs_stream_of_the_tensors_device(monkeypatch):

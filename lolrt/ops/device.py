@@ -64,29 +64,33 @@ def upload(x: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Coming:
-    """A tensor on the CPU that may still have to arrive."""
+    """Tensors on the CPU that may still have to arrive."""
 
-    tensor: Tensor
-    """The tensor itself; its shape is right at once."""
+    tensors: tuple[Tensor, ...]
+    """The tensors themselves; their shapes are right at once."""
     arrived: torch.cuda.Event | None = None
 
-    def result(self) -> Tensor:
-        """Waits for it."""
+    def result(self) -> tuple[Tensor, ...]:
+        """Waits for them."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        return self.tensor
+        return self.tensors
 
 
-def beside(work: Callable[[Tensor], Tensor], x: Tensor) -> Coming:
-    """work(x), brought to the CPU. On CUDA it is queued on the device's lane: after all that is queued now, beside what comes later."""
-    if not x.is_cuda:
-        return Coming(work(x))
-    queue = _queue(x.device)
-    queue.wait_stream(torch.cuda.current_stream(x.device))
-    x.record_stream(queue)
-    with lane(x.device):
-        result = work(x)
-        arriving = torch.empty(result.shape, dtype=result.dtype, pin_memory=True).copy_(result, non_blocking=True)
+def beside(work: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Coming:
+    """work(*inputs), brought to the CPU. On CUDA it is queued on the device's lane: after all that is queued now, beside what comes
+    later."""
+    if not inputs[0].is_cuda:
+        return Coming(work(*inputs))
+    device = inputs[0].device
+    queue = _queue(device)
+    queue.wait_stream(torch.cuda.current_stream(device))
+    for x in inputs:
+        if x.is_cuda:
+            x.record_stream(queue)
+    with lane(device):
+        results = work(*inputs)
+        arriving = tuple(torch.empty(y.shape, dtype=y.dtype, pin_memory=True).copy_(y, non_blocking=True) for y in results)
         return Coming(arriving, queue.record_event())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lolrt.engine import finite
 from lolrt.engine.engine import Engine
 from lolrt.engine.kv_window import Window
 from lolrt.engine.noise import NoiseSource
@@ -40,8 +41,16 @@ class Chunk(LatentChunk):
     @property
     def frames(self) -> Tensor:
         """uint8 [n, height, width, 3] RGB, on the CPU; n is 9 for the first chunk of a stream and 12 for the others (Wan's VAE, chunks
-        of 3), unless the stream starts from given frames. Waits until they are decoded."""
-        return self.decoded.result()
+        of 3), unless the stream starts from given frames. Waits until they are decoded. Raises `lolrt.Error` when they, or the latents,
+        are not finite."""
+        frames, sums = self.decoded.result()
+        finite.check(sums, self.first_frame, len(self.latents), decoded=True)
+        return frames
+
+    @property
+    def n_frames(self) -> int:
+        """How many video frames there are; waits for nothing."""
+        return len(self.decoded.tensors[0])
 
 
 class LatentStream:
@@ -186,7 +195,7 @@ class Stream:
         chunk = self.undecoded[0]
         begin = time.perf_counter()
         state: State = {}  # a copy: decoding changes it frame by frame
-        decoded = beside(lambda latents: self._decode(latents, state), chunk.latents)
+        decoded = beside(lambda latents, sums: self._decode(latents, sums, state), chunk.latents, chunk.sums)
         if chunk.switch is not None:
             decoded.result()
             decode_ms = 1e3 * (time.perf_counter() - begin)
@@ -195,10 +204,12 @@ class Stream:
         self.undecoded.popleft()
         return Chunk(**vars(chunk), decoded=decoded)
 
-    def _decode(self, latents: Tensor, state: State) -> Tensor:
+    def _decode(self, latents: Tensor, sums: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """Video frames, and the sums of the passes with that of the frames."""
         state.update({slot: frames.clone() for slot, frames in self._vae_state.items()})
         video = self.vae.decode(latents, state)
-        return video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        frames = video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return frames, torch.cat([sums, finite.total(video)[None]])
 
     def snapshot(self, kind: SnapshotKind = "full") -> Snapshot:
         """See `Session.snapshot`; with the frames that the VAE carries. Raises `lolrt.Error` while a chunk has still to be decoded."""
