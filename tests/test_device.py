@@ -4,6 +4,7 @@ do not mix with others, stands for it; what torch says of CUDA is made up. The k
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
 
@@ -115,11 +116,10 @@ def test_a_state_of_another_device_is_refused(small_dit, rollout_inputs):
     """Its pages may have as many elements, in another order."""
     stream = lolrt.LatentStream(small_dit, rollout_inputs["prompt_embeds"], 8, 8)
     next(stream)
-    state = stream.state_dict() | {"cache.on_cuda": torch.tensor(True)}
+    saved = stream.snapshot()
     with pytest.raises(lolrt.Error, match="saved pages are not those of cpu"):
-        stream.load_state_dict(state)
-    del state["cache.on_cuda"]  # saved by an earlier version
-    stream.load_state_dict(state)
+        stream.restore(replace(saved, tensors=saved.tensors | {"cache.on_cuda": torch.tensor(True)}))
+    stream.restore(saved)
 
 
 @pytest.mark.parametrize("silu", [False, True])

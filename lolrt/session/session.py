@@ -366,7 +366,7 @@ class Session:
 
         Raises `lolrt.Error`, with the session unchanged, when the state belongs to another model or size.
         """
-        missing = {"next_frame", "prompt_embeds", "inputs", "cache.frames", "cache.pages"} - state.keys()
+        missing = {"next_frame", "prompt_embeds", "inputs", "cache.frames", "cache.pages", "cache.on_cuda"} - state.keys()
         if missing:
             raise Error(f"this is no saved stream: it lacks {', '.join(sorted(missing))}")
         latents = self.engine.latents
