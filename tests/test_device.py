@@ -20,7 +20,7 @@ from lolrt.checkpoint import unfilled
 from lolrt.cli.generate import one_ahead
 from lolrt.models.vae.layers import RMSNorm
 from lolrt.models.vae.streaming import Norm
-from lolrt.ops.device import Coming, beside, upload, usable
+from lolrt.ops.device import Coming, on_side_stream, upload, usable
 
 DIT = lolrt.DiTConfig(dim=256, ffn_dim=512, text_dim=64, text_len=16, num_heads=2, num_layers=2)
 
@@ -135,7 +135,7 @@ def test_the_norm_that_cuda_takes_from_torch_is_that_of_the_kernels(silu):
 def test_on_the_cpu_nothing_is_copied_and_nothing_waits():
     x = torch.randn(3)
     assert upload(x, torch.device("cpu")) is x
-    assert beside(lambda y: (2 * y, y), x).result()[0].equal(2 * x)
+    assert on_side_stream(lambda y: (2 * y, y), x).result()[0].equal(2 * x)
     assert list(one_ahead(iter([1, 2, 3]))) == [1, 2, 3]
 
 

@@ -55,7 +55,7 @@ class SpoiltCodec:
     """A VAE of which one pixel is not finite."""
 
     def __init__(self, codec: Codec) -> None:
-        self.config, self.description, self._codec = codec.config, codec.description, codec
+        self.config, self.description, self.memory_frames, self._codec = codec.config, codec.description, codec.memory_frames, codec
 
     def decode(self, latents: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
         video = self._codec.decode(latents, state).clone()

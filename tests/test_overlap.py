@@ -73,6 +73,9 @@ class Latents:
     def __len__(self) -> int:
         return 1
 
+    def clone(self) -> Latents:
+        return self
+
     def record_stream(self, queue: Queue) -> None:
         self.used_on.append(queue)
 
@@ -88,7 +91,7 @@ def stream_on(machine: Machine) -> lolrt.Stream:
         machine.current.queue(f"decode {latents.chunk}")
         return torch.zeros(4, 3, 8, 8)
 
-    return lolrt.Stream(chunks(), SimpleNamespace(decode=decode), lambda _: torch.zeros(1, 1))  # type: ignore[arg-type]
+    return lolrt.Stream(chunks(), SimpleNamespace(decode=decode, memory_frames=1), lambda _: torch.zeros(1, 1))  # type: ignore[arg-type]
 
 
 def test_a_chunk_is_decoded_after_its_passes_and_beside_the_next_chunks(machine: Machine) -> None:

@@ -77,8 +77,8 @@ def side_by_side(*parts: Tensor) -> Tensor:
     first = parts[0].detach()
     whole = [len(parts) * len(first), *first.shape[1:]]
     storage = first.untyped_storage().data_ptr()
-    places = [(part.untyped_storage().data_ptr(), part.storage_offset() - i * first.numel()) for i, part in enumerate(parts)]
-    if places != [(storage, first.storage_offset())] * len(parts):
+    memory = [(part.untyped_storage().data_ptr(), part.storage_offset() - i * first.numel()) for i, part in enumerate(parts)]
+    if memory != [(storage, first.storage_offset())] * len(parts):
         with torch.inference_mode(first.is_inference()):  # they stay what they were: ordinary tensors can be trained
             first = torch.cat([part.detach() for part in parts])
         for part, rows in zip(parts, first.split(len(parts[0])), strict=True):
@@ -100,9 +100,9 @@ class Attention(nn.Module):
 
     def qkv(self, h: Tensor) -> Tensor:
         """q, k and v of h [..., dim] by one product: [..., 3 * dim]."""
-        return F.linear(h, *self.joined())
+        return F.linear(h, *self.fused_qkv())
 
-    def joined(self) -> tuple[Tensor, Tensor]:
+    def fused_qkv(self) -> tuple[Tensor, Tensor]:
         """Weights and biases of q, k and v, each as one tensor over the parameters' own memory."""
         layers = self.q, self.k, self.v
         return side_by_side(*(layer.weight for layer in layers)), side_by_side(*(layer.bias for layer in layers))
@@ -150,10 +150,10 @@ class CausalDiT(nn.Module):
     def _blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.blocks))
 
-    def join(self) -> None:
-        """Lays q, k and v of all layers side by side now rather than in the first pass."""
+    def fuse_qkv(self) -> None:
+        """Makes the weights of q, k and v one tensor in each layer now rather than in the first pass."""
         for block in self._blocks:
-            block.self_attn.joined()
+            block.self_attn.fused_qkv()
 
     def tokens_per_frame(self, height: int, width: int) -> int:
         """Tokens of a latent frame of height x width latent pixels."""

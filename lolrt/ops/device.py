@@ -77,8 +77,8 @@ class Coming:
         return self.tensors
 
 
-def beside(work: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Coming:
-    """work(*inputs), brought to the CPU. On CUDA it is queued on the device's lane: after all that is queued now, beside what comes
+def on_side_stream(work: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Coming:
+    """work(*inputs), brought to the CPU. On CUDA it is queued on the device's side stream: after all that is queued now, beside what comes
     later."""
     if not inputs[0].is_cuda:
         return Coming(work(*inputs))
@@ -88,14 +88,14 @@ def beside(work: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Coming:
     for x in inputs:
         if x.is_cuda:
             x.record_stream(queue)
-    with lane(device):
+    with side_stream(device):
         results = work(*inputs)
         arriving = tuple(torch.empty(y.shape, dtype=y.dtype, pin_memory=True).copy_(y, non_blocking=True) for y in results)
         return Coming(arriving, queue.record_event())
 
 
-def lane(device: torch.device) -> AbstractContextManager[object]:
-    """What is queued inside is queued on the lane of `beside`, of which each device has one."""
+def side_stream(device: torch.device) -> AbstractContextManager[object]:
+    """What is queued inside is queued on the side stream of `on_side_stream`, of which each device has one."""
     return torch.cuda.stream(_queue(device)) if device.type == "cuda" else nullcontext()
 
 
