@@ -186,8 +186,8 @@ def gpu(monkeypatch) -> pytest.MonkeyPatch:
         is_available=True, current_device=0, device_count=1, get_device_capability=(9, 0), get_device_name="H100"
     ).items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
-    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
-    monkeypatch.setattr(ops, "gelu", lambda x: None)
+    full = torch.full
+    monkeypatch.setattr(torch, "full", lambda *arguments, device=None, **options: full(*arguments, **options))
     return monkeypatch
 
 
@@ -196,8 +196,16 @@ def test_a_device_that_can_be_used_has_its_number(gpu):
     assert usable("cpu", torch.float32) == torch.device("cpu")
 
 
-def kernel_fails(_: object) -> None:
-    raise RuntimeError("gelu: CUDA: no kernel image is available for execution on the device")
+def kernel_fails(*_: object) -> None:
+    raise RuntimeError("frame_attention: CUDA: no kernel image is available for execution on the device")
+
+
+def kernel_of_no_code(q: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.zeros_like(q)
+
+
+def kernel_of_one_dim(q: torch.Tensor, *_: object) -> torch.Tensor:
+    return q if q.shape[-1] == 128 else torch.ones_like(q) * 2
 
 
 @pytest.mark.parametrize(
@@ -210,7 +218,9 @@ def kernel_fails(_: object) -> None:
         ({"cuda.is_available": lambda: False}, "cuda", torch.bfloat16, "finds no GPU and driver; nvidia-smi"),
         ({}, "cuda:3", torch.bfloat16, "there are 1 GPUs"),
         ({"cuda.get_device_capability": lambda _: (7, 5)}, "cuda", torch.bfloat16, "cuda:0 is a H100, sm_75; the kernels need sm_80"),
-        ({"ops.gelu": kernel_fails}, "cuda", torch.bfloat16, "the kernels do not run on cuda:0: gelu: CUDA: no kernel image"),
+        ({"ops.attention": kernel_fails}, "cuda", torch.bfloat16, "do not run on cuda:0: frame_attention: CUDA: no kernel image"),
+        ({"ops.attention": kernel_of_no_code}, "cuda", torch.bfloat16, "attention of dim 128 writes no output; this build has no code"),
+        ({"ops.attention": kernel_of_one_dim}, "cuda", torch.bfloat16, "attention of dim 64 writes no output"),
     ],
 )
 def test_a_device_that_cannot_be_used_is_told(gpu, changes, device, dtype, message):

@@ -18,7 +18,7 @@ LEAST_CAPABILITY = (8, 0)
 
 
 def usable(device: str | torch.device, dtype: torch.dtype = torch.bfloat16) -> torch.device:
-    """The device by its name ("cpu", "cuda", "cuda:1"), with its number, after a first call of a kernel there.
+    """The device by its name ("cpu", "cuda", "cuda:1"), with its number, after a first call of attention there.
 
     Raises `lolrt.Error` when the name is none of these, when there are no kernels for a model of this dtype, and when torch, the driver,
     the GPU or this build's CUDA half is missing.
@@ -49,10 +49,19 @@ def usable(device: str | torch.device, dtype: torch.dtype = torch.bfloat16) -> t
         name, architecture = torch.cuda.get_device_name(found), "".join(map(str, capability))
         raise Error(f"{found} is a {name}, sm_{architecture}; the kernels need sm_80 (Ampere) or later: use another GPU, or the CPU")
     try:
-        ops.gelu(torch.zeros(1, 1, 8, dtype=torch.bfloat16, device=found))
+        check_attention(found)
     except RuntimeError as error:
         raise Error(f"the kernels do not run on {found}: {error}") from error
     return found
+
+
+def check_attention(device: torch.device) -> None:
+    """Raises `RuntimeError` unless attention over equal values gives that value: code that was made for other GPUs may do nothing at all,
+    and say nothing."""
+    for dim in (128, 64):
+        value = torch.full((1, 64, 1, dim), dim / 64, dtype=torch.bfloat16, device=device)  # another one each, lest it is still there
+        if not bool((ops.attention(value, value, value, None) == value).all()):
+            raise RuntimeError(f"attention of dim {dim} writes no output; this build has no code for this GPU")
 
 
 def upload(x: Tensor, device: torch.device) -> Tensor:
