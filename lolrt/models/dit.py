@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -97,6 +97,11 @@ class Attention(nn.Module):
         self.o = nn.Linear(config.dim, config.dim)
         self.norm_q = HeadsRMSNorm(config.dim)
         self.norm_k = HeadsRMSNorm(config.dim)
+        self._fused: tuple[tuple[int, ...], Tensor, Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles have: the fused tensors lie over parameters' memory, which is another's there."""
+        return {**self.__dict__, "_fused": None}
 
     def qkv(self, h: Tensor) -> Tensor:
         """q, k and v of h [..., dim] by one product: [..., 3 * dim]."""
@@ -104,8 +109,13 @@ class Attention(nn.Module):
 
     def fused_qkv(self) -> tuple[Tensor, Tensor]:
         """Weights and biases of q, k and v, each as one tensor over the parameters' own memory."""
-        layers = self.q, self.k, self.v
-        return side_by_side(*(layer.weight for layer in layers)), side_by_side(*(layer.bias for layer in layers))
+        q, k, v = self.q, self.k, self.v
+        parameters = q.weight, k.weight, v.weight, q.bias, k.bias, v.bias
+        memory = tuple(map(Tensor.data_ptr, parameters))  # changes when somebody gives them other tensors
+        if self._fused is None or self._fused[0] != memory:
+            weight, bias = side_by_side(*parameters[:3]), side_by_side(*parameters[3:])
+            self._fused = tuple(map(Tensor.data_ptr, parameters)), weight, bias
+        return self._fused[1:]
 
 
 class Block(nn.Module):
