@@ -316,11 +316,11 @@ def test_a_save_that_fails_half_way_leaves_the_old_one(error, monkeypatch, tmp_p
     one.snapshot().write(path)
     before = path.read_bytes()
 
-    def fails(tensors: dict[str, Tensor], name: Path, metadata: dict[str, str]) -> None:
+    def fails(name: Path, *_: object) -> None:
         Path(name).write_bytes(before[:100])
         raise error
 
-    monkeypatch.setattr(lolrt.session.snapshot, "save_file", fails)
+    monkeypatch.setattr(lolrt.session.snapshot, "write_tensors", fails)
     run(one.engine, one, 1)
     with pytest.raises(lolrt.OutputError if isinstance(error, OSError) else KeyboardInterrupt):
         one.snapshot().write(path)

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from lolrt.checkpoint.safetensors_file import write_tensors
 from lolrt.errors import CheckpointError, Error, printable
 from lolrt.files import replaced
 
@@ -72,11 +72,9 @@ class Snapshot:
         text = json.dumps({"format": FORMAT, **{name: getattr(self, name) for name in fields}}, sort_keys=True)
         checksums = {_DESCRIPTION: zlib.crc32(text.encode()), **checksums_of(tensors)}
         metadata = {_DESCRIPTION: text, _CHECKSUMS: json.dumps(checksums, sort_keys=True)}
+        layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
         with replaced(Path(path)) as partial:
-            try:
-                save_file(tensors, partial, metadata)
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
+            write_tensors(partial, layout, tensors.__getitem__, metadata)
 
     @staticmethod
     def read(path: str | Path) -> Snapshot:
