@@ -46,7 +46,7 @@ def load_dit(
     with unfilled():
         model = CausalDiT(dit_config(component))
     assign(model, component.tensors, dtype, component.source, adapters, found)
-    model.join()
+    model.fuse_qkv()
     for name, parameter in model.named_parameters():
         if parameter.data_ptr() != component.tensors[name].data_ptr():
             give_back(component.tensors[name])

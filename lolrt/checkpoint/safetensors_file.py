@@ -11,13 +11,15 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lolrt.checkpoint.mapped import mark
-from lolrt.errors import CheckpointError, OutputError
+from lolrt.errors import CheckpointError
+from lolrt.files import replaced
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -125,26 +127,32 @@ def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: 
 
     Raises `lolrt.OutputError` where the file cannot be written.
     """
+    layout = {name: (dtype, shapes[name]) for name in file_order(shapes)}
+    with replaced(path) as partial:
+        write_tensors(partial, layout, lambda name: tensors(name).to(dtype))
+
+
+def write_tensors(
+    path: Path,
+    layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    tensors: Callable[[str], Tensor],
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Writes a file of the tensors of `layout` in its order, each asked for when its turn comes. Raises OSError.
+
+    The library's own writer makes a file of a random name first, which stays where a process is killed.
+    """
     end = 0
-    header: dict[str, Any] = {}
-    for name in file_order(shapes):
-        begin, end = end, end + math.prod(shapes[name]) * dtype.itemsize
-        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shapes[name]), "data_offsets": [begin, end]}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    for name, (dtype, shape) in layout.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % 64)  # the data begin at a multiple of 64
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in file_order(shapes):
-                file.write(tensors(name).to(dtype).contiguous().view(-1).view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in layout:
+            file.write(tensors(name).contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def file_order(names: Iterable[str]) -> list[str]:
