@@ -2,13 +2,14 @@
 
 model.json (name, fps, height, width, sampler, example_prompts); config.json and diffusion_pytorch_model.safetensors (the DiT, as Wan
 has it); vae_config.json and vae.safetensors; text_encoder.safetensors and tokenizer/, or text.json and text.safetensors;
-taehv.safetensors. Files are in the order in which they are used, q, k and v side by side: loaded in their dtype, nothing is copied.
+taehv.safetensors. Files are in the order in which they are used, q, k and v side by side.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from torch import Tensor
 from lolrt.checkpoint.safetensors_file import write_safetensors
 from lolrt.checkpoint.shapes import Shapes, dit_shapes, vae_shapes
 from lolrt.errors import OutputError
+from lolrt.files import sync
 from lolrt.models.dit import DiTConfig
 from lolrt.models.vae.layers import VAEConfig
 
@@ -40,24 +42,23 @@ def new_folder(destination: Path) -> Iterator[Path]:
     """A folder to write to, which becomes `destination` when all went well, and is not there at all otherwise."""
     if destination.exists():
         raise OutputError(f"{destination} is there already; choose another name, or remove it first")
-    partial = destination.with_name(destination.name + ".partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(destination)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{destination.name}.", suffix=".partial", dir=destination.parent))
     except OSError as error:
-        raise OutputError(f"cannot write {destination}: {_reason(error)}") from error
+        raise OutputError(f"cannot write {destination}: {error.strerror}") from error
+    try:
+        folder = partial / "folder"
+        folder.mkdir()  # inside, as one for all to read, which a temporary one is not
+        yield folder
+        for path in [*folder.rglob("*"), folder]:
+            sync(path)
+        folder.rename(destination)
+        sync(destination.parent)
+    except OSError as error:
+        raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _reason(error: OSError) -> str:
-    """Why a file could not be written; of a tree of files that could not be copied, the first one's reason, which is text already."""
-    if isinstance(error, shutil.Error):
-        source, _, why = error.args[0][0]
-        return f"{source} could not be copied ({why})"
-    return error.strerror or str(error)
 
 
 def write_dit(folder: Path, config: DiTConfig, dtype: torch.dtype, tensors: Callable[[str], Tensor]) -> None:

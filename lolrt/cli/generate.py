@@ -50,6 +50,7 @@ def add_command(commands: Commands) -> None:
     generate.add_argument("--threads", type=positive(int), help="CPU threads; by default all cores")
     add_fields(generate.add_argument_group("positions"), "Rope")
     add_fields(generate.add_argument_group("window"), "Window")
+    generate.set_defaults(chunk_frames=None)  # the model's own
     add_fields(generate.add_argument_group("sink gate"), "SinkGate")
     add_fields(generate.add_argument_group("sampler", "by default as the model says"), "Sampler", defaults=False)
 
@@ -98,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
         if resumed is None:
             start = pipe.encode_video(read_frames(arguments.start, pipe.height, pipe.width, pipe.fps)) if arguments.start else None
             rope = lolrt.Rope(**field_values(arguments, "Rope"))
-            window = lolrt.Window(**field_values(arguments, "Window"), gate=lolrt.SinkGate(**field_values(arguments, "SinkGate")))
+            window = replace(pipe.window, **field_values(arguments, "Window"), gate=lolrt.SinkGate(**field_values(arguments, "SinkGate")))
             sampler = replace(pipe.sampler, **field_values(arguments, "Sampler"))
             stream = pipe.stream(
                 cues[0].prompt, seed=arguments.seed, rope=rope, window=window, sampler=sampler, probe=True, start=start, kv_dtype=pages
