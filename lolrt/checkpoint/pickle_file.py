@@ -12,7 +12,7 @@ import pickletools
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -153,9 +153,9 @@ class _Reader:
                 case "SETITEMS":
                     _update(stack, _to_mark(stack))
                 case "BINPUT" | "LONG_BINPUT":
-                    memo[argument] = stack[-1]
+                    memo[cast(int, argument)] = stack[-1]
                 case "BINGET" | "LONG_BINGET":
-                    stack.append(memo[argument])
+                    stack.append(memo[cast(int, argument)])
                 case "GLOBAL":
                     if argument not in names:
                         name = str(argument).replace(" ", ".")[:100]

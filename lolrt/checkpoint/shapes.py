@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from lolrt.checkpoint import names
 from lolrt.checkpoint.formats import Component
-from lolrt.checkpoint.variants import TEXT_ALONE, refuse_variants
+from lolrt.checkpoint.variants import refuse_variants
 from lolrt.errors import CheckpointError, Error
 from lolrt.models.dit import CausalDiT, DiTConfig
 from lolrt.models.vae.layers import VAEConfig
@@ -143,13 +143,7 @@ def dit_config(component: Component) -> DiTConfig:
         "out_dim": outputs // max(1, _volume(patch)) or config.out_dim,
     }  # fmt: skip
     if "dim" in component.config or "num_attention_heads" in component.config or dim % WAN_HEAD_DIM == 0:
-        config = with_values(config, {**values, **component.config}, component.source)
-        if config.in_dim != config.out_dim and {"patch_embedding.weight", "head.head.weight"} <= shape.keys():
-            raise CheckpointError(
-                f"{component.source} holds a DiT of {config.in_dim} input and {config.out_dim} output channels, as those for image-to-"
-                f"video, inpainting and control have: what they take beside the noise is not given here{TEXT_ALONE}"
-            )
-        return config
+        return with_values(config, {**values, **component.config}, component.source)
     raise CheckpointError(
         f"{component.source} has no config.json beside it, and {dim} channels are not whole heads of {WAN_HEAD_DIM}, as all of Wan's are; "
         "add one that says num_heads"
