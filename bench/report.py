@@ -40,7 +40,6 @@ def report(results: Results, pictures: Path) -> str:
         roofline(results, pictures),
         *stages(results),
         *growth(results, pictures),
-        many(results),
         codegen(results),
     ]
     machine = "\n".join(f"- {name}: {text}" for name, text in results.machine.items())
@@ -185,37 +184,6 @@ def growth(results: Results, pictures: Path) -> list[Section]:
         kernels = f" Kernels: {found[0]['isa']}, {'' if name == 'threads' else str(found[0]['threads']) + ' threads, '}bf16."
         sections.append(Section(f"How the cost grows with {unit}", contains + kernels, body, results.command))
     return sections
-
-
-def many(results: Results) -> Section | None:
-    found = {figure["many"]: figure["found"] for figure in results.figures("many")}
-    if not found:
-        return None
-    rows = []
-    rates = found["rates"]
-    wanted = {name: "≥ 1.6, aim at 2.5" for name in rates if "processes" in name}
-    for name, measured in rates.items():
-        if name != "one engine":
-            rows.append([f"8 streams of `tiny` in one engine / {name}, frames a second", wanted.get(name, ""), spread(measured["ratio"])])
-    rows.insert(0, ["8 streams of `tiny` in one engine, frames a second", "", spread(rates["one engine"]["rate"], 0)])
-    memory = found["memory"]
-    share = {name: f"{100 * memory[name] / memory['model']:.1f} %" for name in ("rest", "decoder", "pages")}
-    rest = f"{share['rest']}, and {share['decoder']} for the frames that the VAE carries (pages: {share['pages']})"
-    rows += [
-        ["memory of each further stream beside its pages, of the model's", "< 5 %", rest],
-        ["time that a full snapshot every 60 frames takes", "< 2 %", spread([100 * x for x in found["saving"]], 1) + " %"],
-        ["from `lolrt generate --resume` to the next chunk in the file", "< 3 s", spread(found["resuming"]) + " s"],
-    ]
-    contains = (
-        "Streams whose windows are full, with the frames decoded, each kind in turns; quartiles of the rounds in parentheses. The engine "
-        "and all processes have the same cores."
-    )
-    return Section("Many streams, snapshots", contains, table(["measure", "target", "measured"], rows), results.command)
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    low, middle, high = values
-    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
 def codegen(results: Results) -> Section | None:

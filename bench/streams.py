@@ -94,7 +94,7 @@ def memory() -> Iterator[str]:
     yield f"| at {height} x {width} in bfloat16, MiB | carried by the stream | beside it, at most | together |"
     yield "|---|---|---|---|"
     for name, bytes_ in rows.items():
-        yield f"| {name} | {bytes_.carried / MIB:.0f} | {bytes_.passing / MIB:.0f} | {(bytes_.carried + bytes_.passing) / MIB:.0f} |"
+        yield f"| {name} | {bytes_.carried / MIB:.0f} | {bytes_.transient / MIB:.0f} | {(bytes_.carried + bytes_.transient) / MIB:.0f} |"
     yield ""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
         growth, seconds = alone.submit(decode_alone).result()

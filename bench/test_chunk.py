@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def record(benchmark):
     return run
 
 
-def tiny_stream(**options: object) -> Stream:
+def tiny_stream(**options: Any) -> Stream:
     pipe = embedded(BF16)
     return pipe.stream(pipe.example_prompts[0], **options)
 

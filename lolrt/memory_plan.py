@@ -48,19 +48,19 @@ class MemoryPlan:
     """As long as the model is loaded."""
     stream: dict[str, int]
     """As long as the stream goes on, from its first chunk on."""
-    passing: dict[str, int]
+    transient: dict[str, int]
     """At most, while something runs."""
     before: dict[str, int] = field(default_factory=dict)
     """At most, while something runs ahead of the stream; one after the other, and gone when the stream begins."""
-    side_by_side: bool = False
-    """Whether what passes can be there all at a time, as on CUDA, where a chunk is decoded while the next one is denoised; or one after the
-    other."""
+    at_a_time: bool = False
+    """Whether all that is transient can be there at a time, as on CUDA, where a chunk is decoded while the next one is denoised; or one
+    after the other."""
 
     @property
     def total(self) -> int:
         """The most that is allocated at any time."""
-        passing = (sum if self.side_by_side else max)(self.passing.values())
-        return max(sum(self.weights.values()) + sum(self.stream.values()) + passing, *self.before.values(), 0)
+        transient = (sum if self.at_a_time else max)(self.transient.values())
+        return max(sum(self.weights.values()) + sum(self.stream.values()) + transient, *self.before.values(), 0)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -111,7 +111,9 @@ class CodecMemory:
     """Bytes of weights in the order that the kernels read them in: a second copy."""
     carried: int
     """Bytes of what is kept from call to call."""
-    passing: int
+    remembered: int
+    """Bytes of the latents that it can be made of again."""
+    transient: int
     """Beside that, at most, while a call runs."""
 
 
@@ -148,14 +150,13 @@ def codec_memory(
             if encoding:
                 codec.encode(clips[min(call, 1)], state)
             else:
-                following = {slot: frames.clone() for slot, frames in state.items()}  # as `Stream` does
-                video = codec.decode(latents, following)
+                video = codec.decode(latents, state)
                 video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-                state = following
-                del video, following
+                del video
         carried = _bytes(state.values())
         packed = live.now - before - carried
-        return CodecMemory(_bytes(whole.parameters()), packed, carried, live.peak - before - carried - packed)
+        remembered = 0 if encoding else -(-codec.memory_frames // frames) * _bytes([latents])
+        return CodecMemory(_bytes(whole.parameters()), packed, carried, remembered, live.peak - before - carried - packed)
 
 
 def plan(
@@ -189,9 +190,9 @@ def plan(
     with unfilled():
         model = CausalDiT(dit).to(dtype)
     tokens = model.tokens_per_frame(rows, columns)
-    model.join()
+    model.fuse_qkv()
     stream: dict[str, int] = {}
-    passing: dict[str, int] = {}
+    transient: dict[str, int] = {}
     # The engine and its sessions are made as for a stream, of a model without memory: what is counted is what is allocated.
     with planned_for_cuda() if on_cuda else nullcontext(), torch.inference_mode(), LiveBytes() as live:
         engine = Engine(model, rows, columns, pages=sessions * window.pool_pages, sessions=sessions, kv_dtype=kv_dtype)
@@ -207,27 +208,28 @@ def plan(
 
         before = live.restart()
         model.encode_text(prompt, out=session.text)
-        passing["a new prompt"] = live.peak - before
+        transient["a new prompt"] = live.peak - before
 
         size = window.chunk_frames
         samples = [torch.empty(size, dit.in_dim, rows, columns, device=model.device) for _ in opened]
         before = live.restart()
         joined = join([_pass_over_a_full_window(one, sample) for one, sample in zip(opened, samples, strict=True)])
         model(joined)
-        passing["a pass of the DiT"] = live.peak - before
+        transient["a pass of the DiT"] = live.peak - before
         if on_cuda and sessions == 1:  # a pool of memory for a pass, and what is copied into it and out of it
             copied = [x for x in (joined.sample, joined.modulation, joined.mass) if x is not None]
             stream["CUDA graphs' own memory"] = live.peak - before + _bytes(copied)
-    passing["decoding of a chunk"] = decoding.passing
+    transient["decoding of a chunk"] = decoding.transient
     stream["VAE's past frames"] = sessions * decoding.carried
+    stream["latents that were decoded"] = sessions * decoding.remembered
     stream["workspace of attention"] = (_cuda_workspace if on_cuda else _workspace)(dit, window, tokens, dtype)
     weights = {"DiT": _bytes(model.parameters()), "VAE": decoding.weights, "VAE's decoder, packed": decoding.packed}
     loaded = weights["DiT"] + encoding.weights
     before_stream = {
         "text encoder": text_encoder_bytes,
-        "encoding of a start": loaded + encoding.packed + encoding.carried + encoding.passing,
+        "encoding of a start": loaded + encoding.packed + encoding.carried + encoding.transient,
     }
-    return MemoryPlan(weights, stream, passing, before_stream, side_by_side=on_cuda)
+    return MemoryPlan(weights, stream, transient, before_stream, at_a_time=on_cuda)
 
 
 def _pass_over_a_full_window(session: Session, sample: Tensor) -> PassInputs:

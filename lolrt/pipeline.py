@@ -164,9 +164,25 @@ class Pipeline:
         self.name, self.dit, self.vae, self.encode_text, self.sampler, self.window = name, dit, vae, encode_text, sampler, window
         self.fps, self.height, self.width, self.example_prompts = fps, height, width, example_prompts
 
-    def stream(self, prompt: str, **options: Any) -> Stream:
-        """An endless iterator of `lolrt.Chunk`; options as of `latent_stream`."""
-        return Stream(self.latent_stream(prompt, **options), self.vae, self.encode_text, prompt)
+    def stream(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        rope: Rope = Rope(),
+        window: Window = Window(),
+        sampler: Sampler | None = None,
+        probe: bool = False,
+        start: Tensor | None = None,
+        start_frame: int = 0,
+        kv_dtype: torch.dtype | None = None,
+    ) -> Stream:
+        """An endless iterator of `lolrt.Chunk`; options and errors as of `latent_stream`."""
+        latents = self.latent_stream(
+            prompt, seed=seed, rope=rope, window=window, sampler=sampler, probe=probe, start=start, start_frame=start_frame,
+            kv_dtype=kv_dtype,
+        )  # fmt: skip
+        return Stream(latents, self.vae, self.encode_text, prompt)
 
     def latent_stream(
         self,

@@ -99,7 +99,7 @@ def test_a_script_switches_prompts_and_says_how_fast(tmp_path):
     done = run("generate", "--script", script, "-o", path, "--frames", 30, "--recache", "sinks", "--switch-chunks", 2)
     assert done.returncode == 0, done.stderr
     assert decode(path)[0] == 30
-    assert "1.31 s: the prompt has changed in 2 chunks, " in done.stderr
+    assert "1.31 s: the new prompt counts from here on, mixed in over 2 chunks; sinks and recent frames re-cached; " in done.stderr
     script.write_text("0 a red car by the sea at noon\n0.5 a unicorn\n")
     assert "unicorn" in error_of("generate", "--script", script, "-o", path)
 

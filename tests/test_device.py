@@ -4,6 +4,7 @@ do not mix with others, stands for it; what torch says of CUDA is made up. The k
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from lolrt.checkpoint import unfilled
 from lolrt.cli.generate import one_ahead
 from lolrt.models.vae.layers import RMSNorm
 from lolrt.models.vae.streaming import Norm
-from lolrt.ops.device import Coming, beside, upload, usable
+from lolrt.ops.device import Coming, on_side_stream, upload, usable
 
 DIT = lolrt.DiTConfig(dim=256, ffn_dim=512, text_dim=64, text_len=16, num_heads=2, num_layers=2)
 
@@ -115,11 +116,10 @@ def test_a_state_of_another_device_is_refused(small_dit, rollout_inputs):
     """Its pages may have as many elements, in another order."""
     stream = lolrt.LatentStream(small_dit, rollout_inputs["prompt_embeds"], 8, 8)
     next(stream)
-    state = stream.state_dict() | {"cache.on_cuda": torch.tensor(True)}
+    saved = stream.snapshot()
     with pytest.raises(lolrt.Error, match="saved pages are not those of cpu"):
-        stream.load_state_dict(state)
-    del state["cache.on_cuda"]  # saved by an earlier version
-    stream.load_state_dict(state)
+        stream.restore(replace(saved, tensors=saved.tensors | {"cache.on_cuda": torch.tensor(True)}))
+    stream.restore(saved)
 
 
 @pytest.mark.parametrize("silu", [False, True])
@@ -135,7 +135,7 @@ def test_the_norm_that_cuda_takes_from_torch_is_that_of_the_kernels(silu):
 def test_on_the_cpu_nothing_is_copied_and_nothing_waits():
     x = torch.randn(3)
     assert upload(x, torch.device("cpu")) is x
-    assert beside(lambda y: 2 * y, x).result().equal(2 * x)
+    assert on_side_stream(lambda y: (2 * y, y), x).result()[0].equal(2 * x)
     assert list(one_ahead(iter([1, 2, 3]))) == [1, 2, 3]
 
 
@@ -153,9 +153,9 @@ def test_the_next_chunk_is_queued_before_this_one_is_given():
 
 def test_what_comes_is_waited_for():
     waited: list[bool] = []
-    coming = Coming(torch.zeros(9), SimpleNamespace(synchronize=lambda: waited.append(True)))
-    assert len(coming.tensor) == 9 and not waited
-    assert coming.result() is coming.tensor and waited
+    coming = Coming((torch.zeros(9),), SimpleNamespace(synchronize=lambda: waited.append(True)))
+    assert len(coming.tensors[0]) == 9 and not waited
+    assert coming.result() is coming.tensors and waited
 
 
 def test_kernels_are_queued_on_torchs_stream_of_the_tensors_device(monkeypatch):
@@ -186,8 +186,8 @@ def gpu(monkeypatch) -> pytest.MonkeyPatch:
         is_available=True, current_device=0, device_count=1, get_device_capability=(9, 0), get_device_name="H100"
     ).items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
-    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
-    monkeypatch.setattr(ops, "gelu", lambda x: None)
+    full = torch.full
+    monkeypatch.setattr(torch, "full", lambda *arguments, device=None, **options: full(*arguments, **options))
     return monkeypatch
 
 
@@ -196,8 +196,16 @@ def test_a_device_that_can_be_used_has_its_number(gpu):
     assert usable("cpu", torch.float32) == torch.device("cpu")
 
 
-def kernel_fails(_: object) -> None:
-    raise RuntimeError("gelu: CUDA: no kernel image is available for execution on the device")
+def kernel_fails(*_: object) -> None:
+    raise RuntimeError("frame_attention: CUDA: no kernel image is available for execution on the device")
+
+
+def kernel_of_no_code(q: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.zeros_like(q)
+
+
+def kernel_of_one_dim(q: torch.Tensor, *_: object) -> torch.Tensor:
+    return q if q.shape[-1] == 128 else torch.ones_like(q) * 2
 
 
 @pytest.mark.parametrize(
@@ -210,7 +218,9 @@ def kernel_fails(_: object) -> None:
         ({"cuda.is_available": lambda: False}, "cuda", torch.bfloat16, "finds no GPU and driver; nvidia-smi"),
         ({}, "cuda:3", torch.bfloat16, "there are 1 GPUs"),
         ({"cuda.get_device_capability": lambda _: (7, 5)}, "cuda", torch.bfloat16, "cuda:0 is a H100, sm_75; the kernels need sm_80"),
-        ({"ops.gelu": kernel_fails}, "cuda", torch.bfloat16, "the kernels do not run on cuda:0: gelu: CUDA: no kernel image"),
+        ({"ops.attention": kernel_fails}, "cuda", torch.bfloat16, "do not run on cuda:0: frame_attention: CUDA: no kernel image"),
+        ({"ops.attention": kernel_of_no_code}, "cuda", torch.bfloat16, "attention of dim 128 writes no output; this build has no code"),
+        ({"ops.attention": kernel_of_one_dim}, "cuda", torch.bfloat16, "attention of dim 64 writes no output"),
     ],
 )
 def test_a_device_that_cannot_be_used_is_told(gpu, changes, device, dtype, message):

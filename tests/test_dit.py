@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -37,6 +39,13 @@ def test_q_k_and_v_in_one_product_are_the_parameters_as_they_are(tmp_path):
     attn.k = torch.nn.Linear(64, 64)
     check()
     attn.bfloat16().float()
+    check()
+    attn.v.weight.data = 3 * attn.v.weight.data  # as large, in other memory
+    check()
+    original, attn = attn, pickle.loads(pickle.dumps(attn))
+    attn.q.weight.data.mul_(2)
+    check()
+    attn = original
     check()
 
 

@@ -142,7 +142,7 @@ def rows_depend_on_their_number(dit: lolrt.CausalDiT, most: int) -> bool:
     """Whether a product of the model's shapes gives a row other bits when more rows are multiplied with it, on this machine."""
     block = dit._blocks[0]
     layers = [
-        block.self_attn.joined(),
+        block.self_attn.fused_qkv(),
         *((layer.weight, layer.bias) for layer in (block.self_attn.o, block.ffn[0], block.ffn[2], dit.head.head)),
     ]
     for weight, bias in layers:

@@ -357,6 +357,7 @@ def test_more_sinks_than_a_chunk_has_frames():
             first_frame=first,
             latents=latents[first : first + 3],
             page_frames=tuple(range(pages)),
+            sums=torch.zeros(2),
             sink_frames=min(5, pages),
             mass=torch.full((2, 2, 3, pages), 1 / pages),
         )

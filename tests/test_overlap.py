@@ -70,6 +70,12 @@ class Latents:
     def __init__(self, chunk: int) -> None:
         self.chunk, self.used_on = chunk, list[Any]()
 
+    def __len__(self) -> int:
+        return 1
+
+    def clone(self) -> Latents:
+        return self
+
     def record_stream(self, queue: Queue) -> None:
         self.used_on.append(queue)
 
@@ -78,14 +84,14 @@ def stream_on(machine: Machine) -> lolrt.Stream:
     def chunks() -> Iterator[LatentChunk]:
         for i in range(9):
             machine.current.queue(f"passes {i}")
-            yield LatentChunk(first_frame=i, latents=Latents(i), page_frames=(i,), sink_frames=0)  # type: ignore[arg-type]
+            yield LatentChunk(first_frame=i, latents=Latents(i), page_frames=(i,), sums=torch.zeros(1), sink_frames=0)  # type: ignore[arg-type]
 
     def decode(latents: Latents, state: object) -> torch.Tensor:
         assert latents.used_on == [machine.current], "whoever frees the latents has to know who reads them"
         machine.current.queue(f"decode {latents.chunk}")
         return torch.zeros(4, 3, 8, 8)
 
-    return lolrt.Stream(chunks(), SimpleNamespace(decode=decode), lambda _: torch.zeros(1, 1))  # type: ignore[arg-type]
+    return lolrt.Stream(chunks(), SimpleNamespace(decode=decode, memory_frames=1), lambda _: torch.zeros(1, 1))  # type: ignore[arg-type]
 
 
 def test_a_chunk_is_decoded_after_its_passes_and_beside_the_next_chunks(machine: Machine) -> None:

@@ -65,11 +65,11 @@ class Clock:
 class Carrying:
     """A VAE that is none: a frame a latent frame, which depends on the one before, so that chunks have to come in order and once."""
 
-    description = "a VAE that carries"
+    description, memory_frames = "a VAE that carries", 1
 
     def decode(self, latents: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
         before = torch.cat([state.get("last", torch.zeros_like(latents[:1])), latents[:-1]])
-        state["last"] = latents[-1:]
+        state["last"] = latents[-1:].clone()
         return torch.tanh(latents[:, :3] + before[:, :3] / 2)
 
 

@@ -49,7 +49,7 @@ def load_dit(
     with unfilled():
         model = CausalDiT(dit_config(component))
     assign(model, component.tensors, dtype, component.source, adapters, found)
-    model.join()
+    model.fuse_qkv()
     return model
 
 

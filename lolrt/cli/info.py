@@ -81,7 +81,7 @@ def print_memory(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     kind = f"{height} x {width} pixels, {str(dtype).removeprefix('torch.')}, window {window.sink_frames} + {window.recent_frames}"
     print(f"{arguments.model}: a stream of {kind}")
-    tables = ("weights", plan.weights), ("stream", plan.stream), ("at most, in turn", plan.passing), ("before, if at all", plan.before)
+    tables = ("weights", plan.weights), ("stream", plan.stream), ("at most, in turn", plan.transient), ("before, if at all", plan.before)
     for title, rows in tables:
         for name, count in rows.items():
             if count:

@@ -49,8 +49,8 @@ class GraphedPasses:
         graphed = replace(
             inputs, sample=own["sample"], modulation=own["modulation"], bias=own.get("bias"), mass=own.get("mass"), queries=queries
         )
-        places = inputs.page_table, inputs.write_table, inputs.rotation, inputs.spatial_rotation, inputs.text_table
-        read = (*places, inputs.text_pages, *inputs.layer_pages, *own.values())
+        read_in_place = inputs.page_table, inputs.write_table, inputs.rotation, inputs.spatial_rotation, inputs.text_table
+        read = (*read_in_place, inputs.text_pages, *inputs.layer_pages, *own.values())
         key = tuple((x.data_ptr(), x.shape) for x in read)
 
         def work() -> Tensor:

@@ -185,7 +185,7 @@ class KVWindow:
                 f"saved pages are {saved.dtype} {list(saved.shape)}, this stream's are {pages.dtype} {list(pages.shape)}: "
                 "the state belongs to another model, frame size or dtype"
             )
-        if bool(state.get("on_cuda", False)) is not pages.is_cuda:
+        if bool(state["on_cuda"]) is not pages.is_cuda:
             raise Error(f"saved pages are not those of {pages.device.type}, where this stream is: go on where the state was saved")
         stored = state.get("stored_frames")
         if (stored is None) != (self._bank is None) or (stored is not None and len(stored) > self.config.store_frames):

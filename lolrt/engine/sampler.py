@@ -52,8 +52,8 @@ class Sampler:
             raise Error(f'method is {self.method!r}; expected "renoise" or "euler"')
         if not 0 <= self.context_noise < 1:
             raise Error(f"context_noise is {self.context_noise}; expected at least 0 and less than 1")
-        if not self.shift > 0:
-            raise Error(f"shift is {self.shift}; expected a positive number")
+        if not (self.shift > 0 and self.noise_levels.isfinite().all()):
+            raise Error(f"shift is {self.shift}; expected a positive number, of the size of the default 5")
 
     @property
     def first(self) -> Sampler:

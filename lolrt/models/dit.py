@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -77,8 +77,8 @@ def side_by_side(*parts: Tensor) -> Tensor:
     first = parts[0].detach()
     whole = [len(parts) * len(first), *first.shape[1:]]
     storage = first.untyped_storage().data_ptr()
-    places = [(part.untyped_storage().data_ptr(), part.storage_offset() - i * first.numel()) for i, part in enumerate(parts)]
-    if places != [(storage, first.storage_offset())] * len(parts):
+    memory = [(part.untyped_storage().data_ptr(), part.storage_offset() - i * first.numel()) for i, part in enumerate(parts)]
+    if memory != [(storage, first.storage_offset())] * len(parts):
         with torch.inference_mode(first.is_inference()):  # they stay what they were: ordinary tensors can be trained
             first = torch.cat([part.detach() for part in parts])
         for part, rows in zip(parts, first.split(len(parts[0])), strict=True):
@@ -97,15 +97,25 @@ class Attention(nn.Module):
         self.o = nn.Linear(config.dim, config.dim)
         self.norm_q = HeadsRMSNorm(config.dim)
         self.norm_k = HeadsRMSNorm(config.dim)
+        self._fused: tuple[tuple[int, ...], Tensor, Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles have: the fused tensors lie over parameters' memory, which is another's there."""
+        return {**self.__dict__, "_fused": None}
 
     def qkv(self, h: Tensor) -> Tensor:
         """q, k and v of h [..., dim] by one product: [..., 3 * dim]."""
-        return F.linear(h, *self.joined())
+        return F.linear(h, *self.fused_qkv())
 
-    def joined(self) -> tuple[Tensor, Tensor]:
+    def fused_qkv(self) -> tuple[Tensor, Tensor]:
         """Weights and biases of q, k and v, each as one tensor over the parameters' own memory."""
-        layers = self.q, self.k, self.v
-        return side_by_side(*(layer.weight for layer in layers)), side_by_side(*(layer.bias for layer in layers))
+        q, k, v = self.q, self.k, self.v
+        parameters = q.weight, k.weight, v.weight, q.bias, k.bias, v.bias
+        memory = tuple(map(Tensor.data_ptr, parameters))  # changes when somebody gives them other tensors
+        if self._fused is None or self._fused[0] != memory:
+            weight, bias = side_by_side(*parameters[:3]), side_by_side(*parameters[3:])
+            self._fused = tuple(map(Tensor.data_ptr, parameters)), weight, bias
+        return self._fused[1:]
 
 
 class Block(nn.Module):
@@ -150,10 +160,10 @@ class CausalDiT(nn.Module):
     def _blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.blocks))
 
-    def join(self) -> None:
-        """Lays q, k and v of all layers side by side now rather than in the first pass."""
+    def fuse_qkv(self) -> None:
+        """Makes the weights of q, k and v one tensor in each layer now rather than in the first pass."""
         for block in self._blocks:
-            block.self_attn.joined()
+            block.self_attn.fused_qkv()
 
     def tokens_per_frame(self, height: int, width: int) -> int:
         """Tokens of a latent frame of height x width latent pixels."""
@@ -163,10 +173,12 @@ class CausalDiT(nn.Module):
         return (height // patch_height) * (width // patch_width)
 
     def check_text(self, prompt_embeds: Tensor) -> None:
-        """Raises `lolrt.Error` unless they are rows of text for this model, [1 .. text_len, text_dim]."""
+        """Raises `lolrt.Error` unless they are rows of text for this model, [1 .. text_len, text_dim], finite."""
         text_len, text_dim = self.config.text_len, self.config.text_dim
         if prompt_embeds.ndim != 2 or prompt_embeds.shape[1] != text_dim or not 1 <= prompt_embeds.shape[0] <= text_len:
             raise Error(f"prompt_embeds are {list(prompt_embeds.shape)}; expected [1 to {text_len} text tokens, {text_dim}]")
+        if not prompt_embeds.is_meta and not prompt_embeds.isfinite().all():
+            raise Error("prompt_embeds have values that are not finite: the text encoder, or the file that they came from, is damaged")
 
     @torch.inference_mode()
     def encode_text(self, prompt_embeds: Tensor, out: TextContext | None = None) -> TextContext:

@@ -96,7 +96,7 @@ def kv_write(
 
 
 def mean_key(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
-    """Mean over the tokens of a page of the keys in it, rotated by place and not by time: float32 [heads, dim].
+    """Mean over the tokens of a page of the keys in it, spatially rotated and not by time: float32 [heads, dim].
 
     page: [page_elements]. The layout is that of lolrt.h.
     """
@@ -257,7 +257,7 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Frame attention on plain tensors: packs k and v into pages and attends.
 
-    q: [frames, tokens, heads, dim]; k, v: [pages, tokens, heads, dim], k rotated by place but not by time; rotation: float32
+    q: [frames, tokens, heads, dim]; k, v: [pages, tokens, heads, dim], k spatially rotated but not by time; rotation: float32
     [pages, frames, heads, pairs, 2] (see `frame_attention`) or None; bias: float32 [pages, heads].
     Returns out [frames, tokens, heads, dim], and with `probe` also the mass, float32 [pages, frames, heads].
     Computes no gradients. Raises ValueError when shapes or dtypes do not fit, and for tensors that ask for gradients.
@@ -352,20 +352,20 @@ def _conv3d(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, past: Tensor |
     _core.conv3d(past, x, weight, bias, residual, out)
 
 
-def _check_places(*arguments: object) -> None:
+def _check_devices(*arguments: object) -> None:
     """What the kernels ask for: all tensors on one device."""
-    places = {x.device for x in arguments if isinstance(x, Tensor)}
-    if len(places) > 1:
-        raise ValueError(f"tensors are on {', '.join(sorted(map(str, places)))}; expected all on one device: move them there")
+    devices = {x.device for x in arguments if isinstance(x, Tensor)}
+    if len(devices) > 1:
+        raise ValueError(f"tensors are on {', '.join(sorted(map(str, devices)))}; expected all on one device: move them there")
 
 
 def _like_first(first: Tensor, *others: object) -> Tensor:
-    _check_places(first, *others)
+    _check_devices(first, *others)
     return torch.empty_like(first, memory_format=torch.contiguous_format)
 
 
 def _nothing(*arguments: object) -> None:
-    _check_places(*arguments)
+    _check_devices(*arguments)
 
 
 _BOTH = ("CPU", "CUDA")

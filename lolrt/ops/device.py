@@ -18,7 +18,7 @@ LEAST_CAPABILITY = (8, 0)
 
 
 def usable(device: str | torch.device, dtype: torch.dtype = torch.bfloat16) -> torch.device:
-    """The device by its name ("cpu", "cuda", "cuda:1"), with its number, after a first call of a kernel there.
+    """The device by its name ("cpu", "cuda", "cuda:1"), with its number, after a first call of attention there.
 
     Raises `lolrt.Error` when the name is none of these, when there are no kernels for a model of this dtype, and when torch, the driver,
     the GPU or this build's CUDA half is missing.
@@ -49,10 +49,20 @@ def usable(device: str | torch.device, dtype: torch.dtype = torch.bfloat16) -> t
         name, architecture = torch.cuda.get_device_name(found), "".join(map(str, capability))
         raise Error(f"{found} is a {name}, sm_{architecture}; the kernels need sm_80 (Ampere) or later: use another GPU, or the CPU")
     try:
-        ops.gelu(torch.zeros(1, 1, 8, dtype=torch.bfloat16, device=found))
+        check_attention(found)
     except RuntimeError as error:
         raise Error(f"the kernels do not run on {found}: {error}") from error
     return found
+
+
+def check_attention(device: torch.device) -> None:
+    """Raises `RuntimeError` unless attention over equal values gives that value: code that was made for other GPUs may do nothing at all,
+    and say nothing."""
+    for dim in (128, 64):
+        value = torch.full((1, 64, 1, dim), dim / 64, dtype=torch.bfloat16, device=device)  # another one each, lest it is still there
+        out = ops.attention(value, value, value, None)
+        if not (isinstance(out, Tensor) and torch.equal(out, value)):
+            raise RuntimeError(f"attention of dim {dim} writes no output; this build has no code for this GPU")
 
 
 def upload(x: Tensor, device: torch.device) -> Tensor:
@@ -64,34 +74,38 @@ def upload(x: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Coming:
-    """A tensor on the CPU that may still have to arrive."""
+    """Tensors on the CPU that may still have to arrive."""
 
-    tensor: Tensor
-    """The tensor itself; its shape is right at once."""
+    tensors: tuple[Tensor, ...]
+    """The tensors themselves; their shapes are right at once."""
     arrived: torch.cuda.Event | None = None
 
-    def result(self) -> Tensor:
-        """Waits for it."""
+    def result(self) -> tuple[Tensor, ...]:
+        """Waits for them."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        return self.tensor
+        return self.tensors
 
 
-def beside(work: Callable[[Tensor], Tensor], x: Tensor) -> Coming:
-    """work(x), brought to the CPU. On CUDA it is queued on the device's lane: after all that is queued now, beside what comes later."""
-    if not x.is_cuda:
-        return Coming(work(x))
-    queue = _queue(x.device)
-    queue.wait_stream(torch.cuda.current_stream(x.device))
-    x.record_stream(queue)
-    with lane(x.device):
-        result = work(x)
-        arriving = torch.empty(result.shape, dtype=result.dtype, pin_memory=True).copy_(result, non_blocking=True)
+def on_side_stream(work: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Coming:
+    """work(*inputs), brought to the CPU. On CUDA it is queued on the device's side stream: after all that is queued now, beside what comes
+    later."""
+    if not inputs[0].is_cuda:
+        return Coming(work(*inputs))
+    device = inputs[0].device
+    queue = _queue(device)
+    queue.wait_stream(torch.cuda.current_stream(device))
+    for x in inputs:
+        if x.is_cuda:
+            x.record_stream(queue)
+    with side_stream(device):
+        results = work(*inputs)
+        arriving = tuple(torch.empty(y.shape, dtype=y.dtype, pin_memory=True).copy_(y, non_blocking=True) for y in results)
         return Coming(arriving, queue.record_event())
 
 
-def lane(device: torch.device) -> AbstractContextManager[object]:
-    """What is queued inside is queued on the lane of `beside`, of which each device has one."""
+def side_stream(device: torch.device) -> AbstractContextManager[object]:
+    """What is queued inside is queued on the side stream of `on_side_stream`, of which each device has one."""
     return torch.cuda.stream(_queue(device)) if device.type == "cuda" else nullcontext()
 
 

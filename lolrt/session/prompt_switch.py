@@ -20,7 +20,7 @@ RECACHES: tuple[Recache, ...] = get_args(Recache)
 
 @dataclass(frozen=True)
 class SwitchLatency:
-    """How long a new prompt took to show."""
+    """How long it took until a chunk was made with a new prompt alone. What the picture makes of it, and when, is the model's affair."""
 
     chunks: int
     """From the first chunk that was asked for after the switch to the first that follows the new prompt alone; 1 without mixtures."""
@@ -28,10 +28,15 @@ class SwitchLatency:
     """Spent on encoding the new text for the layers and on running cached frames again, in those chunks together."""
     total_ms: float
     """From the call of `set_prompt` (or of `load_state_dict`, in the middle of a switch) until that chunk was there."""
+    recache: Recache = "window"
 
     def __str__(self) -> str:
-        chunks = "1 chunk" if self.chunks == 1 else f"{self.chunks} chunks"
-        return f"the prompt has changed in {chunks}, {self.total_ms:.0f} ms, {self.recache_ms:.0f} ms of it to re-cache"
+        mixed = "" if self.chunks == 1 else f", mixed in over {self.chunks} chunks"
+        recached = {"window": "recent frames re-cached", "sinks": "sinks and recent frames re-cached", "none": "nothing re-cached"}
+        return (
+            f"the new prompt counts from here on{mixed}; {recached[self.recache]}; {self.total_ms:.0f} ms, "
+            f"{self.recache_ms:.0f} ms of it to re-cache"
+        )
 
 
 @dataclass
@@ -66,7 +71,7 @@ class PromptSwitch:
 
     def latency(self) -> SwitchLatency:
         """How long the switch has taken up to now."""
-        return SwitchLatency(self.chunks, 1e3 * self.recache_seconds, 1e3 * (time.perf_counter() - self.asked_at))
+        return SwitchLatency(self.chunks, 1e3 * self.recache_seconds, 1e3 * (time.perf_counter() - self.asked_at), self.recache)
 
     def state_dict(self) -> dict[str, Tensor]:
         counts = torch.tensor([self.chunks, self.chunks_done, RECACHES.index(self.recache)])

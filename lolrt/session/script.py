@@ -62,5 +62,5 @@ def follow(
         while coming and coming[0].seconds * fps <= frames:
             stream.set_prompt(coming.popleft().prompt, recache=recache, over_chunks=over_chunks)
         chunk = next(stream)
-        frames += len(chunk.decoded.tensor)
+        frames += chunk.n_frames
         yield chunk

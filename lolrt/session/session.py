@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lolrt.engine import finite
 from lolrt.engine.engine import Engine
 from lolrt.engine.kv_window import ChunkPages, KVWindow
 from lolrt.engine.noise import Noise, NoiseSource
@@ -34,6 +35,8 @@ class LatentChunk:
     """float32 [chunk_frames, channels, height, width], normalised."""
     page_frames: tuple[int, ...]
     """Latent frames that the chunk attended to: sinks, then recalled frames, then recent ones, its own last."""
+    sums: Tensor
+    """float32 [passes]: the sum of what each pass gave, the cache pass last (`lolrt.engine.finite`)."""
     sink_frames: int
     """How many of them are sinks."""
     recalled_frames: int = 0
@@ -75,6 +78,8 @@ class Session:
         in_dim, sizes = dit.config.in_dim, (engine.height, engine.width)
         if start is not None and start.shape[1:] != (in_dim, *sizes):
             raise Error(f"start is {list(start.shape)}; expected latents [frames, {in_dim}, {sizes[0]}, {sizes[1]}]")
+        if start is not None and not start.isfinite().all():
+            raise Error("start has values that are not finite; expected the latents of frames, as encode_video gives them")
         self.engine, self.config = engine, config
         self.noise = noise or Noise(config.seed or 0, in_dim, *sizes)
         self.next_frame = config.start_frame
@@ -177,6 +182,7 @@ class Session:
         config, gate, passes = self.engine.dit.config, window.gate, len(sampler.timesteps)
         mass = torch.empty(config.num_layers, 1, len(pages.frames), n_frames, config.num_heads, device=self.engine.dit.device)
         probed_pass = passes if len(given) else passes - 1
+        sums = []
 
         def flow(sample: Tensor, k: int) -> Generator[PassInputs, Tensor, Tensor]:
             nonlocal bias
@@ -184,10 +190,13 @@ class Session:
                 velocity = yield self.pass_inputs(sample, modulations[k], pages, rotation, bias, mass)
                 shut = gate.after(mass[:, 0], self._sinks_behind(pages))
                 if shut is None:
+                    sums.append(finite.total(velocity))
                     return velocity
                 bias = shut[:, None]
             probed = mass if self.config.probe and k == probed_pass else None
-            return (yield self.pass_inputs(sample, modulations[k], pages, rotation, bias, probed))
+            velocity = yield self.pass_inputs(sample, modulations[k], pages, rotation, bias, probed)
+            sums.append(finite.total(velocity))
+            return velocity
 
         latents = given if len(given) else self._noise(first_frame, n_frames, 0).float()
         for k in range(0 if len(given) else passes):
@@ -195,6 +204,9 @@ class Session:
         # The cache pass: what later chunks see of this one is its clean K and V.
         clean = sampler.context(latents, self._noise, first_frame)
         yield from flow(clean, passes)
+        totals = torch.stack(sums)
+        if totals.device.type == "cpu":  # elsewhere it would be waited for
+            finite.check(totals, first_frame, n_frames)
         self.engine.latents[pages.chunk_page_table.long()] = clean
         # Last: a chunk that is interrupted is made anew, from what was true at its beginning.
         self.next_frame += n_frames
@@ -205,6 +217,7 @@ class Session:
             latents=latents,
             page_frames=tuple(pages.frames),
             sink_frames=min(window.sink_frames, len(pages.frames)),
+            sums=totals,
             recalled_frames=pages.recalled,
             mass=mass[:, 0].permute(0, 3, 2, 1) if self.config.probe else None,
             switch=self._latency(switch),
@@ -353,7 +366,7 @@ class Session:
 
         Raises `lolrt.Error`, with the session unchanged, when the state belongs to another model or size.
         """
-        missing = {"next_frame", "prompt_embeds", "inputs", "cache.frames", "cache.pages"} - state.keys()
+        missing = {"next_frame", "prompt_embeds", "inputs", "cache.frames", "cache.pages", "cache.on_cuda"} - state.keys()
         if missing:
             raise Error(f"this is no saved stream: it lacks {', '.join(sorted(missing))}")
         latents = self.engine.latents

@@ -70,7 +70,7 @@ class Snapshot:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         fields = "model", "config", "kind", "prompt", "run"
         text = json.dumps({"format": FORMAT, **{name: getattr(self, name) for name in fields}}, sort_keys=True)
-        checksums = {_DESCRIPTION: zlib.crc32(text.encode()), **{name: checksum(name, tensor) for name, tensor in tensors.items()}}
+        checksums = {_DESCRIPTION: zlib.crc32(text.encode()), **checksums_of(tensors)}
         metadata = {_DESCRIPTION: text, _CHECKSUMS: json.dumps(checksums, sort_keys=True)}
         with replaced(Path(path)) as partial:
             try:
@@ -99,10 +99,8 @@ class Snapshot:
             raise CheckpointError(f"{path} is a damaged snapshot ({error!r}): take an earlier one") from error
         if found != FORMAT:
             raise CheckpointError(f"{path} is a snapshot of format {found!r}, not {FORMAT}: resume it with the lolrt that saved it")
-        actual = {_DESCRIPTION: zlib.crc32(text.encode()), **{name: checksum(name, tensor) for name, tensor in tensors.items()}}
-        if actual != checksums:
-            wrong = sorted(name for name in actual.keys() | checksums.keys() if actual.get(name) != checksums.get(name))
-            raise CheckpointError(f"{path} is a damaged snapshot: {', '.join(wrong[:3])} are not what was saved; take an earlier one")
+        if wrong := differing({_DESCRIPTION: zlib.crc32(text.encode()), **checksums_of(tensors)}, checksums):
+            raise CheckpointError(f"{path} is a damaged snapshot: {wrong} are not what was saved; take an earlier one")
         try:
             return Snapshot(tensors=tensors, **described)
         except TypeError as error:
@@ -126,22 +124,48 @@ def _flat(part: Any) -> dict[str, Any]:
 
 
 def checksum(name: str, tensor: Tensor) -> int:
-    """CRC-32 of a tensor's name, dtype, shape and bytes."""
+    """CRC-32 of a tensor's name, dtype, shape and bytes; without bytes of one that has none, on the meta device."""
     head = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-    content: Any = tensor.reshape(-1).view(torch.uint8).numpy()
-    return zlib.crc32(content, head) if tensor.numel() else head
+    if tensor.is_meta or not tensor.numel():
+        return head
+    content: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return zlib.crc32(content, head)
+
+
+def checksums_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    return {name: checksum(name, tensor) for name, tensor in tensors.items()}
+
+
+def differing(found: Mapping[str, int], saved: Mapping[str, int]) -> str:
+    """The first names whose checksums differ, or that only one side has; "" where there are none."""
+    return ", ".join(sorted(name for name in found.keys() | saved.keys() if found.get(name) != saved.get(name))[:3])
 
 
 def as_state(snapshot: Snapshot) -> dict[str, Tensor]:
     """As one dictionary of tensors, in memory: the description is one of them."""
-    described = {"model": snapshot.model, "config": snapshot.config, "kind": snapshot.kind, "prompt": snapshot.prompt}
+    described = {
+        "model": snapshot.model,
+        "config": snapshot.config,
+        "kind": snapshot.kind,
+        "prompt": snapshot.prompt,
+        "checksums": checksums_of(snapshot.tensors),
+    }
     text = torch.tensor(list(json.dumps(described, sort_keys=True).encode()), dtype=torch.uint8)
     return {**snapshot.tensors, "description": text}
 
 
 def from_state(state: Mapping[str, Tensor]) -> Snapshot:
-    """What `as_state` made. Raises `lolrt.Error` for what it did not make."""
+    """What `as_state` made. Raises `lolrt.Error` for what it did not make, and where any of it is damaged or missing."""
     if "description" not in state:
         raise Error("this is no saved stream: it lacks 'description', which says what it is the state of")
-    described = json.loads(bytes(state["description"].tolist()).decode())
-    return Snapshot(tensors={name: x for name, x in state.items() if name != "description"}, **described)
+    try:
+        described = json.loads(bytes(state["description"].tolist()).decode())
+        checksums = described.pop("checksums")
+        tensors = {name: x for name, x in state.items() if name != "description"}
+        wrong = differing(checksums_of(tensors), checksums)
+        snapshot = Snapshot(tensors=tensors, **described)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise Error(f"the description of this saved stream is damaged ({error!r}): take an earlier one") from error
+    if wrong:
+        raise Error(f"this saved stream is damaged: {wrong} are not what was saved; take an earlier one")
+    return snapshot

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lolrt.engine import finite
 from lolrt.engine.engine import Engine
 from lolrt.engine.kv_window import Window
 from lolrt.engine.noise import NoiseSource
@@ -19,7 +20,7 @@ from lolrt.errors import Error
 from lolrt.exclusive import Exclusive
 from lolrt.models.dit import CausalDiT
 from lolrt.models.vae.codec import Codec, State
-from lolrt.ops.device import Coming, beside, finish, lane
+from lolrt.ops.device import Coming, finish, on_side_stream, side_stream
 from lolrt.positions.rope import Rope
 from lolrt.session.config import StreamConfig
 from lolrt.session.prompt_switch import Recache
@@ -40,8 +41,16 @@ class Chunk(LatentChunk):
     @property
     def frames(self) -> Tensor:
         """uint8 [n, height, width, 3] RGB, on the CPU; n is 9 for the first chunk of a stream and 12 for the others (Wan's VAE, chunks
-        of 3), unless the stream starts from given frames. Waits until they are decoded."""
-        return self.decoded.result()
+        of 3), unless the stream starts from given frames. Waits until they are decoded. Raises `lolrt.Error` when they, or the latents,
+        are not finite."""
+        frames, sums = self.decoded.result()
+        finite.check(sums, self.first_frame, len(self.latents), decoded=True)
+        return frames
+
+    @property
+    def n_frames(self) -> int:
+        """How many video frames there are; waits for nothing."""
+        return len(self.decoded.tensors[0])
 
 
 class LatentStream:
@@ -162,9 +171,13 @@ class Stream:
     def __init__(self, latent_stream: LatentStream, vae: Codec, encode_text: TextEncoder, prompt: str | None = None) -> None:
         """prompt: the text that the stream follows, for whoever reads a snapshot of it."""
         self.latent_stream, self.vae, self.encode_text, self.prompt = latent_stream, vae, encode_text, prompt
+        self._memory_frames = vae.memory_frames
         self._vae_state: State = {}
         self.undecoded: deque[LatentChunk] = deque()
         """What the engine has finished and the VAE has not decoded yet: more than nothing when decoding was interrupted or has failed."""
+        self._decoded: deque[Tensor] = deque()
+        """The newest latents that were decoded, of which what the VAE carries can be made again."""
+        self._from_start, self._half_decoded = True, False
         self._at_work = Exclusive("the stream")
 
     def __iter__(self) -> Stream:
@@ -182,23 +195,42 @@ class Stream:
             return self.decode_next()
 
     def decode_next(self) -> Chunk:
-        """The first of the undecoded chunks with its video frames. If it is interrupted or fails, the next call begins that chunk anew."""
+        """The first of the undecoded chunks with its video frames. If it is interrupted or fails, the next call begins that chunk anew,
+        once it has decoded the last `Codec.memory_frames` again."""
         chunk = self.undecoded[0]
         begin = time.perf_counter()
-        state: State = {}  # a copy: decoding changes it frame by frame
-        decoded = beside(lambda latents: self._decode(latents, state), chunk.latents)
+        if self._half_decoded:
+            self._carry_anew()
+        self._half_decoded = True
+        decoded = on_side_stream(self._decode, chunk.latents, chunk.sums)
+        self._remember(chunk.latents)
+        self._half_decoded = False
         if chunk.switch is not None:
             decoded.result()
             decode_ms = 1e3 * (time.perf_counter() - begin)
             chunk = replace(chunk, switch=replace(chunk.switch, total_ms=chunk.switch.total_ms + decode_ms))
-        self._vae_state = state
         self.undecoded.popleft()
         return Chunk(**vars(chunk), decoded=decoded)
 
-    def _decode(self, latents: Tensor, state: State) -> Tensor:
-        state.update({slot: frames.clone() for slot, frames in self._vae_state.items()})
-        video = self.vae.decode(latents, state)
-        return video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    def _remember(self, latents: Tensor) -> None:
+        self._decoded.append(latents.clone())  # the chunk's own may be changed by whoever has it
+        while sum(map(len, self._decoded)) - len(self._decoded[0]) >= self._memory_frames:
+            self._decoded.popleft()
+
+    def _carry_anew(self) -> None:
+        """What the VAE carries before the first of the undecoded chunks, made again: a decoder that was stopped has changed some of it."""
+        if not self._from_start and sum(map(len, self._decoded)) < self._memory_frames:
+            raise Error("the decoder was stopped in the middle of a chunk soon after a state was restored: restore that state again")
+        self._vae_state = {}
+        with side_stream(self.latent_stream.dit.device):
+            for latents in self._decoded:
+                self.vae.decode(latents, self._vae_state)
+
+    def _decode(self, latents: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Video frames, and the sums of the passes with that of the frames."""
+        video = self.vae.decode(latents, self._vae_state)
+        frames = video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return frames, torch.cat([sums, finite.total(video)[None]])
 
     def snapshot(self, kind: SnapshotKind = "full") -> Snapshot:
         """See `Session.snapshot`; with the frames that the VAE carries. Raises `lolrt.Error` while a chunk has still to be decoded."""
@@ -230,11 +262,13 @@ class Stream:
         self.latent_stream.restore(replace(snapshot, model=model, tensors=own))
         device = self.latent_stream.dit.device
         finish(device)
-        with lane(device):
+        with side_stream(device):
             carried = {name.removeprefix("vae."): frames for name, frames in snapshot.tensors.items() if name.startswith("vae.")}
             self._vae_state = {slot: frames.to(device, copy=True) for slot, frames in carried.items()}
         self.prompt = snapshot.prompt
         self.undecoded.clear()
+        self._decoded.clear()
+        self._from_start, self._half_decoded = False, False
 
     def save(self, path: str | Path, kind: SnapshotKind = "full", *, run: dict[str, Any] | None = None, saver: Saver | None = None) -> None:
         """Writes a snapshot of the stream to a file; `Pipeline.resume` goes on from it. Raises `lolrt.OutputError`.

@@ -121,7 +121,7 @@ class StreamEngine:
             try:
                 while stream.undecoded:
                     chunk = stream.decode_next()
-                    self._turns[stream].made_seconds += len(chunk.decoded.tensor) / self.fps
+                    self._turns[stream].made_seconds += chunk.n_frames / self.fps
                     self._finished.append((stream, chunk))
             except Exception as failure:
                 failures.append(failure)

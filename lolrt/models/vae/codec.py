@@ -30,6 +30,10 @@ class Codec(Protocol):
     def description(self) -> str:
         """In a few words; what one codec carries from call to call is nothing to a codec that is described otherwise."""
 
+    @property
+    def memory_frames(self) -> int:
+        """Latent frames of the past after which what decoding carries has forgotten all before them, to the bit; at most so many."""
+
     def encode(self, video: Tensor, state: State) -> Tensor:
         """Next video frames of a stream to its next normalised latents.
 

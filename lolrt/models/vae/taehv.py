@@ -121,6 +121,11 @@ class TAEHV(nn.Module):
         return f"a TAEHV of {self.config.decoder_widths[0]} channels"
 
     @property
+    def memory_frames(self) -> int:
+        """See `lolrt.models.vae.codec.Codec.memory_frames`: each block remembers a frame, of which a latent frame makes one or more."""
+        return sum(isinstance(layer, MemBlock) for layer in self.decoder)
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.decoder[1].weight.dtype  # type: ignore[return-value, union-attr]
 
@@ -142,7 +147,7 @@ class TAEHV(nn.Module):
 
 
 def _run(layers: nn.Sequential, x: Tensor, state: State) -> Tensor:
-    """The frames of one latent frame through the layers; `state` has each `MemBlock`'s last input, by its place."""
+    """The frames of one latent frame through the layers; `state` has each `MemBlock`'s last input, by the block's index."""
     x = x.contiguous(memory_format=torch.channels_last)
     for name, layer in layers.named_children():
         if isinstance(layer, MemBlock):

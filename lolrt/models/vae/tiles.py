@@ -35,6 +35,10 @@ class Tiled:
     def description(self) -> str:
         return f"{self.codec.description} in tiles of {self._size * self.config.spatial_factor} pixels"
 
+    @property
+    def memory_frames(self) -> int:
+        return self.codec.memory_frames
+
     @torch.inference_mode()
     def encode(self, video: Tensor, state: State) -> Tensor:
         """See `lolrt.models.vae.codec.Codec.encode`."""

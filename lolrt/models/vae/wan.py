@@ -38,6 +38,11 @@ class CausalVAE(nn.Module):
     def description(self) -> str:
         return f"a full VAE of {self.config.dim} channels"
 
+    @property
+    def memory_frames(self) -> int:
+        """See `lolrt.models.vae.codec.Codec.memory_frames`: as if no convolution over time had more than one frame a latent frame."""
+        return sum(layer.kernel_size[0] - 1 for layer in self.decoder.modules() if isinstance(layer, CausalConv3d))
+
     def normalize(self, latents: Tensor) -> Tensor:
         """Raw latents [batch, z, frames, h, w] to those that the DiT works on: (z - mean) / std per channel."""
         mean, std = self._statistics(latents)

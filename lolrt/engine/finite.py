@@ -1,0 +1,31 @@
+"""Whether what a chunk's passes gave is finite: numbers that are not would go on for ever, as black video.
+
+A sum tells: it is not finite when one of its terms is not. On CUDA nobody waits for it; it comes to the CPU with the frames.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lolrt.errors import Error
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of a tensor, float32."""
+    return x.sum(dtype=torch.float32)
+
+
+def check(sums: Tensor, first_frame: int, n_frames: int, *, decoded: bool = False) -> None:
+    """Raises `lolrt.Error` unless all `sums` of a chunk are finite: one for each of its passes in their order, the cache pass last, and,
+    when it is `decoded`, one of its video frames."""
+    if sums.is_meta:  # no numbers
+        return
+    wrong = (~sums.isfinite()).nonzero().flatten().tolist()
+    if wrong:
+        passes = len(sums) - decoded
+        where = f"pass {wrong[0] + 1} of {passes}" if wrong[0] < passes else "their decoding"
+        raise Error(
+            f"latent frames {first_frame} to {first_frame + n_frames - 1} are not finite from {where} on: the model's numbers have gone "
+            "beyond its dtype; check its weights (lolrt inspect) and the sampler's settings, or load it in float32"
+        )
