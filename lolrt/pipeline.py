@@ -170,7 +170,7 @@ class Pipeline:
         *,
         seed: int = 0,
         rope: Rope = Rope(),
-        window: Window = Window(),
+        window: Window | None = None,
         sampler: Sampler | None = None,
         probe: bool = False,
         start: Tensor | None = None,

@@ -265,6 +265,7 @@ def test_frames_that_a_model_denoises_together_are_its_windows(small, tmp_path, 
     pipe = lolrt.load(tmp_path / "m.toml")
     assert pipe.window == lolrt.Window(chunk_frames=1)
     assert len(next(pipe.latent_stream("a red car")).latents) == 1
+    assert len(next(pipe.stream("a red car")).frames) == 1
     assert len(next(pipe.latent_stream("a red car", window=lolrt.Window())).latents) == 3
     engine = pipe.engine(1)
     assert engine.open("a red car").latent_stream.session.config.window == pipe.window

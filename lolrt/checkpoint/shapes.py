@@ -125,7 +125,7 @@ def _checked(name: str, value: Any, like: Any, source: Path) -> Any:
 def dit_config(component: Component) -> DiTConfig:
     """The config of a DiT, from its tensors, where they show it, and from the config beside them, which is right where they differ.
 
-    Raises `lolrt.CheckpointError` for a DiT that takes more than text and noise, and for sizes that are none.
+    Raises `lolrt.CheckpointError` for a DiT with layers for more than text and noise, and for sizes that are none.
     """
     refuse_variants(component)
     shape = _shapes_of(component)
