@@ -52,6 +52,14 @@ def test_a_pickle_of_before_torch_1_6_is_not_called_damaged(tmp_path, capsys):
     assert "of before torch 1.6" in line and "damaged" not in line
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.toml"])
+def test_a_pointer_in_place_of_a_text_file_is_called_one(name, tmp_path):
+    layouts.save_wan(tmp_path, layouts.dit_tensors())
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(lolrt.CheckpointError, match=f"{name} is a Git LFS pointer"):
+        lolrt.load_dit(tmp_path / "model.toml" if name == "model.toml" else tmp_path)
+
+
 def test_pipes_and_devices_are_refused_at_once(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.pt")
     os.mkfifo(tmp_path / "pipe.safetensors")
@@ -59,6 +67,9 @@ def test_pipes_and_devices_are_refused_at_once(tmp_path, capsys):
         (tmp_path / "model.toml").write_text(f'dit = "{name}"\n')
         for path in (tmp_path / "model.toml", tmp_path / name):
             assert "a device or a pipe" in told(capsys, "inspect", path)
+    for path in (tmp_path / "pipe.safetensors", "/dev/zero"):
+        with pytest.raises(lolrt.CheckpointError, match="a device or a pipe"):
+            lolrt.EmbeddingFile(path)
     os.mkfifo(tmp_path / "pipe.toml")
     assert "is no file" in told(capsys, "inspect", tmp_path / "pipe.toml")
 

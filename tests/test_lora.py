@@ -102,6 +102,22 @@ def test_an_alpha_pattern_scales_the_layers_that_it_names(tmp_path):
     assert_merged(model(tmp_path, ADAPTERS, config), lambda layer: scales.get(layer, 2 / RANK))
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_config_that_diffusers_writes_into_a_file_counts_where_there_is_no_other(beside, tmp_path):
+    folder = model(tmp_path, ADAPTERS, {"lora_alpha": 12} if beside else None)
+    config = {"transformer.r": RANK, "transformer.lora_alpha": 6, "transformer.use_rslora": True, "transformer.bias": "none"}
+    save_file(ADAPTERS, folder / "adapters" / "lora.safetensors", {"format": "pt", "lora_adapter_metadata": json.dumps(config)})
+    assert_merged(folder, lambda layer: 12 / RANK if beside else 6 / RANK**0.5)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000])
+def test_a_config_in_the_file_that_is_none_is_told(text, tmp_path):
+    folder = model(tmp_path, ADAPTERS)
+    save_file(ADAPTERS, folder / "adapters" / "lora.safetensors", {"lora_adapter_metadata": text})
+    with pytest.raises(lolrt.CheckpointError, match="no JSON object"):
+        lolrt.load_dit(folder)
+
+
 OTHER_TENSORS = {
     "lora_magnitude_vector": "DoRA's magnitudes",
     "lora_magnitude_vector.default.weight": "DoRA's magnitudes",
@@ -139,7 +155,7 @@ OTHER_FIELDS = {
 @pytest.mark.parametrize("field", OTHER_FIELDS)
 def test_a_field_that_is_not_understood_is_named(field, tmp_path, capsys):
     folder = model(tmp_path, ADAPTERS, {"r": RANK, "lora_alpha": RANK, field: OTHER_FIELDS[field]})
-    assert_refused(folder, rf"adapter_config\.json beside .*{field} = ", capsys)
+    assert_refused(folder, rf"the config of .*lora\.safetensors says {field} = ", capsys)
 
 
 @pytest.mark.parametrize("field", OTHER_FIELDS)

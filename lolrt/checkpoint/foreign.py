@@ -32,8 +32,12 @@ def open_file(path: Path) -> BinaryIO:
     try:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise CheckpointError(f"{path} is a device or a pipe; expected a file of weights")
-        if kind := kind_of(file.read(LONGEST)):
+        head = file.read(LONGEST)
+        if kind := kind_of(head):
             raise CheckpointError(f"{path} is {kind}")
+        # Both formats have bytes that are no text near their beginning: the upper half of a header's length, a record's.
+        if len(head) >= 8 and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
+            raise CheckpointError(f"{path} is text, which begins with {head.decode()[:60]!r}; expected weights")
         file.seek(0)
     except BaseException:
         file.close()
@@ -42,13 +46,10 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def kind_of(head: bytes) -> str | None:
-    """What begins with these bytes, and what to do; None where it may be a checkpoint."""
+    """What begins with these bytes, and what to do; None where it is nothing that is known here."""
     for first, kind in KINDS:
         if head.startswith(first):
             return kind
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(PAGES):
         return "a web page (HTML or XML) in place of the file: its address wants a login or a licence accepted, or is of the page about it"
-    # Both formats have bytes that are no text near their beginning: the upper half of a header's length, a record's.
-    if len(head) >= 8 and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
-        return f"text, which begins with {head.decode()[:60]!r}; expected weights"
     return None

@@ -31,7 +31,7 @@ OTHERS = {
     "oft": "OFT's rotations",
 }
 
-# Fields of adapter_config.json that the sum takes into account, or that say how it was trained.
+# Fields of the config that the sum takes into account, or that say how it was trained.
 KNOWN = {
     "r", "lora_alpha", "alpha_pattern", "rank_pattern",
     "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "lora_dropout",
@@ -51,7 +51,7 @@ VALUES = {
 class LoRA:
     """The adapters of a `Component` of kind "lora".
 
-    alpha is that of the layer (`<layer>.alpha`), else of the config beside it (adapter_config.json: alpha_pattern, lora_alpha, use_rslora),
+    alpha is that of the layer (`<layer>.alpha`), else of its config (peft's, adapter_config.json: alpha_pattern, lora_alpha, use_rslora),
     else r: scale 1, as LongLive trains. Source: LoRA (arXiv 2106.09685), sec. 4.1; rsLoRA (arXiv 2312.03732).
     Raises `lolrt.CheckpointError` for a tensor or a field of the config that is not understood: it would change the weights in a way that
     is not known here.
@@ -73,7 +73,7 @@ class LoRA:
         if odd:
             told = ", ".join(f"{name} = {str(self._config[name])[:60]}" for name in odd)
             raise CheckpointError(
-                f"adapter_config.json beside {self.source} says {told}, which is not understood here; merge the adapters into their "
+                f"the config of {self.source} says {told}, which is not understood here; merge the adapters into their "
                 "model with what trained them, and take that"
             )
         self.layers = sorted({name.removesuffix(f".{part}") for name in self._tensors for part in PARTS if name.endswith(f".{part}")})
@@ -129,16 +129,12 @@ class LoRA:
         """alpha_pattern: layers, by their whole name or the end of it, to the alpha of each; the first that names a layer counts."""
         pattern = self._config.get("alpha_pattern") or {}
         if not isinstance(pattern, dict):
-            raise CheckpointError(
-                f"adapter_config.json beside {self.source}: alpha_pattern is a {type(pattern).__name__}; expected an object"
-            )
+            raise CheckpointError(f"the config of {self.source}: alpha_pattern is a {type(pattern).__name__}; expected an object")
         found: dict[str, Any] = {}
         for end, alpha in pattern.items():
             layers = [layer for layer in self.layers if f".{layer}".endswith(f".{end}")]
             if not layers:
-                raise CheckpointError(
-                    f"adapter_config.json beside {self.source}: alpha_pattern has {end!r}, which is the end of no layer's name"
-                )
+                raise CheckpointError(f"the config of {self.source}: alpha_pattern has {end!r}, which is the end of no layer's name")
             found = dict.fromkeys(layers, alpha) | found
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -17,7 +18,7 @@ from lolrt.checkpoint.foreign import open_file
 from lolrt.checkpoint.formats import Component, recognise
 from lolrt.checkpoint.names import Kind
 from lolrt.checkpoint.pickle_file import read_pickle
-from lolrt.checkpoint.safetensors_file import read_safetensors
+from lolrt.checkpoint.safetensors_file import read_metadata, read_safetensors
 from lolrt.checkpoint.shapes import read_json, read_text
 from lolrt.errors import CheckpointError
 
@@ -32,6 +33,8 @@ HUB_PICKLES = re.compile(r"(diffusion_)?pytorch_model.*\.bin(\.index\.json)?")  
 TOKENIZER = "tokenizer.json"
 VOCABULARY = "text.json"  # its rows are in text.safetensors
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<suffix>safetensors|bin)")
+
+ADAPTER_METADATA = "lora_adapter_metadata"
 
 # What may be said of a model as a whole, its type, and what else it has to be.
 SETTINGS: dict[str, tuple[type, Callable[[Any], bool]]] = {
@@ -218,7 +221,7 @@ def components_of(path: Path) -> list[Component]:
             f"{path} is shard {int(shard['number'])} of {int(shard['count'])}, and no index beside it lists it; fetch all of them, and "
             f"{shard['stem']}.{shard['suffix']}.index.json, and name that or the folder"
         )
-    return [replace(component, config=_config(component.kind, path.parent)) for component in recognise(_read(path), path)]
+    return [replace(component, config=_config(component.kind, path)) for component in recognise(_read(path), path)]
 
 
 def _read(path: Path) -> Mapping[Any, Any]:
@@ -273,15 +276,27 @@ def _read_index(index: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _config(kind: Kind, folder: Path) -> dict[str, Any]:
+def _config(kind: Kind, file: Path) -> dict[str, Any]:
+    """The config beside a file of weights; of adapters, where there is none, the one that diffusers writes into the file."""
     names, marks = CONFIGS[kind]
-    for path in (folder / name for name in names):
+    for path in (file.parent / name for name in names):
         if path.is_file():
             values = read_json(path)
             theirs = any(mark in values for mark in marks)
             if kind == "lora" or path.name == "vae_config.json" or (theirs is not (kind == "dit")):
                 return values
+    if kind == "lora" and _is_safetensors(file) and (text := read_metadata(file).get(ADAPTER_METADATA)):
+        return _adapter_config(text, file)
     return {}
+
+
+def _adapter_config(text: str, file: Path) -> dict[str, Any]:
+    """Fields that are of a part of the pipeline have its name before theirs, "transformer.lora_alpha"."""
+    try:
+        values = json.loads(text)
+        return {name.removeprefix("transformer."): value for name, value in values.items()}
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise CheckpointError(f"{file} has {ADAPTER_METADATA} that are no JSON object; fetch it again") from error
 
 
 def read_component(path: str | Path | ModelFiles, kind: Kind, group: str | None = None, averaged: bool = True) -> Component:

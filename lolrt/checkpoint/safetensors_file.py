@@ -46,20 +46,26 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     file.
     """
     data = map_file(path)
-    if len(data) < 8:
-        raise damaged(path, "it ends before its header does")
-    start, entries = _header(path, data)
+    start, entries, _ = _header(path, data)
     return {
         name: mark(view(data[start + entry.begin : start + entry.end], entry.dtype).view(entry.shape)) for name, entry in entries.items()
     }
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file says of itself, beside its tensors. Raises as `read_safetensors` does."""
+    _, _, metadata = _header(path, map_file(path))
+    return metadata
 
 
 def damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(f"{path} is damaged or no safetensors file ({reason}); fetch it again")
 
 
-def _header(path: Path, data: Tensor) -> tuple[int, dict[str, Entry]]:
-    """Where the file's data begin, and its tensors."""
+def _header(path: Path, data: Tensor) -> tuple[int, dict[str, Entry], dict[str, str]]:
+    """Where the file's data begin, its tensors, and its metadata."""
+    if len(data) < 8:
+        raise damaged(path, "it ends before its header does")
     length = int.from_bytes(data[:8].numpy().tobytes(), "little")
     if length > min(MOST_HEADER_BYTES, len(data) - 8):
         raise damaged(path, f"its header claims {length} bytes of a file of {len(data)}")
@@ -80,7 +86,7 @@ def _header(path: Path, data: Tensor) -> tuple[int, dict[str, Entry]]:
         end = entry.end
     if 8 + length + end != len(data):
         raise damaged(path, f"its tensors end at byte {8 + length + end} of a file of {len(data)}")
-    return 8 + length, entries
+    return 8 + length, entries, metadata
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lolrt.checkpoint import names
+from lolrt.checkpoint.foreign import LONGEST, kind_of
 from lolrt.checkpoint.formats import Component
 from lolrt.checkpoint.variants import refuse_variants
 from lolrt.errors import CheckpointError, Error
@@ -55,7 +56,10 @@ def read_text(path: Path) -> str:
     """A text file, with or without a byte order mark. Raises `OSError` and `ValueError`, and `lolrt.CheckpointError` for what is none."""
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is no file; expected a text file")
-    return path.read_text(encoding="utf-8-sig")
+    content = path.read_bytes()
+    if kind := kind_of(content[:LONGEST]):
+        raise CheckpointError(f"{path} is {kind}")
+    return content.decode("utf-8-sig")
 
 
 def read_json(path: Path) -> dict[str, Any]:

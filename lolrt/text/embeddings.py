@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lolrt.checkpoint.foreign import open_file
 from lolrt.errors import CheckpointError, PromptError
 from lolrt.files import write_whole
 from lolrt.text.encoder import TextEncoder
@@ -30,6 +31,7 @@ class EmbeddingFile(TextEncoder):
     def __init__(self, path: str | Path) -> None:
         """Reads all embeddings of the file. Raises `lolrt.CheckpointError` when it is no such file."""
         try:
+            open_file(Path(path)).close()  # it is a file, and no other kind of one
             with safe_open(path, framework="pt") as file:
                 prompts = json.loads((file.metadata() or {})[PROMPTS])
                 self._rows = {prompt: file.get_tensor(str(i)) for i, prompt in enumerate(prompts)}
