@@ -4,12 +4,12 @@
 class Error(Exception):
     """Something that the caller can mend: a path, an option, a file. The command line prints it as one line and exits with 2."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
 
 class CheckpointError(Error):
     """A file that is not the model it should be: damaged, or with missing, unexpected or mis-shaped tensors, or values not finite."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
 
 
 class PromptError(Error):

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lolrt import _core, ops
-from lolrt.checkpoint import read_component, unfilled
+from lolrt.checkpoint import ModelFiles, read_component, unfilled
 from lolrt.checkpoint.folder import WAN_SETTINGS
 from lolrt.checkpoint.shapes import dit_config, taehv_config, vae_config
 from lolrt.engine.engine import Engine
@@ -244,7 +244,7 @@ def _pass_over_a_full_window(session: Session, sample: Tensor) -> PassInputs:
 
 
 def plan_model(
-    model: str | Path,
+    model: str | Path | ModelFiles,
     size: tuple[int, int] | None,
     dtype: torch.dtype,
     window: Window,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Set
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lolrt import _core
 from lolrt.checkpoint import ModelFiles, find_files, load_dit, load_taehv, load_vae
+from lolrt.checkpoint.fit import check_parts
 from lolrt.checkpoint.folder import WAN_SETTINGS
 from lolrt.engine.kv_window import Window
 from lolrt.engine.sampler import Sampler
@@ -31,6 +32,9 @@ from lolrt.session.stream_engine import StreamEngine
 from lolrt.text.embeddings import cache_folder
 from lolrt.text.encoder import TextEncoder, VocabularyEncoder
 from lolrt.text.umt5 import CachedUMT5
+
+# Fields of `Window` that a model's settings may name: what it was trained with.
+WINDOW_SETTINGS = ("chunk_frames",)
 
 VAEChoice = Literal["full", "tiny"]
 
@@ -63,7 +67,7 @@ def load(
     """
     dtype = dtype or preferred_dtype(device)
     usable_device = usable(device, dtype)
-    files = files_of(model, {"dit", "taehv" if vae == "tiny" else "vae"})
+    files = files_of(model, {"dit", "taehv" if vae == "tiny" else "vae", *(() if text else ("text_encoder",))})
     text = text or load_text(files)
     codec: Codec = load_vae(files, dtype=dtype, device=usable_device) if vae == "full" else load_taehv(files, dtype, usable_device)
     settings = {**WAN_SETTINGS, **files.settings}
@@ -73,6 +77,7 @@ def load(
         vae=codec if vae_tile is None else Tiled(codec, vae_tile),
         encode_text=text,
         sampler=sampler_of(settings, files.source),
+        window=window_of(settings, files.source),
         fps=settings["fps"],
         height=settings["height"],
         width=settings["width"],
@@ -100,7 +105,7 @@ def load_text(model: str | Path | ModelFiles) -> TextEncoder:
 
 
 def files_of(model: str | Path | ModelFiles, needed: Set[str]) -> ModelFiles:
-    """The files of a model, `needed` ones among them; `model` and errors as of `load`."""
+    """The files of a model, `needed` ones among them, which belong together; `model` and errors as of `load`."""
     if isinstance(model, ModelFiles):
         files = model
     else:
@@ -115,7 +120,16 @@ def files_of(model: str | Path | ModelFiles, needed: Set[str]) -> ModelFiles:
             f"{files.source} is not a whole pipeline: it lacks {', '.join(missing)}; name the files in a .toml file, a line such as "
             f'{missing[0]} = "PATH" for each, or load its DiT with lolrt.load_dit(path) and stream with lolrt.LatentStream'
         )
+    check_parts(files, needed)
     return files
+
+
+def window_of(settings: dict[str, Any], source: Path) -> Window:
+    """The window that a model's settings say."""
+    try:
+        return replace(Window(), **{name: settings[name] for name in WINDOW_SETTINGS if name in settings})
+    except Error as error:
+        raise Error(f"{source}: {error}") from None
 
 
 def sampler_of(settings: dict[str, Any], source: Path) -> Sampler:
@@ -144,9 +158,10 @@ class Pipeline:
         fps: int,
         height: int,
         width: int,
+        window: Window = Window(),
         example_prompts: tuple[str, ...] = (),
     ) -> None:
-        self.name, self.dit, self.vae, self.encode_text, self.sampler = name, dit, vae, encode_text, sampler
+        self.name, self.dit, self.vae, self.encode_text, self.sampler, self.window = name, dit, vae, encode_text, sampler, window
         self.fps, self.height, self.width, self.example_prompts = fps, height, width, example_prompts
 
     def stream(
@@ -155,7 +170,7 @@ class Pipeline:
         *,
         seed: int = 0,
         rope: Rope = Rope(),
-        window: Window = Window(),
+        window: Window | None = None,
         sampler: Sampler | None = None,
         probe: bool = False,
         start: Tensor | None = None,
@@ -175,7 +190,7 @@ class Pipeline:
         *,
         seed: int = 0,
         rope: Rope = Rope(),
-        window: Window = Window(),
+        window: Window | None = None,
         sampler: Sampler | None = None,
         probe: bool = False,
         start: Tensor | None = None,
@@ -184,15 +199,15 @@ class Pipeline:
     ) -> LatentStream:
         """An endless iterator of `lolrt.LatentChunk`, not decoded.
 
-        seed: of the noise, 0 .. 2^64 - 1; sampler: by default the model's own; probe: measure the attention mass of each chunk; start:
-        latents that the stream begins with and goes on from, as `encode_video` gives them; kv_dtype: of the KV cache's pages, by default
-        the model's, or on CUDA torch.float8_e4m3fn: half their memory, less exact.
+        seed: of the noise, 0 .. 2^64 - 1; window and sampler: by default the model's own; probe: measure the attention mass of each chunk;
+        start: latents that the stream begins with and goes on from, as `encode_video` gives them; kv_dtype: of the KV cache's pages, by
+        default the model's, or on CUDA torch.float8_e4m3fn: half their memory, less exact.
         Raises `lolrt.PromptError` for a prompt that the text encoder does not know.
         """
         height, width = self.latent_size
         return LatentStream(
             self.dit, self.encode_text(prompt), height, width,
-            seed=seed, rope=rope, window=window, sampler=sampler or self.sampler, start=start,
+            seed=seed, rope=rope, window=window or self.window, sampler=sampler or self.sampler, start=start,
             start_frame=start_frame, probe=probe, kv_dtype=kv_dtype,
         )  # fmt: skip
 
@@ -207,20 +222,21 @@ class Pipeline:
         max_sessions: int,
         *,
         memory: int | None = None,
-        window: Window = Window(),
+        window: Window | None = None,
         scheduler: Scheduler = RoundRobin(),
         kv_dtype: torch.dtype | None = None,
         batch_invariant: bool = False,
     ) -> StreamEngine:
         """An engine for many streams at a time: `engine.open(prompt, ...)`, then `for stream, chunk in engine`.
 
-        max_sessions: how many may be open. memory: bytes for all their pages and prompts; by default what `max_sessions` streams with
-        `window` need. scheduler: which of them take part in a pass. kv_dtype: as of `latent_stream`. batch_invariant: as of
-        `lolrt.Engine`. Raises `lolrt.Error` when the memory does not suffice for one stream.
+        max_sessions: how many may be open. window: of a stream, unless it is opened with another; by default the model's own. memory: bytes
+        for all their pages and prompts; by default what `max_sessions` streams with `window` need. scheduler: which of them take part in a
+        pass. kv_dtype: as of `latent_stream`. batch_invariant: as of `lolrt.Engine`.
+        Raises `lolrt.Error` when the memory does not suffice for one stream.
         """
         return StreamEngine(
             self.dit, self.vae, self.encode_text, self.sampler, *self.latent_size, self.fps, max_sessions=max_sessions, memory=memory,
-            window=window, scheduler=scheduler, kv_dtype=kv_dtype, batch_invariant=batch_invariant,
+            window=window or self.window, scheduler=scheduler, kv_dtype=kv_dtype, batch_invariant=batch_invariant,
         )  # fmt: skip
 
     def resume(self, path: str | Path) -> Stream:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import layouts
@@ -20,6 +20,7 @@ from lolrt.checkpoint.convert import convert
 from lolrt.checkpoint.folder import new_folder
 from lolrt.checkpoint.synth import PRESETS, synth
 from lolrt.cli import main
+from lolrt.models.vae.layers import VAEConfig
 from lolrt.pipeline import MODELS, preferred_dtype
 
 pytestmark = pytest.mark.whole
@@ -47,14 +48,20 @@ def self_forcing(tmp_path) -> Path:
     torch.save({name: tensor.bfloat16() for name, tensor in layouts.text_encoder_tensors().items()}, folder / "t5.pth")
     torch.save(layouts.taehv_tensors(), folder / "taew2_1.pth")
     (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer" / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
     return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    return synth(tmp_path_factory.mktemp("synth") / "small", "small")
 
 
 def test_a_converted_model_is_the_model(self_forcing, tmp_path, capsys):
     folder = tmp_path / "converted"
     assert said(capsys, "convert", self_forcing, folder) == f"{folder}\n"
-    assert not list(tmp_path.glob("*.partial"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["converted", "downloads"]
+    assert folder.stat().st_mode == (tmp_path / "downloads").stat().st_mode, "for all to read, as what is made by hand"
     dit, vae = lolrt.load_dit(folder, torch.float32), lolrt.load_vae(folder)
     assert (dit.config, vae.config) == (layouts.DIT, layouts.VAE)
     for name, tensor in layouts.dit_tensors().items():
@@ -76,10 +83,67 @@ def test_the_reference_reader_reads_what_is_written(self_forcing, tmp_path):
     assert all(torch.equal(theirs[name], tensor.bfloat16()) for name, tensor in layouts.dit_tensors().items())
 
 
-def test_a_converted_model_is_loaded_with_nothing_copied(self_forcing, tmp_path):
-    dit = lolrt.load_dit(convert(self_forcing, tmp_path / "converted"), torch.float32)
-    whole = {parameter.untyped_storage().data_ptr() for parameter in dit.parameters()}
-    assert len(whole) == 1, "all parameters lie in the mapped file, q, k and v side by side in it"
+def test_q_k_and_v_of_a_loaded_model_lie_side_by_side(self_forcing):
+    for block in lolrt.load_dit(self_forcing, torch.float32).blocks:
+        first, second, third = (layer.weight.data_ptr() for layer in (block.self_attn.q, block.self_attn.k, block.self_attn.v))
+        assert second - first == third - second == block.self_attn.q.weight.nbytes
+
+
+@pytest.mark.parametrize("change", ["overwritten", "cut"])
+def test_what_becomes_of_a_file_does_not_change_a_loaded_model(change, self_forcing, tmp_path):
+    folder = convert(self_forcing, tmp_path / "converted")
+    shutil.copytree(MODELS / "tiny", tmp_path / "tiny")
+    parts = lolrt.load_dit(folder, torch.float32), lolrt.load_vae(folder, dtype=torch.bfloat16), lolrt.load_taehv(folder)
+    text = lolrt.load_text(tmp_path / "tiny")
+    before = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in parts], text("a red car").clone()
+    for path in [*folder.glob("*.safetensors"), tmp_path / "tiny" / "text.safetensors"]:
+        with open(path, "r+b") as file:
+            if change == "cut":
+                file.truncate(1000)
+            else:
+                file.write(bytes(path.stat().st_size))
+    for part, weights in zip(parts, before[0], strict=True):
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in part.state_dict().items())
+    assert torch.equal(text("a red car"), before[1])
+
+
+def test_what_else_lies_beside_a_tokenizer_is_not_copied(self_forcing, tmp_path):
+    """Weights, which the new folder would then hold twice, and what links lead to."""
+    tokenizer = self_forcing / "tokenizer"
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "id_rsa").write_text("secret")
+    (tokenizer / "key").symlink_to(tmp_path / "home" / "id_rsa")
+    (tokenizer / "tokenizer_config.json").symlink_to(tmp_path / "home" / "id_rsa")
+    (tokenizer / "all").symlink_to(tmp_path / "home")
+    (self_forcing / "t5.pth").rename(tokenizer / "t5.pth")
+    folder = convert(self_forcing, tmp_path / "converted")
+    assert [path.name for path in (folder / "tokenizer").rglob("*")] == ["tokenizer.json"]
+    assert lolrt.load_dit(folder).config == layouts.DIT
+
+
+@pytest.mark.parametrize("link", ["tokenizer/tokenizer.json", "model.json", "text.json"])
+def test_what_is_not_what_its_name_says_is_not_copied(link, self_forcing, tmp_path, capsys):
+    (tmp_path / "secret.json").write_text('{"auths": "secret"}')
+    (self_forcing / link).unlink(missing_ok=True)
+    (self_forcing / link).symlink_to(tmp_path / "secret.json")
+    refused(capsys, "convert", self_forcing, tmp_path / "converted")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["downloads", "secret.json"]
+
+
+def test_a_model_is_not_converted_into_itself(self_forcing, capsys):
+    there = sorted(self_forcing.rglob("*"))
+    for place in ("new", "a/new"):
+        assert "which would then hold two models" in refused(capsys, "convert", self_forcing, self_forcing / place)
+    assert sorted(self_forcing.rglob("*")) == there
+
+
+@pytest.mark.parametrize("command", ["convert", "synth"])
+def test_folders_of_others_are_left_alone(command, self_forcing, tmp_path, capsys):
+    (tmp_path / "x.partial").mkdir()
+    (tmp_path / "x.partial" / "mine.txt").touch()
+    said(capsys, *(["convert", self_forcing, tmp_path / "x"] if command == "convert" else ["synth", tmp_path / "x", "--config", "small"]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["downloads", "x", "x.partial"]
+    assert (tmp_path / "x.partial" / "mine.txt").exists()
 
 
 def test_a_merged_lora_is_written_merged(tmp_path):
@@ -149,7 +213,6 @@ def test_inspect_says_what_is_there(self_forcing, capsys):
     assert "num_layers 2" in told and "read off the tensors" in told
     assert "VAE with Wan's names" in told and "UMT5 text encoder with Wan's names" in told and "TAEHV with TAEHV's names" in told
     assert "of bfloat16" in told and "of float32" in told
-    assert "nothing is missing for a pipeline" in told
 
 
 def test_inspect_says_what_is_wrong(tmp_path, capsys):
@@ -183,6 +246,78 @@ def test_inspect_reads_adapters_and_checks_them_against_their_model(tmp_path, ca
     assert "blocks.1.ffn.0 has A [] and B [320, 4] for a weight [320, 256]" in said(capsys, "inspect", tmp_path)
 
 
+def test_inspect_says_what_keeps_parts_from_being_used_together(self_forcing, tmp_path, capsys):
+    assert "nothing is missing" not in (told := said(capsys, "inspect", self_forcing))
+    assert "the text encoder gives 32 channels, the DiT takes 48" in told
+    shutil.rmtree(self_forcing / "tokenizer")
+    assert "needed for a pipeline: its tokenizer" in said(capsys, "inspect", self_forcing)
+    model = synth(tmp_path / "synth", "small")
+    assert "nothing is missing for a pipeline" in said(capsys, "inspect", model)
+    other = VAEConfig(dim=8, z_dim=48, latents_mean=(0.0,) * 48, latents_std=(1.0,) * 48)
+    (tmp_path / "sizes.json").write_text(json.dumps({"dim": 128, "num_heads": 1, "num_layers": 1, "vae": asdict(other)}))
+    wide = synth(tmp_path / "wide", str(tmp_path / "sizes.json"))
+    (tmp_path / "m.toml").write_text(f'dit = "{model}"\nvae = "{wide}"\nvocabulary = "{model}"\n')
+    clause = "the VAE has latents of 48 channels, the DiT of 16"
+    told = said(capsys, "inspect", tmp_path / "m.toml")
+    assert clause in told and "nothing is missing" not in told
+    assert clause in refused(capsys, "info", "--model", tmp_path / "m.toml")
+    assert clause in refused(capsys, "generate", "a red car", "-o", tmp_path / "v.mp4", "--model", tmp_path / "m.toml")
+    with pytest.raises(lolrt.CheckpointError, match=clause):
+        lolrt.load(tmp_path / "m.toml")
+
+
+def test_a_dit_that_takes_more_than_it_gives_is_refused_before_anything_is_computed(tmp_path, capsys):
+    sizes = {"dim": 128, "num_heads": 1, "num_layers": 1, "ffn_dim": 64, "text_dim": 32, "in_dim": 36, "vae": {"dim": 8}, "height": 64}
+    (tmp_path / "sizes.json").write_text(json.dumps({**sizes, "width": 64}))
+    model = synth(tmp_path / "model", str(tmp_path / "sizes.json"))
+    hint = "the DiT takes 36 channels and gives 16"
+    told = said(capsys, "inspect", model)
+    assert hint in told and "nothing is missing" not in told
+    assert hint in refused(capsys, "info", "--model", model)
+    assert hint in refused(capsys, "generate", "a red car", "-o", tmp_path / "v.mp4", "--model", model)
+
+
+@pytest.mark.parametrize(
+    "line, hint",
+    [
+        ('vae = "synth/taehv.safetensors"', "holds TAEHV with TAEHV's names; expected a VAE"),
+        ('vocabulary = "synth/text.json"', "expected a folder with text.json"),
+        ('vocabulary = "."', "expected a folder with text.json"),
+        ('tokenizer = "synth"', "expected a folder with tokenizer.json"),
+    ],
+)
+def test_a_part_that_is_not_what_it_is_named_as_is_told(line, hint, small, tmp_path, capsys):
+    (tmp_path / "synth").symlink_to(small)
+    (tmp_path / "m.toml").write_text(line)
+    assert hint in refused(capsys, "inspect", tmp_path / "m.toml")
+
+
+def test_two_tokenizers_are_told(self_forcing, tmp_path, capsys):
+    shutil.copytree(self_forcing / "tokenizer", self_forcing / "xlm")
+    assert "more than one tokenizer" in said(capsys, "inspect", self_forcing)
+    assert "more than one tokenizer" in refused(capsys, "encode", "a car", "-o", tmp_path / "t", "--model", self_forcing)
+    (tmp_path / "m.toml").write_text('dit = "downloads"\ntext_encoder = "downloads"\ntokenizer = "downloads/xlm"\n')
+    assert find_files(tmp_path / "m.toml").tokenizer == self_forcing / "xlm"
+
+
+def test_frames_that_a_model_denoises_together_are_its_windows(small, tmp_path, capsys):
+    (tmp_path / "m.toml").write_text(f'dit = "{small}"\nvae = "{small}"\nvocabulary = "{small}"\nchunk_frames = 1\n')
+    pipe = lolrt.load(tmp_path / "m.toml")
+    assert pipe.window == lolrt.Window(chunk_frames=1)
+    assert len(next(pipe.latent_stream("a red car")).latents) == 1
+    assert len(next(pipe.stream("a red car")).frames) == 1
+    assert len(next(pipe.latent_stream("a red car", window=lolrt.Window())).latents) == 3
+    engine = pipe.engine(1)
+    assert engine.open("a red car").latent_stream.session.config.window == pipe.window
+    plans = {said(capsys, "info", "--model", tmp_path / "m.toml", *options).partition("\n")[2] for options in ((), ("--chunk-frames", 1))}
+    assert len(plans) == 1
+    assert plans != {said(capsys, "info", "--model", small).partition("\n")[2]}
+    assert find_files(convert(tmp_path / "m.toml", tmp_path / "x")).settings["chunk_frames"] == 1
+    (tmp_path / "m.toml").write_text(f'dit = "{small}"\nvae = "{small}"\nvocabulary = "{small}"\nchunk_frames = 10\n')
+    with pytest.raises(lolrt.Error, match="recent frames at least as many as a chunk has"):
+        lolrt.load(tmp_path / "m.toml")
+
+
 def test_there_must_be_something_to_convert(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "holds no weights that are known here" in refused(capsys, "convert", tmp_path / "empty", tmp_path / "x")
@@ -196,11 +331,6 @@ def test_settings_are_converted_with_the_dit(tmp_path):
     (tmp_path / "m.toml").write_text('dit = "wan"\nfps = 24\n[sampler]\ntimesteps = [1000, 500]\n')
     parts = find_files(convert(tmp_path / "m.toml", tmp_path / "x"))
     assert parts.settings["fps"] == 24 and parts.settings["sampler"] == {"timesteps": [1000, 500]}
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Path:
-    return synth(tmp_path_factory.mktemp("synth") / "small", "small")
 
 
 def test_a_synthetic_model_makes_video(small, tmp_path, capsys):

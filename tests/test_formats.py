@@ -106,7 +106,7 @@ def whole_model(folder: Path) -> Path:
     torch.save(layouts.vae_tensors(), folder / "Wan2.1_VAE.pth")
     torch.save(layouts.text_encoder_tensors(), folder / "models_t5_umt5-xxl-enc-bf16.pth")
     (folder / "google" / "umt5-xxl").mkdir(parents=True)
-    (folder / "google" / "umt5-xxl" / "spiece.model").touch()
+    (folder / "google" / "umt5-xxl" / "tokenizer.json").touch()
     return folder
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any
 import layouts
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 
 import lolrt
 from fuzz.readers import run, seeds
@@ -214,12 +215,42 @@ def stack_global(path: Path) -> None:
     archived(path, [("x/data.pkl", pickle.dumps(Payload(path.with_name("ran")), 4))])
 
 
+def with_opcodes(*codes: bytes) -> Callable[[Path], None]:
+    """An archive whose pickle is of these opcodes, between a beginning and an end."""
+    return lambda path: archived(path, [("x/data.pkl", b"\x80\2" + b"".join(codes) + b"."), ("x/version", b"3\n")])
+
+
+def long(number: int) -> bytes:
+    return b"\x8a\x0a" + number.to_bytes(10, "little", signed=True)
+
+
+# Python's hash of a whole number is its remainder by this one: all multiples are in one place of a dictionary.
+ONE_HASH = 2**61 - 1
+COLLIDING = b"}(" + b"".join(long(i * ONE_HASH) + b"N" for i in range(1, 20_000)) + b"u"
+TUPLE_KEY = b"}K\1K\2\x86Ns"
+# Tuples of the one before twice, 40 times: as text it would take a terabyte.
+DOUBLED = b"K\1\x85" + b"q\1h\1\x86" * 40
+
+
+def two_directories(path: Path) -> None:
+    """Readers that look for the directory by its place, and those that look before the archive's end, find different pickles."""
+    archived(path, [("x/data.pkl", pickle.dumps(Bomb(), 2)), ("x/version", b"3\n")])
+    hidden = path.read_bytes()
+    archived(path, saved(path))
+    path.write_bytes(hidden + path.read_bytes())
+
+
+def other_checksum(path: Path) -> None:
+    saved(path)
+    path.write_bytes(path.read_bytes().replace(b"head.head.bias", b"head.head.bibs"))
+
+
 PICKLES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "NaN": (with_value(float("nan")), "not finite, in blocks.1.ffn.2.weight"),
     "infinity": (with_value(float("inf")), "not finite, in blocks.1.ffn.2.weight"),
     "too large for bf16": (with_value(3.4e38), "not finite"),
     "runs a command": (lambda path: torch.save({"generator": Payload(path.with_name("ran"))}, path), "asks for posix.system"),
-    "runs a command, protocol 4": (stack_global, "STACK_GLOBAL"),
+    "runs a command, protocol 4": (stack_global, "has a FRAME"),
     "a pickle without an archive": (lambda path: path.write_bytes(pickle.dumps(Payload(path.with_name("ran")))), "no zip archive"),
     "a terabyte by name": (lambda path: torch.save({"generator": Bomb()}, path), "asks for .*bytearray"),
     "a zip bomb": (zip_bomb, "is compressed"),
@@ -228,6 +259,21 @@ PICKLES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "one storage many times over": (shared, "would unfold to"),
     "records too short": (short_storage, "damaged"),
     "a record missing": (without_records, "damaged"),
+    "keys that collide": (with_opcodes(COLLIDING), "a dictionary's key is a int"),
+    "a key that is a tuple": (with_opcodes(TUPLE_KEY), "a dictionary's key is a tuple"),
+    "a key as long as a terabyte": (with_opcodes(b"}", DOUBLED, b"Ns"), "a dictionary's key is a tuple"),
+    "sizes as long as a terabyte": (with_opcodes(b"ctorch\nSize\n", DOUBLED, b"\x85R"), "sizes are none"),
+    "a storage as long as a terabyte": (with_opcodes(DOUBLED, DOUBLED, DOUBLED, DOUBLED, b"(", DOUBLED, b"tQ"), "damaged"),
+    "a call of what is no function": (with_opcodes(b"ctorch\nFloatStorage\n)R"), "calls what is no function"),
+    "a call of a number": (with_opcodes(b"K\1)R"), "calls what is no function"),
+    "items of no dictionary": (with_opcodes(b"NK\1K\1s"), "no dictionary"),
+    "items with no mark": (with_opcodes(b"}K\1u"), "damaged"),
+    "an empty stack": (with_opcodes(b""), "damaged"),
+    "a memo that is not there": (with_opcodes(b"h\5"), "damaged"),
+    "what torch's unpickler gives up on": (with_opcodes(b"}N0"), "its pickle has a POP"),
+    "a list": (with_opcodes(b"]"), "expected a dictionary"),
+    "two directories": (two_directories, "does not begin where the file does"),
+    "a pickle of another checksum": (other_checksum, "checksum"),
     "no data.pkl": (lambda path: archived(path, [("x/version", b"3")]), "data.pkl"),
     "no pickle": (lambda path: archived(path, [("x/data.pkl", b"nonsense"), ("x/version", b"3")]), "damaged"),
     "empty": (lambda path: path.write_bytes(b""), "no zip archive"),
@@ -241,8 +287,12 @@ PICKLES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 def line_of(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """What the command line says of a model with this DiT and other parts that are sound; exit status 2 asserted."""
-    model = path.with_name("model.toml")
-    model.write_text(f"dit = '{path}'\nvae = '{MODELS}/tiny/vae.safetensors'\nvocabulary = '{MODELS}/tiny'\n")
+    model, parts = path.with_name("model.toml"), path.with_name("parts")
+    parts.mkdir()
+    save_file(layouts.vae_tensors(), parts / "vae.safetensors")
+    (parts / "text.json").write_text('{"words": ["red"], "groups": {"colour": ["red"], "filler": ["a", "car"]}}')
+    save_file({"embedding.weight": torch.zeros(1, layouts.DIT.text_dim)}, parts / "text.safetensors")
+    model.write_text(f"dit = '{path}'\nvae = '{parts}/vae.safetensors'\nvocabulary = '{parts}'\n")
     assert main(["generate", "a red car", "-o", str(path.with_name("v.mp4")), "--model", str(model)]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
     return line
@@ -301,6 +351,38 @@ def test_adapters_that_do_not_fit_are_told(fault, tmp_path):
     hints = {"half of a pair": "lacks one of", "rank": r"A \[5, 256\]", "stranger": r"blocks\.9\.ffn\.0 is no layer", "NaN": "not finite"}
     with pytest.raises(lolrt.CheckpointError, match=hints[fault]):
         lolrt.load_dit(tmp_path)
+
+
+def test_no_error_tells_to_trust_a_file(tmp_path):
+    """torch's own messages about a pickle do."""
+    for name, (make, _) in PICKLES.items():
+        make(tmp_path / "model.pt")
+        try:
+            lolrt.load_dit(tmp_path / "model.pt")
+        except lolrt.CheckpointError as error:
+            assert "weights_only" not in str(error), name
+
+
+COMMAND = "\x1b]0;owned\x07\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    "file, path, prompt",
+    [
+        ("model.json", ["sampler", COMMAND], "a red car"),
+        ("text.json", ["groups", COMMAND], "a zebra"),
+        ("text.json", ["groups", "place"], "a zebra"),
+    ],
+)
+def test_text_of_a_models_files_does_not_command_the_terminal(file, path, prompt, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(MODELS / "tiny", model)
+    values = json.loads((model / file).read_text())
+    values[path[0]][path[1]] = [COMMAND]
+    (model / file).write_text(json.dumps(values))
+    assert main(["generate", prompt, "-o", str(tmp_path / "v.mp4"), "--model", str(model)]) == 2
+    told = capsys.readouterr().err
+    assert "\\x1b]0;owned" in told and all(line.isprintable() for line in told.splitlines())
 
 
 def test_seeds_and_findings_of_the_fuzzer(tmp_path, data):

@@ -132,10 +132,12 @@ def test_pickles_beside_safetensors_of_the_same_weights_are_left_out(tokenizer, 
     assert read_component(tmp_path, "text_encoder").source == folder / "model.safetensors"
 
 
-def test_long_prompts_end_at_512_tokens(tokenizer, tmp_path):
+def test_a_prompt_of_more_than_512_tokens_is_refused(tokenizer, tmp_path):
     encoder = UMT5Encoder(read_component(save(reference(CONFIGS["plain"]), tmp_path, "Wan"), "text_encoder"), tokenizer)
-    (rows,) = encoder.encode(["sea " * 600])
+    (rows,) = encoder.encode(["sea " * 511])  # and the token that ends it
     assert rows.shape == (512, 32)
+    with pytest.raises(lolrt.PromptError, match="has 513 tokens; the model takes 512: shorten it"):
+        encoder.encode(["a car", "sea " * 512])
 
 
 def test_bfloat16_files_are_used_as_they_are(tokenizer, tmp_path):
@@ -206,8 +208,19 @@ def test_a_damaged_entry_of_the_cache_is_made_again(source, tokenizer, loads, tm
     cached = CachedUMT5(source, tokenizer, tmp_path / "cache")
     first = cached.encode(PROMPTS[:1])
     (entry,) = (tmp_path / "cache").iterdir()
-    entry.write_bytes(entry.read_bytes()[:-10])
-    assert torch.equal(cached.encode(PROMPTS[:1])[0], first[0]) and len(loads) == 2
+    sound = entry.read_bytes()
+    metadata = {"lolrt.sha256": "0" * 64}
+    damages = [
+        lambda: entry.write_bytes(sound[:-10]),
+        lambda: entry.write_bytes(sound[:-3] + bytes([sound[-3] ^ 1]) + sound[-2:]),
+        lambda: save_file({"rows": first[0] * float("nan")}, entry),
+        lambda: save_file({"rows": first[0].reshape(-1)}, entry, metadata),
+        lambda: save_file({"rows": first[0].view(torch.int32)}, entry, metadata),
+    ]
+    for i, damage in enumerate(damages):
+        damage()
+        assert torch.equal(cached.encode(PROMPTS[:1])[0], first[0]) and len(loads) == 2 + i
+    assert entry.read_bytes() == sound
 
 
 def test_a_cache_that_cannot_be_written_is_told_and_costs_no_encoding(source, tokenizer, tmp_path):
@@ -225,8 +238,15 @@ def test_what_is_wrong_with_a_model_is_told(source, tokenizer, tmp_path):
     torch.save(tensors, tmp_path / "broken.pth")
     with pytest.raises(lolrt.CheckpointError, match=r"missing: encoder\.block\.1\.layer\.1\.DenseReluDense\.wo\.weight"):
         UMT5Encoder(read_component(tmp_path / "broken.pth", "text_encoder"), tokenizer)
-    with pytest.raises(lolrt.CheckpointError, match="no tokenizer that transformers can read"):
-        UMT5Encoder(read_component(source, "text_encoder"), tmp_path)
+    for text, hint in (
+        (None, "does not exist"),
+        ("{}", "no vocabulary"),
+        ('{"model": {"vocab": {"a": 1}}}', "no tokenizer that can be read"),
+    ):
+        if text is not None:
+            (tmp_path / "tokenizer.json").write_text(text)
+        with pytest.raises(lolrt.CheckpointError, match=hint):
+            UMT5Encoder(read_component(source, "text_encoder"), tmp_path)
     with pytest.raises(lolrt.Error, match="has a UMT5 text encoder and no tokenizer"):
         lolrt.load_text(source)
 
@@ -238,6 +258,40 @@ def test_a_model_finds_its_encoder_and_the_users_cache(source, tokenizer, tmp_pa
     assert rows.shape == (4, 32)
     (entry,) = (tmp_path / "own" / "text").iterdir()
     assert torch.equal(load_file(entry)["rows"], rows)
+
+
+@pytest.mark.parametrize("place", ["model", "added_tokens"])
+def test_a_tokenizer_with_tokens_that_the_encoder_has_no_row_for_is_refused(place, model, tokenizer, tmp_path, capsys):
+    (tmp_path / "wide").mkdir()
+    values = json.loads((tokenizer / "tokenizer.json").read_text())
+    if place == "model":
+        values["model"]["vocab"]["zebra"] = len(WORDS)
+    else:
+        values["added_tokens"].append({**values["added_tokens"][0], "id": len(WORDS), "content": "<zebra>"})
+    (tmp_path / "wide" / "tokenizer.json").write_text(json.dumps(values))
+    model.write_text(model.read_text().replace(str(tokenizer), str(tmp_path / "wide")))
+    hint = f"tokens up to number {len(WORDS)}, and the text encoder a table of {len(WORDS)} rows"
+    assert main(["encode", "a red car", "-o", str(tmp_path / "t.safetensors"), "--model", str(model)]) == 2
+    assert hint in capsys.readouterr().err
+    assert main(["inspect", str(model)]) == 0
+    told = capsys.readouterr().out
+    assert hint in told and "nothing is missing" not in told
+
+
+def test_nothing_but_tokenizer_json_is_looked_at_in_its_folder(source, tokenizer, loads, tmp_path, monkeypatch):
+    """Neither is code of the folder's run, nor are weights that lie there read to make the cache's key."""
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
+    expected = CachedUMT5(source, folder, tmp_path / "cache").encode(PROMPTS[:1])
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", null]}}')
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    with open(folder / "pytorch_model.bin", "wb") as file:
+        file.truncate(1 << 42)  # sparse
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the user was asked"))
+    assert torch.equal(CachedUMT5(source, folder, tmp_path / "cache").encode(PROMPTS[:1])[0], expected[0]) and len(loads) == 1
+    assert torch.equal(CachedUMT5(source, folder, tmp_path / "other").encode(PROMPTS[:1])[0], expected[0]) and len(loads) == 2
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.fixture
@@ -252,19 +306,31 @@ def model(source, tokenizer, tmp_path) -> Path:
     return tmp_path / "model.toml"
 
 
+def resident(file: Path) -> int:
+    """Bytes of a file that are in the process's memory, as the system counts them: pages around those that were touched are among them."""
+    total, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            counts = line.endswith(str(file))
+        elif counts and line.startswith("Rss:"):
+            total += 1024 * int(line.split()[1])
+    return total
+
+
 def test_all_prompts_are_encoded_and_the_encoder_is_gone_before_the_dit_is_loaded(model, source, loads, tmp_path, monkeypatch):
     monkeypatch.setenv("LOLRT_CACHE", str(tmp_path / "own"))
     (tmp_path / "script.txt").write_text("0 a red car\n0.5 a blue boat\n")
     load_dit, told = pipeline.load_dit, []
 
     def load(*arguments, **options):
-        told.append(([weight() for weight in loads], str(source) in Path("/proc/self/maps").read_text()))
+        told.append(([weight() for weight in loads], resident(source)))
         return load_dit(*arguments, **options)
 
     monkeypatch.setattr(pipeline, "load_dit", load)
     made = ["--script", str(tmp_path / "script.txt"), "--frames", "12", "--threads", "1"]
     assert main(["generate", *made, "-o", str(tmp_path / "a.mp4"), "--model", str(model)]) == 0
-    assert told == [([None], False)], "one encoder was loaded, and neither it nor its file is in memory"
+    ((encoders, kept),) = told
+    assert encoders == [None] and kept < 0.5 * source.stat().st_size, "one encoder was loaded, and neither it nor its file is in memory"
     assert len(loads) == 1, "the second prompt was not encoded on the way"
 
 

@@ -15,9 +15,11 @@ from lolrt.checkpoint.formats import KINDS, Component
 from lolrt.checkpoint.load import read_dit, weight
 from lolrt.checkpoint.lora import LoRA
 from lolrt.checkpoint.mapped import give_back
-from lolrt.checkpoint.model_files import find_files, read_component
-from lolrt.checkpoint.shapes import WEIGHT_DTYPES, Shapes, dit_config, expected_shapes, faults, vae_config
-from lolrt.errors import CheckpointError
+from lolrt.checkpoint.model_files import TOKENIZER, find_files, read_component
+from lolrt.checkpoint.safetensors_file import write_safetensors
+from lolrt.checkpoint.shapes import WEIGHT_DTYPES, Shapes, dit_config, expected_shapes, faults, read_json, vae_config
+from lolrt.checkpoint.vocabulary import ROWS, read_rows
+from lolrt.errors import CheckpointError, OutputError
 
 
 def convert(source: str | Path, destination: str | Path, dtype: torch.dtype | None = None) -> Path:
@@ -27,12 +29,14 @@ def convert(source: str | Path, destination: str | Path, dtype: torch.dtype | No
     Raises `lolrt.CheckpointError` where there are no weights, or adapters without their DiT, and for what `lolrt.load_dit` would refuse,
     and `lolrt.OutputError` when the folder is there already or cannot be written; nothing is left behind then.
     """
-    files = find_files(source)
+    files, destination = find_files(source), Path(destination)
+    if files.source.is_dir() and files.source.resolve() in destination.resolve().parents:
+        raise OutputError(f"{destination} lies in {source}, which would then hold two models; choose a place outside of it")
     if files.lora and not files.dit:
         raise CheckpointError(f"{source} has adapters ({files.lora}) and not the DiT that they are for; name both in a .toml file")
     if not any(getattr(files, kind) for kind in KINDS):
         raise CheckpointError(f"{source} holds no weights that are known here; nothing was written")
-    with new_folder(Path(destination)) as folder:
+    with new_folder(destination) as folder:
         if files.dit:
             dit, adapters = read_dit(files)
             config = dit_config(dit)
@@ -46,13 +50,22 @@ def convert(source: str | Path, destination: str | Path, dtype: torch.dtype | No
                 shapes = expected_shapes(part)
                 write_weights(folder, kind, shapes, dtype or own_dtype(part), _checked(part, shapes, dtype or own_dtype(part)))
         if files.tokenizer:
-            shutil.copytree(files.tokenizer, folder / "tokenizer")
+            (folder / "tokenizer").mkdir()
+            _copy_json(files.tokenizer / TOKENIZER, folder / "tokenizer" / TOKENIZER, "model")
         if files.vocabulary:
-            for name in ("text.json", "text.safetensors"):
-                shutil.copyfile(files.vocabulary / name, folder / name)
+            _copy_json(files.vocabulary / "text.json", folder / "text.json", "words")
+            rows = read_rows(files.vocabulary)
+            write_safetensors(folder / "text.safetensors", {ROWS: tuple(rows.shape)}, rows.dtype, lambda _: rows)
         if files.dit:
-            write_json(folder / "model.json", {"name": Path(destination).name, **WAN_SETTINGS, **files.settings})
-    return Path(destination)
+            write_json(folder / "model.json", {"name": destination.name, **WAN_SETTINGS, **files.settings})
+    return destination
+
+
+def _copy_json(source: Path, destination: Path, field: str) -> None:
+    """Copies a file that has this field, so that what people publish is what they take it for: a link may lead anywhere."""
+    if field not in read_json(source):
+        raise CheckpointError(f"{source} lacks {field!r}; fetch the file again")
+    shutil.copyfile(source, destination)
 
 
 def own_dtype(component: Component) -> torch.dtype:

@@ -2,14 +2,14 @@
 
 model.json (name, fps, height, width, sampler, example_prompts); config.json and diffusion_pytorch_model.safetensors (the DiT, as Wan
 has it); vae_config.json and vae.safetensors; text_encoder.safetensors and tokenizer/, or text.json and text.safetensors;
-taehv.safetensors. Files are in the order in which they are used, q, k and v side by side: loaded in their dtype, nothing is copied.
+taehv.safetensors. Files are in the order in which they are used, q, k and v side by side.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -43,30 +43,23 @@ def new_folder(destination: Path) -> Iterator[Path]:
     otherwise. Of two processes that make the same one, the first to end has it."""
     if destination.exists():
         raise OutputError(f"{destination} is there already; choose another name, or remove it first")
-    partial = destination.with_name(f"{destination.name}.{os.getpid()}.partial")
     try:
-        partial.mkdir(parents=True)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{destination.name}.", suffix=".partial", dir=destination.parent))
     except OSError as error:
-        raise OutputError(f"cannot write {destination}: {error.strerror} ({partial})") from error
+        raise OutputError(f"cannot write {destination}: {error.strerror}") from error
     try:
-        yield partial
-        for path in (*partial.rglob("*"), partial):
-            if not path.is_symlink():
-                sync(path)
-        partial.rename(destination)
+        folder = partial / "folder"
+        folder.mkdir()  # inside, as one for all to read, which a temporary one is not
+        yield folder
+        for path in [*folder.rglob("*"), folder]:
+            sync(path)
+        folder.rename(destination)
         sync(destination.parent)
     except OSError as error:
-        raise OutputError(f"cannot write {destination}: {_reason(error)}") from error
+        raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _reason(error: OSError) -> str:
-    """Why a file could not be written; of a tree of files that could not be copied, the first one's reason, which is text already."""
-    if isinstance(error, shutil.Error):
-        source, _, why = error.args[0][0]
-        return f"{source} could not be copied ({why})"
-    return error.strerror or str(error)
 
 
 def write_dit(folder: Path, config: DiTConfig, dtype: torch.dtype, tensors: Callable[[str], Tensor]) -> None:

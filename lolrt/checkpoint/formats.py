@@ -23,11 +23,10 @@ AVERAGED = "generator_ema"
 GROUPS = ("", AVERAGED, "generator", "model", "generator_lora", "state_dict")
 
 # Names that wrappers of a module leave in the names of its tensors: at the front, and anywhere.
-FRONT = ("model", "net", "base_model")
+FRONT = ("model", "net", "base_model", "diffusion_model", "transformer")
 ANYWHERE = "_fsdp_wrapped_module"
 
 TAEHV = re.compile(r"(encoder|decoder)\.\d+\.((conv|skip|conv\.\d)\.)?(weight|bias)")
-LORA = re.compile(r"blocks\.\d+\.[a-z_]+\.\w+\.(lora_[AB](\.default)?\.weight|alpha)")
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,13 @@ class Component:
 
     kind: Kind
     layout: str
-    """Whose names the file uses: "Wan", "diffusers", "transformers", "TAEHV" or "peft"."""
+    """Whose names the file uses: "Wan", "diffusers", "transformers", "TAEHV" or "its trainer"."""
     group: str
     """The entry of a training checkpoint that it comes from, such as "generator_ema"; "" where there is none."""
     source: Path
     tensors: Mapping[str, Tensor]
-    """Under Wan's names (TAEHV's and LoRA's own, wrappers removed), mapped from the file in its dtype. Unknown names stay as they are."""
+    """Under Wan's names (TAEHV's under its own, adapters' as of `names.adapters`), mapped from the file in its dtype. Unknown names stay as
+    they are."""
     wrapped: bool = False
     """Whether wrappers' names were removed from the tensors' names."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -92,7 +92,7 @@ def _kind(tensors: dict[str, Tensor]) -> tuple[Kind | None, str]:
     """The kind and layout that know most of these names, and at least half of them."""
     known: dict[tuple[Kind, str], int] = {
         ("taehv", "TAEHV"): sum(TAEHV.fullmatch(name) is not None for name in tensors),
-        ("lora", "peft"): sum(LORA.fullmatch(name) is not None for name in tensors),
+        ("lora", "its trainer"): len(names.adapters(tensors)),
     }
     for kind in ("dit", "vae", "text_encoder"):
         known[kind, "Wan"] = len(names.to_diffusers(kind, tensors))
@@ -102,10 +102,10 @@ def _kind(tensors: dict[str, Tensor]) -> tuple[Kind | None, str]:
 
 
 def _under_wan_names(kind: Kind, layout: str, tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
-    if layout not in ("diffusers", "transformers"):
+    if layout in ("Wan", "TAEHV"):
         return tensors
     renamed: dict[str, Tensor] = {}
-    table = names.to_wan(kind, tensors)
+    table = names.adapters(tensors) if kind == "lora" else names.to_wan(kind, tensors)
     for name, tensor in tensors.items():
         wan = table.get(name, name)
         if wan in renamed and not (kind == "text_encoder" and wan == "token_embedding.weight"):  # tied: its second name is no second tensor

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lolrt.checkpoint.fit import misfits
 from lolrt.checkpoint.formats import KINDS, TITLES, Component, choose
 from lolrt.checkpoint.lora import LoRA
 from lolrt.checkpoint.model_files import ModelFiles, find_files, read_component
 from lolrt.checkpoint.names import Kind
 from lolrt.checkpoint.shapes import dit_config, expected_shapes, faults, taehv_config, text_encoder_config, vae_config
+from lolrt.checkpoint.tokenizer import read_tokenizer
 from lolrt.errors import CheckpointError, printable
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -26,19 +28,42 @@ def inspect(path: str | Path) -> Iterator[str]:
 
     Raises `lolrt.CheckpointError` where there is nothing, or a file is damaged.
     """
-    files = find_files(path)
+    return map(printable, _lines(find_files(path)))
+
+
+def _lines(files: ModelFiles) -> Iterator[str]:
+    broken = []
     for file in dict.fromkeys(file for kind in KINDS if (file := getattr(files, kind)) is not None):
         components = files.components(file)
         for component in components:
             used = component is _used(components, component.kind, files)
-            yield printable(f"{file}: {component}" + ("" if used else f'; used where a .toml file says weights = "{component.group}"'))
-            yield from (f"    {printable(line)}" for line in _about(component, files))
-    for title, folder in (("tokenizer", files.tokenizer), ("vocabulary", files.vocabulary)):
-        if folder:
-            yield f"{folder}: {title}"
+            yield f"{file}: {component}" + ("" if used else f'; used where a .toml file says weights = "{component.group}"')
+            about = list(_about(component, files))
+            yield from (f"    {line}" for line in about)
+            if used and any(line.startswith("wrong") for line in about):
+                broken.append(TITLES[component.kind])
+    for title, folders in (("tokenizer", files.tokenizers), ("vocabulary", (files.vocabulary,))):
+        yield from (f"{folder}: {title}" for folder in folders if folder)
     missing = [TITLES[kind] for kind in ("dit", "vae") if getattr(files, kind) is None]
-    missing += [] if files.text_encoder or files.vocabulary else [TITLES["text_encoder"]]
-    yield "nothing is missing for a pipeline" if not missing else f"not there, and needed for a pipeline: {', '.join(missing)}"
+    if not files.vocabulary:
+        missing += [] if files.text_encoder else [TITLES["text_encoder"]]
+        missing += ["its tokenizer"] if files.text_encoder and not files.tokenizers else []
+    wrong = [f"what is wrong with the {title} keeps it from being used" for title in dict.fromkeys(broken)] or [*_misfits(files)]
+    yield from (f"wrong      {clause}" for clause in wrong)
+    if missing:
+        yield f"not there, and needed for a pipeline: {', '.join(missing)}"
+    elif not wrong:
+        yield "nothing is missing for a pipeline"
+
+
+def _misfits(files: ModelFiles) -> Iterator[str]:
+    """What keeps parts that are sound by themselves from being used together."""
+    try:
+        yield from misfits(files, (*KINDS,))
+        if files.text_encoder and files.tokenizer and not files.vocabulary:
+            read_tokenizer(files.tokenizer, text_encoder_config(read_component(files, "text_encoder")).vocab_size)
+    except CheckpointError as error:
+        yield str(error)
 
 
 def _used(components: list[Component], kind: Kind, files: ModelFiles) -> Component | None:

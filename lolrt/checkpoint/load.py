@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +16,7 @@ from lolrt.checkpoint.formats import Component
 from lolrt.checkpoint.lora import LoRA
 from lolrt.checkpoint.mapped import give_back
 from lolrt.checkpoint.model_files import ModelFiles, find_files, read_component
+from lolrt.checkpoint.safetensors_file import file_order, group_of
 from lolrt.checkpoint.shapes import Shapes, dit_config, faults, taehv_config, unfilled, vae_config
 from lolrt.errors import CheckpointError
 from lolrt.models.dit import CausalDiT
@@ -47,9 +50,6 @@ def load_dit(
         model = CausalDiT(dit_config(component))
     assign(model, component.tensors, dtype, component.source, adapters, found)
     model.fuse_qkv()
-    for name, parameter in model.named_parameters():
-        if parameter.data_ptr() != component.tensors[name].data_ptr():
-            give_back(component.tensors[name])
     return model
 
 
@@ -87,11 +87,13 @@ def assign(
     source: Path,
     lora: LoRA | None = None,
     device: torch.device = CPU,
+    mapped: bool = False,
 ) -> Model:
     """Gives a model that was built `unfilled` its weights, after checking all of them; returns it for inference.
 
-    Tensors of this dtype are taken as they are, mapped; others are converted one at a time, and their pages of the file given back. On
-    another device than the CPU all are copies, made one at a time.
+    They are copies, made one at a time, q, k and v of a layer side by side: a file that is overwritten would change a model that is mapped
+    from it, and one that is cut would end the process. `mapped`: on the CPU, tensors of this dtype are taken as they are, for a model that
+    is large and soon let go.
     """
     if dtype not in (torch.bfloat16, torch.float32):
         raise CheckpointError(f"dtype is {dtype}; expected torch.bfloat16 or torch.float32")
@@ -100,11 +102,20 @@ def assign(
         raise CheckpointError(f"{source} does not hold this model's tensors; {'; '.join(wrong)}")
     if lora:
         lora.check(expected)
-    weights = {}
-    for name in expected:
-        checked = weight(tensors[name], dtype, name, lora)
-        weights[name] = None if checked is None else checked.to(device)
-    broken = [name for name, tensor in weights.items() if tensor is None]
+    weights: dict[str, Tensor] = {}
+    broken = []
+    for _, group in itertools.groupby(file_order(expected), key=group_of):
+        names = list(group)
+        room = None if mapped else torch.empty(sum(math.prod(expected[name]) for name in names), dtype=dtype, device=device)
+        for name in names:
+            checked = weight(tensors[name], dtype, name, lora)
+            if checked is None:
+                broken.append(name)
+            elif room is None:
+                weights[name] = checked
+            else:
+                weights[name], room = room[: checked.numel()].view(checked.shape).copy_(checked), room[checked.numel() :]
+                give_back(tensors[name])
     if broken:
         raise CheckpointError(f"{source} has values that are not finite, in {', '.join(sorted(broken))}; fetch the file again")
     model.load_state_dict(weights, assign=True)

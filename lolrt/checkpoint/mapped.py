@@ -4,8 +4,45 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+import sys
+from pathlib import Path
 
+import torch
 from torch import Tensor
+
+from lolrt.checkpoint.foreign import open_file
+from lolrt.errors import CheckpointError
+
+# Writing to a tensor leaves the file alone, so each mapped page may become a copy; without this flag the system sets aside memory for all
+# of them, and refuses to map a file that is larger than it. Python names the flag from 3.13 on.
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+
+def map_file(path: Path) -> Tensor:
+    """All bytes of a file, uint8; pages come in when they are touched.
+
+    Raises `lolrt.CheckpointError` where there is no file, it cannot be read, or it shows in its first bytes to be no checkpoint.
+    """
+    try:
+        with open_file(path) as file:
+            if not os.fstat(file.fileno()).st_size:
+                return torch.empty(0, dtype=torch.uint8)
+            flags, access = mmap.MAP_PRIVATE | NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+            return torch.frombuffer(mmap.mmap(file.fileno(), 0, flags=flags, prot=access), dtype=torch.uint8)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist, and the model cannot be read without it") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def view(data: Tensor, dtype: torch.dtype) -> Tensor:
+    """Mapped bytes as values of a dtype; not aligned where the bytes are not: whoever keeps such a tensor makes a copy (`load.weight`)."""
+    if len(data) == 0:
+        return torch.empty(0, dtype=dtype)
+    if data.data_ptr() % dtype.itemsize:
+        return torch.frombuffer(data.numpy(), dtype=dtype)
+    return data.view(dtype)
 
 
 def mark(tensor: Tensor) -> Tensor:
@@ -14,9 +51,13 @@ def mark(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def is_mapped(tensor: Tensor) -> bool:
+    return getattr(tensor, "_is_mapped", False)
+
+
 def give_back(tensor: Tensor) -> None:
     """Tells the system that a mapped tensor's pages are not needed for now; touched again, they are read again."""
     first = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-    if getattr(tensor, "_is_mapped", False) and tensor.nbytes:
+    if is_mapped(tensor) and tensor.nbytes:
         end = tensor.data_ptr() + tensor.nbytes
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -13,11 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from lolrt.checkpoint import formats
+from lolrt.checkpoint.foreign import open_file
 from lolrt.checkpoint.formats import Component, recognise
 from lolrt.checkpoint.names import Kind
 from lolrt.checkpoint.pickle_file import read_pickle
-from lolrt.checkpoint.safetensors_file import read_safetensors
-from lolrt.checkpoint.shapes import read_json
+from lolrt.checkpoint.safetensors_file import read_metadata, read_safetensors
+from lolrt.checkpoint.shapes import read_json, read_text
 from lolrt.errors import CheckpointError
 
 if sys.version_info >= (3, 11):
@@ -28,7 +30,11 @@ else:
 INDEX = (".safetensors.index.json", ".bin.index.json")
 SUFFIXES = (".safetensors", ".pt", ".pth", INDEX[0])
 HUB_PICKLES = re.compile(r"(diffusion_)?pytorch_model.*\.bin(\.index\.json)?")  # as transformers and diffusers write pickles
-TOKENIZERS = ("tokenizer.json", "spiece.model")
+TOKENIZER = "tokenizer.json"
+VOCABULARY = "text.json"  # its rows are in text.safetensors
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<suffix>safetensors|bin)")
+
+ADAPTER_METADATA = "lora_adapter_metadata"
 
 # What may be said of a model as a whole, its type, and what else it has to be.
 SETTINGS: dict[str, tuple[type, Callable[[Any], bool]]] = {
@@ -38,6 +44,7 @@ SETTINGS: dict[str, tuple[type, Callable[[Any], bool]]] = {
     "width": (int, lambda pixels: 0 < pixels <= 1 << 14),
     "sampler": (dict, lambda sampler: True),
     "example_prompts": (list, lambda prompts: all(isinstance(prompt, str) for prompt in prompts)),
+    "chunk_frames": (int, lambda frames: 0 < frames <= 1000),
 }
 
 # Beside a part's weights, the JSON files that may describe it, and a field that only configs of its kind have.
@@ -63,15 +70,25 @@ class ModelFiles:
     vae: Path | None = None
     text_encoder: Path | None = None
     taehv: Path | None = None
-    tokenizer: Path | None = None
-    """The folder of UMT5's tokenizer."""
+    tokenizers: tuple[Path, ...] = ()
+    """Folders with a tokenizer.json."""
     vocabulary: Path | None = None
     """A folder with text.json and text.safetensors, the text side of small models."""
     group: str | None = None
     """Which of a training checkpoint's weights to use, such as "generator"; None is the usual choice."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What holds for the whole model: name, fps, height, width, sampler, example_prompts (model.json, or the same in TOML)."""
+    """What holds for the whole model, as `SETTINGS` names it (model.json, or the same in TOML)."""
     _recognised: dict[Path, list[Component]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The folder of UMT5's tokenizer. Raises `lolrt.CheckpointError` where there is more than one that it may be."""
+        if len(self.tokenizers) > 1:
+            raise CheckpointError(
+                f"{self.source} holds more than one tokenizer: {', '.join(map(str, self.tokenizers))}; write a .toml file with a line for "
+                'each part, tokenizer = "..." among them'
+            )
+        return next(iter(self.tokenizers), None)
 
     def components(self, file: Path) -> list[Component]:
         """All parts of models that one of these files holds; as of `components_of`."""
@@ -84,7 +101,8 @@ def find_files(model: str | Path | ModelFiles) -> ModelFiles:
     """The files of a model: a folder (Wan's, diffusers', ours), a file of weights, or a TOML file (docs/checkpoints.md); files that were
     found before are given back.
 
-    Raises `lolrt.CheckpointError` where there is nothing, where a file is damaged, and where two files are of the same kind.
+    Raises `lolrt.CheckpointError` where there is nothing, where a file is damaged or is not what it is named as, and where two files are of
+    the same kind.
     """
     if isinstance(model, ModelFiles):
         return model
@@ -93,7 +111,7 @@ def find_files(model: str | Path | ModelFiles) -> ModelFiles:
         return _from_toml(path)
     if os.path.isdir(path):  # Path's own methods raise for names that are too long and folders that are closed
         return _in_folder(path)
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise CheckpointError(
             f"{path} does not exist; expected a folder, a .safetensors, .pt or .pth file, or a .toml that names the parts"
         )
@@ -106,7 +124,7 @@ def find_files(model: str | Path | ModelFiles) -> ModelFiles:
 
 def _from_toml(path: Path) -> ModelFiles:
     try:
-        values = tomllib.loads(path.read_text("utf-8-sig"))
+        values = tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -129,14 +147,24 @@ def _from_toml(path: Path) -> ModelFiles:
             found[kind] = getattr(inside, kind)
             if found[kind] is None:
                 raise CheckpointError(f"{inside.source} holds no {formats.TITLES[kind]}")
+        elif kind in found:
+            file = found[kind]
+            recognised[file] = recognised.get(file) or components_of(file)
+            formats.choose(recognised[file], kind, file, values.get("weights") if kind == "dit" else None)
+    for name, file in (("tokenizer", TOKENIZER), ("vocabulary", VOCABULARY)):
+        if name in found and not (found[name] / file).is_file():
+            raise CheckpointError(f"{path}: {name} is {found[name]}; expected a folder with {file}")
     settings = _settings({name: values[name] for name in SETTINGS if name in values}, path)
-    return ModelFiles(path, **found, group=values.get("weights"), settings=settings, _recognised=recognised)
+    tokenizers = (found.pop("tokenizer"),) if "tokenizer" in found else ()
+    return ModelFiles(path, **found, tokenizers=tokenizers, group=values.get("weights"), settings=settings, _recognised=recognised)
 
 
 def _settings(values: dict[str, Any], source: Path) -> dict[str, Any]:
-    """The settings, of which types and ranges have been checked."""
+    """The settings, of which names, types and ranges have been checked."""
+    if unknown := values.keys() - SETTINGS.keys():
+        raise CheckpointError(f"{source} has {', '.join(sorted(unknown))}, which is no setting; a newer lolrt may know it")
     for name, value in values.items():
-        kind, fits = SETTINGS.get(name, (object, lambda _: True))
+        kind, fits = SETTINGS[name]
         if not isinstance(value, kind) or isinstance(value, bool) or not fits(value):
             raise CheckpointError(f"{source}: {name} is {str(value)[:60]!r}, which makes no sense there")
     return values
@@ -154,12 +182,12 @@ def _in_folder(folder: Path) -> ModelFiles:
                     f'or write a .toml file with a line {kind} = "..." for each part'
                 )
             found[kind] = path
-    tokenizers = sorted({path.parent for name in TOKENIZERS for path in folder.glob(f"**/{name}")})
+    tokenizers = sorted(path.parent for path in folder.glob(f"**/{TOKENIZER}") if path.is_file() and not _is_hidden(path, folder))
     return ModelFiles(
         folder,
         **found,
-        tokenizer=tokenizers[0] if tokenizers else None,
-        vocabulary=folder if (folder / "text.json").is_file() else None,
+        tokenizers=tuple(tokenizers),
+        vocabulary=folder if (folder / VOCABULARY).is_file() else None,
         settings=_settings(read_json(folder / "model.json"), folder / "model.json") if (folder / "model.json").is_file() else {},
         _recognised=recognised,
     )
@@ -168,18 +196,32 @@ def _in_folder(folder: Path) -> ModelFiles:
 def _weights(folder: Path) -> Iterator[Path]:
     """Files of weights in a folder and those right below it; an index stands for the files that it lists.
 
-    transformers' and diffusers' pickles count only where no safetensors lie beside them: hubs keep both of the same weights.
+    Hidden ones are left out: they are what systems and editors keep beside files. transformers' and diffusers' pickles count only where no
+    safetensors lie beside them: hubs keep both of the same weights.
     """
-    everything = sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file())
+    everything = sorted(
+        path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file() and not _is_hidden(path, folder)
+    )
     safe = {path.parent for path in everything if path.suffix == ".safetensors"}
     files = [path for path in everything if path.name.endswith(SUFFIXES) or (HUB_PICKLES.fullmatch(path.name) and path.parent not in safe)]
     listed = {path.parent / name for path in files if path.name.endswith(INDEX) for name in _weight_map(path).values()}
-    return (path for path in files if path not in listed)
+    words = {path.with_suffix(".safetensors") for path in everything if path.name == VOCABULARY}
+    return (path for path in files if path not in listed | words)
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def components_of(path: Path) -> list[Component]:
     """All parts of models that a file holds, with the configs beside it; the file's other contents are left out."""
-    return [replace(component, config=_config(component.kind, path.parent)) for component in recognise(_read(path), path)]
+    shard = SHARD.fullmatch(path.name)
+    if shard and int(shard["count"]) > 1:
+        raise CheckpointError(
+            f"{path} is shard {int(shard['number'])} of {int(shard['count'])}, and no index beside it lists it; fetch all of them, and "
+            f"{shard['stem']}.{shard['suffix']}.index.json, and name that or the folder"
+        )
+    return [replace(component, config=_config(component.kind, path)) for component in recognise(_read(path), path)]
 
 
 def _read(path: Path) -> Mapping[Any, Any]:
@@ -203,7 +245,7 @@ def _is_safetensors(path: Path) -> bool:
     if path.suffix == ".safetensors":
         return True
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return file.read(9)[8:] == b"{"
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
@@ -234,15 +276,27 @@ def _read_index(index: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _config(kind: Kind, folder: Path) -> dict[str, Any]:
+def _config(kind: Kind, file: Path) -> dict[str, Any]:
+    """The config beside a file of weights; of adapters, where there is none, the one that diffusers writes into the file."""
     names, marks = CONFIGS[kind]
-    for path in (folder / name for name in names):
+    for path in (file.parent / name for name in names):
         if path.is_file():
             values = read_json(path)
             theirs = any(mark in values for mark in marks)
             if kind == "lora" or path.name == "vae_config.json" or (theirs is not (kind == "dit")):
                 return values
+    if kind == "lora" and _is_safetensors(file) and (text := read_metadata(file).get(ADAPTER_METADATA)):
+        return _adapter_config(text, file)
     return {}
+
+
+def _adapter_config(text: str, file: Path) -> dict[str, Any]:
+    """Fields that are of a part of the pipeline have its name before theirs, "transformer.lora_alpha"."""
+    try:
+        values = json.loads(text)
+        return {name.removeprefix("transformer."): value for name, value in values.items()}
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise CheckpointError(f"{file} has {ADAPTER_METADATA} that are no JSON object; fetch it again") from error
 
 
 def read_component(path: str | Path | ModelFiles, kind: Kind, group: str | None = None, averaged: bool = True) -> Component:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lolrt.checkpoint.mapped import mark
+from lolrt.checkpoint.mapped import map_file, mark, view
 from lolrt.errors import CheckpointError
 from lolrt.files import replaced
 
@@ -43,38 +41,32 @@ class Entry(NamedTuple):
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, mapped rather than read: pages come in when they are touched, and writing to a tensor leaves the file alone.
 
-    Where the header's length is no multiple of 8, as old writers left it, tensors are not aligned: torch copies them as they are, but
-    whoever keeps one makes a copy (`load.weight`).
+    Where the header's length is no multiple of 8, as old writers left it, tensors are not aligned.
 
-    Raises `lolrt.CheckpointError` for a file that is not there, is cut off, or whose header contradicts itself or the file.
+    Raises `lolrt.CheckpointError` for a file that is not there, is none of weights, is cut off, or whose header contradicts itself or the
+    file.
     """
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size < 8:
-                raise damaged(path, "it ends before its header does")
-            data = torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist, and the model cannot be read without it") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    start, entries = _header(path, data)
-    return {name: mark(_view(data[start + entry.begin : start + entry.end], entry)) for name, entry in entries.items()}
+    data = map_file(path)
+    start, entries, _ = _header(path, data)
+    return {
+        name: mark(view(data[start + entry.begin : start + entry.end], entry.dtype).view(entry.shape)) for name, entry in entries.items()
+    }
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file says of itself, beside its tensors. Raises as `read_safetensors` does."""
+    _, _, metadata = _header(path, map_file(path))
+    return metadata
 
 
 def damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(f"{path} is damaged or no safetensors file ({reason}); fetch it again")
 
 
-def _view(data: Tensor, entry: Entry) -> Tensor:
-    if len(data) == 0:
-        return torch.empty(entry.shape, dtype=entry.dtype)
-    if data.data_ptr() % entry.dtype.itemsize:
-        return torch.frombuffer(data.numpy(), dtype=entry.dtype).view(entry.shape)
-    return data.view(entry.dtype).view(entry.shape)
-
-
-def _header(path: Path, data: Tensor) -> tuple[int, dict[str, Entry]]:
-    """Where the file's data begin, and its tensors."""
+def _header(path: Path, data: Tensor) -> tuple[int, dict[str, Entry], dict[str, str]]:
+    """Where the file's data begin, its tensors, and its metadata."""
+    if len(data) < 8:
+        raise damaged(path, "it ends before its header does")
     length = int.from_bytes(data[:8].numpy().tobytes(), "little")
     if length > min(MOST_HEADER_BYTES, len(data) - 8):
         raise damaged(path, f"its header claims {length} bytes of a file of {len(data)}")
@@ -95,7 +87,7 @@ def _header(path: Path, data: Tensor) -> tuple[int, dict[str, Entry]]:
         end = entry.end
     if 8 + length + end != len(data):
         raise damaged(path, f"its tensors end at byte {8 + length + end} of a file of {len(data)}")
-    return 8 + length, entries
+    return 8 + length, entries, metadata
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -156,12 +148,13 @@ def write_tensors(
 
 
 def file_order(names: Iterable[str]) -> list[str]:
-    """Names in their order, but for q, k and v of a layer, which lie side by side: so they are one matrix product with nothing copied."""
+    """Names in their order, but for q, k and v of a layer, which come one after the other: side by side, they are one matrix product."""
     order: dict[str, int] = {}
-    return sorted(names, key=lambda name: order.setdefault(_group(name), len(order)))
+    return sorted(names, key=lambda name: order.setdefault(group_of(name), len(order)))
 
 
-def _group(name: str) -> str:
+def group_of(name: str) -> str:
+    """The same for tensors that lie side by side."""
     head, _, leaf = name.rpartition(".")
     layer, _, module = head.rpartition(".")
     return f"{layer}.qkv.{leaf}" if module in ("q", "k", "v") else name

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lolrt.checkpoint import names
+from lolrt.checkpoint.foreign import LONGEST, kind_of
 from lolrt.checkpoint.formats import Component
+from lolrt.checkpoint.variants import refuse_variants
 from lolrt.errors import CheckpointError, Error
 from lolrt.models.dit import CausalDiT, DiTConfig
 from lolrt.models.vae.layers import VAEConfig
@@ -49,9 +52,19 @@ class TextEncoderConfig:
     num_buckets: int = 32
 
 
+def read_text(path: Path) -> str:
+    """A text file, with or without a byte order mark. Raises `OSError` and `ValueError`, and `lolrt.CheckpointError` for what is none."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no file; expected a text file")
+    content = path.read_bytes()
+    if kind := kind_of(content[:LONGEST]):
+        raise CheckpointError(f"{path} is {kind}")
+    return content.decode("utf-8-sig")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text("utf-8-sig"))
+        values = json.loads(read_text(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist, and the model cannot be read without it") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -114,7 +127,11 @@ def _checked(name: str, value: Any, like: Any, source: Path) -> Any:
 
 
 def dit_config(component: Component) -> DiTConfig:
-    """The config of a DiT, from its tensors, where they show it, and from the config beside them, which is right where they differ."""
+    """The config of a DiT, from its tensors, where they show it, and from the config beside them, which is right where they differ.
+
+    Raises `lolrt.CheckpointError` for a DiT with layers for more than text and noise, and for sizes that are none.
+    """
+    refuse_variants(component)
     shape = _shapes_of(component)
     config = DiTConfig()
     dim, in_dim, *patch = shape.get("patch_embedding.weight", (config.dim, config.in_dim, *config.patch_size))
@@ -139,6 +156,7 @@ def dit_config(component: Component) -> DiTConfig:
 
 def vae_config(component: Component) -> VAEConfig:
     """The config of a VAE, from its tensors and the config beside them, as `dit_config`."""
+    refuse_variants(component)
     shape = _shapes_of(component)
     config = VAEConfig()
     stages = 1 + max((int(name.split(".")[2]) for name in shape if name.startswith("encoder.downsamples.")), default=-1)
@@ -170,6 +188,7 @@ def vae_config(component: Component) -> VAEConfig:
 
 def text_encoder_config(component: Component) -> TextEncoderConfig:
     """The config of a UMT5 encoder, from its tensors."""
+    refuse_variants(component)
     shape = _shapes_of(component)
     default = TextEncoderConfig()
     vocab_size, dim = _pair(shape, "token_embedding.weight", default.vocab_size, default.dim)
@@ -275,7 +294,7 @@ def faults(expected: Shapes, tensors: Mapping[str, Tensor]) -> list[str]:
     clauses = []
     for fault, wrong in (("missing", expected.keys() - tensors.keys()), ("unexpected", tensors.keys() - expected.keys())):
         if wrong:
-            clauses.append(f"{fault}: {', '.join(sorted(wrong))}")
+            clauses.append(f"{fault}: {listed(wrong)}")
     shared = [(name, shape, tensors[name]) for name, shape in expected.items() if name in tensors]
     shapes = [f"{name} {list(tensor.shape)} instead of {list(shape)}" for name, shape, tensor in shared if tuple(tensor.shape) != shape]
     if shapes:
@@ -284,6 +303,24 @@ def faults(expected: Shapes, tensors: Mapping[str, Tensor]) -> list[str]:
     if dtypes:
         clauses.append(f"of a dtype that weights do not have: {', '.join(dtypes)}")
     return clauses
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in order, between commas; for three and more that differ in a block's number alone, one: blocks.{0-39}.ffn.0.bias."""
+    groups: dict[tuple[str, str], dict[int, str]] = {}
+    for name in sorted(names):
+        head, number, tail = (
+            match.groups() if (match := re.fullmatch(r"(.*?\.)(0|[1-9]\d{0,3})(\..*)", name, re.DOTALL)) else (name, "0", "")
+        )
+        groups.setdefault((head, tail), {})[int(number)] = name
+    told: list[tuple[str, str]] = []
+    for (head, tail), numbered in groups.items():
+        numbers = sorted(numbered)
+        if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+            told.append((numbered[numbers[0]], f"{head}{{{numbers[0]}-{numbers[-1]}}}{tail}"))
+        else:
+            told += [(name, name) for name in numbered.values()]
+    return ", ".join(text for _, text in sorted(told))
 
 
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

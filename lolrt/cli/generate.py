@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lolrt.cli.interrupt import Interrupt, Stopped
 from lolrt.cli.mass_log import MassLog
 from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_fields, add_kv, add_vae, field_values, kv_dtype, positive
+from lolrt.cli.without_effect import without_effect
 from lolrt.errors import Error
 from lolrt.files import remove_partials
 from lolrt.media import CRF
@@ -61,6 +62,7 @@ def add_command(commands: Commands) -> None:
     generate.add_argument("--threads", type=positive(int), help="CPU threads; by default all cores")
     add_fields(generate.add_argument_group("positions"), "Rope")
     add_fields(generate.add_argument_group("window"), "Window")
+    generate.set_defaults(chunk_frames=None)  # the model's own
     add_fields(generate.add_argument_group("sink gate"), "SinkGate")
     add_fields(generate.add_argument_group("sampler", "by default as the model says"), "Sampler", defaults=False)
 
@@ -111,6 +113,11 @@ def run(arguments: argparse.Namespace) -> None:
     pipe = lolrt.load(files, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, device=device)
     total = None if arguments.endless else arguments.frames or round((arguments.seconds or DEFAULT_SECONDS) * pipe.fps) or 1
     shown: dict[str, Any] = {"dynamic_ncols": True, "file": sys.stderr} | ({"disable": True} if arguments.quiet else {})
+    notes = []
+    if total is not None and (late := [cue for cue in cues if cue.seconds * pipe.fps >= total]):
+        notes.append(
+            f"{len(late)} of the script's {len(cues)} prompts come after the video's end, the first at {late[0].seconds} s"
+        )
     if resumed is None:
         start = None
         if arguments.start:
@@ -120,14 +127,18 @@ def run(arguments: argparse.Namespace) -> None:
             given = islice(read_frames(arguments.start, pipe.height, pipe.width, pipe.fps), wanted)
             start = pipe.encode_video(tqdm(given, "reading the start", unit=" frames", leave=False, **shown))
         rope = lolrt.Rope(**field_values(arguments, "Rope"))
-        window = lolrt.Window(**field_values(arguments, "Window"), gate=lolrt.SinkGate(**field_values(arguments, "SinkGate")))
+        window = replace(pipe.window, **field_values(arguments, "Window"), gate=lolrt.SinkGate(**field_values(arguments, "SinkGate")))
         check_memory(pipe, window, pages)
+        notes += without_effect(given_options(arguments).keys(), rope, window)
         sampler = replace(pipe.sampler, **field_values(arguments, "Sampler"))
         stream = pipe.stream(
             cues[0].prompt, seed=arguments.seed, rope=rope, window=window, sampler=sampler, probe=True, start=start, kv_dtype=pages
         )
     else:
         stream = pipe.resume(arguments.resume)
+    if not arguments.quiet:
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
     position = Position(**resumed.position) if resumed else None
     written = position.frames if position else 0  # the bar does not count where TQDM_DISABLE hides it
     if total is not None and written >= total:
@@ -158,7 +169,8 @@ def run(arguments: argparse.Namespace) -> None:
                 bar.write(f"{written / pipe.fps:.2f} s: {chunk.switch}", file=sys.stderr)
             writer.write(frames)
             mass_log.write(chunk)
-            bar.set_postfix_str(f"sink mass {chunk.sink_mass:.3f}", refresh=False)
+            if len(chunk.page_frames) >= stream.latent_stream.window.pages:  # until then sinks are most of what there is
+                bar.set_postfix_str(f"sink mass {chunk.sink_mass:.3f}", refresh=False)
             bar.update(len(frames))
             last_chunk, written = written, written + len(frames)
             if written == total:

@@ -20,6 +20,7 @@ def add_command(commands: Commands) -> None:
     info.add_argument("--model", help=MODEL_HELP)
     info.add_argument("--size", metavar="HxW", type=frame_size, help="of the video, such as 480x832; by default the model's own")
     add_fields(info, "Window")
+    info.set_defaults(chunk_frames=None)  # the model's own
     info.add_argument("--dtype", choices=["bfloat16", "float32"], help="of weights and activations; by default what the kernels prefer")
     info.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the model would run; cuda need not be there")
     add_vae(info)
@@ -61,19 +62,21 @@ def cuda_device() -> str:
 
 def print_memory(arguments: argparse.Namespace) -> None:
     """What a stream of a model will allocate."""
+    from dataclasses import replace
+
     import torch
 
-    import lolrt
     from lolrt.checkpoint.inspect import size
     from lolrt.memory_plan import plan_model
-    from lolrt.pipeline import preferred_dtype
+    from lolrt.pipeline import files_of, preferred_dtype, window_of
 
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else preferred_dtype(arguments.device)
     if arguments.device == "cuda" and dtype != torch.bfloat16:
         raise Error("on CUDA models run in bfloat16: ask for that, or for the memory on the CPU")
-    window = lolrt.Window(**field_values(arguments, "Window"))
+    files = files_of(arguments.model, {"dit"})
+    window = replace(window_of(files.settings, files.source), **field_values(arguments, "Window"))
     plan, (height, width) = plan_model(
-        arguments.model, arguments.size, dtype, window, vae=arguments.vae, vae_tile=arguments.vae_tile, device=arguments.device,
+        files, arguments.size, dtype, window, vae=arguments.vae, vae_tile=arguments.vae_tile, device=arguments.device,
         kv_dtype=kv_dtype(arguments),
     )  # fmt: skip
     kind = f"{height} x {width} pixels, {str(dtype).removeprefix('torch.')}, window {window.sink_frames} + {window.recent_frames}"

@@ -14,8 +14,11 @@ def add_command(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    import os
+
     from lolrt.checkpoint.inspect import inspect
     from lolrt.session.snapshot import Snapshot, is_snapshot
 
-    for line in Snapshot.read(arguments.path).lines() if is_snapshot(arguments.path) else inspect(arguments.path):
+    snapshot = os.path.isfile(arguments.path) and is_snapshot(arguments.path)  # a device would be read to no end
+    for line in Snapshot.read(arguments.path).lines() if snapshot else inspect(arguments.path):
         print(line)

@@ -49,6 +49,7 @@ class StreamEngine:
         """height, width: of a latent frame. memory: bytes of all pages and prompts; by default what `max_sessions` sessions with `window`
         need. Raises `lolrt.Error` when not even one such session fits."""
         self.vae, self.encode_text, self.sampler, self.fps, self.scheduler = vae, encode_text, sampler, fps, scheduler
+        self.window = window
         pages = max_sessions * window.pool_pages
         if memory is not None:
             probe = Engine(dit, height, width, pages=1, kv_dtype=kv_dtype)
@@ -73,17 +74,19 @@ class StreamEngine:
         *,
         seed: int = 0,
         rope: Rope = Rope(),
-        window: Window = Window(),
+        window: Window | None = None,
         sampler: Sampler | None = None,
         probe: bool = False,
         start: Tensor | None = None,
         start_frame: int = 0,
     ) -> Stream:
-        """A new stream, which takes part from the next pass on; options as of `Pipeline.latent_stream`.
+        """A new stream, which takes part from the next pass on; options as of `Pipeline.latent_stream`, window by default the engine's.
 
         Raises `lolrt.Error` when the engine has no room for it: it says what is needed, what is free, and what would help.
         """
-        config = StreamConfig(rope=rope, window=window, sampler=sampler or self.sampler, seed=seed, probe=probe, start_frame=start_frame)
+        config = StreamConfig(
+            rope=rope, window=window or self.window, sampler=sampler or self.sampler, seed=seed, probe=probe, start_frame=start_frame
+        )
         latents = LatentStream.of(self.engine, self.encode_text(prompt), config, start=start)
         stream = Stream(latents, self.vae, self.encode_text, prompt)
         # It has had no turn, but is not owed those of the others: it would keep them waiting for as long.

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lolrt.checkpoint.foreign import open_file
 from lolrt.errors import CheckpointError, PromptError
 from lolrt.files import write_whole
 from lolrt.text.encoder import TextEncoder
 
 # The entry of a file's metadata that lists its prompts; the embedding of prompt i is the tensor of that name.
 PROMPTS = "lolrt.prompts"
+
+# The entry of a cached embedding's metadata that says what was written.
+DIGEST = "lolrt.sha256"
 
 
 class EmbeddingFile(TextEncoder):
@@ -25,6 +31,7 @@ class EmbeddingFile(TextEncoder):
     def __init__(self, path: str | Path) -> None:
         """Reads all embeddings of the file. Raises `lolrt.CheckpointError` when it is no such file."""
         try:
+            open_file(Path(path)).close()  # it is a file, and no other kind of one
             with safe_open(path, framework="pt") as file:
                 prompts = json.loads((file.metadata() or {})[PROMPTS])
                 self._rows = {prompt: file.get_tensor(str(i)) for i, prompt in enumerate(prompts)}
@@ -52,17 +59,24 @@ def cache_folder() -> Path:
 
 
 def read_embedding(path: Path) -> Tensor | None:
-    """The one embedding in a file of the cache; None where there is no such file, or a damaged one."""
+    """The one embedding in a file of the cache; None where there is no such file, or not what was written to it."""
     try:
         with safe_open(path, framework="pt") as file:
-            return file.get_tensor("rows")
+            rows = file.get_tensor("rows")
+            return rows if (file.metadata() or {}).get(DIGEST) == _digest(rows) else None
     except (SafetensorError, OSError):
         return None
 
 
 def write_embedding(path: Path, rows: Tensor) -> None:
     """Writes one embedding to a file of the cache. Raises `lolrt.OutputError`."""
-    _write(path, {"rows": rows}, {})
+    _write(path, {"rows": rows}, {DIGEST: _digest(rows)})
+
+
+def _digest(rows: Tensor) -> str:
+    """SHA-256 of a tensor's dtype, shape and bytes."""
+    content = rows.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(f"{rows.dtype} {list(rows.shape)} ".encode() + content).hexdigest()
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

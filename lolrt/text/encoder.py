@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lolrt.checkpoint import read_json, read_safetensors
+from lolrt.checkpoint import read_json
+from lolrt.checkpoint.vocabulary import read_rows
 from lolrt.errors import CheckpointError, PromptError
 
 
@@ -25,6 +26,10 @@ class TextEncoder(ABC):
         return self.encode([prompt])[0]
 
 
+def _is_words(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
 class VocabularyEncoder(TextEncoder):
     """One learned vector per word of a small vocabulary; the words come in groups, of each of which a prompt names at most one.
 
@@ -33,15 +38,21 @@ class VocabularyEncoder(TextEncoder):
     """
 
     def __init__(self, folder: Path) -> None:
-        description, tensors = read_json(folder / "text.json"), read_safetensors(folder / "text.safetensors")
+        description = read_json(folder / "text.json")
         missing = [name for name in ("groups", "words") if name not in description]
         if missing:
             raise CheckpointError(f"{folder / 'text.json'} lacks {' and '.join(map(repr, missing))}; fetch the file again")
-        if "embedding.weight" not in tensors:
-            raise CheckpointError(f"{folder / 'text.safetensors'} lacks 'embedding.weight'; fetch the file again")
+        if (
+            not _is_words(description["words"])
+            or not isinstance(description["groups"], dict)
+            or not all(map(_is_words, description["groups"].values()))
+        ):
+            raise CheckpointError(
+                f"{folder / 'text.json'}: words are to be a list of texts, and groups lists by name; fetch the file again"
+            )
         self.groups: dict[str, list[str]] = description["groups"]
         self.words: list[str] = description["words"]
-        self.embedding = tensors["embedding.weight"]
+        self.embedding = read_rows(folder).clone()  # whatever becomes of the file
         if len(self.words) != len(self.embedding):
             raise CheckpointError(
                 f"{folder} has {len(self.words)} words and {len(self.embedding)} rows of text; they belong to different models"

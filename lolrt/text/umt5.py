@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import json
 import re
 import warnings
 from collections.abc import Sequence
@@ -15,8 +16,11 @@ from torch import Tensor
 
 from lolrt.checkpoint import ModelFiles, assign, read_component, to_diffusers
 from lolrt.checkpoint.formats import Component
-from lolrt.checkpoint.shapes import text_encoder_config, unfilled
-from lolrt.errors import CheckpointError, Error, OutputError
+from lolrt.checkpoint.mapped import give_back
+from lolrt.checkpoint.model_files import TOKENIZER
+from lolrt.checkpoint.shapes import read_json, text_encoder_config, unfilled
+from lolrt.checkpoint.tokenizer import read_tokenizer
+from lolrt.errors import CheckpointError, Error, OutputError, PromptError
 from lolrt.models.fingerprint import fingerprint
 from lolrt.text.embeddings import read_embedding, write_embedding
 from lolrt.text.encoder import TextEncoder
@@ -28,7 +32,7 @@ MOST_TOKENS = 512
 class UMT5Encoder(TextEncoder):
     """A UMT5 encoder and its tokenizer in memory.
 
-    component: the weights; they are used in the file's dtype, mapped. tokenizer: the folder of its tokenizer. Raises
+    component: the weights; they are used in the file's dtype, mapped. tokenizer: a folder with its tokenizer.json. Raises
     `lolrt.CheckpointError` when these are not what they should be, and `lolrt.Error` where transformers or ftfy are not installed.
     """
 
@@ -48,21 +52,24 @@ class UMT5Encoder(TextEncoder):
                     feed_forward_proj="gated-gelu",
                 )
             )
+        self._tokenizer = _tokenizer(tokenizer, config.vocab_size)
         names = to_diffusers("text_encoder", component.tensors)
         tensors = {theirs: component.tensors[ours] for ours, both in names.items() for theirs in both}
         tensors |= {name: tensor for name, tensor in component.tensors.items() if name not in names}  # an unexpected one is an error
         dtype = torch.bfloat16 if all(tensor.dtype == torch.bfloat16 for tensor in tensors.values()) else torch.float32
-        self._model = assign(model, tensors, dtype, component.source)
-        self._tokenizer = _read_tokenizer(tokenizer)
+        self._model = assign(model, tensors, dtype, component.source, mapped=True)
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """The rows of each prompt's tokens, [1 .. 512, text_dim]; those that pad it up to 512 in Wan's models are zeros, and left out."""
-        rows = []
-        for prompt in prompts:
-            tokens = self._tokenizer(clean(prompt), truncation=True, max_length=MOST_TOKENS, return_tensors="pt")
-            rows.append(self._model(tokens.input_ids, tokens.attention_mask).last_hidden_state[0].clone())
-        return rows
+        """The rows of each prompt's tokens, [1 .. 512, text_dim]; those that pad it up to 512 in Wan's models are zeros, and left out.
+
+        Raises `lolrt.PromptError` for a prompt of more tokens.
+        """
+        tokens = [self._tokenizer.encode(clean(prompt)).ids for prompt in prompts]
+        for prompt, ids in zip(prompts, tokens, strict=True):
+            if len(ids) > MOST_TOKENS:
+                raise PromptError(f"the prompt {prompt[:40]!r}... has {len(ids)} tokens; the model takes {MOST_TOKENS}: shorten it")
+        return [self._model(torch.tensor([ids])).last_hidden_state[0].clone() for ids in tokens]
 
 
 def _transformers() -> Any:
@@ -74,12 +81,18 @@ def _transformers() -> Any:
     return transformers
 
 
-def _read_tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path, vocab_size: int) -> Any:
+    """The tokenizer that tokenizer.json describes. transformers might run code that lies in the folder, and looks at its other files."""
+    import tokenizers
+
+    values = read_tokenizer(folder, vocab_size)
     try:
-        return _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{folder} holds no tokenizer that transformers can read ({reason})") from error
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(values))
+    except Exception as error:  # the library has no type of its own for them
+        raise CheckpointError(f"{folder / TOKENIZER} is no tokenizer that can be read ({str(error)[:200]}); fetch it again") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def clean(prompt: str) -> str:
@@ -92,9 +105,7 @@ def clean(prompt: str) -> str:
 def encoder_fingerprint(component: Component, tokenizer: Path) -> str:
     """The fingerprint of an encoder and its tokenizer together."""
     digest = fingerprint(component.tensors)
-    for path in sorted(tokenizer.glob("*")):
-        if path.is_file():
-            digest.update(path.name.encode() + path.read_bytes())
+    digest.update(json.dumps(read_json(tokenizer / TOKENIZER)).encode())
     return digest.hexdigest()
 
 
@@ -115,8 +126,10 @@ class CachedUMT5(TextEncoder):
         rows = [read_embedding(path) for path in paths]
         missing = [i for i, found in enumerate(rows) if found is None]
         if missing:
-            encoder = UMT5Encoder(read_component(self._source, "text_encoder"), self._tokenizer)
-            encoded = dict(zip(missing, encoder.encode([prompts[i] for i in missing]), strict=True))
+            component = read_component(self._source, "text_encoder")
+            encoded = dict(zip(missing, UMT5Encoder(component, self._tokenizer).encode([prompts[i] for i in missing]), strict=True))
+            for tensor in component.tensors.values():
+                give_back(tensor)
             rows = [encoded.get(i, found) for i, found in enumerate(rows)]
             try:
                 for i, embedding in encoded.items():

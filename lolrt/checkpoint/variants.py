@@ -1,0 +1,34 @@
+"""Models of Wan's family that are not read here, told by what their tensors show: other inputs than text and noise, or weights packed."""
+
+from __future__ import annotations
+
+import re
+
+from lolrt.checkpoint.formats import Component
+from lolrt.errors import CheckpointError
+
+# Names of tensors, of which one is enough, and what has them. Names of both Wan's and diffusers' layouts; the first that is found counts.
+TEXT_ALONE = "; video is made of text here, and of a picture that it begins with (--start): take a text-to-video model"
+PACKED = "; weights are read in floats here: take those in bfloat16 or float32"
+VARIANTS = {
+    "dit": (
+        (r"vace_", f"a VACE DiT, which is led by a video and masks{TEXT_ALONE}"),
+        (r".*audio", f"a speech-to-video DiT{TEXT_ALONE}"),
+        (r"face_|pose_patch_embedding|motion_encoder", f"an animation DiT, which is led by poses and faces{TEXT_ALONE}"),
+        (r"control_adapter|ref_conv", f"a DiT that is led by a camera, a control video or a reference picture{TEXT_ALONE}"),
+        (r"img_emb\.|.*\.k_img\.|.*image_embedder\.|.*\.add_k_proj\.", f"an image-to-video DiT{TEXT_ALONE}"),
+    ),
+    "vae": ((r"(encoder\.down|decoder\.up)samples\.\d+\.(down|up)samples\.", "the VAE of Wan2.2-TI2V-5B; take Wan2.1's, of 16 channels"),),
+}
+PACKINGS = (
+    (r"scaled_fp8|.*\.scale_weight|.*\.weight_scale|.*\.scale_input", f"weights in scaled 8-bit floats{PACKED}"),
+    (r".*\.absmax|.*\.quant_map|.*\.quant_state", f"weights packed by bitsandbytes{PACKED}"),
+    (r".*\.qweight|.*\.qzeros|.*\.wscales", f"weights packed to 4 bits{PACKED}"),
+)
+
+
+def refuse_variants(component: Component) -> None:
+    """Raises `lolrt.CheckpointError` for a model that is known, and known not to be read here."""
+    for pattern, what in (*PACKINGS, *VARIANTS.get(component.kind, ())):
+        if example := next((name for name in component.tensors if re.match(pattern, name)), None):
+            raise CheckpointError(f"{component.source} holds {what} (it has {example})")
