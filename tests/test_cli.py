@@ -94,6 +94,22 @@ def test_chunks_of_another_size_and_another_sampler(tmp_path, prompt):
         assert {row["first_frame"] for row in csv.DictReader(file)} == {"0", "2"}
 
 
+def test_options_and_prompts_that_change_nothing_are_told(tmp_path, capsys):
+    """Those that are given, not the defaults; and not with --quiet."""
+    script = tmp_path / "script.txt"
+    script.write_text("0 a red car by the sea at noon\n5 a blue car by the sea at night\n")
+    options = ["generate", "--script", str(script), "-o", str(tmp_path / "v.mp4"), "--frames", "9", "--anchor", "5", "--gate", "realigned"]
+    assert cli.main(options) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert told == [
+        "note: 1 of the script's 2 prompts come after the video's end, the first at 5.0 s",
+        "note: --anchor changes nothing: it takes --positions anchored",
+        "note: --gate changes nothing: it takes --sink-bias other than 0",
+    ]
+    assert cli.main([*options, "--quiet"]) == 0
+    assert "note" not in capsys.readouterr().err
+
+
 def test_a_script_switches_prompts_and_says_how_fast(tmp_path):
     script, path = tmp_path / "script.txt", tmp_path / "video.mp4"
     script.write_text("0 a red car by the sea at noon\n0.5 a blue car by the sea at night\n")
