@@ -14,7 +14,6 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import cast
 
-from lolrt.openmp import spin_briefly
 from lolrt.session.saver import Saver
 from lolrt.session.snapshot import Snapshot
 
@@ -23,7 +22,6 @@ SAVE_EVERY = 60
 
 
 def one_stream(number: int, chunks: int, threads: int, ready: Barrier, done: Barrier) -> None:
-    spin_briefly()
     import lolrt
 
     lolrt.set_threads(threads)

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from lolrt import __version__
 from lolrt.cli import bench, convert, encode, generate, info, inspect, lab, synth
 from lolrt.errors import Error
-from lolrt.openmp import spin_briefly
 
 COMMANDS = (generate, inspect, convert, synth, encode, info, bench, lab)
 
@@ -22,7 +21,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0, 2 after one line on standard error when the user can mend what went wrong, or 130 after Ctrl-C."""
     arguments = parser().parse_args(argv)
     arguments.argv = sys.argv[1:] if argv is None else list(argv)
-    spin_briefly()
     try:
         check_kernels()
         arguments.run(arguments)
@@ -36,9 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_kernels() -> None:
-    import torch  # noqa: F401 - before the core, which then computes on torch's threads
-
-    from lolrt import _core
+    try:
+        import torch  # noqa: F401 - before the core, which then computes on torch's threads
+    except ImportError as error:
+        raise Error(f"torch is missing or does not load ({error}): pip install torch, or see pytorch.org for other builds") from None
+    try:
+        from lolrt import _core
+    except ImportError as error:
+        raise Error(f"the kernels are not built or do not load ({error}): pip install . builds them") from None
 
     if _core.isa() == "none":
         raise Error(f"LOLRT_ISA is {os.environ['LOLRT_ISA']!r}; this build and CPU have {', '.join(_core.isas())}")
