@@ -313,7 +313,7 @@ def attention(
     pages = torch.empty(count, page_elements(k.dtype, tokens, heads, dim, k.device), dtype=k.dtype, device=k.device)
     page_table = torch.arange(count, dtype=torch.int32, device=k.device)
     kv_write(k, v, pages, page_table)
-    mass = torch.empty(count, q.shape[0], heads, device=q.device) if probe else None
+    mass = torch.empty(count, q.shape[0], heads, dtype=torch.float32, device=q.device) if probe else None
     out = frame_attention(q, pages, page_table, tokens, rotation=rotation, bias=bias, mass=mass)
     return out if mass is None else (out, mass)
 
@@ -377,7 +377,7 @@ def _sampler_step(sample: Tensor, level: float, velocity: Tensor, after: float, 
     for name, x in ("velocity", velocity), ("noise", noise):
         if x is not None and x.shape != sample.shape:
             raise ValueError(f"sampler_step: {name} is {list(x.shape)}; expected the sample's shape, {list(sample.shape)}")
-    out = torch.empty(sample.shape, device=sample.device)
+    out = torch.empty(sample.shape, dtype=torch.float32, device=sample.device)
     flat = [None if x is None else x.reshape(-1) for x in (sample, velocity, noise)]
     _run(_core.sampler_step, sample, flat[0], level, flat[1], after, flat[2], out.view(-1))
     return out
