@@ -8,8 +8,8 @@ Tensors marked T are float32 or bfloat16 on the CPU, bfloat16 or float16 on CUDA
 dimension is contiguous, and outer ones may be strided where it says so. Nothing is allocated or converted: results are written to the
 tensors given for them. Each call releases the GIL. Errors carry one line that names the tensor, what was expected and what was given, and
 leave the outputs as they were:
-ValueError for arguments that do not fit, outputs that are read-only, and tensors with torch's negative bit set, UnsupportedError (a RuntimeError) for what this build cannot do, MemoryError, and
-RuntimeError for a defect of the library.
+ValueError for arguments that do not fit, outputs that are read-only, and tensors with torch's negative bit set, UnsupportedError (a
+RuntimeError) for what this build cannot do, MemoryError, and RuntimeError for a defect of the library.
 
 If torch was imported first, the library computes on torch's threads, on at most as many as torch does; otherwise on threads of its
 own. The results are the same. torch's threads do not survive a fork: in the child of a process that has computed, the library waits for

@@ -503,10 +503,10 @@ def test_an_array_that_is_only_read_may_be_read_only() -> None:
     _core.rotation_table(turns, offsets, out)
     assert (out == expected).all() and out.any()
     out.flags.writeable = False
-    with pytest.raises(ValueError, match="^out: it is written, but its memory is read-only"):
+    with pytest.raises(ValueError, match=r"^out: it is written, but its memory is read-only"):
         _core.rotation_table(turns, offsets, out)
     copied = Capsule((1, 4, 8), version=(1, 0), flags=2)
-    with pytest.raises(ValueError, match="^x: it is written, but what came over DLPack is a copy"):
+    with pytest.raises(ValueError, match=r"^x: it is written, but what came over DLPack is a copy"):
         _core.gelu(copied)
     assert list(copied.numbers) == list(range(64))
 
@@ -537,7 +537,7 @@ def test_what_is_no_capsule_of_a_tensor() -> None:
             return None
 
     for nothing in (taken, Strange()):
-        with pytest.raises(ValueError, match="^x: expected a DLPack capsule"):
+        with pytest.raises(ValueError, match=r"^x: expected a DLPack capsule"):
             _core.gelu(nothing)
 
 
@@ -581,7 +581,7 @@ def test_a_tensor_that_is_to_be_negated_is_refused() -> None:
     """torch's imaginary part of a conjugate is memory that holds the opposite of it."""
     x = torch.ones(1, 4, 8, dtype=torch.complex64).mul(1 + 2j).conj().imag
     assert x.is_neg() and (x == -2).all()
-    with pytest.raises(ValueError, match="^sample: its memory holds the negative"):
+    with pytest.raises(ValueError, match=r"^sample: its memory holds the negative"):
         _core.sampler_step(x.reshape(-1), 0.0, torch.zeros(32), 0.0, None, torch.zeros(32))
     out = torch.zeros(32)
     _core.sampler_step(x.resolve_neg().reshape(-1), 0.0, torch.zeros(32), 0.0, None, out)

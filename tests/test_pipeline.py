@@ -58,5 +58,5 @@ def test_numbers_of_a_stream_are_whole(name: str, tiny: lolrt.Pipeline) -> None:
     for wrong in (1.5, 1.0, "1"):
         with pytest.raises(lolrt.Error, match=f"{name} is .*; expected a whole number"):
             tiny.latent_stream(tiny.example_prompts[0], **{name: wrong})
-    with pytest.raises(lolrt.Error, match="threads is 1.5"):
+    with pytest.raises(lolrt.Error, match=r"threads is 1\.5"):
         lolrt.set_threads(1.5)

@@ -205,11 +205,11 @@ def test_arrays_that_are_only_read_may_be_read_only() -> None:
     for array in (q, k, v, rotation):
         array.flags.writeable = False
     assert torch.equal(lolrt.attention(q, k, v, rotation), expected)
-    with pytest.raises(ValueError, match="^k: its elements go backwards"):
+    with pytest.raises(ValueError, match=r"^k: its elements go backwards"):
         lolrt.attention(q, k[::-1], v, rotation)
     x = np.ones((1, 4, 16), np.float32)
     x.flags.writeable = False
-    with pytest.raises(ValueError, match="^x: it is written, but its memory is read-only"):
+    with pytest.raises(ValueError, match=r"^x: it is written, but its memory is read-only"):
         ops.gelu(x)
     assert (x == 1).all()
 

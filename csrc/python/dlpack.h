@@ -103,7 +103,8 @@ class Borrowed {
     } else if (pybind11::hasattr(object, "__dlpack__")) {
       capsule_ = exported(object);  // frees itself: nobody takes the tensor out of it
     } else {
-      throw pybind11::type_error(std::string(name_) + ": expected a tensor (an object with __dlpack__), got " + Py_TYPE(object.ptr())->tp_name);
+      throw pybind11::type_error(std::string(name_) + ": expected a tensor (an object with __dlpack__), got " +
+                                 Py_TYPE(object.ptr())->tp_name);
     }
     look_into_capsule(use);
   }
@@ -130,8 +131,7 @@ class Borrowed {
     if (!PyCapsule_IsValid(capsule_.ptr(), "dltensor_versioned")) {
       refuse("expected a DLPack capsule with a tensor that nobody has taken out of it");
     }
-    const auto *managed =
-        static_cast<DLManagedTensorVersioned *>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor_versioned"));
+    const auto *managed = static_cast<DLManagedTensorVersioned *>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor_versioned"));
     if (managed->version.major != DLPackVersion::known_major) {
       refuse("DLPack of version " + std::to_string(managed->version.major) + "; expected version 1, or one before it");
     }
@@ -170,14 +170,16 @@ inline void check_for_torch(const Borrowed &array) {
   if (view == nullptr || view->ndim < 0 || view->ndim > 64 || (view->ndim > 0 && view->shape == nullptr)) {
     array.refuse("expected an array of 0 to 64 dimensions");
   }
-  if (view->byte_offset != 0) array.refuse("its data begins within its buffer (byte_offset), where torch does not look; copy it first");
+  if (view->byte_offset != 0)
+    array.refuse("its data begins within its buffer (byte_offset), where torch does not look; copy it first");
   constexpr int64_t most = INT64_MAX / 64;  // of 16 bytes at most, and room for a sum of two
   int64_t elements = 1, reach = 0;
   for (int dim = view->ndim - 1; dim >= 0; --dim) {
     const int64_t size = view->shape[dim], stride = view->strides ? view->strides[dim] : elements;
     if (stride < 0) {
-      array.refuse("its elements go backwards in memory (a negative stride), which torch does not take; copy it first, as "
-                   "numpy.ascontiguousarray does");
+      array.refuse(
+          "its elements go backwards in memory (a negative stride), which torch does not take; copy it first, as "
+          "numpy.ascontiguousarray does");
     }
     if (size < 0 || (size > 1 && (size > most / std::max<int64_t>(elements, 1) || stride > (most - reach) / (size - 1)))) {
       array.refuse("no memory holds an array of such sizes and strides");
