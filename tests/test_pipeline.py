@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,3 +63,34 @@ def test_numbers_of_a_stream_are_whole(name: str, tiny: lolrt.Pipeline) -> None:
             tiny.latent_stream(tiny.example_prompts[0], **{name: wrong})
     with pytest.raises(lolrt.Error, match=r"threads is 1\.5"):
         lolrt.set_threads(1.5)
+
+
+# Prints the CPU seconds of some chunks, computed with so many threads, all of which have to share one core.
+CROWDED = """
+import os, sys, time, lolrt
+lolrt.set_threads(int(sys.argv[1]))
+pipe = lolrt.load("tiny")
+stream = pipe.latent_stream(pipe.example_prompts[0])
+next(stream)
+core = {min(os.sched_getaffinity(0))}
+for thread in os.listdir("/proc/self/task"):
+    os.sched_setaffinity(int(thread), core)
+for _ in range(3):
+    next(stream)
+begin = time.process_time()
+for _ in range(3):
+    next(stream)
+print(time.process_time() - begin)
+"""
+
+
+@pytest.mark.whole
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores, and Linux")
+def test_threads_that_share_a_core_do_not_spin_against_each_other() -> None:
+    """What they compute takes as long as on one thread; what they spin comes on top, 90 times as much without a limit."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    spent = [
+        float(subprocess.run([sys.executable, "-c", CROWDED, n], env=environment, check=True, capture_output=True, text=True).stdout)
+        for n in "12"
+    ]
+    assert spent[1] < 2.5 * spent[0]
