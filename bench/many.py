@@ -22,7 +22,6 @@ import numpy as np
 
 from bench.report import table
 from lolrt.bench.machine import cores, describe
-from lolrt.openmp import spin_briefly
 from lolrt.session.saver import Saver
 from lolrt.session.snapshot import Snapshot
 
@@ -32,7 +31,6 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "many-streams.md"
 
 
 def one_stream(number: int, chunks: int, threads: int, ready: Barrier, done: Barrier) -> None:
-    spin_briefly()
     import lolrt
 
     lolrt.set_threads(threads)
@@ -158,7 +156,6 @@ TARGET = "≥ 1.6, aim at 2.5"
 
 
 def main() -> None:
-    spin_briefly()
     kinds: dict[str, tuple[str, Callable[[], float]]] = {
         "one engine": ("", lambda: engine(STREAMS, CHUNKS, False)),
         f"{STREAMS} processes of {cores()} threads, as they are by themselves": (TARGET, lambda: processes(STREAMS, CHUNKS, cores())),

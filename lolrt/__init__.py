@@ -6,13 +6,17 @@
     for chunk in pipe.stream(pipe.example_prompts[0], seed=7):
         chunk.frames  # uint8 [n, height, width, 3]
 
-Importing this module is cheap: torch and the kernels are loaded with the first name that needs them.
+Importing this module is cheap: torch and the kernels are loaded with the first name that needs them. Import it before torch where both
+are imported: it then sees to it that torch's threads, on which it computes, wait for one another without keeping other processes from the
+cores (`lolrt.openmp`).
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from lolrt.openmp import spin_briefly
 
 if TYPE_CHECKING:
     from lolrt.checkpoint import load_dit as load_dit
@@ -52,6 +56,8 @@ if TYPE_CHECKING:
     from lolrt.text.embeddings import EmbeddingFile as EmbeddingFile
 
 __version__ = "0.1.0"
+
+spin_briefly()
 
 _HOMES = {
     "checkpoint": ("load_dit", "load_taehv", "load_vae"),

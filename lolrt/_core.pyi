@@ -8,8 +8,8 @@ Tensors marked T are float32 or bfloat16 on the CPU, bfloat16 or float16 on CUDA
 dimension is contiguous, and outer ones may be strided where it says so. Nothing is allocated or converted: results are written to the
 tensors given for them. Each call releases the GIL. Errors carry one line that names the tensor, what was expected and what was given, and
 leave the outputs as they were:
-ValueError for arguments that do not fit, UnsupportedError (a RuntimeError) for what this build cannot do, MemoryError, and
-RuntimeError for a defect of the library.
+ValueError for arguments that do not fit, outputs that are read-only, and tensors with torch's negative bit set, UnsupportedError (a
+RuntimeError) for what this build cannot do, MemoryError, and RuntimeError for a defect of the library.
 
 If torch was imported first, the library computes on torch's threads, on at most as many as torch does; otherwise on threads of its
 own. The results are the same. torch's threads do not survive a fork: in the child of a process that has computed, the library waits for
@@ -143,6 +143,10 @@ def normal(seed: int, frame: int, step: int, out: _Tensor) -> None:
     seed: 0 to 2^64 - 1. frame: int64. step: int32.
     """
 
+def check_array(name: str, array: _Tensor, written: bool) -> None:
+    """Raises ValueError, with the name, for an array that `torch.from_dlpack` would misread or end the process for: one with a negative
+    stride, a `byte_offset`, sizes that no memory holds; and for one that is `written` though it is read-only."""
+
 def page_elements(
     dtype: Literal["float32", "bfloat16", "float16", "float8_e4m3fn"] | str,
     tokens: int,
@@ -193,7 +197,8 @@ def isa() -> str:
 
 def set_isa(name: str) -> None: ...
 def threads() -> int:
-    """Threads that the library uses at most, the caller included; by default as many as the process has CPUs."""
+    """Threads that the library uses at most, the caller included; by default as many as the process has CPUs, by its affinity and the
+    quota of its control group."""
 
 def set_threads(threads: int) -> None: ...
 def version() -> str: ...

@@ -1,5 +1,9 @@
 """The exceptions that are meant for the user: their text says what was wrong, what was expected and what to do."""
 
+from __future__ import annotations
+
+import operator
+
 
 class Error(Exception):
     """Something that the caller can mend: a path, an option, a file. The command line prints it as one line and exits with 2."""
@@ -18,6 +22,15 @@ class PromptError(Error):
 
 class OutputError(Error):
     """A video that could not be written."""
+
+
+def check_whole(**numbers: object) -> None:
+    """Raises `Error` for a number that is not whole, by its name."""
+    for name, number in numbers.items():
+        try:
+            operator.index(number)  # type: ignore[arg-type]
+        except TypeError:
+            raise Error(f"{name} is {number!r}; expected a whole number") from None
 
 
 def printable(text: str) -> str:

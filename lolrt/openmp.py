@@ -1,8 +1,9 @@
-"""How torch's OpenMP threads wait for one another. libgomp reads it when torch is imported: it has to be set before."""
+"""How torch's OpenMP threads wait for one another. libgomp reads it when torch is imported, so `import lolrt` sets it if it comes first."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 # Spins before a thread sleeps: longer than most gaps between the ops of a model. Medians of a chunk of the embedded model in two runs each
 # (2026-11-25, two cores): sleeping at once 214 and 214 ms, so 128 and 117, as libgomp does by itself 122 and 118; with both cores taken by
@@ -11,7 +12,7 @@ WAIT = {"GOMP_SPINCOUNT": "10000"}
 
 
 def spin_briefly() -> None:
-    """For this process, unless its environment says otherwise."""
-    if "OMP_WAIT_POLICY" not in os.environ:
+    """For this process and those that it starts, unless its environment says otherwise, or torch is there already."""
+    if "OMP_WAIT_POLICY" not in os.environ and "torch" not in sys.modules:
         for name, value in WAIT.items():
             os.environ.setdefault(name, value)

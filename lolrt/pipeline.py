@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 from collections.abc import Iterable, Set
@@ -164,6 +165,12 @@ class Pipeline:
         self.name, self.dit, self.vae, self.encode_text, self.sampler, self.window = name, dit, vae, encode_text, sampler, window
         self.fps, self.height, self.width, self.example_prompts = fps, height, width, example_prompts
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As torch saves it: weights that lie in one file are one memory, which pickle by itself would write anew for each of them."""
+        whole = io.BytesIO()
+        torch.save(self.__dict__, whole)
+        return _unpickled, (type(self), whole.getvalue())
+
     def stream(
         self,
         prompt: str,
@@ -276,3 +283,9 @@ class Pipeline:
         if not latents:
             raise Error("there is no frame to start from")
         return torch.cat(latents)
+
+
+def _unpickled(kind: type[Pipeline], whole: bytes) -> Pipeline:
+    pipe = kind.__new__(kind)
+    pipe.__dict__ = torch.load(io.BytesIO(whole), weights_only=False)  # it is part of a pickle, which is trusted or not read
+    return pipe

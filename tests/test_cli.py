@@ -498,6 +498,30 @@ def test_a_kernel_set_that_does_not_exist_is_one_clear_line():
     assert done.returncode == 2 and "scalar" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("module", "line"), [("torch", "torch is missing"), ("lolrt._core", "the kernels are not built")])
+def test_what_is_not_installed_is_one_clear_line(module: str, line: str) -> None:
+    code = f"import sys; sys.modules[{module!r}] = None; from lolrt.cli import main; sys.exit(main(['info']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.startswith(f"lolrt: {line}") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "environment", "expected"),
+    [
+        ("lolrt", {}, "10000"),
+        ("torch", {}, "None"),
+        ("lolrt", {"GOMP_SPINCOUNT": "7"}, "7"),
+        ("lolrt", {"OMP_WAIT_POLICY": "active"}, "None"),
+    ],
+)
+def test_threads_of_torch_are_told_to_spin_briefly(first: str, environment: dict[str, str], expected: str) -> None:
+    """In every program that imports lolrt first, unless its environment says otherwise."""
+    code = f"import os, {first}, lolrt; print(os.environ.get('GOMP_SPINCOUNT'))"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run([sys.executable, "-c", code], env={**clean, **environment}, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == expected
+
+
 def test_importing_is_light():
     code = "import sys, lolrt; assert not {'torch', 'av', 'numpy'} & set(sys.modules), set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -10,6 +10,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from capsules import Capsule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -459,7 +460,15 @@ def test_modulated_norm_says_what_is_wrong(changes: dict, message: str) -> None:
         (lambda: _core.Window(_core.Pool(1), 1, 0), ValueError, "recent_frames 0"),
         (lambda: _core.phase_increments(np.zeros(2), np.zeros(3, np.uint64)), ValueError, "2 radians, but out has 3"),
         (lambda: _core.phase_increments(np.zeros(2), np.zeros(2)), ValueError, "out: expected a contiguous uint64"),
-        (lambda: _core.normal(0, 0, 0, "out"), TypeError, "expected a tensor .* got str"),
+        (lambda: _core.normal(0, 0, 0, "out"), TypeError, "^out: expected a tensor .* got str"),
+        (lambda: _core.Window(None, 1, 1), TypeError, "incompatible constructor arguments"),
+        (lambda: _core.Pool.__new__(_core.Pool).acquire(), ValueError, "pool_acquire: a pointer is NULL"),
+        (lambda: _core.Pool.__new__(_core.Pool).release(0), ValueError, "pool is NULL"),
+        (lambda: _core.Window.__new__(_core.Window).advance(0, 1), ValueError, "window is NULL"),
+        (lambda: _core.Window.__new__(_core.Window).read(), ValueError, "a pointer is NULL"),
+        (lambda: _core.Window(_core.Pool.__new__(_core.Pool), 1, 1), RuntimeError, "holder|held"),
+        (lambda: _core.Window.read(None), TypeError, "incompatible function arguments"),
+        (lambda: _core.Pool.acquire(None), TypeError, "incompatible function arguments"),
     ],
 )
 def test_other_calls_say_what_is_wrong(call: Callable[[], object], error: type[Exception], message: str) -> None:
@@ -481,3 +490,99 @@ def test_numpy_torch_and_capsules_are_the_same_to_it() -> None:
     view = torch.zeros(10)
     _core.normal(3, 1, 4, view[2:8])
     assert (view.numpy() == [0, 0, *expected, 0, 0]).all()
+
+
+def test_an_array_that_is_only_read_may_be_read_only() -> None:
+    """But none is written, nor is a copy that its owner would never see."""
+    turns, offsets = np.array([[1 << 60]], dtype=np.uint64), np.array([[3]], dtype=np.int64)
+    expected = np.zeros((1, 1, 1, 1, 2), dtype=np.float32)
+    _core.rotation_table(turns, offsets, expected)
+    out = np.zeros_like(expected)
+    for array in (turns, offsets):
+        array.flags.writeable = False
+    _core.rotation_table(turns, offsets, out)
+    assert (out == expected).all() and out.any()
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match=r"^out: it is written, but its memory is read-only"):
+        _core.rotation_table(turns, offsets, out)
+    copied = Capsule((1, 4, 8), version=(1, 0), flags=2)
+    with pytest.raises(ValueError, match=r"^x: it is written, but what came over DLPack is a copy"):
+        _core.gelu(copied)
+    assert list(copied.numbers) == list(range(64))
+
+
+def test_versions_of_dlpack() -> None:
+    """All of version 1 are alike in what is read, and one without a version too; of others nothing is known."""
+    plain = Capsule((1, 4, 8))
+    _core.gelu(plain.capsule)
+    for version in ((1, 0), (1, 99)):
+        same = Capsule((1, 4, 8), version=version)
+        _core.gelu(same)
+        assert list(same.numbers) == list(plain.numbers) != list(range(64))
+    for version in ((0, 0), (2, 0), (9, 1)):
+        other = Capsule((1, 4, 8), version=version, ndim=2**31 - 1, data=8, shape=8)
+        with pytest.raises(ValueError, match=f"^x: DLPack of version {version[0]}; expected version 1"):
+            _core.gelu(other)
+
+
+def test_what_is_no_capsule_of_a_tensor() -> None:
+    taken = torch.zeros(1, 4, 8).__dlpack__()
+    torch.from_dlpack(taken)
+
+    class Strange:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 1, 0
+
+        def __dlpack__(self, **options: object) -> object:
+            return None
+
+    for nothing in (taken, Strange()):
+        with pytest.raises(ValueError, match=r"^x: expected a DLPack capsule"):
+            _core.gelu(nothing)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (Capsule((1, 4, 8), ndim=2**31 - 1), "got float32 of 2147483647 dimensions"),
+        (Capsule((1, 4, 8), ndim=-1), "got float32 without a shape"),
+        (Capsule((1, 4, 8), shape=None), "got float32 without a shape"),
+        (Capsule((1, 4, 8), data=None, byte_offset=4), "its data pointer is NULL"),
+        (Capsule((1, 4, 8), byte_offset=2), "not aligned"),
+        (Capsule((2, 4, 8), (2**62, 8, 1)), "no memory holds"),
+        (Capsule((1, 4, 8), lanes=2), "float32x2"),
+    ],
+)
+def test_what_a_capsule_may_say(tensor: Capsule, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^gelu: x: .*{message}|^gelu: x: expected float32 or bfloat16, got {message}"):
+        _core.gelu(tensor.capsule)
+    assert list(tensor.numbers) == list(range(64))
+
+
+def test_a_capsule_without_a_shape_is_no_vector() -> None:
+    for wrong in (Capsule((4,), bits=64, shape=None), Capsule((-1,), bits=64)):
+        with pytest.raises(ValueError, match="radians: expected a contiguous float64"):
+            _core.phase_increments(wrong.capsule, np.zeros(4, np.uint64))
+    for wrong in (Capsule((64,), code=1, bits=8, shape=None), Capsule((-(2**62),), code=1, bits=8)):
+        with pytest.raises(ValueError, match="workspace: expected a contiguous uint8"):
+            _core.frame_attention(**attention_arguments() | {"workspace": wrong.capsule})
+
+
+def test_data_may_begin_within_their_buffer() -> None:
+    """DLPack's byte_offset, and rows that go backwards."""
+    x = Capsule((2, 2, 8), (-16, 8, 1), byte_offset=4 * 32)
+    expected = torch.arange(64.0)
+    expected[16:48] = torch.nn.functional.gelu(expected[16:48], approximate="tanh")
+    _core.gelu(x)
+    torch.testing.assert_close(torch.tensor(list(x.numbers)), expected)
+
+
+def test_a_tensor_that_is_to_be_negated_is_refused() -> None:
+    """torch's imaginary part of a conjugate is memory that holds the opposite of it."""
+    x = torch.ones(1, 4, 8, dtype=torch.complex64).mul(1 + 2j).conj().imag
+    assert x.is_neg() and (x == -2).all()
+    with pytest.raises(ValueError, match=r"^sample: its memory holds the negative"):
+        _core.sampler_step(x.reshape(-1), 0.0, torch.zeros(32), 0.0, None, torch.zeros(32))
+    out = torch.zeros(32)
+    _core.sampler_step(x.resolve_neg().reshape(-1), 0.0, torch.zeros(32), 0.0, None, out)
+    assert (out == -2).all()

@@ -43,4 +43,4 @@ def test_environment_names_the_kernels(program: Path) -> None:
 def test_program_found_by_pkg_config_is_right(tmp_path: Path) -> None:
     flags = output_of("pkg-config", "--cflags", "--libs", "lolrt", PKG_CONFIG_PATH=str(PACKAGE / "lib" / "pkgconfig")).split()
     output_of("cc", "-std=c99", *WARNINGS, EXAMPLE / "main.c", *flags, "-lm", "-o", tmp_path / "embed")
-    assert re.fullmatch(LINE, output_of(tmp_path / "embed", LD_LIBRARY_PATH=str(PACKAGE / "lib")))
+    assert re.fullmatch(LINE, output_of(tmp_path / "embed"))

@@ -1,4 +1,4 @@
-"""A wheel built from a clean copy of the sources, and the same build installed below a prefix."""
+"""A wheel built from the source distribution of a clean copy, and the same build installed below a prefix."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ BUILT = ("_core*.so", "lib", "include", "__pycache__")  # what an editable insta
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what the package is built from, with `wheels/` built in it."""
-    copy = tmp_path_factory.mktemp("sources")
-    for name in ("CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    """What the source distribution of the repository's files unpacks to, with `wheels/` built in it."""
+    copy, made = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("sources")
+    for name in ("CMakeLists.txt", "MANIFEST.in", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     for name in ("cmake", "csrc"):
         shutil.copytree(ROOT / name, copy / name)
     shutil.copytree(ROOT / "lolrt", copy / "lolrt", ignore=shutil.ignore_patterns(*BUILT))
-    wheel = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", copy / "wheels", copy)
+    code = f"import os, setuptools.build_meta as build; os.chdir({str(copy)!r}); build.build_sdist({str(made)!r})"
+    output_of(sys.executable, "-c", code)
+    (archive,) = made.glob("lolrt-*.tar.gz")
+    shutil.unpack_archive(archive, made)
+    (unpacked,) = (path for path in made.iterdir() if path.is_dir())
+    wheel = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", unpacked / "wheels", unpacked)
     output_of(*wheel, LOLRT_CUDA="OFF")  # the editable installation has built the CUDA half already
-    return copy
+    return unpacked
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +74,12 @@ def test_wheel_can_be_anywhere(sources: Path, site: Path) -> None:
     said = output_of(sys.executable, script)
     assert said.startswith(str(moved)) and "scalar" in said.splitlines()[0]
     assert set(re.findall(r"/\S*liblolrt\.so", said)) == {str(moved / "lolrt" / "lib" / "liblolrt.so")}
+
+
+def test_source_distribution_is_whole(sources: Path) -> None:
+    """The CUDA half too, which was not built."""
+    kept = output_of("git", "-C", ROOT, "ls-files", "csrc", "cmake", "lolrt", "CMakeLists.txt").splitlines()
+    assert "csrc/cuda/kernels.cpp" in kept and [name for name in kept if not (sources / name).is_file()] == []
 
 
 def test_cmake_installs_the_same_below_a_prefix(sources: Path, tmp_path: Path) -> None:

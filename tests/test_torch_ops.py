@@ -9,6 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from capsules import Capsule
 
 import lolrt
 from lolrt import ops
@@ -61,13 +62,72 @@ def test_shapes_that_do_not_fit_are_told(change, hint):
         lolrt.attention(**{**example(), **change})
 
 
-def test_gradients_are_not_dropped_in_silence() -> None:
-    tensors = example()
-    tensors["k"].requires_grad_()
-    with pytest.raises(ValueError, match="no gradients"):
-        lolrt.attention(**tensors)
-    with torch.inference_mode():
-        lolrt.attention(**tensors)
+def calls() -> dict[str, tuple[Callable[..., Any], dict[str, torch.Tensor], dict[str, Any]]]:
+    """Each op with the tensors of numbers that it takes, and its other arguments."""
+    heads, rows, row, images = torch.ones(1, 4, 2, 8), torch.ones(1, 4, 16), torch.ones(1, 16), torch.ones(1, 4, 4, 16)
+    pages, table = torch.ones(1, ops.page_elements(torch.float32, 4, 2, 8)), torch.zeros(1, dtype=torch.int32)
+    filters, bias = ops.pack_convolution(torch.ones(3, 16, 2, 3, 3), torch.ones(3))
+    turns = torch.ones(1, 1, 2, 4, 2)
+    found: dict[str, tuple[Callable[..., Any], dict[str, torch.Tensor], dict[str, Any]]] = {
+        "attention": (lolrt.attention, dict(q=heads, k=heads, v=heads, rotation=turns, bias=torch.zeros(1, 2)), {}),
+        "kv_write": (
+            ops.kv_write,
+            dict(k=heads, v=heads, pages=pages, weight=torch.ones(2, 8), rotation=torch.ones(4, 2, 2)),
+            dict(page_table=table),
+        ),
+        "normalize_queries": (ops.normalize_queries, dict(q=heads, weight=torch.ones(2, 8), rotation=torch.ones(4, 2, 2)), {}),
+        "frame_attention": (
+            ops.frame_attention,
+            dict(q=heads, pages=pages, rotation=turns, bias=torch.zeros(1, 2), mass=torch.zeros(1, 1, 2)),
+            dict(page_table=table, page_tokens=4),
+        ),
+        "modulated_norm": (ops.modulated_norm, dict(x=rows, scale=row, shift=row, residual=rows.clone(), gate=row), {}),
+        "gelu": (ops.gelu, dict(x=rows), {}),
+        "sampler_step": (ops.sampler_step, dict(sample=rows, velocity=rows, noise=rows), dict(level=0.5)),
+        "channel_norm": (ops.channel_norm, dict(x=images, gamma=row[0], out=torch.zeros(1, 6, 6, 16)), dict(silu=True)),
+        "conv3d": (
+            ops.conv3d,
+            dict(x=images, weight=filters, bias=bias, out=torch.zeros(1, 2, 2, 3), past=images, residual=torch.zeros(1, 2, 2, 3)),
+            {},
+        ),
+        "pack_convolution": (ops.pack_convolution, dict(weight=torch.ones(3, 16, 2, 3, 3), bias=torch.ones(3)), {}),
+    }
+    assert found.keys() == {"attention", "pack_convolution", *ops._ARGUMENTS}, "every op"
+    return found
+
+
+@pytest.mark.parametrize("name", calls())
+def test_gradients_are_not_dropped_in_silence(name: str) -> None:
+    """Whichever tensor asks for them."""
+    op, tensors, others = calls()[name]
+    op(**tensors, **others)
+    for asking in tensors:
+        wanted = {key: x.clone().requires_grad_(key == asking) for key, x in tensors.items()}
+        with pytest.raises(ValueError, match=f"^{name} computes no gradients"):
+            op(**wanted, **others)
+        with torch.no_grad():
+            op(**wanted, **others)
+
+
+WRITTEN = {
+    "kv_write": ["pages"], "frame_attention": ["mass"], "modulated_norm": ["x"], "gelu": ["x"], "channel_norm": ["out"], "conv3d": ["out"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ops._ARGUMENTS)
+def test_autograd_learns_what_is_written(name: str) -> None:
+    """A product has kept the tensor that the op then changes: its gradient would be a wrong one."""
+    op, tensors, others = calls()[name]
+    factors = {key: torch.ones_like(x, requires_grad=True) for key, x in tensors.items()}
+    products = {key: factors[key] * x for key, x in tensors.items()}
+    with torch.no_grad():
+        op(**tensors, **others)
+    for key, product in products.items():
+        if key in WRITTEN.get(name, []):
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                product.sum().backward()
+        else:
+            product.sum().backward()
 
 
 def model_step(tensors: dict[str, torch.Tensor], pages: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -118,6 +178,40 @@ def test_arrays_of_numpy_are_taken_for_tensors():
     assert sum(isinstance(array, np.ndarray) for array in arrays) == 6, "those that were given"
     for array, tensor in zip(arrays, tensors, strict=True):
         assert tensor.any() and np.array_equal(array, tensor)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones((1, 4, 16), np.float32)[:, ::-1], "^x: its elements go backwards in memory"),
+        (np.ones((1, 4, 16), np.float32)[..., ::-1], "^x: its elements go backwards in memory"),
+        (Capsule((1, 4, 8), byte_offset=32), "^x: its data begins within its buffer"),
+        (Capsule((2, 4, 8), (2**61, 8, 1)), "^x: no memory holds"),
+        (Capsule((2**40, 2**40, 8), (0, 0, 1)), "^x: no memory holds"),
+        (Capsule((1, -4, 8)), "^x: no memory holds"),
+        (Capsule((1, 4, 8), ndim=2**31 - 1), "^x: expected an array of 0 to 64 dimensions"),
+        (Capsule((1, 4, 8), version=(2, 0)), "^x: DLPack of version 2"),
+        (Capsule((1, 4, 8), version=(1, 0), flags=1), "^x: it is written, but its memory is read-only"),
+    ],
+)
+def test_arrays_that_torch_would_die_of_or_misread(array: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ops.gelu(array)
+
+
+def test_arrays_that_are_only_read_may_be_read_only() -> None:
+    q, k, v, rotation = (tensor.numpy() for tensor in example().values())
+    expected = lolrt.attention(q, k, v, rotation)
+    for array in (q, k, v, rotation):
+        array.flags.writeable = False
+    assert torch.equal(lolrt.attention(q, k, v, rotation), expected)
+    with pytest.raises(ValueError, match=r"^k: its elements go backwards"):
+        lolrt.attention(q, k[::-1], v, rotation)
+    x = np.ones((1, 4, 16), np.float32)
+    x.flags.writeable = False
+    with pytest.raises(ValueError, match=r"^x: it is written, but its memory is read-only"):
+        ops.gelu(x)
+    assert (x == 1).all()
 
 
 @pytest.mark.whole

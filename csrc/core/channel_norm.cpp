@@ -2,9 +2,13 @@
 #include "core/checks.h"
 #include "core/status.h"
 
+#include <algorithm>
+
 using namespace lolrt;
 
 namespace {
+
+constexpr int64_t kMostRows = INT64_MAX / 4;
 
 ChannelNorm checked(const lolrt_channel_norm_desc &desc) {
   Checker check("channel_norm");
@@ -19,8 +23,10 @@ ChannelNorm checked(const lolrt_channel_norm_desc &desc) {
   op.columns = x.size(2);
   op.channels = x.size(3);
   op.gamma = check("gamma", desc.gamma, DType::float32, {{"channels", op.channels}}).data<float>();
-  const int64_t added = desc.out->ndim == 4 && desc.out->shape != nullptr ? desc.out->shape[1] - op.rows : 0;
-  op.margin = added > 0 ? added / 2 : 0;
+  // The margin is what out has more rows for; a size that no memory holds is not added to.
+  const bool has_rows = desc.out->ndim == 4 && desc.out->shape != nullptr;
+  const int64_t out_rows = has_rows ? std::min(desc.out->shape[1], kMostRows) : 0;
+  op.margin = out_rows > op.rows ? (out_rows - op.rows) / 2 : 0;
   const auto shape = {Dim{"frames", op.frames}, Dim{"rows + 2 m", op.rows + 2 * op.margin},
                       Dim{"columns + 2 m", op.columns + 2 * op.margin}, Dim{"channels", op.channels}};
   op.out = pixels(check.output("out", desc.out, op.out_dtype, shape, Layout::strided));

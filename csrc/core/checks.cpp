@@ -44,7 +44,7 @@ View check_pages(const Checker &check, const char *operation, const lolrt_tensor
   const View view = access == Access::write ? check.output("pages", pages, page_dtype, shape, Layout::strided)
                                             : check("pages", pages, page_dtype, shape, Layout::strided);
   // Pairs of bfloat16 are read as one 32-bit word.
-  if (reinterpret_cast<uintptr_t>(view.data<void>()) % 4 != 0 || view.stride(0) * element_bytes(page_dtype) % 4 != 0) {
+  if (reinterpret_cast<uintptr_t>(view.data<void>()) % 4 != 0 || view.stride(0) % (4 / element_bytes(page_dtype)) != 0) {
     fail(LOLRT_INVALID_ARGUMENT, "%s: pages: its rows are not 4-byte aligned (64 bytes is best)", operation);
   }
   return view;

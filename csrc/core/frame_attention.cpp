@@ -37,9 +37,14 @@ FrameAttention checked(const lolrt_frame_attention_desc &desc) {
   op.dim = q.size(3);
   op.page_tokens = desc.page_tokens;
   check_page_sizes("frame_attention", op.page_tokens, op.heads, op.dim);
-  op.out = head_rows(check.output("out", desc.out, op.dtype,
-                                  {{"frames", op.frames}, {"tokens", op.tokens}, {"heads", op.heads}, {"dim", op.dim}},
-                                  Layout::strided));
+  if (op.tokens > PageLayout::max_tokens) {
+    fail(LOLRT_INVALID_ARGUMENT, "frame_attention: q has frames of %" PRId64 " tokens; expected %" PRId64 " at most", op.tokens,
+         PageLayout::max_tokens);
+  }
+  const View out = check.output("out", desc.out, op.dtype,
+                                {{"frames", op.frames}, {"tokens", op.tokens}, {"heads", op.heads}, {"dim", op.dim}},
+                                Layout::strided);
+  op.out = head_rows(out);
   op.page_dtype = check_page_type("frame_attention", desc.pages, op.dtype, op.dim);
   const PageLayout layout(op.place.device.type, op.page_dtype, op.page_tokens, op.heads, op.dim);
   const View pool = check_pages(check, "frame_attention", desc.pages, op.page_dtype, layout, Access::read);
@@ -53,6 +58,7 @@ FrameAttention checked(const lolrt_frame_attention_desc &desc) {
   }
   const View page_table = batched ? check("page_table", desc.page_table, DType::int32, {{"batch"}, {"pages"}})
                                   : check("page_table", desc.page_table, DType::int32, {{"pages"}});
+  check.not_in("page_table", page_table.span(), "out", out.span());
   op.page_table = page_table.data<int32_t>();
   op.batch = batched ? page_table.size(0) : 1;
   op.pages = page_table.size(batched ? 1 : 0);
@@ -84,6 +90,11 @@ FrameAttention checked(const lolrt_frame_attention_desc &desc) {
   if (desc.mass) {
     const View mass = batched ? check.output("mass", desc.mass, DType::float32, {batch, pages, frames, heads})
                               : check.output("mass", desc.mass, DType::float32, {pages, frames, heads});
+    check.not_in("page_table", page_table.span(), "mass", mass.span());
+    if (mass.elements() > INT64_MAX / 64 / op.tokens) {
+      fail(LOLRT_INVALID_ARGUMENT, "frame_attention: no memory holds what mass is added up of, for frames of %" PRId64 " tokens",
+           op.tokens);
+    }
     op.mass = mass.data<float>();
   }
   if (!(desc.scale >= 0.0f) || std::isinf(desc.scale)) {
@@ -125,6 +136,10 @@ lolrt_status lolrt_frame_attention(const lolrt_frame_attention_desc *desc) {
            " or more, 64-byte aligned (frame_attention_workspace says how many)",
            desc->workspace_bytes, desc->workspace, needed);
     }
+    const auto table = reinterpret_cast<uintptr_t>(op.page_table), workspace = reinterpret_cast<uintptr_t>(desc->workspace);
+    Checker("frame_attention")
+        .not_in("page_table", {table, table + op.batch * op.pages * sizeof *op.page_table}, "workspace",
+                {workspace, workspace + needed});
     op.workspace = desc->workspace;
     if (!run_on_cuda(&CudaKernels::frame_attention, op)) kernels().frame_attention(op);
   });

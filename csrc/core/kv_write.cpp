@@ -42,9 +42,11 @@ KvWrite checked(const lolrt_kv_write_desc &desc) {
   check_page_sizes("kv_write", op.tokens, op.heads, op.dim);
   const auto same_shape = {Dim{"frames", op.frames}, Dim{"tokens", op.tokens}, Dim{"heads", op.heads}, Dim{"dim", op.dim}};
   const auto weight_shape = {Dim{"heads", op.heads}, Dim{"dim", op.dim}};
+  View q_out;
   if (has_q) {
     op.q = head_rows(lead);
-    op.q_out = head_rows(check.output("q_out", desc.q_out, op.dtype, same_shape, Layout::strided));
+    q_out = check.output("q_out", desc.q_out, op.dtype, same_shape, Layout::strided);
+    op.q_out = head_rows(q_out);
     if (desc.q_weight) op.q_weight = check("q_weight", desc.q_weight, op.dtype, weight_shape).data<void>();
   }
   if (has_kv) {
@@ -56,7 +58,10 @@ KvWrite checked(const lolrt_kv_write_desc &desc) {
     const View pages = check_pages(check, "kv_write", desc.pages, op.page_dtype, layout, Access::write);
     op.pages = pages.data<void>();
     op.page_stride = pages.stride(0);
-    op.page_table = check("page_table", desc.page_table, DType::int32, {{"frames", op.frames}}).data<int32_t>();
+    const View page_table = check("page_table", desc.page_table, DType::int32, {{"frames", op.frames}});
+    check.not_in("page_table", page_table.span(), "pages", pages.span());
+    if (has_q) check.not_in("page_table", page_table.span(), "q_out", q_out.span());
+    op.page_table = page_table.data<int32_t>();
     if (op.place.device.type == LOLRT_DEVICE_CPU) {
       check_page_table("kv_write", op.page_table, op.frames, pages.size(0));
       check_distinct(op);
@@ -68,7 +73,7 @@ KvWrite checked(const lolrt_kv_write_desc &desc) {
     op.pairs = rotation.size(1);
     op.rotation_first_channel = desc.rotation_first_channel;
     if (op.rotation_first_channel < 0 || op.rotation_first_channel % 2 != 0 ||
-        op.rotation_first_channel + 2 * op.pairs > op.dim) {
+        op.rotation_first_channel > op.dim - 2 * op.pairs) {
       fail(LOLRT_INVALID_ARGUMENT,
            "kv_write: rotation of %" PRId64 " pairs from channel %" PRId64
            " on; expected an even first channel and no channel beyond dim = %" PRId64,

@@ -37,7 +37,10 @@ std::string type_name(lolrt_dtype dtype) {
   return dtype.lanes == 1 ? name : name + "x" + std::to_string(dtype.lanes);
 }
 
+// Of the sizes or strides of a tensor; more dimensions than any library has are not looked for.
 std::string list(const int64_t *values, int count) {
+  constexpr int most = 64;
+  if (count > most) return "of " + std::to_string(count) + " dimensions";
   std::string text = "[";
   for (int i = 0; i < count; ++i) text += (i ? ", " : "") + std::to_string(values[i]);
   return text + "]";
@@ -63,6 +66,8 @@ bool shape_fits(const lolrt_tensor &tensor, std::initializer_list<Dim> dims) {
   return true;
 }
 
+uint64_t magnitude(int64_t stride) { return stride < 0 ? 0 - static_cast<uint64_t>(stride) : static_cast<uint64_t>(stride); }
+
 // Steps along a dimension, by the elements that each skips.
 struct Steps {
   uint64_t stride, count;
@@ -72,15 +77,18 @@ struct Steps {
 // memory. Dimensions that interleave are refused, though some of them would not.
 bool elements_apart(const View &view, int dims) {
   std::array<Steps, View::max_dims> steps{};
-  auto end = steps.begin();
+  auto end = steps.begin();  // narrow ones first
   for (int dim = 0; dim < dims; ++dim) {
-    const auto stride = static_cast<uint64_t>(view.stride(dim));
-    if (view.size(dim) > 1) *end++ = {view.stride(dim) < 0 ? 0 - stride : stride, static_cast<uint64_t>(view.size(dim) - 1)};
+    if (view.size(dim) == 1) continue;
+    const Steps step{magnitude(view.stride(dim)), static_cast<uint64_t>(view.size(dim) - 1)};
+    const auto wider = std::find_if(steps.begin(), end, [&](const Steps &other) { return other.stride > step.stride; });
+    std::move_backward(wider, end, end + 1);
+    *wider = step;
+    ++end;
   }
-  std::sort(steps.begin(), end, [](const Steps &a, const Steps &b) { return a.stride < b.stride; });
   uint64_t span = 0;
   for (auto step = steps.begin(); step != end; ++step) {
-    if (step->stride <= span || step->count > (INT64_MAX - span) / step->stride) return false;
+    if (step->stride <= span) return false;
     span += step->count * step->stride;
   }
   return true;
@@ -127,14 +135,21 @@ View Checker::operator()(const char *name, const lolrt_tensor *tensor, DType dty
          expected_shape(dims).c_str(), type_name(tensor->dtype).c_str(),
          readable ? list(tensor->shape, tensor->ndim).c_str() : "without a shape");
   }
-  View view;
-  view.data_ = static_cast<char *>(tensor->data) + tensor->byte_offset;
-  if (tensor->data == nullptr || reinterpret_cast<uintptr_t>(view.data_) % element_bytes(dtype) != 0) {
+  const uintptr_t data = reinterpret_cast<uintptr_t>(tensor->data) + tensor->byte_offset;
+  if (tensor->data == nullptr || data % element_bytes(dtype) != 0) {
     fail(LOLRT_INVALID_ARGUMENT, "%s: %s: its data pointer is %s", operation_, name,
          tensor->data == nullptr ? "NULL" : "not aligned to its element type");
   }
+  View view;
+  view.data_ = reinterpret_cast<void *>(data);
   const int64_t most = INT64_MAX / element_bytes(dtype);
+  const auto no_memory_holds = [&] {
+    fail(LOLRT_INVALID_ARGUMENT, "%s: %s: no memory holds a tensor of shape %s%s%s", operation_, name,
+         list(tensor->shape, tensor->ndim).c_str(), tensor->strides ? " with strides " : "",
+         tensor->strides ? list(tensor->strides, tensor->ndim).c_str() : "");
+  };
   int64_t packed = 1;
+  uint64_t before = 0, after = 0;  // elements between the first one and the lowest, and the highest
   for (int dim = tensor->ndim - 1; dim >= 0; --dim) {
     view.size_[dim] = tensor->shape[dim];
     view.stride_[dim] = tensor->strides ? tensor->strides[dim] : packed;
@@ -144,12 +159,14 @@ View Checker::operator()(const char *name, const lolrt_tensor *tensor, DType dty
            layout == Layout::contiguous ? "a contiguous tensor" : "a contiguous innermost dimension",
            list(tensor->shape, tensor->ndim).c_str(), list(tensor->strides, tensor->ndim).c_str());
     }
-    if (view.size_[dim] > most / packed) {
-      fail(LOLRT_INVALID_ARGUMENT, "%s: %s: no memory holds a tensor of shape %s", operation_, name,
-           list(tensor->shape, tensor->ndim).c_str());
-    }
+    if (view.size_[dim] > most / packed) no_memory_holds();
     packed *= view.size_[dim];
+    const bool backwards = view.stride_[dim] < 0;
+    const uint64_t step = magnitude(view.stride_[dim]), steps = static_cast<uint64_t>(view.size_[dim] - 1);
+    if (steps > 0 && step > (static_cast<uint64_t>(most) - 1 - before - after) / steps) no_memory_holds();
+    (backwards ? before : after) += steps * step;
   }
+  view.span_ = {data - before * element_bytes(dtype), data + (after + 1) * element_bytes(dtype)};
   return view;
 }
 
@@ -161,6 +178,13 @@ View Checker::output(const char *name, const lolrt_tensor *tensor, DType dtype, 
          operation_, name, list(tensor->shape, tensor->ndim).c_str(), list(tensor->strides, tensor->ndim).c_str());
   }
   return view;
+}
+
+void Checker::not_in(const char *index_name, Span index, const char *written_name, Span written) const {
+  if (index.begin < written.end && written.begin < index.end) {
+    fail(LOLRT_INVALID_ARGUMENT, "%s: %s lies in the memory of %s, which is written: give it memory of its own", operation_,
+         index_name, written_name);
+  }
 }
 
 void Checker::on_device_of(const char *name, const lolrt_tensor *tensor) {

@@ -3,6 +3,7 @@
 
 #include "lolrt/lolrt.h"
 
+#include <cstdint>
 #include <initializer_list>
 
 namespace lolrt {
@@ -45,7 +46,12 @@ enum class Layout {
   strided      // innermost dimension contiguous, outer ones free
 };
 
-// A view that has passed its checks; strides in elements.
+// The addresses [begin, end) that a view's elements lie in, with whatever lies between them.
+struct Span {
+  uintptr_t begin = 0, end = 0;
+};
+
+// A view that has passed its checks; strides in elements. No product of an index and a stride passes 64 bits, in elements or bytes.
 class View {
  public:
   static constexpr int max_dims = 6;
@@ -53,6 +59,7 @@ class View {
   int64_t size(int dim) const { return size_[dim]; }
   int64_t stride(int dim) const { return stride_[dim]; }
   int64_t elements() const;
+  Span span() const { return span_; }
   template <class T>
   T *data() const {
     return static_cast<T *>(data_);
@@ -63,6 +70,7 @@ class View {
   void *data_ = nullptr;
   int64_t size_[max_dims] = {};
   int64_t stride_[max_dims] = {};
+  Span span_;
 };
 
 enum class Devices { cpu, cpu_and_cuda };
@@ -78,6 +86,8 @@ class Checker {
   // The same for a tensor that is written: its elements must not share memory, nor its dimensions interleave.
   View output(const char *name, const lolrt_tensor *tensor, DType dtype, std::initializer_list<Dim> dims,
               Layout layout = Layout::contiguous) const;
+  // Fails where `index`, whose numbers have been checked and say what is written or read, lies in memory that the op writes first.
+  void not_in(const char *index_name, Span index, const char *written_name, Span written) const;
   // The tensor's device becomes that of the operation; fails where that has no kernels for it.
   void on_device_of(const char *name, const lolrt_tensor *tensor);
   // The same, and the tensor's element type, one that its device has kernels for.

@@ -1,12 +1,15 @@
-// A pool of threads that spin for a moment and then park.
+// A pool of threads that spin for a moment and then park, its callers too: who spins on a crowded machine keeps those from
+// running that it waits for.
 //
 // A job is open while its gate is: threads enter, take tasks from a shared counter until none is left, and leave. The caller
 // works too, closes the gate when the counter has run out and waits for those inside; a thread that wakes late finds the gate
 // closed. So a call never waits for a thread that has nothing to do, and works even when no thread comes.
 #include "core/threads.h"
 
+#include "core/cpus.h"
 #include "core/status.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -57,13 +60,7 @@ class ThreadPool {
     announce();
     work(0);
     gate_.fetch_or(kClosed, std::memory_order_acq_rel);
-    for (int spins = 0; gate_.load(std::memory_order_acquire) != kClosed; ++spins) {
-      if (spins < kSpins) {
-        pause_cpu();
-      } else {
-        std::this_thread::yield();
-      }
-    }
+    wait_until_empty();
   }
 
  private:
@@ -108,8 +105,27 @@ class ThreadPool {
       seen = wait_for_news(seen);
       if (!enter()) continue;
       work(worker);
-      gate_.fetch_sub(1, std::memory_order_acq_rel);
+      leave();
     }
+  }
+
+  // The last one out of a closed gate wakes the caller, if it has parked.
+  void leave() {
+    if (gate_.fetch_sub(1) == kClosed + 1 && caller_parked_.load()) {
+      std::lock_guard<std::mutex> lock(parking_);
+      empty_.notify_one();
+    }
+  }
+
+  void wait_until_empty() {
+    for (int spins = 0; spins < kSpins; ++spins) {
+      if (gate_.load(std::memory_order_acquire) == kClosed) return;
+      pause_cpu();
+    }
+    std::unique_lock<std::mutex> lock(parking_);
+    caller_parked_ = true;  // before the next look at gate_: leave() looks at them in the opposite order
+    empty_.wait(lock, [&] { return gate_.load() == kClosed; });
+    caller_parked_ = false;
   }
 
   uint64_t wait_for_news(uint64_t seen) {
@@ -150,6 +166,8 @@ class ThreadPool {
   std::atomic<int> parked_{0};
   std::mutex parking_;
   std::condition_variable wake_;
+  std::atomic<bool> caller_parked_{false};
+  std::condition_variable empty_;
 };
 
 struct Hook {
@@ -159,10 +177,7 @@ struct Hook {
 std::mutex hook_lock;
 Hook hook{};
 
-int32_t default_size() {
-  const unsigned cpus = std::thread::hardware_concurrency();  // those that this process may use
-  return cpus < 1 ? 1 : cpus > kMaxThreads ? kMaxThreads : static_cast<int32_t>(cpus);
-}
+int32_t default_size() { return std::min(usable_cpus(), kMaxThreads); }
 
 // The process's pool; never destroyed, as its threads may outlive the static destructors of the host.
 std::atomic<ThreadPool *> process_pool{nullptr};

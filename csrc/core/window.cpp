@@ -146,6 +146,7 @@ lolrt_status lolrt_pool_acquire(lolrt_pool *pool, int32_t *page) {
 lolrt_status lolrt_pool_retain(lolrt_pool *pool, int32_t page) {
   return guarded([&] {
     check_taken("pool_retain", pool, page);
+    if (pool->holders[page] == INT32_MAX) fail(LOLRT_INVALID_ARGUMENT, "pool_retain: page %d has too many holders", page);
     ++pool->holders[page];
   });
 }

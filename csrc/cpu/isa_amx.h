@@ -5,6 +5,7 @@
 
 #include "cpu/isa_avx512bf16.h"
 
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -85,9 +86,14 @@ struct AmxIsa : Avx512Bf16Isa {
   using Tiles = AmxTiles;
   using TileOperand = Operand<Bf16>;
 
-  static bool runs_here() {
-    return Avx512Bf16Isa::runs_here() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-           AmxTiles::granted();
+  static bool runs_here() { return Avx512Bf16Isa::runs_here() && has_tiles() && AmxTiles::granted(); }
+
+ private:
+  // Asked of the processor: __builtin_cpu_supports does not know the names of AMX in Clang 14.
+  static bool has_tiles() {
+    constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & amx_bf16) && (d & amx_tile);
   }
 };
 

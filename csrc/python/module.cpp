@@ -4,13 +4,16 @@
 
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <memory>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace py = pybind11;
 using lolrt::Borrowed;
+using lolrt::Use;
 
 namespace {
 
@@ -48,8 +51,9 @@ void *stream_of(uintptr_t handle) { return reinterpret_cast<void *>(handle); }
 
 void kv_write(py::handle q, py::handle k, py::handle v, py::handle q_weight, py::handle k_weight, float eps, py::handle rotation,
               int64_t rotation_first_channel, py::handle q_out, py::handle pages, py::handle page_table, uintptr_t stream) {
-  const Borrowed q_(q), k_(k), v_(v), q_weight_(q_weight), k_weight_(k_weight), rotation_(rotation), q_out_(q_out), pages_(pages),
-      page_table_(page_table);
+  const Borrowed q_("q", q), k_("k", k), v_("v", v), q_weight_("q_weight", q_weight), k_weight_("k_weight", k_weight),
+      rotation_("rotation", rotation), q_out_("q_out", q_out, Use::write), pages_("pages", pages, Use::write),
+      page_table_("page_table", page_table);
   const lolrt_kv_write_desc desc{sizeof desc,
                                  eps,
                                  q_.get(),
@@ -73,13 +77,13 @@ struct AttentionCall {
 
   AttentionCall(py::handle q_, py::handle pages_, py::handle page_table_, int64_t page_tokens, py::handle rotation_,
                 py::handle bias_, float scale, py::handle out_, py::handle mass_)
-      : q(q_),
-        pages(pages_),
-        page_table(page_table_),
-        rotation(rotation_),
-        bias(bias_),
-        out(out_),
-        mass(mass_),
+      : q("q", q_),
+        pages("pages", pages_),
+        page_table("page_table", page_table_),
+        rotation("rotation", rotation_),
+        bias("bias", bias_),
+        out("out", out_, Use::write),
+        mass("mass", mass_, Use::write),
         desc{sizeof desc, scale,      q.get(), pages.get(), page_table.get(), page_tokens, rotation.get(), bias.get(),
              out.get(),   mass.get(), nullptr, 0,           nullptr} {}
 };
@@ -97,17 +101,17 @@ uint64_t frame_attention_workspace(py::handle q, py::handle pages, py::handle pa
 void frame_attention(py::handle q, py::handle pages, py::handle page_table, int64_t page_tokens, py::handle rotation,
                      py::handle bias, float scale, py::handle out, py::handle mass, py::handle workspace, uintptr_t stream) {
   AttentionCall attention(q, pages, page_table, page_tokens, rotation, bias, scale, out, mass);
-  const Borrowed buffer(workspace);
-  if (const lolrt_tensor *bytes = buffer.get()) {
-    if (bytes->ndim != 1 || bytes->dtype.bits != 8 || (bytes->strides && bytes->shape[0] > 1 && bytes->strides[0] != 1) ||
-        (attention.q.get() && bytes->device.type != attention.q.get()->device.type)) {
+  const Borrowed buffer("workspace", workspace, Use::write);
+  if (const lolrt_tensor *view = buffer.get()) {
+    uint8_t *bytes = nullptr;
+    int64_t count = 0;
+    if (!lolrt::vector_of(buffer, LOLRT_CODE_UINT, &bytes, &count) ||
+        (attention.q.get() && view->device.type != attention.q.get()->device.type)) {
       throw py::value_error("frame_attention: workspace: expected a contiguous uint8 tensor of one dimension, where q is");
     }
-    const uint64_t start = reinterpret_cast<uint64_t>(bytes->data) + bytes->byte_offset;
-    const uint64_t end = start + static_cast<uint64_t>(bytes->shape[0]);
-    const uint64_t aligned = (start + kAlignment - 1) / kAlignment * kAlignment;
-    attention.desc.workspace = reinterpret_cast<void *>(aligned);
-    attention.desc.workspace_bytes = end > aligned ? end - aligned : 0;
+    const uint64_t padding = -reinterpret_cast<uintptr_t>(bytes) % kAlignment;
+    attention.desc.workspace = reinterpret_cast<void *>(reinterpret_cast<uintptr_t>(bytes) + padding);
+    attention.desc.workspace_bytes = static_cast<uint64_t>(count) > padding ? static_cast<uint64_t>(count) - padding : 0;
   }
   attention.desc.stream = stream_of(stream);
   call<const lolrt_frame_attention_desc *>(lolrt_frame_attention, &attention.desc);
@@ -115,54 +119,55 @@ void frame_attention(py::handle q, py::handle pages, py::handle page_table, int6
 
 void modulated_norm(py::handle x, py::handle residual, py::handle gate, py::handle scale, py::handle shift, float eps,
                     py::handle out, uintptr_t stream) {
-  const Borrowed x_(x), residual_(residual), gate_(gate), scale_(scale), shift_(shift), out_(out);
+  const Borrowed x_("x", x, residual.is_none() ? Use::read : Use::write), residual_("residual", residual), gate_("gate", gate),
+      scale_("scale", scale), shift_("shift", shift), out_("out", out, Use::write);
   const lolrt_modulated_norm_desc desc{sizeof desc,  eps,          x_.get(),   residual_.get(),  gate_.get(),
                                        scale_.get(), shift_.get(), out_.get(), stream_of(stream)};
   call<const lolrt_modulated_norm_desc *>(lolrt_modulated_norm, &desc);
 }
 
 void gelu(py::handle x, uintptr_t stream) {
-  const Borrowed x_(x);
+  const Borrowed x_("x", x, Use::write);
   const lolrt_gelu_desc desc{sizeof desc, x_.get(), stream_of(stream)};
   call<const lolrt_gelu_desc *>(lolrt_gelu, &desc);
 }
 
 void sampler_step(py::handle sample, double level, py::handle velocity, double after, py::handle noise, py::handle out,
                   uintptr_t stream) {
-  const Borrowed sample_(sample), velocity_(velocity), noise_(noise), out_(out);
+  const Borrowed sample_("sample", sample), velocity_("velocity", velocity), noise_("noise", noise), out_("out", out, Use::write);
   const lolrt_sampler_step_desc desc{sizeof desc,     level,        after,      sample_.get(),
                                      velocity_.get(), noise_.get(), out_.get(), stream_of(stream)};
   call<const lolrt_sampler_step_desc *>(lolrt_sampler_step, &desc);
 }
 
 void channel_norm(py::handle x, py::handle gamma, bool silu, py::handle out) {
-  const Borrowed x_(x), gamma_(gamma), out_(out);
+  const Borrowed x_("x", x), gamma_("gamma", gamma), out_("out", out, Use::write);
   const lolrt_channel_norm_desc desc{sizeof desc, silu, x_.get(), gamma_.get(), out_.get()};
   call<const lolrt_channel_norm_desc *>(lolrt_channel_norm, &desc);
 }
 
 void conv3d(py::handle past, py::handle x, py::handle weight, py::handle bias, py::handle residual, py::handle out) {
-  const Borrowed past_(past), x_(x), weight_(weight), bias_(bias), residual_(residual), out_(out);
+  const Borrowed past_("past", past), x_("x", x), weight_("weight", weight), bias_("bias", bias), residual_("residual", residual),
+      out_("out", out, Use::write);
   const lolrt_conv3d_desc desc{sizeof desc, past_.get(), x_.get(), weight_.get(), bias_.get(), residual_.get(), out_.get()};
   call<const lolrt_conv3d_desc *>(lolrt_conv3d, &desc);
 }
 
 // The contiguous elements of a tensor of doubles or 64-bit integers.
 template <class T>
-std::pair<T *, int64_t> vector_of(const Borrowed &tensor, const char *name, uint8_t code) {
-  const lolrt_tensor *view = tensor.get();
-  if (view == nullptr || view->ndim != 1 || view->dtype.code != code || view->dtype.bits != 64 || view->dtype.lanes != 1 ||
-      (view->strides && view->shape[0] > 1 && view->strides[0] != 1) || view->device.type != LOLRT_DEVICE_CPU) {
+std::pair<T *, int64_t> words_of(const Borrowed &tensor, const char *name, uint8_t code) {
+  std::pair<T *, int64_t> words;
+  if (!lolrt::vector_of(tensor, code, &words.first, &words.second) || tensor.get()->device.type != LOLRT_DEVICE_CPU) {
     throw py::value_error(std::string("phase_increments: ") + name + ": expected a contiguous " +
                           (code == LOLRT_CODE_FLOAT ? "float64" : "uint64") + " tensor of one dimension on the CPU");
   }
-  return {reinterpret_cast<T *>(static_cast<char *>(view->data) + view->byte_offset), view->shape[0]};
+  return words;
 }
 
 void phase_increments(py::handle radians, py::handle out) {
-  const Borrowed radians_(radians), out_(out);
-  const auto from = vector_of<double>(radians_, "radians", LOLRT_CODE_FLOAT);
-  const auto to = vector_of<uint64_t>(out_, "out", LOLRT_CODE_UINT);
+  const Borrowed radians_("radians", radians), out_("out", out, Use::write);
+  const auto from = words_of<double>(radians_, "radians", LOLRT_CODE_FLOAT);
+  const auto to = words_of<uint64_t>(out_, "out", LOLRT_CODE_UINT);
   if (from.second != to.second) {
     throw py::value_error("phase_increments: " + std::to_string(from.second) + " radians, but out has " +
                           std::to_string(to.second) + " elements");
@@ -171,13 +176,13 @@ void phase_increments(py::handle radians, py::handle out) {
 }
 
 void rotation_table(py::handle turns, py::handle offsets, py::handle out) {
-  const Borrowed turns_(turns), offsets_(offsets), out_(out);
+  const Borrowed turns_("turns", turns), offsets_("offsets", offsets), out_("out", out, Use::write);
   call<const lolrt_tensor *, const lolrt_tensor *, const lolrt_tensor *>(lolrt_rotation_table, turns_.get(), offsets_.get(),
                                                                          out_.get());
 }
 
 void normal(uint64_t seed, int64_t frame, int32_t step, py::handle out) {
-  const Borrowed out_(out);
+  const Borrowed out_("out", out, Use::write);
   call<uint64_t, int64_t, int32_t, const lolrt_tensor *>(lolrt_normal, seed, frame, step, out_.get());
 }
 
@@ -199,7 +204,21 @@ int64_t page_elements(const std::string &dtype, int64_t tokens, int64_t heads, i
                         dtype + "\"");
 }
 
-struct Pool {
+void check_array(const char *name, py::handle array, bool written) {
+  check_for_torch(Borrowed(name, array, written ? Use::write : Use::read));
+}
+
+// Of an object that __init__ has never run for pybind11 takes the memory as it comes: of zeros, its handle is the NULL that every
+// call refuses.
+struct Zeroed {
+  static void *operator new(size_t bytes) {
+    void *memory = ::operator new(bytes);
+    return std::memset(memory, 0, bytes);
+  }
+  static void operator delete(void *memory) { ::operator delete(memory); }
+};
+
+struct Pool : Zeroed {
   lolrt_pool *handle = nullptr;
 
   explicit Pool(int64_t pages) { check(lolrt_pool_create(pages, &handle)); }
@@ -214,7 +233,7 @@ struct Pool {
   }
 };
 
-struct Window {
+struct Window : Zeroed {
   std::shared_ptr<Pool> pool;  // outlives the window
   lolrt_window *handle = nullptr;
 
@@ -262,24 +281,25 @@ PYBIND11_MODULE(_core, m) {
   m.def("phase_increments", &phase_increments, arg("radians"), arg("out"));
   m.def("rotation_table", &rotation_table, arg("turns"), arg("offsets"), arg("out"));
   m.def("normal", &normal, arg("seed"), arg("frame"), arg("step"), arg("out"));
+  m.def("check_array", &check_array, arg("name"), arg("array"), arg("written"));
   m.def("page_elements", &page_elements, arg("dtype"), arg("tokens"), arg("heads"), arg("dim"), arg("device") = "cpu");
   py::class_<Pool, std::shared_ptr<Pool>>(m, "Pool")
       .def(py::init<int64_t>(), arg("pages"))
-      .def("acquire", &Pool::acquire)
+      .def("acquire", [](Pool &pool) { return pool.acquire(); })  // by reference, which None is not
       .def(
           "retain", [](Pool &pool, int32_t page) { check(lolrt_pool_retain(pool.handle, page)); }, arg("page"))
       .def(
           "release", [](Pool &pool, int32_t page) { check(lolrt_pool_release(pool.handle, page)); }, arg("page"))
       .def_property_readonly("free_pages", [](const Pool &pool) { return lolrt_pool_free_pages(pool.handle); });
   py::class_<Window>(m, "Window")
-      .def(py::init<std::shared_ptr<Pool>, int64_t, int64_t>(), arg("pool"), arg("sink_frames"), arg("recent_frames"))
+      .def(py::init<std::shared_ptr<Pool>, int64_t, int64_t>(), arg("pool").none(false), arg("sink_frames"), arg("recent_frames"))
       .def(
           "advance",
           [](Window &window, int64_t first_frame, int64_t frames) {
             check(lolrt_window_advance(window.handle, first_frame, frames));
           },
           arg("first_frame"), arg("frames"))
-      .def("read", &Window::read)
+      .def("read", [](const Window &window) { return window.read(); })
       .def(
           "restore",
           [](Window &window, const std::vector<int64_t> &frames) {

@@ -11,11 +11,16 @@
 #include <atomic>
 
 #if defined(__linux__)
+#  include "crowding.h"
+
 #  include <dlfcn.h>
 #  include <link.h>
 
+#  include <condition_variable>
 #  include <cstring>
+#  include <mutex>
 #  include <string>
+#  include <thread>
 #endif
 
 namespace lolrt {
@@ -25,7 +30,43 @@ struct OpenMp {
   void (*parallel)(void (*body)(void *), void *arg, unsigned threads, unsigned flags) = nullptr;
   int (*thread_num)() = nullptr;
   int (*max_threads)() = nullptr;
+  int (*processors)() = nullptr;
 };
+
+#if defined(__linux__)
+// How long GNU's threads spin before they sleep is set once a process (lolrt/openmp.py), but for one thing: when there are more
+// of them than cores, they hardly spin at all. So while other processes have the cores, a second team is there, which does
+// nothing but sleep. It costs no time; spinning for as long as a quiet machine asks for made a chunk of `tiny` five times as slow
+// as with one thread beside four busy processes (2026-11-29, two cores).
+class SleepingTeam {
+ public:
+  void set(const OpenMp &runtime, bool present) {
+    if (present == present_.load(std::memory_order_relaxed)) return;
+    const std::unique_lock<std::mutex> lock(changing_, std::try_to_lock);
+    if (!lock.owns_lock() || present == present_) return;
+    {
+      const std::lock_guard<std::mutex> leader_waits_or_looks_later(dismissal_);
+      present_ = present;
+    }
+    if (present) {
+      leader_ = std::thread([this, &runtime] {
+        runtime.parallel([](void *) {}, nullptr, static_cast<unsigned>(runtime.processors()), 0);
+        std::unique_lock<std::mutex> asleep(dismissal_);
+        dismissed_.wait(asleep, [this] { return !present_; });
+      });
+    } else {
+      dismissed_.notify_all();
+      leader_.join();
+    }
+  }
+
+ private:
+  std::mutex changing_, dismissal_;
+  std::condition_variable dismissed_;
+  std::atomic<bool> present_{false};
+  std::thread leader_;
+};
+#endif
 
 struct OpenMpJob {
   const OpenMp *runtime;
@@ -43,9 +84,14 @@ inline void openmp_parallel_for(void *context, lolrt_task body, void *arg, int64
     for (int64_t task = 0; task < tasks; ++task) body(arg, task, 0);
     return;
   }
+  // Never destroyed: the process may end while the team sleeps.
+  static auto &crowding = *new Crowding;
+  static auto &sleeping = *new SleepingTeam;
+  sleeping.set(*runtime, crowding.there_is());
   OpenMpJob job{runtime, body, arg, tasks, {0}};
   const auto work = [](void *shared) {
     auto &mine = *static_cast<OpenMpJob *>(shared);
+    crowding.there_is();
     const int worker = mine.runtime->thread_num();
     for (int64_t task; (task = mine.next.fetch_add(1, std::memory_order_relaxed)) < mine.tasks;)
       mine.body(mine.arg, task, worker);
@@ -71,7 +117,9 @@ inline void use_torch_threads() {
   runtime.parallel = reinterpret_cast<decltype(runtime.parallel)>(dlsym(torch, "GOMP_parallel"));
   runtime.thread_num = reinterpret_cast<decltype(runtime.thread_num)>(dlsym(torch, "omp_get_thread_num"));
   runtime.max_threads = reinterpret_cast<decltype(runtime.max_threads)>(dlsym(torch, "omp_get_max_threads"));
-  if (runtime.parallel && runtime.thread_num && runtime.max_threads) lolrt_set_parallel_for(openmp_parallel_for, &runtime);
+  runtime.processors = reinterpret_cast<decltype(runtime.processors)>(dlsym(torch, "omp_get_num_procs"));
+  if (runtime.parallel && runtime.thread_num && runtime.max_threads && runtime.processors)
+    lolrt_set_parallel_for(openmp_parallel_for, &runtime);
 #endif
 }
 

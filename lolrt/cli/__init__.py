@@ -15,7 +15,6 @@ from lolrt import __version__
 from lolrt.cli import bench, convert, encode, generate, info, inspect, lab, synth
 from lolrt.cli.standard import standard_streams
 from lolrt.errors import Error
-from lolrt.openmp import spin_briefly
 
 OUT_OF_MEMORY = "the memory does not suffice: a smaller window or size takes less, and lolrt info --model counts how much"
 
@@ -51,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str] | None) -> None:
     arguments = parser().parse_args(argv)
     arguments.argv = sys.argv[1:] if argv is None else list(argv)
-    spin_briefly()
     check_kernels()
     arguments.run(arguments)
 
@@ -62,9 +60,14 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def check_kernels() -> None:
-    import torch  # noqa: F401 - before the core, which then computes on torch's threads
-
-    from lolrt import _core
+    try:
+        import torch  # noqa: F401 - before the core, which then computes on torch's threads
+    except ImportError as error:
+        raise Error(f"torch is missing or does not load ({error}): pip install torch, or see pytorch.org for other builds") from None
+    try:
+        from lolrt import _core
+    except ImportError as error:
+        raise Error(f"the kernels are not built or do not load ({error}): pip install . builds them") from None
 
     if _core.isa() == "none":
         raise Error(f"LOLRT_ISA is {os.environ['LOLRT_ISA']!r}; this build and CPU have {', '.join(_core.isas())}")

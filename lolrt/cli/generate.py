@@ -115,9 +115,7 @@ def run(arguments: argparse.Namespace) -> None:
     shown: dict[str, Any] = {"dynamic_ncols": True, "file": sys.stderr} | ({"disable": True} if arguments.quiet else {})
     notes = []
     if total is not None and (late := [cue for cue in cues if cue.seconds * pipe.fps >= total]):
-        notes.append(
-            f"{len(late)} of the script's {len(cues)} prompts come after the video's end, the first at {late[0].seconds} s"
-        )
+        notes.append(f"{len(late)} of the script's {len(cues)} prompts come after the video's end, the first at {late[0].seconds} s")
     if resumed is None:
         start = None
         if arguments.start:

@@ -66,7 +66,7 @@ class Engine:
         tokens = dit.tokens_per_frame(height, width)
         stored = page_dtype(kv_dtype, dit.dtype, config.head_dim, device)
         self.pool = PagePool(pages, config.num_layers, tokens, config.num_heads, config.head_dim, stored, device)
-        self.latents = torch.zeros(pages, config.in_dim, height, width, device=device)
+        self.latents = torch.zeros(pages, config.in_dim, height, width, dtype=torch.float32, device=device)
         """What the cache pass read, by page: with it K and V can be made again."""
         elements = ops.page_elements(dit.dtype, config.text_len, config.num_heads, config.head_dim, device)
         self._text_pages = torch.empty(config.num_layers, sessions, elements, dtype=dit.dtype, device=device)

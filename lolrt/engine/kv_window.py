@@ -12,7 +12,7 @@ from torch import Tensor
 from lolrt import _core
 from lolrt.engine.memory_bank import MemoryBank
 from lolrt.engine.page_pool import PagePool
-from lolrt.errors import Error
+from lolrt.errors import Error, check_whole
 from lolrt.ops.device import upload
 from lolrt.positions.sink_gate import SinkGate
 
@@ -37,6 +37,10 @@ class Window:
     """Frames that the memory bank holds at most."""
 
     def __post_init__(self) -> None:
+        check_whole(
+            sink_frames=self.sink_frames, recent_frames=self.recent_frames, chunk_frames=self.chunk_frames,
+            recall_frames=self.recall_frames, store_frames=self.store_frames,
+        )  # fmt: skip
         if self.chunk_frames < 1 or self.sink_frames < 0 or self.recent_frames < self.chunk_frames:
             raise Error(
                 f"window has {self.sink_frames} sinks, {self.recent_frames} recent frames and chunks of {self.chunk_frames}; "

@@ -5,6 +5,9 @@ Called directly they go straight to the kernels; under `torch.compile`, on the m
 All compute in float32 and round once. On the CPU they take float32 or bfloat16, the same for all of one call. On CUDA, where there are
 no `channel_norm` and `conv3d`, they take bfloat16 or float16 and queue their work on torch's current stream of the tensors' device.
 
+They compute no gradients: tensors that ask for them are refused where torch records (`torch.inference_mode()` says that it need not), and
+what is written in place is told to torch, so that a backward pass that needs what was there before fails.
+
 In place of tensors they take arrays of another library that speaks DLPack, such as NumPy and CuPy, all of a call from one library, and work
 on their memory; what they make themselves is torch's, for `from_dlpack` of the other library. Nothing is copied. On CUDA torch's stream
 waits for the array's by DLPack's protocol, but nobody waits in turn for what is written in place, so let both be one stream:
@@ -25,6 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lolrt import _core
+from lolrt.ops.threads import respect_quota
+
+respect_quota()
 
 CPU = torch.device("cpu")
 
@@ -36,16 +42,32 @@ def _traced(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or type(x) is not Tensor or x.is_meta
 
 
-def _tensor(x: Any) -> Any:
-    """An array of another library as a tensor over the same memory; all else as it is."""
-    return torch.from_dlpack(x) if hasattr(x, "__dlpack__") and not isinstance(x, Tensor) else x
+def _tensor(x: Any, name: str, written: bool = False) -> Any:
+    """An array of another library as a tensor over the same memory; all else as it is.
+
+    Raises ValueError for an array that torch would misread or die of, and for one that is written though it may only be read.
+    """
+    if isinstance(x, Tensor) or not hasattr(x, "__dlpack__"):
+        return x
+    _core.check_array(name, x, written)
+    return torch.from_dlpack(x)
 
 
 def _torch_op(name: str, *arguments: Any) -> Any:
     """The op as torch's, which is what is traced, and for arrays of other libraries."""
     if not isinstance(arguments[0], Tensor):
-        arguments = tuple(map(_tensor, arguments))
+        arguments = tuple(_tensor(x, *argument) for x, argument in zip(arguments, _ARGUMENTS[name], strict=True))
     return getattr(torch.ops.lolrt, name)(*arguments)
+
+
+def _refuse_gradients(op: str, *arguments: Any) -> None:
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
+        raise ValueError(f"{op} computes no gradients; call it under torch.inference_mode(), or with detached tensors")
+
+
+def _changed(*tensors: Any) -> None:
+    """Tells autograd what has been written, which it does not see."""
+    torch.autograd.graph.increment_version([x for x in tensors if isinstance(x, Tensor)])
 
 
 _planning = False  # for CUDA
@@ -89,10 +111,12 @@ def kv_write(
     RMSNorm over all heads, None leaves k as it is; rotation: float32 [tokens, pairs, 2] of (cos, sin), applied to k's channels from
     `rotation_first_channel` on.
     """
+    _refuse_gradients("kv_write", k, v, pages, weight, rotation)
     if _traced(k):
         _torch_op("kv_write", k, v, pages, page_table, weight, rotation, rotation_first_channel, eps)
     else:
         _kv_write(k, v, pages, page_table, weight, rotation, rotation_first_channel, eps)
+        _changed(pages)
 
 
 def mean_key(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
@@ -133,6 +157,7 @@ def normalize_queries(
     eps: float = 1e-6,
 ) -> Tensor:
     """What `kv_write` does to k, done to q [frames, tokens, heads, dim], which keeps its plain layout."""
+    _refuse_gradients("normalize_queries", q, weight, rotation)
     if _traced(q):
         return _torch_op("normalize_queries", q, weight, rotation, rotation_first_channel, eps)
     return _normalize_queries(q, weight, rotation, rotation_first_channel, eps)
@@ -164,9 +189,12 @@ def frame_attention(
     Raises ValueError when shapes or dtypes do not fit, and `lolrt._core.UnsupportedError` for what there are no kernels for: a dim that is
     odd or more than 256, on CUDA any but 64 and 128; tensors on another device than q.
     """
+    _refuse_gradients("frame_attention", q, pages, rotation, bias, mass)
     if _traced(q):
         return _torch_op("frame_attention", q, pages, page_table, page_tokens, rotation, bias, mass)
-    return _frame_attention(q, pages, page_table, page_tokens, rotation, bias, mass)
+    out = _frame_attention(q, pages, page_table, page_tokens, rotation, bias, mass)
+    _changed(mass)
+    return out
 
 
 def modulated_norm(
@@ -182,17 +210,23 @@ def modulated_norm(
 
     x, residual: [frames, tokens, channels]; gate, scale, shift: float32 [1 or frames, channels]; gate None is 1.
     """
+    _refuse_gradients("modulated_norm", x, scale, shift, residual, gate)
     if _traced(x):
         return _torch_op("modulated_norm", x, scale, shift, residual, gate, eps)
-    return _modulated_norm(x, scale, shift, residual, gate, eps)
+    out = _modulated_norm(x, scale, shift, residual, gate, eps)
+    if residual is not None:
+        _changed(x)
+    return out
 
 
 def gelu(x: Tensor) -> None:
     """GELU by its tanh form, in place. x: [frames, tokens, channels]."""
+    _refuse_gradients("gelu", x)
     if _traced(x):
         _torch_op("gelu", x)
     else:
         _gelu(x)
+        _changed(x)
 
 
 def sampler_step(sample: Tensor, level: float, velocity: Tensor, *, after: float = 0.0, noise: Tensor | None = None) -> Tensor:
@@ -200,6 +234,7 @@ def sampler_step(sample: Tensor, level: float, velocity: Tensor, *, after: float
 
     The clean sample is computed in float64 and rounded once, as published. Raises ValueError when shapes or dtypes do not fit.
     """
+    _refuse_gradients("sampler_step", sample, velocity, noise)
     if _traced(sample):
         return _torch_op("sampler_step", sample, level, velocity, after, noise)
     return _sampler_step(sample, level, velocity, after, noise)
@@ -211,10 +246,12 @@ def channel_norm(x: Tensor, gamma: Tensor, out: Tensor, *, silu: bool) -> Tensor
     x: [frames, rows, columns, channels]; gamma: float32 [channels]; out: [frames, rows + 2 m, columns + 2 m, channels], whose margin of
     m pixels is filled with zeros; its dtype may differ from x's.
     """
+    _refuse_gradients("channel_norm", x, gamma, out)
     if _traced(x):
         _torch_op("channel_norm", x, gamma, out, silu)
     else:
         _core.channel_norm(x, gamma, silu, out)
+        _changed(out)
     return out
 
 
@@ -232,19 +269,22 @@ def conv3d(
     x: [frames, rows, columns, in]; weight, bias: of `pack_convolution`; past: the [kernel_frames - 1, rows, columns, in] before x, None
     for zeros; residual: like out, may be out; out: [frames, rows - kernel_rows + 1, columns - kernel_columns + 1, out].
     """
+    _refuse_gradients("conv3d", x, weight, bias, out, past, residual)
     if _traced(x):
         _torch_op("conv3d", x, weight, bias, out, past, residual)
     else:
         _core.conv3d(past, x, weight, bias, residual, out)
+        _changed(out)
     return out
 
 
 def pack_convolution(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """[out, in, frames, rows, columns] and [out] to what `conv3d` reads: float32 in blocks of 16 output channels, the last one filled
     up with zeros: [blocks, frames, rows, columns, in, 16] and [blocks, 16]."""
+    _refuse_gradients("pack_convolution", weight, bias)
     missing = -len(weight) % 16
-    blocks = F.pad(weight.detach().float(), (0, 0) * 4 + (0, missing)).unflatten(0, (-1, 16))
-    return blocks.permute(0, 3, 4, 5, 2, 1).contiguous(), F.pad(bias.detach().float(), (0, missing)).view(-1, 16)
+    blocks = F.pad(weight.float(), (0, 0) * 4 + (0, missing)).unflatten(0, (-1, 16))
+    return blocks.permute(0, 3, 4, 5, 2, 1).contiguous(), F.pad(bias.float(), (0, missing)).view(-1, 16)
 
 
 def attention(
@@ -262,9 +302,8 @@ def attention(
     Returns out [frames, tokens, heads, dim], and with `probe` also the mass, float32 [pages, frames, heads].
     Computes no gradients. Raises ValueError when shapes or dtypes do not fit, and for tensors that ask for gradients.
     """
-    q, k, v = map(_tensor, (q, k, v))
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        raise ValueError("attention computes no gradients; call it under torch.inference_mode(), or with detached tensors")
+    q, k, v = _tensor(q, "q"), _tensor(k, "k"), _tensor(v, "v")
+    _refuse_gradients("attention", q, k, v, rotation, bias)
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[2:] != k.shape[2:]:
         raise ValueError(
             f"q is {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)}; expected q [frames, tokens, heads, dim] "
@@ -274,7 +313,7 @@ def attention(
     pages = torch.empty(count, page_elements(k.dtype, tokens, heads, dim, k.device), dtype=k.dtype, device=k.device)
     page_table = torch.arange(count, dtype=torch.int32, device=k.device)
     kv_write(k, v, pages, page_table)
-    mass = torch.empty(count, q.shape[0], heads, device=q.device) if probe else None
+    mass = torch.empty(count, q.shape[0], heads, dtype=torch.float32, device=q.device) if probe else None
     out = frame_attention(q, pages, page_table, tokens, rotation=rotation, bias=bias, mass=mass)
     return out if mass is None else (out, mass)
 
@@ -338,7 +377,7 @@ def _sampler_step(sample: Tensor, level: float, velocity: Tensor, after: float, 
     for name, x in ("velocity", velocity), ("noise", noise):
         if x is not None and x.shape != sample.shape:
             raise ValueError(f"sampler_step: {name} is {list(x.shape)}; expected the sample's shape, {list(sample.shape)}")
-    out = torch.empty(sample.shape, device=sample.device)
+    out = torch.empty(sample.shape, dtype=torch.float32, device=sample.device)
     flat = [None if x is None else x.reshape(-1) for x in (sample, velocity, noise)]
     _run(_core.sampler_step, sample, flat[0], level, flat[1], after, flat[2], out.view(-1))
     return out
@@ -369,6 +408,9 @@ def _nothing(*arguments: object) -> None:
 
 
 _BOTH = ("CPU", "CUDA")
+
+_ARGUMENTS: dict[str, list[tuple[str, bool]]] = {}
+"""Of each op, an argument's name and whether it is written."""
 
 _library = torch.library.Library("lolrt", "DEF")
 for _schema, _implementation, _fake, _keys in (
@@ -413,7 +455,8 @@ for _schema, _implementation, _fake, _keys in (
         ("CPU",),
     ),
 ):
-    _name = _schema.partition("(")[0]
+    _name, _, _rest = _schema.partition("(")
+    _ARGUMENTS[_name] = [(each.split()[-1], "(a!)" in each) for each in _rest.partition(") ->")[0].split(", ")]
     _library.define(_schema)
     for _key in _keys:
         _library.impl(_name, _implementation, _key)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from lolrt import _core
-from lolrt.errors import Error
+from lolrt.errors import Error, check_whole
 
 
 def set_threads(threads: int) -> None:
@@ -13,8 +15,16 @@ def set_threads(threads: int) -> None:
 
     Raises `lolrt.Error` for a number that the kernels do not take.
     """
+    check_whole(threads=threads)
     try:
         _core.set_threads(threads)
     except ValueError as error:
         raise Error(str(error)) from None
     torch.set_num_threads(threads)
+
+
+def respect_quota() -> None:
+    """Takes from torch the threads that the quota of a container does not let run, of which torch knows nothing, unless OMP_NUM_THREADS
+    says how many there are to be: threads that are stopped in turns wait for one another most of the time."""
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > _core.threads():
+        torch.set_num_threads(_core.threads())

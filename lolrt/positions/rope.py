@@ -139,7 +139,7 @@ def rotation_tables(increments: np.ndarray, offsets: np.ndarray) -> Tensor:
     """(cos, sin) of increments [layers, heads, pairs] at offsets [pages, frames]: float32 [layers, pages, frames, heads, pairs, 2],
     on the CPU."""
     layers, heads, pairs = increments.shape
-    table = torch.empty(layers, *offsets.shape, heads, pairs, 2, device="cpu")
+    table = torch.empty(layers, *offsets.shape, heads, pairs, 2, dtype=torch.float32, device="cpu")
     for layer in range(layers):
         _core.rotation_table(increments[layer], offsets, table[layer])
     return table

@@ -73,6 +73,6 @@ class SinkGate:
         return self._bias(shut, sinks, mass.shape[1], mass.shape[3]) if shut.any() else None
 
     def _bias(self, shut: Tensor, sinks: int, pages: int, heads: int) -> Tensor:
-        bias = torch.zeros(len(shut), pages, heads, device=shut.device)
+        bias = torch.zeros(len(shut), pages, heads, dtype=torch.float32, device=shut.device)
         bias[shut, :sinks] = self.bias
         return bias

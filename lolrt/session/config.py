@@ -11,7 +11,7 @@ import numpy as np
 
 from lolrt.engine.kv_window import Window
 from lolrt.engine.sampler import Sampler
-from lolrt.errors import Error
+from lolrt.errors import Error, check_whole
 from lolrt.positions.rope import Rope
 
 Config = TypeVar("Config")
@@ -28,6 +28,9 @@ class StreamConfig:
     """The number of the first latent frame."""
     probe: bool = False
     """Whether the attention mass of each chunk is measured."""
+
+    def __post_init__(self) -> None:
+        check_whole(start_frame=self.start_frame)
 
 
 def to_plain(value: Any) -> Any:

@@ -89,7 +89,7 @@ class Session:
         # Each chunk's rotation tables: in one place, which is all that a pass knows of where the chunk is.
         attended = (window.pages + window.recall_frames) * window.chunk_frames
         pairs = dit.config.num_heads * dit.config.temporal_pairs
-        self.rotation = torch.empty(len(self._increments) * attended * pairs * 2, device=dit.device)
+        self.rotation = torch.empty(len(self._increments) * attended * pairs * 2, dtype=torch.float32, device=dit.device)
         self._start = engine.latents[:0] if start is None else start.to(dit.device)
         self.window = KVWindow(window, engine.pool)
         try:
@@ -180,7 +180,9 @@ class Session:
             pages = yield from self._recall(pages, first_frame, n_frames)
         rotation, bias = self.positions(pages)
         config, gate, passes = self.engine.dit.config, window.gate, len(sampler.timesteps)
-        mass = torch.empty(config.num_layers, 1, len(pages.frames), n_frames, config.num_heads, device=self.engine.dit.device)
+        mass = torch.empty(
+            config.num_layers, 1, len(pages.frames), n_frames, config.num_heads, dtype=torch.float32, device=self.engine.dit.device
+        )
         probed_pass = passes if len(given) else passes - 1
         sums = []
 
@@ -242,7 +244,7 @@ class Session:
     def _recall(self, pages: ChunkPages, first_frame: int, n_frames: int) -> Generator[PassInputs, Tensor, ChunkPages]:
         """A chunk's pages, with those of the memory bank that its first denoise pass asks for, run with the window alone."""
         config = self.engine.dit.config
-        query = torch.empty(config.num_layers, config.num_heads, config.head_dim, device=self.engine.dit.device)
+        query = torch.empty(config.num_layers, config.num_heads, config.head_dim, dtype=torch.float32, device=self.engine.dit.device)
         sample = self._noise(first_frame, n_frames, 0)
         yield self.pass_inputs(sample, self.modulations[0], pages, *self.positions(pages), query=query)
         return self.window.recall(pages, query)

@@ -153,7 +153,8 @@ LOLRT_API lolrt_status lolrt_page_elements(int32_t device_type, lolrt_dtype dtyp
  * float32 or bfloat16 on the CPU, bfloat16 or float16 on CUDA, the same for all tensors marked T; inside, everything is float32.
  * `dim` is even, 2..256; on CUDA it is 64 or 128, and only 128 for float16. The innermost dimension of every tensor is
  * contiguous; outer ones may be strided where it says so, and on CUDA rows of heads and pages are 16-byte aligned. Every size is
- * at least 1; tokens of a frame or a page are at most 2^24, heads at most 4096. No two elements of an output share memory.
+ * at least 1; tokens of a frame or a page are at most 2^24, heads at most 4096. No two elements of an output share memory, and a
+ * page_table shares none with what is written.
  * Pages are T, or on CUDA, where T is bfloat16 and dim 128, float8_e4m3fn: their tensor's type decides.
  *
  * A rotation turns channel pairs (x0, x1) = (2i, 2i + 1) by (cos, sin), in float32, rounded to T once:
@@ -303,8 +304,9 @@ LOLRT_API const char *lolrt_isa(void);
 /* Uses the named set from now on in the whole process; fails with the list when it cannot run here. */
 LOLRT_API lolrt_status lolrt_set_isa(const char *name);
 
-/* Threads of the library's own pool, the caller included; results do not depend on it. At first all CPUs of the process. A call
- * that comes while another host thread's has the pool runs on its own thread alone. */
+/* Threads of the library's own pool, the caller included; results do not depend on it. At first all CPUs of the process: those of
+ * its affinity, but no more than the quota of its control groups. A call that comes while another host thread's has the pool runs
+ * on its own thread alone. */
 LOLRT_API int32_t lolrt_threads(void);
 LOLRT_API lolrt_status lolrt_set_threads(int32_t threads);
 

@@ -73,8 +73,8 @@ def _tiles(length: int, size: int, scale: int) -> list[tuple[int, int, Tensor]]:
     overlap = size // 4
     count = 1 + -(-(length - size) // (size - overlap))
     starts = [round(i * (length - size) / max(1, count - 1)) for i in range(count)]
-    ramp = (torch.arange(overlap * scale) + 0.5) / max(1, overlap * scale)
-    weights, total = torch.ones(count, size * scale), torch.zeros(length * scale)
+    ramp = (torch.arange(overlap * scale, dtype=torch.float32) + 0.5) / max(1, overlap * scale)
+    weights, total = torch.ones(count, size * scale, dtype=torch.float32), torch.zeros(length * scale, dtype=torch.float32)
     weights[1:, : len(ramp)] *= ramp
     weights[:-1, size * scale - len(ramp) :] *= ramp.flip(0)
     for start, own in zip(starts, weights, strict=True):

@@ -1,0 +1,96 @@
+"""A loaded pipeline in programs of all kinds: sent to other processes, beside other defaults of torch, with numbers that are none."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lolrt
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def first_frames(pipe: lolrt.Pipeline) -> torch.Tensor:
+    return next(pipe.stream(pipe.example_prompts[0], seed=3)).frames
+
+
+def test_a_pickled_pipeline_is_as_large_as_its_files(tiny: lolrt.Pipeline) -> None:
+    files = sum(path.stat().st_size for path in (Path(lolrt.__file__).parent / "_embedded" / "tiny").glob("*.safetensors"))
+    pickled = pickle.dumps(tiny)
+    assert len(pickled) < 1.2 * files
+    assert torch.equal(first_frames(pickle.loads(pickled)), first_frames(tiny))
+
+
+def test_torchs_default_dtype_changes_no_bit(tiny: lolrt.Pipeline, double: None) -> None:
+    pipe = lolrt.load("tiny", tiny.dit.dtype)
+    assert {parameter.dtype for parameter in pipe.dit.parameters()} == {tiny.dit.dtype}
+    frames = first_frames(pipe)
+    torch.set_default_dtype(torch.float32)
+    assert torch.equal(frames, first_frames(tiny))
+
+
+def test_a_model_is_loaded_to_where_it_was_asked_for(tiny: lolrt.Pipeline) -> None:
+    with torch.device("meta"):
+        pipe = lolrt.load("tiny")
+    assert torch.equal(first_frames(pipe), first_frames(tiny))
+
+
+@pytest.mark.parametrize("name", ["sink_frames", "recent_frames", "chunk_frames", "recall_frames", "store_frames"])
+def test_frames_of_a_window_are_whole_numbers(name: str) -> None:
+    lolrt.Window(**{name: np.int64(3 if name != "recent_frames" else 9)})
+    for wrong in (2.5, 3.0, "3", None, torch.tensor(1.5)):
+        with pytest.raises(lolrt.Error, match=f"{name} is .*; expected a whole number"):
+            lolrt.Window(**{name: wrong})
+
+
+@pytest.mark.parametrize("name", ["seed", "start_frame"])
+def test_numbers_of_a_stream_are_whole(name: str, tiny: lolrt.Pipeline) -> None:
+    for wrong in (1.5, 1.0, "1"):
+        with pytest.raises(lolrt.Error, match=f"{name} is .*; expected a whole number"):
+            tiny.latent_stream(tiny.example_prompts[0], **{name: wrong})
+    with pytest.raises(lolrt.Error, match=r"threads is 1\.5"):
+        lolrt.set_threads(1.5)
+
+
+# Prints the CPU seconds of some chunks, computed with so many threads, all of which have to share one core.
+CROWDED = """
+import os, sys, time, lolrt
+lolrt.set_threads(int(sys.argv[1]))
+pipe = lolrt.load("tiny")
+stream = pipe.latent_stream(pipe.example_prompts[0])
+next(stream)
+core = {min(os.sched_getaffinity(0))}
+for thread in os.listdir("/proc/self/task"):
+    os.sched_setaffinity(int(thread), core)
+for _ in range(3):
+    next(stream)
+begin = time.process_time()
+for _ in range(3):
+    next(stream)
+print(time.process_time() - begin)
+"""
+
+
+@pytest.mark.whole
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores, and Linux")
+def test_threads_that_share_a_core_do_not_spin_against_each_other() -> None:
+    """What they compute takes as long as on one thread; what they spin comes on top, 90 times as much without a limit."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    spent = [
+        float(subprocess.run([sys.executable, "-c", CROWDED, n], env=environment, check=True, capture_output=True, text=True).stdout)
+        for n in "12"
+    ]
+    assert spent[1] < 2.5 * spent[0]
