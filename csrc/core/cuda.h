@@ -32,7 +32,7 @@ void check_outcome(const CudaOutcome &outcome);
 // False when the op is not on CUDA, and then it has done nothing.
 template <class Op>
 bool run_on_cuda(CudaOutcome (*CudaKernels::*kernel)(const Op &), const Op &op) {
-  if (op.place.device.type != LOLRT_DEVICE_CUDA) return false;
+  if (op.target.device.type != LOLRT_DEVICE_CUDA) return false;
   check_outcome((cuda_kernels().*kernel)(op));
   return true;
 }

@@ -28,7 +28,7 @@ FrameAttention checked(const lolrt_frame_attention_desc &desc) {
   Checker check("frame_attention", Devices::cpu_and_cuda);
   FrameAttention op{};
   op.dtype = check.type("q", desc.q);
-  op.place = {check.device(), desc.stream};
+  op.target = {check.device(), desc.stream};
   const View q = check("q", desc.q, op.dtype, {{"frames"}, {"tokens"}, {"heads"}, {"dim"}}, Layout::strided);
   op.q = head_rows(q);
   op.frames = q.size(0);
@@ -41,12 +41,12 @@ FrameAttention checked(const lolrt_frame_attention_desc &desc) {
     fail(LOLRT_INVALID_ARGUMENT, "frame_attention: q has frames of %" PRId64 " tokens; expected %" PRId64 " at most", op.tokens,
          PageLayout::max_tokens);
   }
-  const View out = check.output("out", desc.out, op.dtype,
-                                {{"frames", op.frames}, {"tokens", op.tokens}, {"heads", op.heads}, {"dim", op.dim}},
-                                Layout::strided);
+  const View out =
+      check.output("out", desc.out, op.dtype,
+                   {{"frames", op.frames}, {"tokens", op.tokens}, {"heads", op.heads}, {"dim", op.dim}}, Layout::strided);
   op.out = head_rows(out);
   op.page_dtype = check_page_type("frame_attention", desc.pages, op.dtype, op.dim);
-  const PageLayout layout(op.place.device.type, op.page_dtype, op.page_tokens, op.heads, op.dim);
+  const PageLayout layout(op.target.device.type, op.page_dtype, op.page_tokens, op.heads, op.dim);
   const View pool = check_pages(check, "frame_attention", desc.pages, op.page_dtype, layout, Access::read);
   op.pool = pool.data<void>();
   op.pool_pages = pool.size(0);
@@ -68,7 +68,7 @@ FrameAttention checked(const lolrt_frame_attention_desc &desc) {
          " rows; expected frames to be a multiple of them, the same number for each row",
          op.frames, op.batch);
   }
-  if (op.place.device.type == LOLRT_DEVICE_CPU) check_table(op, batched);
+  if (op.target.device.type == LOLRT_DEVICE_CPU) check_table(op, batched);
   const Dim batch{"batch", op.batch}, pages{"pages", op.pages}, heads{"heads", op.heads};
   const Dim frames{batched ? "frames / batch" : "frames", op.batch_frames()};
   if (desc.rotation) {
@@ -111,7 +111,7 @@ FrameAttention checked_descriptor(const lolrt_frame_attention_desc *desc) {
 }
 
 uint64_t workspace_bytes(const FrameAttention &op) {
-  if (op.place.device.type == LOLRT_DEVICE_CUDA) return cuda_kernels().frame_attention_workspace(op);
+  if (op.target.device.type == LOLRT_DEVICE_CUDA) return cuda_kernels().frame_attention_workspace(op);
   return kernels().frame_attention_workspace(op);
 }
 

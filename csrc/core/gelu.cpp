@@ -11,7 +11,7 @@ Gelu checked(const lolrt_gelu_desc &desc) {
   Checker check("gelu", Devices::cpu_and_cuda);
   Gelu op{};
   op.dtype = check.type("x", desc.x);
-  op.place = {check.device(), desc.stream};
+  op.target = {check.device(), desc.stream};
   const View x = check.output("x", desc.x, op.dtype, {{"frames"}, {"tokens"}, {"channels"}}, Layout::strided);
   op.x = {x.data<void>(), x.stride(0), x.stride(1)};
   op.frames = x.size(0);

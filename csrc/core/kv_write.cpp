@@ -33,7 +33,7 @@ KvWrite checked(const lolrt_kv_write_desc &desc) {
   const char *lead_name = has_q ? "q" : "k";
   const lolrt_tensor *lead_tensor = has_q ? desc.q : desc.k;
   op.dtype = check.type(lead_name, lead_tensor);
-  op.place = {check.device(), desc.stream};
+  op.target = {check.device(), desc.stream};
   const View lead = check(lead_name, lead_tensor, op.dtype, {{"frames"}, {"tokens"}, {"heads"}, {"dim"}}, Layout::strided);
   op.frames = lead.size(0);
   op.tokens = lead.size(1);
@@ -54,7 +54,7 @@ KvWrite checked(const lolrt_kv_write_desc &desc) {
     op.v = head_rows(check("v", desc.v, op.dtype, same_shape, Layout::strided));
     if (desc.k_weight) op.k_weight = check("k_weight", desc.k_weight, op.dtype, weight_shape).data<void>();
     op.page_dtype = check_page_type("kv_write", desc.pages, op.dtype, op.dim);
-    const PageLayout layout(op.place.device.type, op.page_dtype, op.tokens, op.heads, op.dim);
+    const PageLayout layout(op.target.device.type, op.page_dtype, op.tokens, op.heads, op.dim);
     const View pages = check_pages(check, "kv_write", desc.pages, op.page_dtype, layout, Access::write);
     op.pages = pages.data<void>();
     op.page_stride = pages.stride(0);
@@ -62,7 +62,7 @@ KvWrite checked(const lolrt_kv_write_desc &desc) {
     check.not_in("page_table", page_table.span(), "pages", pages.span());
     if (has_q) check.not_in("page_table", page_table.span(), "q_out", q_out.span());
     op.page_table = page_table.data<int32_t>();
-    if (op.place.device.type == LOLRT_DEVICE_CPU) {
+    if (op.target.device.type == LOLRT_DEVICE_CPU) {
       check_page_table("kv_write", op.page_table, op.frames, pages.size(0));
       check_distinct(op);
     }

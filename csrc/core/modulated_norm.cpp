@@ -22,7 +22,7 @@ ModulatedNorm checked(const lolrt_modulated_norm_desc &desc) {
   if (desc.gate && !desc.residual) fail(LOLRT_INVALID_ARGUMENT, "modulated_norm: gate is given, but no residual");
   op.eps = desc.eps;
   op.dtype = check.type("x", desc.x);
-  op.place = {check.device(), desc.stream};
+  op.target = {check.device(), desc.stream};
   const auto any_shape = {Dim{"frames"}, Dim{"tokens"}, Dim{"channels"}};
   const View x = desc.residual ? check.output("x", desc.x, op.dtype, any_shape, Layout::strided)
                                : check("x", desc.x, op.dtype, any_shape, Layout::strided);

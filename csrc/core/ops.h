@@ -8,7 +8,7 @@
 namespace lolrt {
 
 // Where an op's tensors are and, on CUDA, the stream (cudaStream_t) that its work is queued on.
-struct Place {
+struct Target {
   lolrt_device device;
   void *stream;
 };
@@ -42,7 +42,7 @@ struct FrameVector {
 };
 
 struct KvWrite {
-  Place place;
+  Target target;
   DType dtype;
   int64_t frames, tokens, heads, dim;
   float eps;
@@ -64,7 +64,7 @@ constexpr float kMostBias = 0x1p24f;
 constexpr int32_t kNoPage = -1;
 
 struct FrameAttention {
-  Place place;
+  Target target;
   DType dtype;
   int64_t batch;   // entries, each with its own pages; `frames` is a multiple of it
   int64_t frames;  // of q, of all entries
@@ -86,7 +86,7 @@ struct FrameAttention {
 };
 
 struct ModulatedNorm {
-  Place place;
+  Target target;
   DType dtype;
   int64_t frames, tokens, channels;
   float eps;
@@ -95,7 +95,7 @@ struct ModulatedNorm {
 };
 
 struct Gelu {
-  Place place;
+  Target target;
   DType dtype;
   int64_t frames, tokens, channels;
   ChannelRows x;
@@ -103,7 +103,7 @@ struct Gelu {
 
 // All tensors are float32 and contiguous.
 struct SamplerStep {
-  Place place;
+  Target target;
   double level, after;
   int64_t elements;
   const float *sample, *velocity, *noise;  // noise may be NULL

@@ -11,7 +11,7 @@ SamplerStep checked(const lolrt_sampler_step_desc &desc) {
   Checker check("sampler_step", Devices::cpu_and_cuda);
   check.on_device_of("sample", desc.sample);
   SamplerStep op{};
-  op.place = {check.device(), desc.stream};
+  op.target = {check.device(), desc.stream};
   op.level = desc.level;
   op.after = desc.after;
   const View sample = check("sample", desc.sample, DType::float32, {{"elements"}});

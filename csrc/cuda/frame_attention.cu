@@ -135,15 +135,15 @@ CudaOutcome frame_attention(const FrameAttention &op) {
   const auto batch = static_cast<unsigned>(op.batch);
   const Grid grid{static_cast<unsigned>(split.blocks()), batch, 1, kAttentionThreads, static_cast<unsigned>(shared_bytes)};
   const char *error = warpgroups ? launch_attention_sm90(argument)
-                                 : launch(choice->kernel[keys == 64][op.mass != nullptr], grid, op.place.stream, argument);
+                                 : launch(choice->kernel[keys == 64][op.mass != nullptr], grid, op.target.stream, argument);
   if (error == nullptr && split.cut > 0) {
     const Grid rows{static_cast<unsigned>(split.cut), kAttentionRows / kCombineRows, batch, kCombineThreads, 0};
-    error = launch(attention_combine_kernel, rows, op.place.stream, argument);
+    error = launch(attention_combine_kernel, rows, op.target.stream, argument);
   }
   if (error == nullptr && op.mass) {
     const Grid masses{static_cast<unsigned>(op.pages), static_cast<unsigned>(op.frames), static_cast<unsigned>(op.heads),
                       kMassThreads, kMassThreads / kWarpLanes * sizeof(float)};
-    error = launch(attention_mass_kernel, masses, op.place.stream, argument);
+    error = launch(attention_mass_kernel, masses, op.target.stream, argument);
   }
   return launched("frame_attention", error);
 }

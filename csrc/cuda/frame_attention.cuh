@@ -104,32 +104,32 @@ class AttentionBlock {
   }
 
   __device__ __forceinline__ void attend(int page) {
-    int place = op_.page_table[page];  // of the page, or of the next from the last tile's second barrier on
+    int page_index = op_.page_table[page];  // of the page, or of the next from the last tile's second barrier on
     copy_queries(kChunks);
     pad_rotation();
     copy_rotation(page);
-    copy_tile(kKeysAt, place, 0, page_tokens_);
-    close_copy_group();
+    copy_tile(kKeysAt, page_index, 0, page_tokens_);
+    commit_copy_group();
     while (page < pages_end_) {
       const float bias = page_bias(op_, head_, page);
-      if constexpr (sizeof(Stored) == 1) factors_ = Products::factors(scales_at(place));
+      if constexpr (sizeof(Stored) == 1) factors_ = Products::factors(scales_at(page_index));
       const int following = next_page(op_, head_, page + 1, pages_end_);
       for (int left = page_tokens_; left > 0; left -= Keys) {  // keys of the page from this tile on
         wait_for_copies<0>();
         sync_block();
-        copy_tile(kValuesAt, place, argument_.values, left);
-        close_copy_group();
+        copy_tile(kValuesAt, page_index, argument_.values, left);
+        commit_copy_group();
         if (left == page_tokens_) rotate_queries();
         const auto begin_next_tile = [&] {
           if (left > Keys) {
-            copy_tile(kKeysAt, place, 0, left - Keys);
+            copy_tile(kKeysAt, page_index, 0, left - Keys);
           } else if (following < pages_end_) {
-            place = op_.page_table[following];
+            page_index = op_.page_table[following];
             copy_queries(turned_chunks_);
             copy_rotation(following);
-            copy_tile(kKeysAt, place, 0, page_tokens_);
+            copy_tile(kKeysAt, page_index, 0, page_tokens_);
           }
-          close_copy_group();
+          commit_copy_group();
         };
         if (left > Keys / 2) {
           attend_tile<Keys / 16>(left, bias, begin_next_tile);
@@ -144,10 +144,11 @@ class AttentionBlock {
 
   // ---- copies ----
 
-  // The tile of keys, or of values with their offset in the page, from which on the page in that place has `left`; zeros beyond.
-  __device__ __forceinline__ void copy_tile(int to, int place, int64_t offset, int left) const {
+  // The tile of keys, or of values with their offset in the page, from which on the page with that index has `left`; zeros
+  // beyond.
+  __device__ __forceinline__ void copy_tile(int to, int page_index, int64_t offset, int left) const {
     const int row = thread_ / kRowChunks;
-    const Stored *from = static_cast<const Stored *>(op_.pool) + place * op_.page_stride + offset +
+    const Stored *from = static_cast<const Stored *>(op_.pool) + page_index * op_.page_stride + offset +
                          head_ * argument_.head_elements + static_cast<int64_t>(page_tokens_ - left) * Dim +
                          thread_ * kChunkElements;
     unsigned char *first = shared_ + to + chunk_at<kRowBytes>(row, thread_ % kRowChunks);
@@ -164,8 +165,8 @@ class AttentionBlock {
   }
 
   // Of the head's K and of its V.
-  __device__ __forceinline__ const float *scales_at(int place) const {
-    const Stored *page = static_cast<const Stored *>(op_.pool) + place * op_.page_stride;
+  __device__ __forceinline__ const float *scales_at(int page_index) const {
+    const Stored *page = static_cast<const Stored *>(op_.pool) + page_index * op_.page_stride;
     return reinterpret_cast<const float *>(page + argument_.scales) + 2 * head_;
   }
 

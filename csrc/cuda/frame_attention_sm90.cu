@@ -40,7 +40,7 @@ const char *launch_attention_sm90(const AttentionArgument &argument) {
   const Grid grid{static_cast<unsigned>(argument.split.blocks()), static_cast<unsigned>(op.batch), 1, kSm90Threads,
                   static_cast<unsigned>(attention_sm90_shared_bytes(op))};
   const bool probe = op.mass != nullptr;
-  return launch(op.dtype == DType::bfloat16 ? kernel_of<Bf16>(probe) : kernel_of<Fp16>(probe), grid, op.place.stream, all);
+  return launch(op.dtype == DType::bfloat16 ? kernel_of<Bf16>(probe) : kernel_of<Fp16>(probe), grid, op.target.stream, all);
 }
 
 }  // namespace lolrt::cuda

@@ -36,7 +36,7 @@ __device__ __forceinline__ void copy_tiles(const Sm90Argument &argument, const S
   const FrameAttention &op = argument.attention.op;
   const int pages_end = segment.pages_end, page_tokens = static_cast<int>(op.page_tokens);
   int page = next_page(op, segment.head, segment.page, pages_end);
-  int place = page < pages_end ? op.page_table[page] : 0;
+  int page_index = page < pages_end ? op.page_table[page] : 0;
   for (int tile = 0; page < pages_end;) {
     page = next_page(op, segment.head, page + 1, pages_end);
     const int following = page < pages_end ? op.page_table[page] : 0;
@@ -47,17 +47,17 @@ __device__ __forceinline__ void copy_tiles(const Sm90Argument &argument, const S
 #pragma unroll
       for (int channel = 0; channel < kSm90Dim; channel += kBoxChannels) {
         copy_box(shared.keys(stage) + channel / kBoxChannels * kBoxBytes, &argument.keys, shared.keys_full(stage), channel, token,
-                 segment.head, place);
+                 segment.head, page_index);
       }
       wait_for_phase(shared.values_free(stage), free);
       arrive_expecting(shared.values_full(stage), kTileBytes);
 #pragma unroll
       for (int channel = 0; channel < kSm90Dim; channel += kBoxChannels) {
         copy_box(shared.values(stage) + channel / kBoxChannels * kBoxBytes, &argument.values, shared.values_full(stage), channel,
-                 token, segment.head, place);
+                 token, segment.head, page_index);
       }
     }
-    place = following;
+    page_index = following;
   }
 }
 

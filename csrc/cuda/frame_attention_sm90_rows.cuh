@@ -142,7 +142,7 @@ class Sm90Rows {
       const unsigned char *first = keys + channel / kBoxChannels * kBoxBytes + channel % kBoxChannels * 2;
       multiply_rows<Element>(scores_, queries_[step], matrix_descriptor(first, 0), step > 0);
     }
-    close_product_group();
+    commit_product_group();
   }
 
   // Begins the product of the weights with the values of the tile before.
@@ -155,7 +155,7 @@ class Sm90Rows {
     for (int group = 0; group < kGroups; ++group) {
       multiply_add_columns<Element>(out_, weights_[group], matrix_descriptor(values + group * 2 * kGroupBytes, kBoxBytes));
     }
-    close_product_group();
+    commit_product_group();
   }
 
   // Scores become weights; whether what is there is to be rescaled by factor_.

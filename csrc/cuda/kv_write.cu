@@ -60,7 +60,7 @@ CudaOutcome kv_write(const KvWrite &op) {
   const bool fp8 = op.k.data && op.page_dtype == DType::float8_e4m3fn;
   const unsigned parts = (op.q.data ? 1u : 0u) + (op.k.data && !fp8 ? 2u : 0u);
   const Grid grid{row_blocks(op.frames, op.tokens), parts, 1, kRowThreads, 0};
-  const char *error = parts > 0 ? launch(kv_write_kernel, grid, op.place.stream, argument) : nullptr;
+  const char *error = parts > 0 ? launch(kv_write_kernel, grid, op.target.stream, argument) : nullptr;
   if (error == nullptr && fp8) error = launch_kv_write_fp8(argument);
   return launched("kv_write", error);
 }

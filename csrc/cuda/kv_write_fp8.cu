@@ -140,9 +140,9 @@ const char *launch_kv_write_fp8(const KvArgument &argument) {
   const Grid rows{row_blocks(op.frames, op.tokens), 2, 1, kRowThreads, 0};
   const Grid heads{static_cast<unsigned>(op.frames), 2, static_cast<unsigned>(op.heads), kRowThreads,
                    kRowThreads / kWarpLanes * sizeof(float)};
-  const char *error = launch(kv_write_maxima_kernel, rows, op.place.stream, argument);
-  if (error == nullptr) error = launch(kv_write_scales_kernel, heads, op.place.stream, argument);
-  return error != nullptr ? error : launch(kv_write_quantise_kernel, rows, op.place.stream, argument);
+  const char *error = launch(kv_write_maxima_kernel, rows, op.target.stream, argument);
+  if (error == nullptr) error = launch(kv_write_scales_kernel, heads, op.target.stream, argument);
+  return error != nullptr ? error : launch(kv_write_quantise_kernel, rows, op.target.stream, argument);
 }
 
 }  // namespace lolrt::cuda

@@ -95,7 +95,7 @@ CudaOutcome modulated_norm(const ModulatedNorm &op) {
                          whole(op.gate) && whole(op.scale) && whole(op.shift);
   const Grid grid{row_blocks(op.frames, op.tokens), 1, 1, kRowThreads, 0};
   return launched("modulated_norm",
-                  launch(modulated_norm_kernel, grid, op.place.stream, Argument{op, {op.dtype == DType::bfloat16, all_whole}}));
+                  launch(modulated_norm_kernel, grid, op.target.stream, Argument{op, {op.dtype == DType::bfloat16, all_whole}}));
 }
 
 }  // namespace lolrt::cuda

@@ -54,7 +54,7 @@ void use_warpgroup(const Warpgroup all) {
   fence_products();
   multiply_rows<Bf16>(rows, a, matrix_descriptor(shared, 0), false);
   multiply_add_columns<Bf16>(columns, a, matrix_descriptor(shared, kColumnsBytes));
-  close_product_group();
+  commit_product_group();
   wait_for_products<0>();
   std::copy_n(rows, kSm90Keys / 2, all.rows[thread]);
   std::copy_n(columns, kSm90Dim / 2, all.columns[thread]);

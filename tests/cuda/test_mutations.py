@@ -98,7 +98,7 @@ MUTATIONS = [
         "rotation of another head", "* op_.heads + head_;\n      for (int pair", "* op_.heads;\n      for (int pair", "numbers: error"
     ),
     Mutation("padding of the rotation left as it is", "    pad_rotation();\n", "", "numbers|not finite"),
-    Mutation("page off by one", "place = op_.page_table[following];", "place = op_.page_table[page];", "numbers: error"),
+    Mutation("page off by one", "page_index = op_.page_table[following];", "page_index = op_.page_table[page];", "numbers: error"),
     Mutation("sum not rescaled", "        sum_[half][r] *= factor;\n", "", "numbers: error"),
     Mutation("mass of all pages so far", "if (before >= begin) {", "if (false) {", "numbers: mass", "attention_mass.cuh", probe=True),
     Mutation("sum over half a warp", "mask < kWarpLanes; mask", "mask < kWarpLanes / 2; mask", "numbers", "rows.cuh", "kv_write"),
@@ -170,7 +170,7 @@ MUTATIONS += [
     fp8("scales of keys and values swapped", "{pack<Bf16>(keys, keys), pack<Bf16>(values, values)}",
         "{pack<Bf16>(values, values), pack<Bf16>(keys, keys)}", "numbers: error"),
     fp8("scales of another head", "+ 2 * head_;", ";", "numbers: error", "frame_attention.cuh"),
-    fp8("scales of the first page", "factors_ = Products::factors(scales_at(place));",
+    fp8("scales of the first page", "factors_ = Products::factors(scales_at(page_index));",
         "factors_ = Products::factors(scales_at(op_.page_table[0]));", "numbers: error", "frame_attention.cuh"),
     fp8("half a step through the keys", "key_chunk) ^ (pair << 5))", "key_chunk) ^ (pair << 4))", "numbers: error"),
     fp8("no zeros beyond the page", "valid ? from + i * kCopyRows * Dim : from - row * Dim, valid);", "from + i * kCopyRows * Dim, true);",
@@ -287,11 +287,11 @@ MUTATIONS += [
         COPIES,
     ),
     sm90("values of the keys' memory", "box_of(op, argument.values, ", "box_of(op, 0, ", "numbers: error", "frame_attention_sm90.cu"),
-    sm90("page off by one", "    place = following;\n", "", "numbers: error", COPIES),
+    sm90("page off by one", "    page_index = following;\n", "", "numbers: error", COPIES),
     sm90(
         "another head's keys",
-        "channel, token,\n                 segment.head, place",
-        "channel, token,\n                 0, place",
+        "channel, token,\n                 segment.head, page_index",
+        "channel, token,\n                 0, page_index",
         "numbers: error",
         COPIES,
     ),
@@ -393,7 +393,7 @@ MUTATIONS += [
     batch90("rows begin at the first entry's pages", "if (page_ == segment_.pages_end)", "if (page_ == op_.pages)",
             "deadlock|numbers|outside", "frame_attention_sm90_rows.cuh"),
 ]  # fmt: skip
-COPIED, COPIED_90 = " + place * op_.page_stride + offset", "    for (int token = 0; token < page_tokens; token += kSm90Keys, ++tile) {"
+COPIED, COPIED_90 = " + page_index * op_.page_stride + offset", "    for (int token = 0; token < page_tokens; token += kSm90Keys, ++tile) {"
 MUTATIONS += [
     replace(
         mutation,
@@ -405,8 +405,8 @@ MUTATIONS += [
         also=(mutation.file, mutation.old, mutation.new),
     )
     for mutation in (
-        batch("one that is not there", COPIED, " + (place < 0 ? 0 : place) * op_.page_stride + offset", ""),
-        batch90("one that is not there, by the boxes", COPIED_90, f"    if (place < 0) place = 0;\n{COPIED_90}", ""),
+        batch("one that is not there", COPIED, " + (page_index < 0 ? 0 : page_index) * op_.page_stride + offset", ""),
+        batch90("one that is not there, by the boxes", COPIED_90, f"    if (page_index < 0) page_index = 0;\n{COPIED_90}", ""),
     )
 ]
 

@@ -64,7 +64,7 @@ void named(const Argument argument) {
 void copies(const Argument argument) {
   const unsigned thread = threadIdx.x, from = argument.mistake == 4 ? 1024 : 0;
   copy_async(shared_memory() + thread * 16 + (argument.mistake == 5 ? 4 : 0), own(argument) + from + thread * 4);
-  if (argument.mistake != 6) close_copy_group();
+  if (argument.mistake != 6) commit_copy_group();
   float early = 0.0f;
   if (argument.mistake == 3) early = shared()[thread * 4];
   if (argument.mistake != 1) wait_for_copies<0>();
@@ -102,7 +102,7 @@ void product(const Argument argument) {
   uint32_t a[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
   if (argument.mistake != 4) fence_products();
   multiply_rows<Bf16>(d, a, matrix_descriptor(shared_memory() + (argument.mistake == 5 && thread < 32 ? 32 : 0), 0), false);
-  close_product_group();
+  commit_product_group();
   if (argument.mistake == 3) own(argument)[thread] = d[7];
   if (argument.mistake == 6) words[thread] = 0;
   if (argument.mistake != 2) wait_for_products<0>();

@@ -26,7 +26,7 @@ __device__ __forceinline__ void copy_async_8(void *shared, const void *global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;\n" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
 
-__device__ __forceinline__ void close_copy_group() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+__device__ __forceinline__ void commit_copy_group() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 
 // Waits until no more than the `Pending` youngest groups of the thread are under way.
 template <int Pending>

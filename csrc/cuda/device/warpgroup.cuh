@@ -29,7 +29,7 @@ __device__ __forceinline__ void take_registers() {
 // Before the first product, and before one whose d or a other instructions have written since the last.
 __device__ __forceinline__ void fence_products() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 
-__device__ __forceinline__ void close_product_group() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
+__device__ __forceinline__ void commit_product_group() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
 
 // Waits until no more than the `Pending` youngest groups are under way.
 template <int Pending>

@@ -36,7 +36,7 @@ struct Meeting {
     set_registers,
     fence_products,
     begin_product,
-    close_product_group,
+    commit_product_group,
     wait_for_products
   } kind = none;
   const void *place = nullptr;

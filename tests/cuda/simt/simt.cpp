@@ -310,7 +310,7 @@ void copy_async(void *shared, const void *global, int bytes, bool valid) {
   e.current->open_copies.push_back(copy);
 }
 
-void close_copy_group() {
+void commit_copy_group() {
   Fiber &self = *emulator().current;
   self.groups.push_back(std::move(self.open_copies));
   self.open_copies.clear();

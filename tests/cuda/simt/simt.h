@@ -81,7 +81,7 @@ float exchange(float value, int mask);
 bool any_lane(bool predicate);
 
 void copy_async(void *shared, const void *global, int bytes, bool valid);
-void close_copy_group();
+void commit_copy_group();
 void wait_for_copies(unsigned pending);
 
 // Bytes from the start of shared memory.
@@ -102,7 +102,7 @@ void set_registers(unsigned registers, bool take);
 void fence_products();
 void begin_product(float *d, int columns, const uint32_t (&a)[4], uint64_t b, bool transposed, bool add,
                    float (*value)(uint16_t));
-void close_product_group();
+void commit_product_group();
 void wait_for_products(unsigned pending);
 
 // As in csrc/cuda/device/matrix.cuh.

@@ -115,7 +115,7 @@ void carry_out(Meeting::Kind kind, Fiber *lanes) {
       return fence_warp_products(lanes);
     case Meeting::begin_product:
       return begin_warp_product(lanes);
-    case Meeting::close_product_group:
+    case Meeting::commit_product_group:
       return close_warp_products(lanes);
     case Meeting::wait_for_products:
       return wait_for_warp_products(lanes);
@@ -131,8 +131,9 @@ void carry_out(Meeting::Kind kind, Fiber *lanes) {
 
 const char *name(Meeting::Kind kind) {
   static constexpr const char *names[] = {
-      "nothing",       "exchange",       "any_lane",      "sync_warp",           "load_matrices",    "multiply_add",
-      "set_registers", "fence_products", "begin_product", "close_product_group", "wait_for_products"};
+      "nothing",          "exchange",      "any_lane",       "sync_warp",     "load_matrices",
+      "multiply_add",     "set_registers", "fence_products", "begin_product", "commit_product_group",
+      "wait_for_products"};
   return names[kind];
 }
 

@@ -286,7 +286,7 @@ void begin_product(float *d, int columns, const uint32_t (&a)[4], uint64_t b, bo
   meet(Meeting::begin_product, __builtin_return_address(0), &mine);
 }
 
-void close_product_group() { meet(Meeting::close_product_group, __builtin_return_address(0), nullptr); }
+void commit_product_group() { meet(Meeting::commit_product_group, __builtin_return_address(0), nullptr); }
 
 void wait_for_products(unsigned pending) { meet(Meeting::wait_for_products, __builtin_return_address(0), &pending); }
 

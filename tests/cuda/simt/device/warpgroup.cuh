@@ -17,7 +17,7 @@ __forceinline__ void take_registers() {
 }
 
 __forceinline__ void fence_products() { simt::fence_products(); }
-__forceinline__ void close_product_group() { simt::close_product_group(); }
+__forceinline__ void commit_product_group() { simt::commit_product_group(); }
 template <int Pending>
 __forceinline__ void wait_for_products() {
   simt::wait_for_products(Pending);
