@@ -282,6 +282,7 @@ def test_a_name_is_a_file(tmp_path, monkeypatch):
     assert not asked
 
 
+@pytest.mark.whole
 def test_of_a_long_start_no_more_is_read_than_is_asked_for(tiny, tmp_path, monkeypatch, capsys):
     taken = []
 
