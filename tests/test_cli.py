@@ -349,16 +349,17 @@ def test_a_script_with_a_byte_order_mark(tmp_path, prompt):
     assert cli.main(["generate", "--script", str(tmp_path / "script.txt"), "-o", str(tmp_path / "v.mp4"), "--frames", "9"]) == 0
 
 
-def test_two_runs_on_one_output(tmp_path, prompt):
-    """One is refused, and the video is that of the other, with its snapshot."""
-    path, partial = tmp_path / "v.mp4", tmp_path / "v.partial.mp4"
-    first = started("generate", prompt, "-o", path, "--frames", 57, "--save-every", 12, partial=partial, size=0)
-    saving = tmp_path / "v.snapshot.safetensors.1.partial"  # as if the first were just at it
-    saving.write_bytes(b"half of a snapshot")
-    assert "another run is writing" in error_of("generate", prompt, "-o", path, "--frames", 9, "--save-every", 9)
-    assert saving.exists()
-    _, err = first.communicate(timeout=60)
-    assert first.returncode == 0 and decode(path)[0] == 57, err
+def test_two_runs_on_one_output(tmp_path, prompt, capsys):
+    """The second is refused, and touches nothing that is the first one's."""
+    with lolrt.VideoWriter(tmp_path / "v.mp4", 64, 96, 16) as first:
+        first.write(torch.zeros(9, 64, 96, 3, dtype=torch.uint8))
+        beside = [tmp_path / "v.snapshot.safetensors", tmp_path / "v.snapshot.safetensors.1.partial", tmp_path / "v.mass.csv"]
+        for path in beside:
+            path.write_bytes(b"the first one's")
+        assert cli.main(["generate", prompt, "-o", str(tmp_path / "v.mp4"), "--save-every", "9", "--probe"]) == 2
+        assert "another run is writing" in capsys.readouterr().err
+    assert all(path.read_bytes() == b"the first one's" for path in beside)
+    assert decode(tmp_path / "v.mp4")[0] == 9
 
 
 def test_the_video_of_a_killed_run_is_kept(tmp_path, prompt):

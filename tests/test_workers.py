@@ -13,6 +13,8 @@ import pytest
 
 from lolrt import workers
 
+pytestmark = pytest.mark.whole
+
 # Two workers that are at work for an hour.
 PARENT = """
 import os, sys, time

@@ -95,6 +95,7 @@ with lolrt.VideoWriter(sys.argv[1], 64, 128, 16) as writer:
 """
 
 
+@pytest.mark.whole
 def test_two_writers_of_one_file(tmp_path):
     """The second is refused, also where it would go on with the first one's file, which is whole in the end."""
     path = tmp_path / "v.mp4"

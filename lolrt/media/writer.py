@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import av
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from lolrt.errors import OutputError
@@ -26,6 +26,9 @@ from lolrt.media.fragments import Fragments
 
 # Small video is enlarged by a whole factor to at least this height: players would do it with a worse filter.
 DISPLAY_HEIGHT = 256
+
+# Primaries and transfer, by the numbers of ITU-T H.273.
+BT709 = 1
 
 # Units of the track's clock in a frame.
 FRAME_UNITS = 1000
@@ -106,7 +109,7 @@ class VideoWriter:
         self._stream.height, self._stream.width = self._height, self._width
         self._stream.pix_fmt = "yuv420p"
         self._stream.colorspace, self._stream.color_range = Colorspace.ITU709, ColorRange.MPEG
-        self._stream.color_primaries, self._stream.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        self._stream.color_primaries = self._stream.color_trc = BT709
         self._cut_off = False
 
     def _end(self) -> None:
