@@ -433,7 +433,7 @@ def test_wrong_input_is_one_clear_line(tmp_path, prompt, data):
     assert "--seed" in error_of("generate", prompt, "-o", out, "--seed", -1)
     assert "jitter_seed" in error_of("generate", prompt, "-o", out, "--jitter-seed", -1)
     assert "1024" in error_of("generate", prompt, "-o", out, "--threads", 5000)
-    assert "it lacks text_encoder" in error_of("generate", prompt, "-o", out, "--model", data / "self_forcing_dmd_small.pt")
+    assert "it lacks vae, text_encoder" in error_of("generate", prompt, "-o", out, "--model", data / "self_forcing_dmd_small.pt")
     assert not any(path.suffix == ".mp4" for path in tmp_path.iterdir())
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, islice, product
 from pathlib import Path
@@ -93,16 +94,16 @@ def sweep(pipe: Pipeline, policy: str, prompt: str, seed: int, starts: Sequence[
     numbered as if it began at each of `starts`; the sinks keep their numbers. The cached frames come from plain RoPE.
     """
     content = held(pipe, prompt, seed)
-    state, origin = content.state_dict(), content.next_frame
+    tensors, origin = content.snapshot().tensors, content.next_frame
     parsed = Policy.parse(policy)
     moved = pipe.latent_stream(prompt, seed=seed, rope=parsed.rope, window=parsed.window, probe=True)
     moved.session.noise = lambda _, n_frames, step: content.session.noise(origin, n_frames, step)
-    policy_of_moved = moved.state_dict()["description"]  # not that of the content, on purpose
+    snapshot = moved.snapshot()  # whose policy is not that of the content, on purpose
     masses = []
     for start in starts:
-        frames = state["cache.frames"].clone()
+        frames = tensors["cache.frames"].clone()
         frames[moved.window.sink_frames :] += start - origin
-        moved.load_state_dict({**state, "cache.frames": frames, "next_frame": torch.tensor(start), "description": policy_of_moved})
+        moved.restore(replace(snapshot, tensors={**tensors, "cache.frames": frames, "next_frame": torch.tensor(start)}))
         mass = next(moved).mass
         assert mass is not None
         masses.append(mass[..., : moved.window.sink_frames].sum(-1).mean(-1).numpy())
