@@ -122,7 +122,8 @@ class Tensors {
     for (int dim = made.view.ndim - 1; dim >= 0; --dim) {
       const Wide stride = made.view.strides ? made.view.strides[dim] : packed;
       const Wide reach = std::max<Wide>(Wide{made.shape[dim]} - 1, 0) * stride;
-      (reach < 0 ? before : after) += reach < 0 ? -reach : reach;
+      Wide &side = reach < 0 ? before : after;
+      side = std::min(side + (reach < 0 ? -reach : reach), Wide{1} << 100);
       packed = std::min<Wide>(packed * std::max<int64_t>(made.shape[dim], 1), Wide{1} << 63);
     }
     const Wide whole = (before + after + 1) * bytes;

@@ -41,9 +41,9 @@ FrameAttention checked(const lolrt_frame_attention_desc &desc) {
     fail(LOLRT_INVALID_ARGUMENT, "frame_attention: q has frames of %" PRId64 " tokens; expected %" PRId64 " at most", op.tokens,
          PageLayout::max_tokens);
   }
-  const View out = check.output("out", desc.out, op.dtype,
-                                {{"frames", op.frames}, {"tokens", op.tokens}, {"heads", op.heads}, {"dim", op.dim}},
-                                Layout::strided);
+  const View out =
+      check.output("out", desc.out, op.dtype,
+                   {{"frames", op.frames}, {"tokens", op.tokens}, {"heads", op.heads}, {"dim", op.dim}}, Layout::strided);
   op.out = head_rows(out);
   op.page_dtype = check_page_type("frame_attention", desc.pages, op.dtype, op.dim);
   const PageLayout layout(op.place.device.type, op.page_dtype, op.page_tokens, op.heads, op.dim);

@@ -51,7 +51,8 @@ struct Span {
   uintptr_t begin = 0, end = 0;
 };
 
-// A view that has passed its checks; strides in elements. No product of an index and a stride passes 64 bits, in elements or bytes.
+// A view that has passed its checks; strides in elements. No product of an index and a stride passes 64 bits, in elements or
+// bytes.
 class View {
  public:
   static constexpr int max_dims = 6;
@@ -86,7 +87,8 @@ class Checker {
   // The same for a tensor that is written: its elements must not share memory, nor its dimensions interleave.
   View output(const char *name, const lolrt_tensor *tensor, DType dtype, std::initializer_list<Dim> dims,
               Layout layout = Layout::contiguous) const;
-  // Fails where `index`, whose numbers have been checked and say what is written or read, lies in memory that the op writes first.
+  // Fails where `index`, whose numbers have been checked and say what is written or read, lies in memory that the op writes
+  // first.
   void not_in(const char *index_name, Span index, const char *written_name, Span written) const;
   // The tensor's device becomes that of the operation; fails where that has no kernels for it.
   void on_device_of(const char *name, const lolrt_tensor *tensor);
