@@ -87,7 +87,7 @@ class Tensors {
       const bool here = dim < ndim;
       made.strides[dim] = here ? bytes_.or_number(packed) : 1;
       if (here && __builtin_mul_overflow(packed, std::max<int64_t>(made.shape[dim], 1), &packed)) packed = 1;
-      if (here && bytes_.rarely()) packed += 16;  // a gap
+      if (here && bytes_.rarely()) packed = std::min(packed, INT64_MAX - 16) + 16;  // a gap
     }
     if (bytes_.rarely()) dtype = {bytes_.next(), bytes_.next(), static_cast<uint16_t>(bytes_.next() % 3)};
     made.view = {nullptr, {LOLRT_DEVICE_CPU, 0}, ndim, dtype, made.shape, bytes_.next() % 2 ? made.strides : nullptr, 0};
@@ -121,8 +121,9 @@ class Tensors {
     Wide before = 0, after = 0, packed = 1;
     for (int dim = made.view.ndim - 1; dim >= 0; --dim) {
       const Wide stride = made.view.strides ? made.view.strides[dim] : packed;
-      const Wide reach = std::max<Wide>(made.shape[dim] - 1, 0) * stride;
-      (reach < 0 ? before : after) += reach < 0 ? -reach : reach;
+      const Wide reach = std::max<Wide>(Wide{made.shape[dim]} - 1, 0) * stride;
+      Wide &side = reach < 0 ? before : after;
+      side = std::min(side + (reach < 0 ? -reach : reach), Wide{1} << 100);
       packed = std::min<Wide>(packed * std::max<int64_t>(made.shape[dim], 1), Wide{1} << 63);
     }
     const Wide whole = (before + after + 1) * bytes;
@@ -252,6 +253,9 @@ void fuzz_tables(Bytes &bytes, Tensors &tensor, lolrt_dtype) {
   const int64_t pages = 1 + bytes.below(4), frames = 1 + bytes.below(4), heads = 1 + bytes.below(3), pairs = 1 + bytes.below(9);
   tensor.check(lolrt_rotation_table(tensor(kUint64, {heads, pairs}), tensor(kInt64, {pages, frames}),
                                     tensor(kFloat32, {pages, frames, heads, pairs, 2})));
+}
+
+void fuzz_normal(Bytes &bytes, Tensors &tensor, lolrt_dtype) {
   tensor.check(lolrt_normal(bytes.next(), bytes.number(), static_cast<int32_t>(bytes.below(9)),
                             tensor(kFloat32, {1 + bytes.below(9), 1 + bytes.below(9)})));
 }
@@ -267,7 +271,8 @@ void fuzz_windows(Bytes &bytes, Tensors &tensor, lolrt_dtype) {
     for (int call = 0; call < 12; ++call) {
       const int64_t count = bytes.or_number(1 + bytes.below(3));
       const uint8_t choice = bytes.next() % 8;
-      if (choice < 5 && lolrt_window_advance(window, bytes.rarely() ? bytes.number() : frame, count) == LOLRT_OK) frame += count;
+      const int64_t first = bytes.rarely() ? bytes.number() : frame;
+      if (choice < 5 && lolrt_window_advance(window, first, count) == LOLRT_OK) frame = first + count;
       if (choice == 5 && page < 0) tensor.check(lolrt_pool_acquire(pool, &page));
       if (choice == 6 && lolrt_pool_release(pool, page) == LOLRT_OK) page = -1;
       if (choice == 7) {
@@ -292,9 +297,9 @@ void fuzz_windows(Bytes &bytes, Tensors &tensor, lolrt_dtype) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-  static constexpr void (*targets[])(Bytes &, Tensors &, lolrt_dtype) = {fuzz_kv_write, fuzz_frame_attention, fuzz_modulated_norm,
-                                                                         fuzz_gelu,     fuzz_sampler_step,    fuzz_channel_norm,
-                                                                         fuzz_conv3d,   fuzz_tables,          fuzz_windows};
+  static constexpr void (*targets[])(Bytes &, Tensors &, lolrt_dtype) = {
+      fuzz_kv_write,     fuzz_frame_attention, fuzz_modulated_norm, fuzz_gelu,   fuzz_sampler_step,
+      fuzz_channel_norm, fuzz_conv3d,          fuzz_tables,         fuzz_normal, fuzz_windows};
   static const bool one_thread = lolrt_set_threads(1) == LOLRT_OK;
   if (!one_thread) return 1;
   Bytes bytes(data, size);

@@ -7,7 +7,8 @@ import sys
 
 # Spins before a thread sleeps: longer than most gaps between the ops of a model. Medians of a chunk of the embedded model in two runs each
 # (2026-11-25, two cores): sleeping at once 214 and 214 ms, so 128 and 117, as libgomp does by itself 122 and 118; with both cores taken by
-# others 521 and 518, so 320 and 334, as libgomp does 489 (one run): what spins for long keeps those that have work from running.
+# others 521 and 518, so 320 and 334, as libgomp does 489 (one run): what spins for long keeps those that have work from running. While
+# others have the cores, threads spin far less, by a second team that sleeps (csrc/python/torch_threads.h).
 WAIT = {"GOMP_SPINCOUNT": "10000"}
 
 
