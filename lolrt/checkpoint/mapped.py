@@ -27,7 +27,7 @@ def map_file(path: Path) -> Tensor:
     try:
         with open_file(path) as file:
             if not os.fstat(file.fileno()).st_size:
-                return torch.empty(0, dtype=torch.uint8)
+                return torch.empty(0, dtype=torch.uint8, device="cpu")
             flags, access = mmap.MAP_PRIVATE | NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
             return torch.frombuffer(mmap.mmap(file.fileno(), 0, flags=flags, prot=access), dtype=torch.uint8)
     except FileNotFoundError:
@@ -39,7 +39,7 @@ def map_file(path: Path) -> Tensor:
 def view(data: Tensor, dtype: torch.dtype) -> Tensor:
     """Mapped bytes as values of a dtype; not aligned where the bytes are not: whoever keeps such a tensor makes a copy (`load.weight`)."""
     if len(data) == 0:
-        return torch.empty(0, dtype=dtype)
+        return torch.empty(0, dtype=dtype, device="cpu")
     if data.data_ptr() % dtype.itemsize:
         return torch.frombuffer(data.numpy(), dtype=dtype)
     return data.view(dtype)

@@ -69,7 +69,7 @@ class UMT5Encoder(TextEncoder):
         for prompt, ids in zip(prompts, tokens, strict=True):
             if len(ids) > MOST_TOKENS:
                 raise PromptError(f"the prompt {prompt[:40]!r}... has {len(ids)} tokens; the model takes {MOST_TOKENS}: shorten it")
-        return [self._model(torch.tensor([ids])).last_hidden_state[0].clone() for ids in tokens]
+        return [self._model(torch.tensor([ids], device="cpu")).last_hidden_state[0].clone() for ids in tokens]
 
 
 def _transformers() -> Any:
