@@ -84,7 +84,7 @@ print(time.process_time() - begin)
 """
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores, and Linux")
 def test_threads_that_share_a_core_do_not_spin_against_each_other() -> None:
     """What they compute takes as long as on one thread; what they spin comes on top, 90 times as much without a limit."""

@@ -16,6 +16,7 @@
 #  include <dlfcn.h>
 #  include <link.h>
 
+#  include <algorithm>
 #  include <condition_variable>
 #  include <cstring>
 #  include <mutex>
@@ -50,7 +51,9 @@ class SleepingTeam {
     }
     if (present) {
       leader_ = std::thread([this, &runtime] {
-        runtime.parallel([](void *) {}, nullptr, static_cast<unsigned>(runtime.processors()), 0);
+        // As many as there were processors when the program began, which may be more than this thread may run on.
+        const int enough = std::max(runtime.processors(), runtime.max_threads());
+        runtime.parallel([](void *) {}, nullptr, static_cast<unsigned>(enough), 0);
         std::unique_lock<std::mutex> asleep(dismissal_);
         dismissed_.wait(asleep, [this] { return !present_; });
       });

@@ -63,14 +63,14 @@ class Sampler:
     @cached_property
     def noise_levels(self) -> Tensor:
         """The noise level before each pass, float32, as the published scheduler computes it."""
-        levels = torch.linspace(1.0, 0.0, TRAIN_TIMESTEPS + 1, dtype=torch.float32)[:-1]
+        levels = torch.linspace(1.0, 0.0, TRAIN_TIMESTEPS + 1, dtype=torch.float32, device="cpu")[:-1]
         levels = self.shift * levels / (1 + (self.shift - 1) * levels)
         return levels[[TRAIN_TIMESTEPS - t for t in self.timesteps]]
 
     @property
     def model_timesteps(self) -> Tensor:
         """What the model is told in each pass and, last, in the cache pass: 1000 times the noise level, float32."""
-        return torch.cat([self.noise_levels, torch.tensor([self.context_noise], dtype=torch.float32)]) * TRAIN_TIMESTEPS
+        return torch.cat([self.noise_levels, torch.tensor([self.context_noise], dtype=torch.float32, device="cpu")]) * TRAIN_TIMESTEPS
 
     def step(self, sample: Tensor, k: int, velocity: Tensor, noise: NoiseSource, first_frame: int) -> Tensor:
         """The sample after pass k, of which `velocity` is the flow; after the last pass the clean chunk."""
