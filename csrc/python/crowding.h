@@ -30,7 +30,9 @@ class Crowding {
 
  private:
   static constexpr int64_t kEvery = 50'000'000, kCounts = 500'000'000;  // ns
-  static constexpr int64_t kShare = 8;  // of the time; on a quiet machine it is less than a hundredth
+  // A quarter of the time: with as many other processes as cores it is half. On a quiet machine it is less than a hundredth, but
+  // for moments that are no reason to sleep.
+  static constexpr int64_t kShare = 4;
 
   struct Times {
     int64_t looked_at = 0, waited = 0;

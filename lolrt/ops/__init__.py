@@ -66,7 +66,9 @@ def _refuse_gradients(op: str, *arguments: Any) -> None:
 
 
 def _changed(*tensors: Any) -> None:
-    """Tells autograd what has been written, which it does not see."""
+    """Tells autograd what has been written, which it does not see; in inference mode it is not there."""
+    if torch.is_inference_mode_enabled():
+        return
     torch.autograd.graph.increment_version([x for x in tensors if isinstance(x, Tensor)])
 
 
