@@ -34,7 +34,7 @@ from lolrt.models.vae.taehv import TAEHV, TAEHVConfig
 from lolrt.models.vae.tiles import Tiled
 from lolrt.models.vae.wan import CausalVAE
 from lolrt.ops import planned_for_cuda
-from lolrt.pipeline import VAEChoice, files_of, sampler_of
+from lolrt.pipeline import VAEChoice, check_size, files_of, sampler_of
 from lolrt.positions.rope import Rope
 from lolrt.session.config import StreamConfig
 from lolrt.session.session import Session
@@ -183,6 +183,7 @@ def plan(
     Raises `lolrt.Error` when the size does not fit the model, or kv_dtype the device.
     """
     on_cuda = device == "cuda"
+    check_size(height, width, vae, dit)
     with planned_for_cuda() if on_cuda else nullcontext():
         decoding = codec_memory(vae, height, width, dtype=dtype, frames=window.chunk_frames, tile=vae_tile)
         encoding = codec_memory(vae, height, width, dtype=dtype, encoding=True, tile=vae_tile)

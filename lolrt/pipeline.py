@@ -21,8 +21,8 @@ from lolrt.engine.kv_window import Window
 from lolrt.engine.sampler import Sampler
 from lolrt.engine.scheduler import RoundRobin, Scheduler
 from lolrt.errors import Error
-from lolrt.models.dit import CausalDiT
-from lolrt.models.vae.codec import Codec, State
+from lolrt.models.dit import CausalDiT, DiTConfig
+from lolrt.models.vae.codec import Codec, CodecConfig, State
 from lolrt.models.vae.tiles import Tiled
 from lolrt.ops.device import upload, usable
 from lolrt.positions.rope import Rope
@@ -72,9 +72,11 @@ def load(
     text = text or load_text(files)
     codec: Codec = load_vae(files, dtype=dtype, device=usable_device) if vae == "full" else load_taehv(files, dtype, usable_device)
     settings = {**WAN_SETTINGS, **files.settings}
+    dit = load_dit(files, dtype, device=usable_device)
+    check_size(settings["height"], settings["width"], codec.config, dit.config)
     return Pipeline(
         name=settings.get("name", files.source.stem),
-        dit=load_dit(files, dtype, device=usable_device),
+        dit=dit,
         vae=codec if vae_tile is None else Tiled(codec, vae_tile),
         encode_text=text,
         sampler=sampler_of(settings, files.source),
@@ -84,6 +86,14 @@ def load(
         width=settings["width"],
         example_prompts=tuple(settings["example_prompts"]),
     )
+
+
+def check_size(height: int, width: int, vae: CodecConfig, dit: DiTConfig) -> None:
+    """Raises `lolrt.Error` unless video of height x width pixels divides into the VAE's latent pixels, and these into the DiT's patches."""
+    sides = [vae.spatial_factor * patch for patch in dit.patch_size[1:]]
+    if height % sides[0] or width % sides[1]:
+        fits = " x ".join(str(max(pixels // side, 1) * side) for pixels, side in zip((height, width), sides, strict=True))
+        raise Error(f"{height} x {width} pixels do not divide into patches of {sides[0]} x {sides[1]} pixels; {fits} would fit")
 
 
 def preferred_dtype(device: str | torch.device = "cpu") -> torch.dtype:

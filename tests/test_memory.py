@@ -206,9 +206,9 @@ def test_a_window_that_is_no_multiple_of_a_chunk():
 
 
 def test_a_size_that_does_not_fit_is_told():
-    with pytest.raises(lolrt.Error, match="do not divide into latent pixels of 8 x 8"):
+    with pytest.raises(lolrt.Error, match="100 x 192 pixels do not divide into patches of 16 x 16 pixels; 96 x 192 would fit"):
         plan(DIT, VAE, 100, 192)
-    with pytest.raises(lolrt.Error, match="does not divide into patches"):
+    with pytest.raises(lolrt.Error, match="do not divide into patches of 16 x 16 pixels"):
         plan(DIT, VAE, 104, 192)
 
 
