@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from tiers import pytest_collection_modifyitems as pytest_collection_modifyitems
 
 import lolrt
 from lolrt import _core
+
+# A shell starts what it puts into the background with Ctrl-C ignored, and the runs that tests begin would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = Path(__file__).parent / "data"
 
