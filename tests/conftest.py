@@ -17,8 +17,10 @@ from tiers import pytest_collection_modifyitems as pytest_collection_modifyitems
 import lolrt
 from lolrt import _core
 
-# A shell starts what it puts into the background with Ctrl-C ignored, and the runs that tests begin would inherit that.
+# What a shell puts into the background ignores Ctrl-C, and what nohup starts hangups; the runs that tests begin would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 DATA = Path(__file__).parent / "data"
 

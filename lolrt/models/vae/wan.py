@@ -34,6 +34,10 @@ class CausalVAE(nn.Module):
             if isinstance(module, (CausalConv3d, Downsample)):
                 module.slot = name
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles have: the streaming forms, whose weights are packed anew, are made again."""
+        return {**self.__dict__, "_streaming": {}}
+
     @property
     def description(self) -> str:
         return f"a full VAE of {self.config.dim} channels"
