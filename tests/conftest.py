@@ -9,6 +9,7 @@ from lolrt.openmp import WAIT
 
 os.environ.update(WAIT)  # before torch comes, as on the command line
 
+import hypothesis
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,6 +22,10 @@ from lolrt import _core
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
+
+# No test asserts a time.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 DATA = Path(__file__).parent / "data"
 
