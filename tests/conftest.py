@@ -40,6 +40,15 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _core.set_threads(threads)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Products of torch may depend on the number of threads, and what is compared is not that."""
+    threads = torch.get_num_threads()
+    lolrt.set_threads(1)
+    yield
+    lolrt.set_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Inputs and outputs of the public code on random weights (tests/data/README.md)."""

@@ -20,16 +20,9 @@ from lolrt.engine.sampler import Sampler
 from lolrt.session.config import StreamConfig
 from lolrt.session.session import LatentChunk, Session
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CHUNKS = 4
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Products of torch may depend on the number of threads, and what is compared here is not that."""
-    threads = torch.get_num_threads()
-    lolrt.set_threads(1)
-    yield
-    lolrt.set_threads(threads)
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bf16"])

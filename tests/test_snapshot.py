@@ -27,14 +27,6 @@ from lolrt.session.stream import Stream
 WINDOW, RECALL = lolrt.Window(1, 4, 2), lolrt.Window(1, 2, 1, recall_frames=2, store_frames=3)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    lolrt.set_threads(1)
-    yield
-    lolrt.set_threads(threads)
-
-
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bf16"])
 def dit(request) -> lolrt.CausalDiT:
     return smallest_dit(request.param)
@@ -307,6 +299,9 @@ assert open(sys.argv[1], "rb").read() == before
     assert done.returncode == 0, done.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["s.safetensors"]
     assert Snapshot.read(path).next_frame == 2
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])

@@ -15,16 +15,9 @@ from lolrt.engine.scheduler import EarliestDeadline, RoundRobin, Turn
 from lolrt.session.stream import Chunk, Stream
 from lolrt.session.stream_engine import StreamEngine
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALLEST = smallest_dit()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Products of torch may depend on the number of threads, and what is compared here is not that."""
-    threads = torch.get_num_threads()
-    lolrt.set_threads(1)
-    yield
-    lolrt.set_threads(threads)
 
 
 def test_everyone_has_a_turn_before_anyone_has_two():
