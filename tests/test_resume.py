@@ -20,8 +20,8 @@ import torch
 
 import lolrt
 from lolrt import cli
+from lolrt.media.destination import Position
 from lolrt.media.fragments import Fragments
-from lolrt.media.writer import Position
 from lolrt.session.snapshot import Snapshot
 
 FPS = 16
@@ -253,9 +253,9 @@ def film(path: Path, cuts: dict[int, str], frames: torch.Tensor) -> None:
             writer.__exit__(None, None, None)
         elif what == "kill":
             writer.write(frames[at : at + 20])
-            writer._file.flush()
-            fcntl.flock(writer._file, fcntl.LOCK_UN)  # as a process that is gone
-            writer._file = None  # type: ignore[assignment]
+            writer._destination._file.flush()
+            fcntl.flock(writer._destination._file, fcntl.LOCK_UN)  # as a process that is gone
+            writer._destination._file = None  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("first", ["end", "kill"])

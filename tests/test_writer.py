@@ -14,7 +14,7 @@ import torch
 from av.video.reformatter import ColorRange, Colorspace
 
 import lolrt
-from lolrt.media.writer import Position
+from lolrt.media.destination import Position
 
 COLOURS = [(200, 30, 30), (30, 160, 30), (30, 30, 200), (220, 220, 40), (0, 0, 0), (255, 255, 255), (128, 128, 128), (180, 90, 60)]
 

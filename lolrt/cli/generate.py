@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lolrt.session.stream import Chunk
 
 DEFAULT_SECONDS = 20.0
+OUTPUT_HELP = "an .mp4 file; an .m3u8 playlist, for HLS; - for standard output; or an address of udp, rtmp or srt, where video goes live"
 RECACHE_HELP = "what of the past a new prompt of the script is applied to: the recent frames, the sinks as well, or nothing"
 
 
@@ -37,7 +38,8 @@ def add_command(commands: Commands) -> None:
     prompts.add_argument("prompt", metavar="PROMPT", nargs="?", help="what the video shows")
     prompts.add_argument("--script", metavar="FILE", help='prompts and when they begin: lines such as "0 a car" and "1:08.5 a boat"')
     prompts.add_argument("--resume", metavar="SNAPSHOT", help="go on with the video of an earlier run with --save-every")
-    generate.add_argument("-o", "--output", metavar="FILE", help="an .mp4 file, or - for standard output")
+    generate.add_argument("-o", "--output", metavar="FILE", help=OUTPUT_HELP)
+    generate.add_argument("--dvr", metavar="SECONDS", type=positive(float), help="keep so much of an .m3u8's video; by default all of it")
     generate.add_argument("--no-overwrite", action="store_true", help="refuse an output that is there already")
     generate.add_argument("--crf", type=int, choices=range(1, 52), metavar="1..51", default=CRF, help="loss of the video: 1 is the least")
     generate.add_argument("--quiet", action="store_true", help="say nothing but errors")
@@ -74,8 +76,9 @@ def run(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     import lolrt
+    from lolrt.media.destination import Position
+    from lolrt.media.output import check_output, open_output
     from lolrt.media.reader import check_readable, read_frames
-    from lolrt.media.writer import Position, output_path
     from lolrt.ops.device import usable
     from lolrt.pipeline import files_of
     from lolrt.session.config import to_plain
@@ -85,16 +88,15 @@ def run(arguments: argparse.Namespace) -> None:
     resumed = resumed_run(arguments) if arguments.resume else None
     if resumed is None and (arguments.output is None or not (arguments.prompt or arguments.script)):
         raise Error("expected a prompt (or --script) and an output file (-o), or --resume SNAPSHOT")
-    if arguments.probe and arguments.output == "-":
-        raise Error("--probe writes beside the video, so it needs a file: choose one with -o")
-    if arguments.save_every and arguments.output == "-":
-        raise Error("--save-every writes beside the video, so it needs a file: choose one with -o")
+    # A wrong name should not cost the minutes in which a large model encodes its prompts and is loaded.
+    path = check_output(arguments.output, arguments.dvr)
+    for option in ("probe", "save_every"):
+        if getattr(arguments, option) and path is None:
+            raise Error(f"--{option.replace('_', '-')} writes beside the video, so it needs a file: choose one with -o")
     if arguments.json and arguments.output == "-":
         raise Error("--json goes to standard output, where the video is to go: choose a file with -o")
-    if arguments.no_overwrite and resumed is None and os.path.exists(arguments.output):
-        raise Error(f"{arguments.output} is there already: choose another name with -o, or leave --no-overwrite out")
-    # A wrong name should not cost the minutes in which a large model encodes its prompts and is loaded.
-    output_path(arguments.output)
+    if arguments.no_overwrite and resumed is None and path is not None and path.exists():
+        raise Error(f"{path} is there already: choose another name with -o, or leave --no-overwrite out")
     if arguments.start and resumed is None:
         check_readable(arguments.start)
     if arguments.threads:
@@ -145,13 +147,16 @@ def run(arguments: argparse.Namespace) -> None:
     chunks = follow(stream, coming, pipe.fps, recache=arguments.recache, over_chunks=arguments.switch_chunks, frames=written)
     if device.type == "cuda" and not arguments.save_every:  # a snapshot is of what has been written
         chunks = one_ahead(chunks)
+    if arguments.dvr and arguments.save_every and arguments.save_every > arguments.dvr * pipe.fps:
+        raise Error(f"--save-every {arguments.save_every} is longer than the {arguments.dvr:g} s that --dvr keeps: save more often")
     snapshot = Path(arguments.resume or snapshot_path(arguments.output))
     saved = written
+    size = pipe.height, pipe.width, pipe.fps
 
     with (
         Interrupt() as interrupt,
         Saver() as saver,
-        lolrt.VideoWriter(arguments.output, pipe.height, pipe.width, pipe.fps, crf=arguments.crf, resume=position) as writer,
+        open_output(arguments.output, *size, crf=arguments.crf, resume=position, dvr_seconds=arguments.dvr) as writer,
         MassLog(
             Path(arguments.output).with_suffix(".mass.csv") if arguments.probe else None, resumed.mass_bytes if resumed else 0
         ) as mass_log,
@@ -159,7 +164,7 @@ def run(arguments: argparse.Namespace) -> None:
     ):
         if arguments.save_every:
             remove_partials(snapshot)  # of a run that was killed while it saved
-        if resumed is None and arguments.output != "-":
+        if resumed is None and path is not None:
             snapshot.unlink(missing_ok=True)  # an earlier run's, of a video that is now overwritten
         for chunk in chunks:
             frames = chunk.frames if total is None else chunk.frames[: total - written]
@@ -173,7 +178,8 @@ def run(arguments: argparse.Namespace) -> None:
             last_chunk, written = written, written + len(frames)
             if written == total:
                 break
-            if arguments.save_every and (written - saved >= arguments.save_every or interrupt.requested):
+            due = arguments.save_every and (written - saved >= arguments.save_every or interrupt.requested)
+            if due and isinstance(writer, lolrt.VideoWriter):
                 plain = {name: to_plain(value) for name, value in vars(arguments).items() if name in recorded(arguments)}
                 cut, mass_bytes = asdict(writer.cut()), mass_log.size()
                 run = Run(plain, [list(asdict(cue).values()) for cue in cues], cut, last_chunk, mass_bytes)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO
+from typing import Protocol
 
 # Boxes of the header, of which a file has one.
 HEADER = (b"ftyp", b"moov")
+
+
+class Sink(Protocol):
+    """What takes the boxes of an mp4, each whole."""
+
+    def write(self, box: bytes, /) -> object: ...
 
 
 class Fragments:
     """A file for a muxer that writes a fragmented mp4 from time 0. Its fragments get the numbers and times that follow those of earlier
     muxers, and only the first muxer's header is kept. Source: ISO/IEC 14496-12, mfhd and tfdt."""
 
-    def __init__(self, file: BinaryIO, fragments: int, time: int, with_header: bool) -> None:
+    def __init__(self, sink: Sink, fragments: int, time: int, with_header: bool) -> None:
         """fragments: written before; time: of the first frame, in units of the track's timescale."""
-        self.file, self.fragments, self.time, self._with_header = file, fragments, time, with_header
+        self.sink, self.fragments, self.time, self._with_header = sink, fragments, time, with_header
         self._waiting = b""
 
     def write(self, data: bytes) -> int:
@@ -29,7 +35,7 @@ class Fragments:
                 self.fragments += 1
                 box = self._follow(bytearray(box))
             if self._with_header or kind not in HEADER:
-                self.file.write(box)
+                self.sink.write(bytes(box))
         return len(data)
 
     def _follow(self, moof: bytearray) -> bytes:
@@ -47,7 +53,23 @@ class Fragments:
         return bytes(moof)
 
 
-def _boxes(data: bytearray, start: int, end: int) -> list[tuple[int, bytes]]:
+def box_kind(box: bytes) -> bytes:
+    """Its type, four letters."""
+    return bytes(box[4:8])
+
+
+def frames_in(moof: bytes) -> int:
+    """The number of frames that a fragment's head announces; what follows the head is not looked at. Source: ISO/IEC 14496-12, trun."""
+    return sum(
+        struct.unpack_from(">I", moof, run + 12)[0]
+        for track, kind in _boxes(moof, 8, struct.unpack_from(">I", moof)[0])
+        if kind == b"traf"
+        for run, name in _boxes(moof, track + 8, track + struct.unpack_from(">I", moof, track)[0])
+        if name == b"trun"
+    )
+
+
+def _boxes(data: bytes | bytearray, start: int, end: int) -> list[tuple[int, bytes]]:
     """The offset of each box between two offsets, and its type."""
     found = []
     while start < end:

@@ -1,0 +1,96 @@
+"""Sends video to an address as it is made: a live stream, at the speed at which it plays."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from types import TracebackType
+
+import av
+import numpy as np
+from torch import Tensor
+
+from lolrt.errors import OutputError
+from lolrt.media import CRF
+from lolrt.media.encoder import H264, WRITE_ERRORS
+
+# The container that goes over each protocol.
+FORMATS = {"udp": "mpegts", "srt": "mpegts", "rtmp": "flv", "rtmps": "flv"}
+
+# How far ahead of its time a frame may be sent. Frames come a chunk at a time, and receivers hold at least so much back.
+AHEAD_SECONDS = 1.0
+
+
+def is_address(output: str) -> bool:
+    return "://" in output
+
+
+def check_address(address: str) -> str:
+    """The protocol of an address. Raises `lolrt.OutputError` for one that video cannot be sent by; connects to nothing."""
+    protocol = address.partition("://")[0].lower()
+    if protocol not in FORMATS:
+        raise OutputError(f"the address begins with {protocol}://; expected one of {', '.join(f'{name}://' for name in FORMATS)}")
+    if protocol == "srt":  # the only one that FFmpeg takes from another library
+        try:
+            av.open("srt://", "r", format="mpegts")
+        except av.ProtocolNotFoundError:
+            raise OutputError("the FFmpeg of this PyAV has no srt; choose udp, or build PyAV with one that has") from None
+        except WRITE_ERRORS:
+            pass  # the empty address
+    return protocol
+
+
+class AddressWriter:
+    """A context manager that sends frames as H.264, without ever being more than `AHEAD_SECONDS` ahead of their time: `write` waits.
+
+    Raises `lolrt.OutputError` when the receiver cannot be reached, or is gone.
+    """
+
+    partial_path = None
+
+    def __init__(self, address: str, height: int, width: int, fps: int, *, crf: int = CRF) -> None:
+        """Arguments as of `lolrt.VideoWriter`."""
+        self._protocol, self._fps, self._broken = check_address(address), fps, False
+        self._frames, self._start = 0, 0.0  # frames so far, and when the first was due by the monotonic clock
+        with contextlib.ExitStack() as on_error:
+            container = on_error.enter_context(av.open(address, "w", format=FORMATS[self._protocol]))
+            # Nothing is kept back to look ahead.
+            self._h264 = H264(container, height, width, fps, {"crf": str(crf), "tune": "zerolatency"})
+            try:
+                container.start_encoding()
+            except (*WRITE_ERRORS, ValueError) as error:
+                raise self._failure(error) from error
+            on_error.pop_all()
+
+    def write(self, frames: Tensor) -> None:
+        """Sends frames, uint8 [n, height, width, 3] RGB."""
+        now = time.monotonic()
+        if now > self._start + self._frames / self._fps:
+            self._start = now - self._frames / self._fps  # what comes late is not made up for
+        for image in np.ascontiguousarray(frames.numpy()):
+            time.sleep(max(0.0, self._start + self._frames / self._fps - AHEAD_SECONDS - time.monotonic()))
+            try:
+                self._h264.write(image)
+            except WRITE_ERRORS as error:
+                self._broken = True
+                raise self._failure(error) from error
+            self._frames += 1
+
+    def _failure(self, error: Exception) -> OutputError:
+        # The address may hold a key, so it is not said.
+        return OutputError(f"cannot send video by {self._protocol}: {getattr(error, 'strerror', None) or error}")
+
+    def __enter__(self) -> AddressWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if not self._broken:
+                self._h264.close()
+        except WRITE_ERRORS as failure:
+            self._broken = True
+            raise self._failure(failure) from failure
+        finally:
+            if self._broken:
+                with contextlib.suppress(*WRITE_ERRORS):
+                    self._h264.container.close()

@@ -1,0 +1,144 @@
+"""Where the boxes of an mp4 go: a file, or standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from lolrt.errors import OutputError
+from lolrt.files import locked, new_file, sync
+
+CHECKED_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a video stands at a cut: it can be cut off there, and goes on from there."""
+
+    frames: int
+    fragments: int
+    bytes: int
+    """Of the file; of the last segment of an HLS video."""
+    checksum: int
+    """CRC-32 of the last bytes before the cut, which tells one video from another."""
+
+
+def checksum(path: Path, end: int) -> int:
+    """CRC-32 of the last `CHECKED_BYTES` of a file's first `end` bytes."""
+    with open(path, "rb") as file:
+        file.seek(max(0, end - CHECKED_BYTES))
+        return zlib.crc32(file.read(min(end, CHECKED_BYTES)))
+
+
+class Destination(Protocol):
+    """Methods raise OSError where they fail."""
+
+    name: str
+    """As messages have it."""
+
+    @property
+    def partial_path(self) -> Path | None:
+        """What is there of the video while it grows; None where that is out of reach."""
+
+    def write(self, box: bytes, /) -> object: ...
+
+    def flush(self) -> None: ...
+
+    def cut(self) -> tuple[int, int]:
+        """Brings all to the disk. Gives `bytes` and `checksum` of `Position`."""
+
+    def finish(self) -> None:
+        """The video is whole."""
+
+    def leave(self, has_pictures: bool) -> None:
+        """The video is not whole. What there is of it stays if it has pictures; nothing stays if it has none."""
+
+
+class StandardOutput:
+    def __init__(self) -> None:
+        self.name, self.partial_path = "standard output", None
+        self._file = sys.stdout.buffer
+
+    def write(self, box: bytes, /) -> int:
+        return self._file.write(box)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def cut(self) -> tuple[int, int]:
+        return 0, 0
+
+    def finish(self) -> None:
+        pass
+
+    def leave(self, has_pictures: bool) -> None:
+        pass
+
+
+class MovieFile:
+    """A file that grows as `<stem>.partial.mp4`, locked, and gets its own name when it is whole and on the disk."""
+
+    def __init__(self, path: Path, resume: Position | None) -> None:
+        """Raises `lolrt.OutputError`."""
+        self.name, self._path = str(path), path
+        self.partial_path = path.with_name(f"{path.stem}.partial{path.suffix}")
+        self._file = self._open() if resume is None else self._reopen(resume)
+
+    def _open(self) -> BinaryIO:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.is_dir():
+                raise IsADirectoryError(21, "it is a folder")
+            return new_file(self.partial_path)
+        except OSError as error:
+            raise OutputError(f"cannot write {self._path}: {error.strerror}; choose another place with -o") from error
+
+    def _reopen(self, position: Position) -> BinaryIO:
+        """The file of an earlier run, which was stopped or has ended, without what it has past the cut."""
+        try:
+            found = self.partial_path if self.partial_path.exists() else self._path
+            with contextlib.ExitStack() as on_error:
+                file = on_error.enter_context(locked(found, "r+b"))
+                if found.stat().st_size < position.bytes:
+                    raise OutputError(f"{found} has fewer than the {position.bytes} bytes that were written before the snapshot")
+                if checksum(found, position.bytes) != position.checksum:
+                    raise OutputError(f"{found} is not the video that the snapshot goes on with: another run has written it since")
+                if found == self._path:
+                    self._path.rename(self.partial_path)
+                file.truncate(position.bytes)
+                file.seek(position.bytes)
+                on_error.pop_all()
+                return file
+        except OSError as error:
+            raise OutputError(f"cannot go on with {self._path}: {error.strerror}; the earlier run wrote it there") from error
+
+    def write(self, box: bytes, /) -> int:
+        return self._file.write(box)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def cut(self) -> tuple[int, int]:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        end = self._file.tell()
+        return end, checksum(self.partial_path, end)
+
+    def finish(self) -> None:
+        with self._file:  # locked until it has its name
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self.partial_path.replace(self._path)
+            sync(self._path.parent)
+
+    def leave(self, has_pictures: bool) -> None:
+        try:
+            self._file.close()
+        finally:
+            if not has_pictures:
+                self.partial_path.unlink(missing_ok=True)

@@ -1,0 +1,128 @@
+"""H.264 of frames as they come.
+
+Colours are those of BT.709 in limited range, and the stream says so: a player that had to guess would take small pictures for BT.601.
+"""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+from av.container import OutputContainer
+from av.video.reformatter import ColorRange, Colorspace
+from torch import Tensor
+
+from lolrt.errors import OutputError
+from lolrt.media import CRF
+from lolrt.media.fragments import Fragments, Sink
+
+# Small video is enlarged by a whole factor to at least this height: players would do it with a worse filter.
+DISPLAY_HEIGHT = 256
+
+# Primaries and transfer, by the numbers of ITU-T H.273.
+BT709 = 1
+
+# Units of the track's clock in a frame.
+FRAME_UNITS = 1000
+
+# What a failed write raises: the file's own error, or the muxer's when it stumbles over an earlier one.
+WRITE_ERRORS = (OSError, av.FFmpegError)
+
+
+def encoded_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width, in pixels, at which frames are encoded. Raises `lolrt.OutputError` where they are too small."""
+    if height < 2 or width < 2:
+        raise OutputError(f"frames of {height} x {width} pixels are too small to encode")
+    scale = max(1, -(-DISPLAY_HEIGHT // height)) if height < DISPLAY_HEIGHT else 1
+    # 4:2:0 halves the colours' resolution, so sides are even.
+    return scale * height // 2 * 2, scale * width // 2 * 2
+
+
+class H264:
+    """An encoder that writes into a container, and closes it."""
+
+    def __init__(self, container: OutputContainer, height: int, width: int, fps: int, options: dict[str, str]) -> None:
+        """height, width: of the frames, in pixels; fps: frames a second; options: of libx264. Raises `lolrt.OutputError`."""
+        self.container = container
+        self._height, self._width = encoded_size(height, width)
+        try:
+            # A key frame a second.
+            self._stream = container.add_stream("libx264", rate=fps, options={"g": str(fps), **options})
+        except (*WRITE_ERRORS, ValueError) as error:
+            raise OutputError(f"cannot encode video: {error}; PyAV's own packages can") from error
+        self._stream.height, self._stream.width = self._height, self._width
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.colorspace, self._stream.color_range = Colorspace.ITU709, ColorRange.MPEG
+        self._stream.color_primaries = self._stream.color_trc = BT709
+        self.has_pictures = False
+
+    def write(self, image: np.ndarray) -> None:
+        """Appends a frame, uint8 [height, width, 3] RGB."""
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        self._mux(
+            frame.reformat(
+                self._width, self._height, "yuv420p", interpolation="LANCZOS",
+                dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG,
+            )
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Writes what the encoder and the muxer hold back."""
+        self._mux(None)
+        self.container.close()
+
+    def _mux(self, frame: av.VideoFrame | None) -> None:
+        for packet in self._stream.encode(frame):
+            self.container.mux(packet)
+            self.has_pictures = True
+
+
+class Mp4Encoder:
+    """Frames in, boxes of a fragmented mp4 out, a fragment a key frame: nothing is kept back for long, and no index grows.
+
+    What follows an `end` does not depend on what came before, so that a video that goes on from there, in this process or another, has the
+    bits of one that was never interrupted.
+    """
+
+    def __init__(self, sink: Sink, height: int, width: int, fps: int, *, crf: int = CRF, frames: int = 0, fragments: int = 0) -> None:
+        """height, width: of the frames, in pixels; fps: frames a second; crf: H.264's constant rate factor, from 1, the best, to 51.
+        frames, fragments: that the sink has already. Raises `lolrt.OutputError` where there is no encoder."""
+        self.frames, self.fragments, self._had_pictures = frames, fragments, frames > 0
+        self._sink, self._size, self._fps, self._crf = sink, (height, width), fps, crf
+        self._begin()
+
+    def _begin(self) -> None:
+        """A muxer and an encoder for the frames from here on."""
+        self._boxes = Fragments(self._sink, self.fragments, FRAME_UNITS * self.frames, with_header=self.frames == 0)
+        movflags = "frag_keyframe+empty_moov+default_base_moof+skip_trailer"
+        options = {"movflags": movflags, "video_track_timescale": str(FRAME_UNITS * self._fps)}
+        container = av.open(self._boxes, "w", format="mp4", options=options)
+        try:
+            self._h264 = H264(container, *self._size, self._fps, {"crf": str(self._crf)})
+        except OutputError:
+            container.close()
+            raise
+        self._ended = False
+
+    def write(self, frames: Tensor) -> None:
+        """Appends frames, uint8 [n, height, width, 3] RGB. Raises one of `WRITE_ERRORS`."""
+        if self._ended:
+            self._begin()
+        self.frames += len(frames)
+        for image in np.ascontiguousarray(frames.numpy()):
+            self._h264.write(image)
+
+    def end(self) -> None:
+        """Gives the sink all frames so far. Raises one of `WRITE_ERRORS`."""
+        if self._ended:
+            return
+        self._h264.close()
+        self.fragments, self._had_pictures, self._ended = self._boxes.fragments, self.has_pictures, True
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the sink has, or had before, any."""
+        return self._had_pictures or self._h264.has_pictures
+
+    def abandon(self) -> None:
+        """Lets go of muxer and encoder where the sink cannot be written any more."""
+        self._h264.container.close()

@@ -1,0 +1,91 @@
+"""HTTP Live Streaming: the playlist of a video that grows, and its segments in memory. Source: RFC 8216.
+
+An init segment (ftyp, moov) and segments of one or more fragments (moof, mdat), each of which begins with a key frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lolrt.errors import Error
+
+# A playlist that loses segments at its beginning keeps at least so many target durations (RFC 8216, 6.2.2).
+LEAST_TARGETS = 3
+MEDIA_TYPE = "application/vnd.apple.mpegurl"
+END = "#EXT-X-ENDLIST"
+
+
+@dataclass(frozen=True)
+class Segment:
+    number: int
+    seconds: float
+
+
+class Playlist:
+    """The text of a media playlist whose segments come at the end and, with a window of time, go at the beginning."""
+
+    def __init__(self, init: str, name: Callable[[int], str], target_seconds: float, dvr_seconds: float | None = None) -> None:
+        """init: URI of the init segment; name: gives the URI of a segment by its number; target_seconds: that no segment is longer than;
+        dvr_seconds: that a player can go back at least; by default to the beginning. Raises `lolrt.Error` where that is too little."""
+        self._init, self._name, self._target = init, name, math.ceil(target_seconds)
+        if dvr_seconds is not None and not dvr_seconds >= LEAST_TARGETS * self._target:
+            raise Error(f"a live playlist of {dvr_seconds:g} s is too short to play; expected at least {LEAST_TARGETS * self._target} s")
+        self._dvr_seconds = dvr_seconds
+        self._segments: deque[Segment] = deque()
+        self._seconds = 0.0
+        self._leaving: deque[tuple[Segment, float]] = deque()
+        """Segments that are not listed any more, and for how many seconds of video each stays."""
+        self.ended = False
+
+    def append(self, number: int, seconds: float) -> list[int]:
+        """Lists a segment, the next of the video. Gives the numbers of those that nobody may ask for any more: a segment that is not listed
+        any longer stays as long as it plays and the playlist was long, for players that have an old one (RFC 8216, 6.2.2)."""
+        segment = Segment(number, round(seconds, 6))
+        self._leaving = deque((gone, left - segment.seconds) for gone, left in self._leaving)
+        self._segments.append(segment)
+        self._seconds += segment.seconds
+        while self._dvr_seconds is not None and self._seconds - self._segments[0].seconds >= self._dvr_seconds:
+            gone = self._segments.popleft()
+            self._leaving.append((gone, gone.seconds + self._seconds))
+            self._seconds -= gone.seconds
+        expired = []
+        while self._leaving and self._leaving[0][1] <= 0:
+            expired.append(self._leaving.popleft()[0].number)
+        return expired
+
+    def __str__(self) -> str:
+        first = self._segments[0].number if self._segments else 1
+        lines = ["#EXTM3U", "#EXT-X-VERSION:7", "#EXT-X-INDEPENDENT-SEGMENTS", f"#EXT-X-TARGETDURATION:{self._target}"]
+        lines += [f"#EXT-X-MEDIA-SEQUENCE:{first}", *(["#EXT-X-PLAYLIST-TYPE:EVENT"] if self._dvr_seconds is None else [])]
+        lines += [f'#EXT-X-MAP:URI="{self._init}"']
+        for segment in self._segments:
+            lines += [f"#EXTINF:{segment.seconds:.6f},", self._name(segment.number)]
+        return "\n".join([*lines, *([END] if self.ended else []), ""])
+
+
+class LiveWindow:
+    """The newest segments of a live video, in memory, with their playlist: what an HTTP server gives to HLS players."""
+
+    def __init__(self, init: bytes, target_seconds: float, dvr_seconds: float) -> None:
+        """init: the init segment, named init.mp4; a segment is named by its number, such as 17.m4s. Others as of `Playlist`."""
+        self.init = init
+        self.playlist = Playlist("init.mp4", "{}.m4s".format, target_seconds, dvr_seconds)
+        self._data: dict[int, bytes] = {}
+
+    def append(self, number: int, data: bytes, seconds: float) -> None:
+        """Lists a segment, the next of the video, and forgets those that nobody may ask for any more."""
+        self._data[number] = data
+        for gone in self.playlist.append(number, seconds):
+            del self._data[gone]
+
+    def segment(self, number: int) -> bytes | None:
+        """None where it is not there yet, or not any more."""
+        return self._data.get(number)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all segments."""
+        return len(self.init) + sum(map(len, self._data.values()))

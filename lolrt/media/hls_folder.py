@@ -1,0 +1,127 @@
+"""An HLS video on the disk: a playlist, and a folder of segments beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import BinaryIO
+
+from lolrt.errors import OutputError
+from lolrt.files import locked, new_file, remove_partials, write_whole
+from lolrt.media.destination import Position, checksum
+from lolrt.media.fragments import HEADER, box_kind, frames_in
+from lolrt.media.hls import END, Playlist
+
+INIT = "init.mp4"
+SEGMENT = re.compile(r"(\d{8,})\.m4s")
+
+
+class HlsFolder:
+    """`live.m3u8`, `live/init.mp4`, `live/00000001.m4s` and so on, a fragment a segment, in the order in which players may see them.
+
+    The init segment is locked while the video grows. Every other file is replaced whole, so whoever serves the folder gives out none by
+    halves.
+    """
+
+    def __init__(self, path: Path, fps: int, dvr_seconds: float | None, resume: Position | None) -> None:
+        """path: of the playlist; fps: frames a second, of which a segment has at most as many; others as of `Playlist` and `VideoWriter`.
+        Raises `lolrt.OutputError`."""
+        self.name, self.partial_path, self._fps = str(path), path, fps
+        self._folder = path.with_suffix("")
+        self._playlist = Playlist(f"{self._folder.name}/{INIT}", lambda number: f"{self._folder.name}/{number:08d}.m4s", 1, dvr_seconds)
+        self._number = resume.fragments if resume else 0
+        self._head = b""
+        try:
+            self._init = self._open() if resume is None else self._reopen(resume)
+        except OSError as error:
+            doing, do = ("go on with", "the earlier run wrote it there") if resume else ("write", "choose another place with -o")
+            raise OutputError(f"cannot {doing} {path}: {error.strerror}; {do}") from error
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:08d}.m4s"
+
+    def _open(self) -> BinaryIO:
+        """Removes a whole video of the same name."""
+        if self.partial_path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if self.partial_path.read_bytes().endswith(f"{END}\n".encode()):
+                with locked(self._folder / INIT, "ab") as init:
+                    self.partial_path.unlink()
+                    self._remove_segments(self._there())
+                    init.truncate(0)
+        return new_file(self._folder / INIT)
+
+    def _reopen(self, position: Position) -> BinaryIO:
+        """The video of an earlier run, which was stopped or has ended, without what it has past the cut."""
+        with contextlib.ExitStack() as on_error:
+            init = on_error.enter_context(locked(self._folder / INIT, "r+b"))
+            there, last = self._there(), self._path(position.fragments)
+            if position.fragments not in there or last.stat().st_size != position.bytes:
+                raise OutputError(f"{last}, the last segment before the snapshot, is gone or damaged, so {self.name} cannot go on")
+            if checksum(last, position.bytes) != position.checksum:
+                raise OutputError(f"{self.name} is not the video that the snapshot goes on with: another run has written it since")
+            expired = [number for number in there if number > position.fragments]
+            for number in there[: len(there) - len(expired)]:
+                expired += self._playlist.append(number, frames_in(self._path(number).read_bytes()) / self._fps)
+            remove_partials(self.partial_path)
+            self._write_playlist()
+            self._remove_segments(expired)
+            on_error.pop_all()
+            return init
+
+    def _there(self) -> list[int]:
+        """Numbers of the segments in the folder."""
+        found = (SEGMENT.fullmatch(path.name) for path in self._folder.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def _remove_segments(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._path(number).unlink(missing_ok=True)
+            remove_partials(self._path(number))
+
+    def write(self, box: bytes, /) -> None:
+        kind = box_kind(box)
+        if kind in HEADER:
+            self._init.write(box)
+            self._init.flush()
+        elif kind == b"moof":
+            self._head = box
+        else:
+            self._number += 1
+            write_whole(self._path(self._number), self._head + box)
+            expired = self._playlist.append(self._number, frames_in(self._head) / self._fps)
+            self._write_playlist()
+            self._remove_segments(expired)
+
+    def _write_playlist(self) -> None:
+        write_whole(self.partial_path, str(self._playlist).encode())
+
+    def flush(self) -> None:
+        pass  # nothing waits
+
+    def cut(self) -> tuple[int, int]:
+        os.fsync(self._init.fileno())
+        if not self._number:
+            return 0, 0
+        size = self._path(self._number).stat().st_size
+        return size, checksum(self._path(self._number), size)
+
+    def finish(self) -> None:
+        with self._init:  # locked until it is whole
+            self._playlist.ended = True
+            os.fsync(self._init.fileno())
+            self._write_playlist()
+
+    def leave(self, has_pictures: bool) -> None:
+        self._init.close()
+        if not has_pictures:
+            self.partial_path.unlink(missing_ok=True)
+            remove_partials(self.partial_path)
+            self._remove_segments(self._there())
+            (self._folder / INIT).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # something of others is in it
+                self._folder.rmdir()

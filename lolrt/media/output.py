@@ -1,0 +1,33 @@
+"""What `-o` names: a video file, an HLS playlist, standard output, or an address."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lolrt.errors import OutputError
+from lolrt.media.address import AddressWriter, check_address, is_address
+from lolrt.media.destination import Position
+from lolrt.media.hls import Playlist
+from lolrt.media.writer import VideoWriter, is_hls, output_path
+
+
+def check_output(output: str, dvr_seconds: float | None) -> Path | None:
+    """The file that an output names; None for standard output and for an address. Raises `lolrt.OutputError` as `open_output` would, as far
+    as that can be known before anything is written."""
+    path = None if is_address(output) else output_path(output)
+    if is_address(output):
+        check_address(output)
+    if dvr_seconds is not None and not is_hls(path):
+        raise OutputError("--dvr is for an .m3u8: choose such a name with -o, or leave it out")
+    Playlist("", str, 1, dvr_seconds)
+    return path
+
+
+def open_output(
+    output: str, height: int, width: int, fps: int, *, resume: Position | None, dvr_seconds: float | None, **options: Any
+) -> VideoWriter | AddressWriter:
+    """Arguments as of `lolrt.VideoWriter`."""
+    if is_address(output):
+        return AddressWriter(output, height, width, fps, **options)
+    return VideoWriter(output, height, width, fps, resume=resume, dvr_seconds=dvr_seconds, **options)
