@@ -12,13 +12,13 @@ import sys
 from collections.abc import Sequence
 
 from lolrt import __version__
-from lolrt.cli import bench, convert, encode, generate, info, inspect, lab, synth
+from lolrt.cli import bench, convert, encode, generate, info, inspect, lab, serve, synth
 from lolrt.cli.standard import standard_streams
 from lolrt.errors import Error
 
 OUT_OF_MEMORY = "the memory does not suffice: a smaller window or size takes less, and lolrt info --model counts how much"
 
-COMMANDS = (generate, inspect, convert, synth, encode, info, bench, lab)
+COMMANDS = (generate, serve, inspect, convert, synth, encode, info, bench, lab)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -110,13 +110,7 @@ class StreamEngine:
         if not chosen:
             time.sleep(IDLE_SECONDS)
             return
-        failures: list[Exception] = []
-        for stream, made in zip(chosen, self.engine.step([one.latent_stream.session for one in chosen]), strict=True):
-            self._turns[stream].passes += 1
-            if isinstance(made, Exception):
-                failures.append(made)
-            elif made is not None:
-                stream.undecoded.append(made)
+        failures = list(self.run_pass(chosen).values())
         for stream in streams:  # also those that an earlier step could not decode
             try:
                 while stream.undecoded:
@@ -127,6 +121,18 @@ class StreamEngine:
                 failures.append(failure)
         if failures:
             raise failures[0]
+
+    def run_pass(self, streams: Sequence[Stream]) -> dict[Stream, Exception]:
+        """One pass of these streams; what is finished by it is the last of their `undecoded` chunks. Gives the errors of those that failed:
+        each begins its chunk anew with its next pass."""
+        failures: dict[Stream, Exception] = {}
+        for stream, made in zip(streams, self.engine.step([one.latent_stream.session for one in streams]), strict=True):
+            self._turns[stream].passes += 1
+            if isinstance(made, Exception):
+                failures[stream] = made
+            elif made is not None:
+                stream.undecoded.append(made)
+        return failures
 
     def __iter__(self) -> Iterator[tuple[Stream, Chunk]]:
         """Streams and their chunks as they are finished, as long as any stream is open. Streams may be opened and closed meanwhile; what

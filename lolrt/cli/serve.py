@@ -1,0 +1,49 @@
+"""`lolrt serve`: live streams that are watched and steered from a browser."""
+
+from __future__ import annotations
+
+import argparse
+
+from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_vae, positive
+from lolrt.errors import Error
+from lolrt.media import CRF
+
+
+def add_command(commands: Commands) -> None:
+    serve = commands.add_parser("serve", help="live streams on a page, watched and steered by many", formatter_class=HelpWithDefaults)
+    serve.set_defaults(run=run)
+    serve.add_argument("--model", default="tiny", help=MODEL_HELP)
+    serve.add_argument("--host", default="127.0.0.1", help="the address to listen at")
+    serve.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    serve.add_argument("--max-sessions", metavar="N", type=positive(int), default=4, help="sessions that may be open")
+    serve.add_argument(
+        "--lease", metavar="SECONDS", type=positive(float), default=120.0, help="a session that nobody watches ends after so long"
+    )
+    serve.add_argument(
+        "--ahead", metavar="SECONDS", type=positive(float), default=2.0, help="the most that a session is made ahead of its viewers"
+    )
+    serve.add_argument("--dvr", metavar="SECONDS", type=positive(float), default=60.0, help="that viewers can go back")
+    serve.add_argument("--crf", type=int, choices=range(1, 52), metavar="1..51", default=CRF, help="loss of the video: 1 is the least")
+    add_vae(serve)
+    serve.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, or a GPU by its number, such as cuda:1")
+    serve.add_argument("--threads", type=positive(int), help="CPU threads; by default all cores")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import lolrt
+    from lolrt.ops.device import usable
+
+    try:
+        from lolrt.serve.server import serve
+        from lolrt.serve.settings import Settings
+    except ImportError as error:
+        raise Error(f"lolrt serve needs {error.name}: install it with pip install 'lolrt[serve]'") from None
+
+    settings = Settings(
+        max_sessions=arguments.max_sessions, lease_seconds=arguments.lease, ahead_seconds=arguments.ahead, dvr_seconds=arguments.dvr,
+        crf=arguments.crf,
+    )  # fmt: skip
+    if arguments.threads:
+        lolrt.set_threads(arguments.threads)
+    pipe = lolrt.load(arguments.model, vae=arguments.vae, vae_tile=arguments.vae_tile, device=usable(arguments.device))
+    serve(pipe, settings, arguments.host, arguments.port)

@@ -1,0 +1,58 @@
+"""Chunks of a session as fragments of mp4, each of which depends on no other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lolrt.media.encoder import Mp4Encoder
+from lolrt.media.fragments import HEADER, box_kind
+
+
+class Boxes:
+    """Where an encoder's boxes go: the header apart from the fragments."""
+
+    def __init__(self) -> None:
+        self.header, self.fragments = b"", b""
+
+    def write(self, box: bytes, /) -> None:
+        if box_kind(box) in HEADER:
+            self.header += box
+        else:
+            self.fragments += box
+
+
+class ChunkEncoder:
+    """Encodes chunks apart from one another: a viewer can begin with any, and one that is made again has the same bytes."""
+
+    def __init__(self, height: int, width: int, fps: int, crf: int, frames: int = 0, fragments: int = 0) -> None:
+        """height, width: of the frames, in pixels. frames, fragments: of the stream that were encoded before."""
+        self._boxes = Boxes()
+        self._encoder = Mp4Encoder(self._boxes, height, width, fps, crf=crf, frames=frames, fragments=fragments)
+
+    @property
+    def fragments(self) -> int:
+        """How many there were so far: a chunk of more than a second is several."""
+        return self._encoder.fragments
+
+    def encode(self, frames: Tensor) -> bytes:
+        """A chunk, uint8 [n, height, width, 3] RGB. Raises one of `lolrt.media.encoder.WRITE_ERRORS`."""
+        self._boxes.fragments = b""
+        self._encoder.write(frames)
+        self._encoder.end()
+        return self._boxes.fragments
+
+
+def init_segment(height: int, width: int, fps: int, crf: int) -> bytes:
+    """What comes before the fragments of every session of this size."""
+    boxes = Boxes()
+    encoder = Mp4Encoder(boxes, height, width, fps, crf=crf)
+    encoder.write(torch.zeros(1, height, width, 3, dtype=torch.uint8))
+    encoder.end()
+    return boxes.header
+
+
+def mime_type(init: bytes) -> str:
+    """As a browser wants to hear it: the profile and level that an init segment's avcC says. Source: ISO/IEC 14496-15, RFC 6381."""
+    at = init.index(b"avcC")
+    return f'video/mp4; codecs="avc1.{init[at + 5 : at + 8].hex()}"'

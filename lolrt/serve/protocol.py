@@ -1,0 +1,78 @@
+"""What clients ask for, as schemas. Texts, numbers and names are limited here; whether they make sense, the model's own checks say."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from lolrt.engine.kv_window import Window
+from lolrt.positions.rope import Rope
+
+MOST_PROMPT = 2000
+MOST_LEASE_SECONDS = 7 * 86400.0
+
+Prompt = Annotated[str, Field(min_length=1, max_length=MOST_PROMPT)]
+Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+EventId = Annotated[str, Field(min_length=1, max_length=128)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+LeaseSeconds = Annotated[float, Field(ge=1, le=MOST_LEASE_SECONDS)]
+Chunks = Annotated[int, Field(ge=0, le=1000)]
+Sequence = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+def options_of(kind: Any) -> type[Schema]:
+    """The fields of a dataclass, each of which may be left out; those that hold another dataclass likewise."""
+    fields: dict[str, Any] = {}
+    for name, annotation in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(annotation):
+            annotation = options_of(annotation)
+        fields[name] = (annotation | None, None)
+    return create_model(f"{kind.__name__}Options", __base__=Schema, **fields)
+
+
+def with_options(base: Any, options: BaseModel | None) -> Any:
+    """A dataclass with what `options` say in place of its own. Raises `lolrt.Error` where that makes no sense."""
+    if options is None:
+        return base
+    given = {name: getattr(options, name) for name in options.model_fields_set if getattr(options, name) is not None}
+    changed = {name: with_options(getattr(base, name), value) if isinstance(value, BaseModel) else value for name, value in given.items()}
+    return dataclasses.replace(base, **changed)
+
+
+RopeOptions = options_of(Rope)
+WindowOptions = options_of(Window)
+
+
+class Stream(Schema):
+    """What a session is made with."""
+
+    prompt: Prompt
+    seed: Seed = 0
+    rope: RopeOptions | None = None  # type: ignore[valid-type]
+    window: WindowOptions | None = None  # type: ignore[valid-type]
+    probe: bool = False
+    session_id: Id | None = None
+    lease_seconds: LeaseSeconds | None = None
+
+
+class Branch(Schema):
+    session_id: Id | None = None
+    lease_seconds: LeaseSeconds | None = None
+
+
+class InteractionEvent(BaseModel):
+    prompt: Prompt
+
+
+class Interact(Schema):
+    event: InteractionEvent
+    event_id: EventId | None = None
+    transition_chunks: Chunks = 1
+    sequence: Sequence | None = None

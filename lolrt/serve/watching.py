@@ -1,0 +1,80 @@
+"""The ways to watch a session: WebSocket and HLS."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Annotated
+
+from fastapi import FastAPI, Query, WebSocket, WebSocketDisconnect
+from fastapi.responses import Response
+
+from lolrt.media.hls import MEDIA_TYPE
+from lolrt.serve.hub import Fragment, Gap
+from lolrt.serve.sessions import NotFoundError, Session, Sessions
+
+SUBPROTOCOL = "lolrt"
+# WebSocket's own code for "what you ask for breaks my rules".
+POLICY_VIOLATION = 1008
+
+
+async def accept(socket: WebSocket) -> None:
+    await socket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in socket.scope.get("subprotocols", ()) else None)
+
+
+def add_routes(app: FastAPI, sessions: Sessions) -> None:
+    @app.websocket("/v1/sessions/{id}/watch")
+    async def watch(socket: WebSocket, id: str, first: Annotated[int | None, Query(alias="from")] = None) -> None:
+        await accept(socket)
+        try:
+            session = sessions.get(id)
+        except NotFoundError as error:
+            await socket.send_json({"type": "error", "code": "not_found", "message": str(error)})
+            await socket.close(POLICY_VIOLATION)
+            return
+        session.hub.viewers += 1
+        try:
+            with contextlib.suppress(WebSocketDisconnect):
+                await _watch(socket, sessions, session, session.hub.newest if first is None else first)
+        finally:
+            session.hub.viewers -= 1
+
+    @app.get("/v1/sessions/{id}/live.m3u8")
+    async def playlist(id: str) -> Response:
+        return Response(str(sessions.get(id).hub.playlist), media_type=MEDIA_TYPE, headers={"Cache-Control": "no-cache"})
+
+    @app.get("/v1/sessions/{id}/init.mp4")
+    async def init(id: str) -> Response:
+        sessions.get(id)
+        return Response(sessions.init, media_type="video/mp4")
+
+    @app.get("/v1/sessions/{id}/{sequence}.m4s")
+    async def segment(id: str, sequence: int) -> Response:
+        fragment = sessions.get(id).hub.fragment(sequence)
+        if fragment is None:
+            raise NotFoundError(f"chunk {sequence} is not there yet, or not any more")
+        return Response(fragment.data, media_type="video/iso.segment")
+
+
+async def _watch(socket: WebSocket, sessions: Sessions, session: Session, first: int) -> None:
+    start = {
+        "type": "video.start",
+        **sessions.describe(session),
+        "mime": sessions.mime,
+        "byte_length": len(sessions.init),
+        "sequence": first,
+        "radians": sessions.radians(session),
+    }
+    await socket.send_json(start)
+    await socket.send_bytes(sessions.init)
+    async for event in session.hub.follow(first):
+        if isinstance(event, Fragment):
+            await socket.send_text(event.text)
+            await socket.send_bytes(event.data)
+        elif isinstance(event, Gap):
+            await socket.send_json({"type": "video.gap", "from": event.first, "to": event.end})
+        elif event.name == "ended":
+            message = {"message": event.message} if event.message else {}
+            await socket.send_json({"type": "session.done", "reason": event.reason, **message})
+        else:
+            await socket.send_json({"type": "session.paused" if event.name == "paused" else "session.continued"})
+    await socket.close()

@@ -1,0 +1,68 @@
+"""`lolrt serve` in a process of its own, for tests, and what a client of it says over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+PROMPT = "a red car by the sea"
+
+
+class Server:
+    """A context manager: listens when it is entered, at any port that is free; ended by SIGTERM."""
+
+    def __init__(self, *options: object, environment: dict[str, str] | None = None, log: Path | None = None) -> None:
+        self._command = [sys.executable, "-m", "lolrt", "serve", "--port", "0", *map(str, options)]
+        self._environment, self._log = {**os.environ, **(environment or {})}, log
+
+    def __enter__(self) -> Server:
+        errors = None if self._log is None else open(self._log, "ab")
+        self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=errors, text=True, env=self._environment)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        assert re.fullmatch(r"http://\S+:\d+", line), line
+        self.address = line
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(timeout=60)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(timeout=60)
+
+    @property
+    def sockets(self) -> str:
+        """Where WebSockets begin."""
+        return self.address.replace("http", "ws", 1)
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers with small letters, and body of an answer."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        asked = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json", **headers}, method=method)
+        try:
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                return answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
+        except urllib.error.HTTPError as refused:
+            with refused:
+                return refused.code, {name.lower(): value for name, value in refused.headers.items()}, refused.read()
+
+    def json(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        """What is answered, which has to be yes."""
+        status, _, content = self.ask(method, path, body, **headers)
+        assert status < 300, content
+        return json.loads(content) if content else None
+
+    def open(self, prompt: str = PROMPT, **wanted: Any) -> str:
+        return self.json("POST", "/v1/sessions", {"prompt": prompt, "seed": 3, **wanted})["id"]
