@@ -13,8 +13,6 @@ import pytest
 from serving import PROMPT, Server
 from websockets.sync.client import ClientConnection, connect
 
-from lolrt.media.writer import VideoWriter
-
 pytestmark = pytest.mark.whole
 
 
@@ -65,8 +63,8 @@ def pictures(data: bytes) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-def test_a_viewer_sees_the_video_of_the_pipeline(server, tiny, tmp_path):
-    """Against a stream that is made and written here: the same pictures, but for what the encoder loses."""
+def test_a_viewer_sees_the_video_of_the_pipeline(server, tiny):
+    """Against a stream that is made here: the same pictures, a pixel a square, but for what the encoder loses."""
     with Viewer(server, server.open(probe=True)) as viewer:
         assert viewer.start["type"] == "video.start" and viewer.start["sequence"] == 0
         chunks = viewer.chunks(3)
@@ -75,10 +73,7 @@ def test_a_viewer_sees_the_video_of_the_pipeline(server, tiny, tmp_path):
     seen = pictures(viewer.init + b"".join(data for _, data in chunks))
     stream = tiny.stream(PROMPT, seed=3, probe=True)
     made = [next(stream) for _ in range(3)]
-    with VideoWriter(tmp_path / "made.mp4", tiny.height, tiny.width, tiny.fps, crf=1) as writer:
-        for chunk in made:
-            writer.write(chunk.frames)
-    wanted = pictures((tmp_path / "made.mp4").read_bytes())
+    wanted = np.concatenate([chunk.frames.numpy() for chunk in made]).repeat(4, 1).repeat(4, 2)
     assert seen.shape == wanted.shape and np.abs(seen.astype(int) - wanted).mean() < 3
     other = pictures(viewer.init + chunks[2][1])  # a fragment alone
     assert np.array_equal(other, seen[21:])

@@ -5,6 +5,8 @@ Colours are those of BT.709 in limited range, and the stream says so: a player t
 
 from __future__ import annotations
 
+from typing import Literal
+
 import av
 import numpy as np
 from av.container import OutputContainer
@@ -17,6 +19,9 @@ from lolrt.media.fragments import Fragments, Sink
 
 # Small video is enlarged by a whole factor to at least this height: players would do it with a worse filter.
 DISPLAY_HEIGHT = 256
+
+# The filters, by FFmpeg's names.
+Enlarge = Literal["LANCZOS", "POINT"]
 
 # Primaries and transfer, by the numbers of ITU-T H.273.
 BT709 = 1
@@ -40,9 +45,11 @@ def encoded_size(height: int, width: int) -> tuple[int, int]:
 class H264:
     """An encoder that writes into a container, and closes it."""
 
-    def __init__(self, container: OutputContainer, height: int, width: int, fps: int, options: dict[str, str]) -> None:
+    def __init__(
+        self, container: OutputContainer, height: int, width: int, fps: int, options: dict[str, str], enlarge: Enlarge = "LANCZOS"
+    ) -> None:
         """height, width: of the frames, in pixels; fps: frames a second; options: of libx264. Raises `lolrt.OutputError`."""
-        self.container = container
+        self.container, self._enlarge = container, enlarge
         self._height, self._width = encoded_size(height, width)
         try:
             # A key frame a second.
@@ -60,7 +67,7 @@ class H264:
         frame = av.VideoFrame.from_ndarray(image, format="rgb24")
         self._mux(
             frame.reformat(
-                self._width, self._height, "yuv420p", interpolation="LANCZOS",
+                self._width, self._height, "yuv420p", interpolation=self._enlarge,
                 dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG,
             )
         )  # fmt: skip
@@ -83,11 +90,26 @@ class Mp4Encoder:
     bits of one that was never interrupted.
     """
 
-    def __init__(self, sink: Sink, height: int, width: int, fps: int, *, crf: int = CRF, frames: int = 0, fragments: int = 0) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        height: int,
+        width: int,
+        fps: int,
+        *,
+        crf: int = CRF,
+        enlarge: Enlarge = "LANCZOS",
+        reorder: bool = True,
+        frames: int = 0,
+        fragments: int = 0,
+    ) -> None:
         """height, width: of the frames, in pixels; fps: frames a second; crf: H.264's constant rate factor, from 1, the best, to 51.
-        frames, fragments: that the sink has already. Raises `lolrt.OutputError` where there is no encoder."""
+        enlarge: how small frames are; with "POINT", pixels become squares. reorder: code frames out of order, which takes fewer bytes, and
+        has players wait two frames longer. frames, fragments: that the sink has already. Raises `lolrt.OutputError` where there is no
+        encoder."""
         self.frames, self.fragments, self._had_pictures = frames, fragments, frames > 0
-        self._sink, self._size, self._fps, self._crf = sink, (height, width), fps, crf
+        self._sink, self._size, self._fps, self._enlarge = sink, (height, width), fps, enlarge
+        self._options = {"crf": str(crf)} | ({} if reorder else {"bf": "0"})
         self._begin()
 
     def _begin(self) -> None:
@@ -97,7 +119,7 @@ class Mp4Encoder:
         options = {"movflags": movflags, "video_track_timescale": str(FRAME_UNITS * self._fps)}
         container = av.open(self._boxes, "w", format="mp4", options=options)
         try:
-            self._h264 = H264(container, *self._size, self._fps, {"crf": str(self._crf)})
+            self._h264 = H264(container, *self._size, self._fps, self._options, self._enlarge)
         except OutputError:
             container.close()
             raise

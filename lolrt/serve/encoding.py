@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lolrt.media.encoder import Mp4Encoder
 from lolrt.media.fragments import HEADER, box_kind
+
+# Small video stays what it is, squares; and no frame waits for a later one.
+LIVE: dict[str, Any] = {"enlarge": "POINT", "reorder": False}
 
 
 class Boxes:
@@ -28,7 +33,7 @@ class ChunkEncoder:
     def __init__(self, height: int, width: int, fps: int, crf: int, frames: int = 0, fragments: int = 0) -> None:
         """height, width: of the frames, in pixels. frames, fragments: of the stream that were encoded before."""
         self._boxes = Boxes()
-        self._encoder = Mp4Encoder(self._boxes, height, width, fps, crf=crf, frames=frames, fragments=fragments)
+        self._encoder = Mp4Encoder(self._boxes, height, width, fps, crf=crf, frames=frames, fragments=fragments, **LIVE)
 
     @property
     def fragments(self) -> int:
@@ -46,7 +51,7 @@ class ChunkEncoder:
 def init_segment(height: int, width: int, fps: int, crf: int) -> bytes:
     """What comes before the fragments of every session of this size."""
     boxes = Boxes()
-    encoder = Mp4Encoder(boxes, height, width, fps, crf=crf)
+    encoder = Mp4Encoder(boxes, height, width, fps, crf=crf, **LIVE)
     encoder.write(torch.zeros(1, height, width, 3, dtype=torch.uint8))
     encoder.end()
     return boxes.header
