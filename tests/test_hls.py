@@ -22,9 +22,7 @@ import lolrt
 from lolrt import cli
 from lolrt.media.address import AddressWriter, check_address
 from lolrt.media.destination import Position
-from lolrt.media.encoder import Mp4Encoder
-from lolrt.media.fragments import box_kind, frames_in
-from lolrt.media.hls import LiveWindow, Playlist
+from lolrt.media.hls import Playlist
 
 pytestmark = pytest.mark.whole
 
@@ -237,38 +235,6 @@ def test_a_reader_sees_no_half_of_anything(tmp_path):
         done.set()
         reader.join()
     assert len(looks) > 40 and all(looks)
-
-
-def test_segments_in_memory(tmp_path):
-    """What a server gives out: fragments of an encoder, a chunk each, played by FFmpeg from what the window holds."""
-    boxes: list[bytes] = []
-
-    class Boxes:
-        def write(self, box: bytes) -> None:
-            boxes.append(box)
-
-    encoder, window = Mp4Encoder(Boxes(), 64, 96, FPS), None
-    for number in range(1, 13):
-        boxes.clear()
-        encoder.write(calm(12))
-        encoder.end()
-        if window is None:
-            window = LiveWindow(b"".join(boxes[:2]), 0.75, dvr_seconds=3)
-        head, data = boxes[-2:]
-        assert box_kind(head) == b"moof" and frames_in(head) == 12
-        window.append(number, head + data, frames_in(head) / FPS)
-    assert window is not None
-    assert window.segment(12) is not None and window.segment(13) is None and window.segment(1) is None
-    text = str(window.playlist)
-    assert tag(text, "MEDIA-SEQUENCE") == 9 and "ENDLIST" not in text
-    assert window.size < 13 * max(len(head + data), len(window.init))
-    window.playlist.ended = True
-    (tmp_path / "live.m3u8").write_text(str(window.playlist))
-    (tmp_path / "init.mp4").write_bytes(window.init)
-    for number in range(9, 13):
-        (tmp_path / f"{number}.m4s").write_bytes(window.segment(number) or b"")
-    check(tmp_path / "live.m3u8")
-    assert len(decode(tmp_path / "live.m3u8")) == 48
 
 
 def free_port(kind: socket.SocketKind) -> int:

@@ -1,4 +1,4 @@
-"""HTTP Live Streaming: the playlist of a video that grows, and its segments in memory. Source: RFC 8216.
+"""HTTP Live Streaming: the playlist of a video that grows. Source: RFC 8216.
 
 An init segment (ftyp, moov) and segments of one or more fragments (moof, mdat), each of which begins with a key frame.
 """
@@ -64,28 +64,3 @@ class Playlist:
         for segment in self._segments:
             lines += [f"#EXTINF:{segment.seconds:.6f},", self._name(segment.number)]
         return "\n".join([*lines, *([END] if self.ended else []), ""])
-
-
-class LiveWindow:
-    """The newest segments of a live video, in memory, with their playlist: what an HTTP server gives to HLS players."""
-
-    def __init__(self, init: bytes, target_seconds: float, dvr_seconds: float) -> None:
-        """init: the init segment, named init.mp4; a segment is named by its number, such as 17.m4s. Others as of `Playlist`."""
-        self.init = init
-        self.playlist = Playlist("init.mp4", "{}.m4s".format, target_seconds, dvr_seconds)
-        self._data: dict[int, bytes] = {}
-
-    def append(self, number: int, data: bytes, seconds: float) -> None:
-        """Lists a segment, the next of the video, and forgets those that nobody may ask for any more."""
-        self._data[number] = data
-        for gone in self.playlist.append(number, seconds):
-            del self._data[gone]
-
-    def segment(self, number: int) -> bytes | None:
-        """None where it is not there yet, or not any more."""
-        return self._data.get(number)
-
-    @property
-    def size(self) -> int:
-        """Bytes of all segments."""
-        return len(self.init) + sum(map(len, self._data.values()))
