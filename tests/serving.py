@@ -20,8 +20,14 @@ PROMPT = "a red car by the sea"
 class Server:
     """A context manager: listens when it is entered, at any port that is free; ended by SIGTERM."""
 
-    def __init__(self, *options: object, environment: dict[str, str] | None = None, log: Path | None = None) -> None:
-        self._command = [sys.executable, "-m", "lolrt", "serve", "--port", "0", *map(str, options)]
+    def __init__(
+        self,
+        *options: object,
+        program: tuple[str, ...] = ("-m", "lolrt"),
+        environment: dict[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self._command = [sys.executable, *program, "serve", "--port", "0", *map(str, options)]
         self._environment, self._log = {**os.environ, **(environment or {})}, log
 
     def __enter__(self) -> Server:

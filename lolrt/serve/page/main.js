@@ -1,0 +1,312 @@
+// The page: which streams are on it, which of them is steered, and what the instruments show of that one.
+
+import * as api from "./api.js";
+import { clock, drawHeat, drawScore, span } from "./charts.js";
+import { download, Pane } from "./pane.js";
+import { videoFrame } from "./stream.js";
+
+const LETTERS = "ABCDEFGH";
+const DRAW_MS = 250;
+
+const by = (id) => document.getElementById(id);
+const say = (text) => (by("live").textContent = text);
+const panes = [];
+let chosen = null;
+let model = null;
+
+function notice(text) {
+  by("notice").textContent = text;
+  by("notice").hidden = !text;
+}
+
+/** Runs what a button asked for; what the server refuses is told. */
+async function tried(action) {
+  try {
+    notice("");
+    return await action();
+  } catch (error) {
+    notice(error.retryAfter ? `${error.message} Try again in ${error.retryAfter} s.` : error.message);
+  }
+}
+
+// Streams on the stage.
+
+function letter() {
+  return [...LETTERS].find((each) => !panes.some((pane) => pane.letter === each)) ?? "·";
+}
+
+/** parent: the pane that it was branched from, whose past is its own too. */
+function show(id, parent) {
+  const there = panes.find((pane) => pane.stream.id === id);
+  if (there) return choose(there);
+  const pane = new Pane(id, letter(), does, changed, arrived);
+  if (parent) pane.stream.inherit(parent.stream);
+  panes.push(pane);
+  by("stage").append(pane.root);
+  arranged();
+  choose(pane);
+}
+
+function arranged() {
+  by("stage").dataset.count = panes.length;
+  by("empty").hidden = panes.length > 0;
+  const hash = new URLSearchParams({ streams: panes.map((pane) => pane.stream.id).join(",") });
+  history.replaceState(null, "", panes.length ? `#${hash}` : location.pathname);
+  for (const pane of panes) pane.button("steer").hidden = panes.length < 2;
+}
+
+function choose(pane) {
+  chosen = pane;
+  document.body.dataset.letter = panes.length > 1 ? pane.letter : "A";
+  for (const each of panes) {
+    each.root.classList.toggle("chosen", each === pane && panes.length > 1);
+    each.button("steer").setAttribute("aria-pressed", each === pane);
+  }
+  for (const mark of ["whose", "instruments-whose", "history-whose"]) {
+    by(mark).hidden = panes.length < 2;
+    by(mark).textContent = pane?.letter ?? "";
+    by(mark).dataset.letter = pane?.letter ?? "";
+  }
+  by("progress").textContent = "";
+  by("prompt-label").textContent = panes.length > 1 ? `What stream ${pane.letter} shows next` : "What the video shows next";
+  for (const part of by("dock").elements) part.disabled = !pane;
+  listPrompts();
+  draw();
+}
+
+const told = new Map();
+
+/** The first picture of a new prompt is on the screen. */
+function arrived(pane) {
+  if (pane === chosen) by("progress").textContent = `On the screen after ${pane.stream.latency.toFixed(2)} s`;
+}
+
+function changed(pane) {
+  const { state, prompts } = pane.stream;
+  if (told.get(pane) !== state) {
+    told.set(pane, state);
+    say({ live: "Playing", paused: "Paused", broken: "The server is gone, reconnecting", over: "The stream has ended", failed: "The stream has failed" }[state] ?? "");
+    if (state === "live") listOthers();
+  }
+  if (pane === chosen && Number(by("history").dataset.count) !== prompts.length) listPrompts();
+}
+
+const does = {
+  choose,
+  steer: (pane) => {
+    choose(pane);
+    by("prompt").focus();
+  },
+  pause: (pane) => tried(() => (pane.stream.state === "paused" ? api.goOn : api.pause)(pane.stream.id)),
+  branch: (pane) =>
+    tried(async () => {
+      const made = await api.branch(pane.stream.id);
+      show(made.id, pane);
+      say(`Branched: stream ${chosen.letter} goes on from the same moment`);
+      by("prompt").focus();
+    }),
+  record: (pane) => {
+    const { player } = pane.stream;
+    const button = pane.button("record");
+    if (player.recording) {
+      const made = player.recorded();
+      if (made) download(made, `lolrt-${pane.letter}-${pane.stream.id}.mp4`);
+      say("Recording saved");
+    } else {
+      player.record();
+      say("Recording");
+    }
+    button.setAttribute("aria-pressed", Boolean(player.recording));
+    button.textContent = player.recording ? "Stop and save" : "Record";
+  },
+  save: (pane) => tried(async () => download(await api.snapshot(pane.stream.id), `lolrt-${pane.stream.id}.snapshot.safetensors`)),
+  full: (pane) => (document.fullscreenElement ? document.exitFullscreen() : pane.part(".screen").requestFullscreen()).catch(() => {}),
+  close: (pane) => {
+    panes.splice(panes.indexOf(pane), 1);
+    pane.close();
+    tried(() => api.remove(pane.stream.id)).then(listOthers);
+    arranged();
+    choose(panes.at(-1) ?? null);
+    by("new").focus();
+  },
+};
+
+// The prompt.
+
+by("dock").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const prompt = by("prompt").value.trim();
+  if (!prompt || !chosen) return;
+  by("prompt-error").textContent = "";
+  by("prompt").removeAttribute("aria-invalid");
+  try {
+    await chosen.stream.steer(prompt, by("transition").valueAsNumber || 1);
+    by("progress").textContent = "On its way";
+  } catch (error) {
+    by("prompt-error").textContent = error.message;
+    by("prompt").setAttribute("aria-invalid", "true");
+  }
+});
+by("transition").addEventListener("input", () => (by("plural").hidden = by("transition").valueAsNumber === 1));
+
+function listPrompts() {
+  const prompts = chosen?.stream.prompts ?? [];
+  by("history").dataset.count = prompts.length;
+  by("history").replaceChildren(
+    ...prompts.toReversed().map(({ time, prompt }) => {
+      const item = document.createElement("li");
+      const when = document.createElement("time");
+      when.textContent = clock(time);
+      const again = document.createElement("button");
+      again.type = "button";
+      again.className = "text";
+      again.textContent = prompt;
+      again.title = "Take this prompt again";
+      again.addEventListener("click", () => {
+        by("prompt").value = prompt;
+        by("prompt").focus();
+      });
+      item.append(when, again);
+      return item;
+    }),
+  );
+  by("earlier").replaceChildren(...[...new Set([...prompts.map((each) => each.prompt), ...(model?.example_prompts ?? [])])].map((prompt) => new Option(prompt)));
+}
+
+function listWords() {
+  by("words").replaceChildren(
+    ...(model.example_prompts ?? []).slice(0, 4).map((prompt) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "chip";
+      button.textContent = prompt;
+      button.addEventListener("click", () => {
+        by("prompt").value = prompt;
+        by("dock").requestSubmit();
+      });
+      return button;
+    }),
+  );
+}
+
+// New streams, and those of others.
+
+const settings = by("settings-form").elements;
+
+for (const button of [by("new"), by("empty-new")]) button.addEventListener("click", openSettings);
+
+function openSettings() {
+  by("settings-error").textContent = "";
+  if (!settings.prompt.value) settings.prompt.value = model?.example_prompts?.[0] ?? "";
+  by("settings").showModal();
+}
+by("settings-cancel").addEventListener("click", () => by("settings").close());
+by("settings-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const wanted = {
+    prompt: settings.prompt.value.trim(), seed: settings.seed.valueAsNumber,
+    probe: true,
+    rope: { sigma: settings.sigma.valueAsNumber, positions: settings.positions.value },
+    window: { sink_frames: settings.sink_frames.valueAsNumber },
+  };
+  try {
+    const made = await api.create(wanted);
+    by("settings").close();
+    show(made.id);
+  } catch (error) {
+    by("settings-error").textContent = error.retryAfter ? `${error.message} Try again in ${error.retryAfter} s.` : error.message;
+  }
+});
+
+async function listOthers() {
+  const all = await api.sessions().catch(() => []);
+  const others = all.filter(({ id }) => !panes.some((pane) => pane.stream.id === id));
+  by("others").hidden = !others.length;
+  by("other").replaceChildren(new Option(`${others.length} more`, ""), ...others.map(({ id, prompt }) => new Option(prompt ?? id, id)));
+}
+by("other").addEventListener("change", () => {
+  if (by("other").value) show(by("other").value);
+  listOthers();
+});
+
+// Instruments.
+
+/** The phase kernel between two video frames, and its returns. */
+function predicted(stream, from, to) {
+  if (!stream?.kernel) return [[], []];
+  const { info, kernel } = stream;
+  const time = (frame) => videoFrame(frame, info) / info.fps;
+  const [first, last] = [from, to].map((frame) => Math.floor(frame / (info.temporal_factor ?? 4)));
+  const phases = [...Array(last - first + 1).keys()].map((i) => ({ time: time(first + i), value: kernel.at(first + i) }));
+  return [phases, kernel.returns(first, last).map((frame) => ({ time: time(frame), frame }))];
+}
+
+const fixed = (value, digits) => (value === null || value === undefined || !Number.isFinite(value) ? "–" : value.toFixed(digits));
+
+function number(id, value, bad = false) {
+  if (by(id).textContent === value) return;
+  by(id).textContent = value;
+  by(id).closest("div").classList.toggle("bad", bad);
+}
+
+function draw() {
+  const stream = chosen?.stream;
+  const last = stream?.chunks.at(-1);
+  const deadline = last?.seconds ?? 0.75;
+  number("rate", fixed(stream?.rate, 1));
+  number("made", fixed(last?.made, 2), last?.made > deadline);
+  by("deadline").textContent = fixed(deadline, 2);
+  number("met", stream?.met.of ? fixed((100 * stream.met.count) / stream.met.of, 1) : "–");
+  number("latency", fixed(stream?.latency, 2));
+  number("behind", fixed(stream?.behind, 2));
+  number("stalls", String(stream?.player.stalls ?? 0), stream?.player.stalls > 0);
+  const shown = stream?.chunks ?? [];
+  // Until the window is full, sinks are most of what there is to look at.
+  const full = shown.filter((chunk) => chunk.full);
+  const measured = (full.length ? full : shown).filter((chunk) => chunk.mass);
+  const values = measured.flatMap((chunk) => chunk.rows).sort((a, b) => a - b);
+  const most = Math.max(0.01, values[Math.floor(0.995 * values.length)] ?? 0); // a single peak does not darken all else
+  const mostMean = Math.max(0.01, ...measured.map((chunk) => chunk.mean));
+  const current = stream?.current ?? last;
+  drawHeat(by("heat"), current?.mass, most);
+  by("heat-most").textContent = most.toFixed(2);
+  by("heat-text").textContent = current?.mass ? `Mean ${fixed(current.mean, 2)}, most ${fixed(Math.max(...current.mass.flat()), 2)} of a head's attention.` : "This stream is not measured.";
+  const fps = stream?.info?.fps ?? 16;
+  const { from, to } = span(stream?.now ?? 0);
+  const [phases, returns] = predicted(stream, from * fps, to * fps);
+  drawScore(by("score"), { chunks: shown, prompts: stream?.prompts ?? [], phases, returns, now: stream?.now ?? 0, most, mostMean, deadline });
+  const coming = returns.find(({ time }) => time > (stream?.now ?? 0));
+  by("score-text").textContent = last
+    ? `Mean attention on the sinks ${fixed(last.mean, 2)}. ${coming ? `The next predicted return is frame ${coming.frame}, at ${clock(coming.time)}.` : "No return is predicted soon."}`
+    : "";
+  by("about").textContent = stream?.info ? about(stream.info) : "";
+}
+
+function about({ seed, rope, window }) {
+  const parts = [seed !== undefined && `seed ${seed}`, rope && `sigma ${rope.sigma}`, window && `${window.sink_frames} sinks`, rope && `${rope.positions} positions`];
+  const text = parts.filter(Boolean).join(", ");
+  return text && `This stream: ${text}.`;
+}
+
+// The beginning.
+
+async function begin() {
+  api.takeToken();
+  const asked = new URLSearchParams(location.hash.slice(1)).get("streams")?.split(",").filter(Boolean) ?? [];
+  [model] = await api.models();
+  by("model").textContent = `${model.id} · ${model.width} × ${model.height} · ${model.fps} frames/s`;
+  settings.positions.replaceChildren(...(model.positions ?? ["absolute"]).map((each) => new Option(each)));
+  settings.sink_frames.value = model.window?.sink_frames ?? 3;
+  listWords();
+  for (const id of asked) if (await api.session(id).catch(() => null)) show(id);
+  if (!panes.length) {
+    const made = await api.create({ prompt: model.example_prompts?.[0] ?? "", seed: Math.floor(Math.random() * 1000), probe: true });
+    show(made.id);
+  }
+  listOthers();
+}
+
+setInterval(() => document.hidden || draw(), DRAW_MS);
+addEventListener("resize", draw);
+choose(null);
+tried(begin);

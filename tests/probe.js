@@ -1,0 +1,99 @@
+// What tests/test_page.py asks of a page: put into it by the test.
+
+const BITS = 16, SIDE = 24; // squares of a frame's number, in pixels of the encoded video (stamped_server.py)
+const FPS = 16;
+
+window.video = (at = 0) => document.querySelectorAll("video")[at];
+
+/** The number in a video's picture, and some of the picture below it, 0 to 255. */
+window.look = (video) => {
+  const canvas = Object.assign(document.createElement("canvas"), { width: video.videoWidth, height: video.videoHeight });
+  const pen = canvas.getContext("2d", { willReadFrequently: true });
+  pen.drawImage(video, 0, 0);
+  const row = pen.getImageData(0, SIDE / 2, canvas.width, 1).data;
+  let number = 0;
+  for (let bit = 0; bit < BITS; bit++) number = 2 * number + (row[4 * (bit + 0.5) * SIDE] > 127);
+  const picture = pen.getImageData(0, SIDE, canvas.width, canvas.height - SIDE).data;
+  const pixels = [];
+  for (let at = 0; at < picture.length; at += 4 * 97) pixels.push(picture[at], picture[at + 1], picture[at + 2]);
+  return { number, pixels };
+};
+
+window.mean = (values) => values.reduce((sum, each) => sum + each, 0) / values.length;
+window.brightness = (at = 0) => mean(look(video(at)).pixels);
+window.apart = (one, other) => mean(one.map((each, i) => Math.abs(each - other[i])));
+
+window.seek = (video, time) =>
+  new Promise((done) => {
+    video.addEventListener("seeked", () => requestAnimationFrame(() => requestAnimationFrame(done)), { once: true });
+    video.currentTime = time;
+  });
+
+/** Stops a video, and keeps the page from starting it. */
+window.still = (video) => {
+  video.pause();
+  video.play = async () => {};
+};
+window.moving = (video) => {
+  delete video.play;
+  video.play();
+};
+
+/** Numbers of the pictures that are shown as it plays. */
+window.shown = (count) =>
+  new Promise((done) => {
+    const seen = [];
+    const each = () => {
+      seen.push(look(video()).number);
+      if (seen.length < count) video().requestVideoFrameCallback(each);
+      else done(seen);
+    };
+    video().requestVideoFrameCallback(each);
+  });
+
+/** Numbers at the times of all frames that the buffer holds, or of the newest so many. */
+window.buffered = async (most = 48) => {
+  still(video());
+  const all = video().buffered, to = all.end(all.length - 1);
+  const numbers = [];
+  for (let time = Math.max(all.start(0), to - most / FPS) + 0.5 / FPS; time < to; time += 1 / FPS) {
+    await seek(video(), time);
+    numbers.push(look(video()).number);
+  }
+  return { ranges: all.length, numbers };
+};
+
+/** A time that the buffers of two videos have, and so much after it. */
+window.common = (seconds) => {
+  const [a, b] = [video(0).buffered, video(1).buffered];
+  const [from, to] = [Math.max(a.start(0), b.start(0)), Math.min(a.end(a.length - 1), b.end(b.length - 1))];
+  return to - from > seconds ? from + seconds / 2 : null;
+};
+
+// Contrast of text, by WCAG 2.2, 1.4.3.
+
+const colour = (text) => text.match(/[\d.]+/g).map(Number);
+const light = (rgb) => rgb.slice(0, 3).map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)).reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+
+/** The colour behind an element; null where it is not one colour. */
+function behind(element) {
+  for (; element; element = element.parentElement) {
+    const [r, g, b, a = 1] = colour(getComputedStyle(element).backgroundColor);
+    if (a === 1) return [r, g, b];
+    if (a > 0) return null;
+  }
+  return null;
+}
+
+/** [ratio, text] of each piece of text outside of the video. */
+window.contrasts = () => {
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    const back = own && element.checkVisibility() && !element.closest(".screen") && !element.closest(":disabled") && behind(element);
+    if (!back) continue;
+    const [more, less] = [light(colour(getComputedStyle(element).color)), light(back)].sort((a, b) => b - a);
+    found.push([(more + 0.05) / (less + 0.05), element.textContent.trim().slice(0, 40)]);
+  }
+  return found;
+};

@@ -1,0 +1,305 @@
+"""The page of `lolrt serve` in a real browser: what it shows, by numbers in the pixels, and whom it can be used by."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from browser import Browser, Page, chromium
+from serving import Server
+from stamped_server import BITS, SIDE
+
+from lolrt.session.snapshot import Snapshot
+
+pytestmark = [
+    pytest.mark.whole,
+    pytest.mark.skipif(chromium() is None, reason="no Chromium is installed: apt install chromium (CONTRIBUTING.md)"),
+]
+
+SCALE = 4  # of the encoded video
+PROMPT = "a red car in the desert at noon"
+
+PROBE = (Path(__file__).parent / "probe.js").read_text()
+LIVE = "document.querySelectorAll('video')[{at}]?.currentTime > 0.2 && document.querySelectorAll('.pane')[{at}].dataset.state === 'live'"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server("--max-sessions", 4, program=(str(Path(__file__).with_name("stamped_server.py")),)) as server:
+        yield server
+
+
+def sessions(server: Server) -> list[str]:
+    return [session["id"] for session in server.json("GET", "/v1/sessions")["data"]]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def page(server, browser) -> Iterator[Page]:
+    """One with a stream of its own, which plays."""
+    page = browser.open(f"{server.address}/#streams={server.open(PROMPT)}")
+    playing(page)
+    yield page
+    page.close()
+    for id in sessions(server):
+        server.json("DELETE", f"/v1/sessions/{id}")
+
+
+def playing(page: Page, at: int = 0) -> None:
+    page.until(LIVE.format(at=at))
+    page.js(f"{{{PROBE}}}")
+
+
+def steer(page: Page, prompt: str) -> None:
+    """By keyboard."""
+    page.js("document.getElementById('prompt').value = ''; document.getElementById('prompt').focus()")
+    page.type(prompt)
+    page.press("Enter", 13)
+
+
+def text(page: Page, selector: str) -> str:
+    return page.js(f"document.querySelector({selector!r}).textContent")
+
+
+def consecutive(numbers: list[int]) -> bool:
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def test_every_frame_comes_once_and_in_order(page):
+    """As they play, numbers only grow; in the buffer, none is missing."""
+    seen = page.js("shown(24)")
+    assert seen == sorted(seen) and seen[-1] - seen[0] >= 20
+    buffer = page.js("buffered()")
+    assert buffer["ranges"] == 1 and len(buffer["numbers"]) > 24 and consecutive(buffer["numbers"])
+    assert not page.complaints()
+    asked = [event["params"]["request"]["url"] for event in page.events if event["method"] == "Network.requestWillBeSent"]
+    assert {url.split("/")[2] for url in asked if not url.startswith("blob:")} == {page.js("location.host")}, "its server is all it needs"
+
+
+def test_a_new_prompt_is_on_the_screen_within_three_chunks(page):
+    before, asked_at = page.js("brightness()"), page.js("look(video()).number")
+    steer(page, "a red car in the desert at night")
+    page.until("document.getElementById('progress').textContent.startsWith('On the screen after')")
+    assert page.js("look(video()).number") - asked_at <= 3 * 12
+    page.until("document.querySelector('.now').textContent === 'a red car in the desert at night'")
+    page.until(f"brightness() < {before - 40}")
+    assert page.js("[...document.querySelectorAll('#history button')].map((each) => each.textContent)") == [
+        "a red car in the desert at night",
+        PROMPT,
+    ]
+    assert float(text(page, "#latency")) > 0
+    page.js("document.querySelectorAll('#history button')[1].click()")
+    assert page.js("document.getElementById('prompt').value") == PROMPT
+
+
+def test_a_prompt_that_the_model_does_not_know_is_told(page):
+    steer(page, "a purple unicorn")
+    page.until("document.getElementById('prompt-error').textContent.includes('does not know')")
+    assert page.js("document.getElementById('prompt').getAttribute('aria-invalid')") == "true"
+    assert page.js("document.activeElement.id") == "prompt"
+
+
+def test_a_branch_is_another_future_of_the_same_past(server, page):
+    """It goes on where the first stream is, with the same frames, until one of them is steered."""
+    page.click("[data-do=branch]")
+    playing(page, 1)
+    assert len(sessions(server)) == 2 and text(page, "#prompt-label") == "What stream B shows next"
+    page.until("common(0.5)")
+    page.js("still(video(0)), still(video(1))")
+    time_of_both = page.js("common(0.5)")
+    one, other = (page.js(f"seek(video({at}), {time_of_both}).then(() => look(video({at})))") for at in (0, 1))
+    assert one["number"] == other["number"] > 9
+    assert np.abs(np.subtract(one["pixels"], other["pixels"])).mean() < 4
+    steer(page, "a red car in the desert at night")
+    page.until("document.querySelectorAll('#history li').length === 2")
+    page.js("moving(video(0)), moving(video(1))")
+    page.until("document.querySelectorAll('.now')[1].textContent.endsWith('night')")
+    page.until("apart(look(video(0)).pixels, look(video(1)).pixels) > 25")
+    page.click("[data-letter=A] [data-do=steer]")
+    assert text(page, "#prompt-label") == "What stream A shows next"
+    assert page.js("document.querySelectorAll('#history li').length") == 1
+
+
+def test_reload_and_second_tab(server, browser, page):
+    """Both show the same stream, which goes on."""
+    before = page.js("look(video()).number")
+    page.call("Page.reload")
+    playing(page)
+    page.until(f"look(video()).number > {before + 12}")
+    second = browser.open(page.js("location.href"))
+    playing(second)
+    second.until(f"look(video()).number > {before + 24}")
+    assert len(sessions(server)) == 1
+    second.close()
+
+
+def test_pause_and_go_on(page):
+    page.click("[data-do=pause]")
+    page.until("document.querySelector('.pane').dataset.state === 'paused'")
+    page.until("video().ended")
+    last = page.js("look(video()).number")
+    assert text(page, "[data-do=pause]") == "Go on"
+    page.click("[data-do=pause]")
+    page.until(f"look(video()).number > {last + 12}")
+    assert consecutive(page.js("buffered(36)")["numbers"])
+
+
+def _cut(*sockets: socket.socket) -> None:
+    for each in sockets:
+        with contextlib.suppress(OSError):  # it is cut already
+            each.shutdown(socket.SHUT_RDWR)
+        each.close()
+
+
+class Proxy(threading.Thread):
+    """A network between browser and server, which can break."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self._port, self._pairs, self._broken = port, [], False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._broken:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self._port))
+            self._pairs += [near, far]
+            for source, target in ((near, far), (far, near)):
+                threading.Thread(target=self._copy, args=(source, target), daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+        except OSError:
+            pass
+        finally:
+            _cut(source, target)
+
+    def breaks(self) -> None:
+        self._broken = True
+        _cut(*self._pairs)
+
+    def mends(self) -> None:
+        self._broken, self._pairs = False, []
+
+    def close(self) -> None:
+        self._listener.close()
+        self.breaks()
+
+
+def test_a_viewer_that_was_away_misses_nothing(server, browser):
+    proxy = Proxy(int(server.address.rpartition(":")[2]))
+    id = server.open(PROMPT)
+    page = browser.open(f"http://127.0.0.1:{proxy.port}/#streams={id}")
+    playing(page)
+    proxy.breaks()
+    page.until("document.querySelector('.veil-title').textContent === 'The server is gone'")
+    assert page.js("document.querySelector('[data-do=branch]').disabled")
+    time.sleep(1)
+    proxy.mends()
+    page.until("document.querySelector('.pane').dataset.state === 'live' && document.querySelector('.veil').hidden")
+    last = page.js("look(video()).number")
+    page.until(f"look(video()).number > {last + 12}")
+    buffer = page.js("buffered(80)")
+    assert buffer["ranges"] == 1 and consecutive(buffer["numbers"]) and buffer["numbers"][0] < last
+    # And a stream that is gone when it comes back is told as such.
+    proxy.breaks()
+    page.until("document.querySelector('.pane').dataset.state === 'broken'")
+    server.json("DELETE", f"/v1/sessions/{id}")
+    proxy.mends()
+    page.until("document.querySelector('.veil-title').textContent === 'This stream has ended'")
+    page.close()
+    proxy.close()
+    assert not sessions(server)
+
+
+def test_a_stream_that_somebody_closes(server, page):
+    (id,) = sessions(server)
+    server.json("DELETE", f"/v1/sessions/{id}")
+    page.until("document.querySelector('.veil-title').textContent === 'This stream has ended'")
+    page.click("[data-do=close]")
+    page.until("!document.getElementById('empty').hidden")
+    page.click("#empty-new")
+    page.until("document.getElementById('settings').open && document.activeElement.name === 'prompt'")
+    page.js("document.querySelector('[name=seed]').value = 77, document.querySelector('[name=sigma]').value = 0")
+    page.press("Enter", 13)
+    playing(page)
+    (session,) = server.json("GET", "/v1/sessions")["data"]
+    assert (session["seed"], session["rope"]["sigma"]) == (77, 0)
+    assert "seed 77, sigma 0" in text(page, "#about")
+
+
+def test_what_is_saved(page, tmp_path, tiny):
+    """A recording holds every frame from the next chunk on, and a snapshot is one."""
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.click("[data-do=record]")
+    begun = page.js("look(video()).number")
+    page.until(f"look(video()).number > {begun + 30}")
+    page.click("[data-do=record]")
+    page.click("[data-do=save]")
+    recording, snapshot = downloaded(tmp_path, ".mp4"), downloaded(tmp_path, ".safetensors")
+    with av.open(str(recording)) as container:
+        pictures = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+    bits = [picture[SIDE * SCALE // 2, SIDE * SCALE // 2 :: SIDE * SCALE][:BITS] > 127 for picture in pictures]
+    numbers = [int("".join("01"[int(bit)] for bit in each), 2) for each in bits]
+    assert len(numbers) >= 24 and consecutive(numbers)
+    assert Snapshot.read(snapshot).prompt == PROMPT
+    assert len(next(tiny.resume(snapshot)).frames) == 12
+
+
+def downloaded(folder: Path, suffix: str) -> Path:
+    deadline = time.monotonic() + 30
+    while not (found := [path for path in folder.iterdir() if path.suffix == suffix]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found[0]
+
+
+def test_who_can_use_it(page):
+    """Names for whoever does not see it, contrast (WCAG 2.2, AA) for whoever sees it badly, keys, and a phone's width."""
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    named = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
+    roles = ("button", "textbox", "combobox", "spinbutton", "link", "image", "article", "Video")
+    controls = [(role, name) for role, name in named if role in roles]
+    assert len(controls) > 15 and all(name for _, name in controls), controls
+    assert "What the video shows next" in [name for role, name in controls if role in ("textbox", "combobox")]
+    assert next(name for role, name in named if role == "heading") == "lolrt"
+    assert page.js("document.documentElement.lang") == "en"
+    assert page.js("document.querySelectorAll('[aria-live=polite], [role=status]').length") >= 1
+    page.js("document.activeElement.blur()")
+    page.press("Tab", 9)
+    assert page.js("document.activeElement.textContent") == "Skip to the prompt"
+    page.press("Enter", 13)
+    page.until("document.activeElement.id === 'prompt'")
+    for theme in ("dark", "light"):
+        page.theme(theme)
+        time.sleep(0.3)  # colours change by a transition
+        poor = [(ratio, text) for ratio, text in page.js("contrasts()") if ratio < 4.5]
+        assert not poor, (theme, poor)
+    for width in (320, 390, 768, 1920):
+        page.resize(width, 800, mobile=width < 500)
+        assert page.js("document.documentElement.scrollWidth") <= width, width
+    assert not page.complaints()
