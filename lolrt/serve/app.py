@@ -19,11 +19,11 @@ from starlette.exceptions import HTTPException
 from lolrt.errors import Error
 from lolrt.fields import fields_of
 from lolrt.pipeline import Pipeline
-from lolrt.serve import watching
+from lolrt.serve import realtime, watching
+from lolrt.serve.errors import code_of, message_of, status_of
 from lolrt.serve.hub import State
-from lolrt.serve.live import ConflictError, NoRoomError
 from lolrt.serve.protocol import Branch, Interact, Stream
-from lolrt.serve.sessions import NotFoundError, Sessions
+from lolrt.serve.sessions import Sessions
 from lolrt.serve.settings import Settings
 
 PAGE = Path(__file__).parent / "page"
@@ -50,30 +50,15 @@ def make_app(pipe: Pipeline, settings: Settings) -> FastAPI:
     _add_models(app, pipe)
     _add_sessions(app, sessions)
     watching.add_routes(app, sessions)
+    realtime.add_routes(app, sessions)
     app.mount("/", StaticFiles(directory=PAGE, html=True, check_dir=False))
     return app
 
 
-def error_of(error: Exception) -> tuple[int, str, str]:
-    """The status, code and text by which a client is told of an error."""
-    if isinstance(error, NotFoundError):
-        return 404, "not_found", str(error)
-    if isinstance(error, ConflictError):
-        return 409, error.code, str(error)
-    if isinstance(error, NoRoomError):
-        return 429, "no_room", str(error)
-    if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        return 422, "invalid", f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"
-    if isinstance(error, HTTPException):
-        return error.status_code, "http", str(error.detail)
-    return 400, "invalid", str(error)
-
-
 async def _refuse(request: Request, error: Exception) -> JSONResponse:
-    status, code, message = error_of(error)
+    status = status_of(error)
     headers = {"Retry-After": str(RETRY_SECONDS)} if status == 429 else getattr(error, "headers", None)
-    return JSONResponse({"error": {"message": message, "code": code}}, status, headers)
+    return JSONResponse({"error": {"message": message_of(error), "code": code_of(error)}}, status, headers)
 
 
 def _add_models(app: FastAPI, pipe: Pipeline) -> None:

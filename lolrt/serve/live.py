@@ -12,8 +12,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from lolrt.errors import Error
 from lolrt.serve.encoding import ChunkEncoder
+from lolrt.serve.errors import ConflictError, NoRoomError
 from lolrt.serve.hub import Hub
 from lolrt.session.stream import Chunk, Stream
 
@@ -24,18 +24,6 @@ START_BUFFER_SECONDS = 0.25
 # Interactions that wait for the chunk in hand, and those that are remembered so that none happens twice.
 MOST_WAITING = 16
 MOST_REMEMBERED = 1000
-
-
-class ConflictError(Error):
-    """What was asked for does not go with what was asked for before."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class NoRoomError(Error):
-    """There is no room for it now, and may be later."""
 
 
 class Call(Generic[Result]):
@@ -116,10 +104,10 @@ class Live:
         before = self.known.get(asked.event_id)
         if before is not None:
             if (before.prompt, before.transition_chunks) != (asked.prompt, asked.transition_chunks):
-                raise ConflictError("event_id_conflict", f"event {asked.event_id} has happened, and was another: give each its own id")
+                raise ConflictError(f"event {asked.event_id!r} has happened, and was another: give each its own id", "event_id_conflict")
             return before
         if asked.sequence not in (None, self.interactions):
-            raise ConflictError("sequence_conflict", f"interaction {asked.sequence} was asked for, and {self.interactions} is the next")
+            raise ConflictError(f"interaction {asked.sequence} was asked for, and {self.interactions} is the next", "sequence_conflict")
         if len(self._waiting) >= MOST_WAITING:
             raise NoRoomError(f"{MOST_WAITING} interactions wait for the next chunk already")
         taken = Interaction(asked.event_id, asked.prompt, asked.transition_chunks, self.interactions)
@@ -134,7 +122,7 @@ class Live:
         """To be called before the first pass of a chunk."""
         while self._waiting:
             taken, embeds = self._waiting.popleft()
-            self.stream.latent_stream.set_prompt(embeds, over_chunks=max(1, taken.transition_chunks))
+            self.stream.latent_stream.set_prompt(embeds, over_chunks=taken.transition_chunks)
             self.stream.prompt = taken.prompt
             self._started.append(taken.event_id)
             self._active = [taken.event_id]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from lolrt.engine.kv_window import Window
 from lolrt.positions.rope import Rope
+from lolrt.serve.errors import RequestError
 
 MOST_PROMPT = 2000
 MOST_LEASE_SECONDS = 7 * 86400.0
@@ -67,12 +68,63 @@ class Branch(Schema):
     lease_seconds: LeaseSeconds | None = None
 
 
-class InteractionEvent(BaseModel):
+class InteractionEvent(Schema):
     prompt: Prompt
+    negative_prompt: None = None
+    multi_modal_data: None = None
 
 
 class Interact(Schema):
     event: InteractionEvent
     event_id: EventId | None = None
-    transition_chunks: Chunks = 1
+    transition_chunks: Chunks | None = None
     sequence: Sequence | None = None
+
+
+class Clip(BaseModel):
+    """What a video of some length is asked for with, here and in `session.start`. Fields that are not known are other servers'."""
+
+    model: str | None = None
+    prompt: Prompt
+    width: int | None = None
+    height: int | None = None
+    size: Annotated[str, Field(max_length=32)] | None = None
+    fps: float | None = None
+    num_frames: Annotated[int, Field(ge=1, lt=2**40)] | None = None
+    seconds: Annotated[float, Field(gt=0, lt=2**30)] | None = None
+    seed: Seed | None = None
+    rope: RopeOptions | None = None  # type: ignore[valid-type]
+    window: WindowOptions | None = None  # type: ignore[valid-type]
+
+    def check(self, model: str, width: int, height: int, fps: int) -> None:
+        """Raises `RequestError` where another model, size or rate is asked for."""
+        if self.model not in (None, model):
+            raise RequestError(f"{self.model!r} was asked for, and this server has {model!r}", "model_mismatch")
+        asked = (self.width or width, self.height or height)
+        if asked != (width, height) or self.size not in (None, f"{width}x{height}"):
+            wanted = self.size or f"{asked[0]}x{asked[1]}"
+            raise RequestError(f"{wanted} was asked for, and this model makes {width}x{height}", "unsupported_size")
+        if self.fps not in (None, fps):
+            raise RequestError(f"{self.fps:g} frames/s were asked for, and this model makes {fps}", "unsupported_fps")
+
+    def frames(self, fps: int) -> int | None:
+        """How long it is to be, in video frames; None: nothing was said."""
+        return self.num_frames or (None if self.seconds is None else max(1, round(self.seconds * fps)))
+
+
+class Start(Clip):
+    """`session.start`."""
+
+    type: Literal["session.start"]
+    prompt: Prompt | None = None  # type: ignore[assignment]
+    format: str = "m4s"
+    probe: bool = False
+    session_id: Id | None = None
+    resume_from: Sequence | None = None
+    lease_seconds: LeaseSeconds | None = None
+
+
+class InteractMessage(BaseModel):
+    """`session.interaction`."""
+
+    interaction: Interact

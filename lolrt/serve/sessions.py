@@ -16,8 +16,9 @@ from lolrt.pipeline import Pipeline
 from lolrt.positions.rope import Rope
 from lolrt.serve.encoding import ChunkEncoder, init_segment, mime_type
 from lolrt.serve.engine_thread import EngineThread
+from lolrt.serve.errors import ConflictError, NoRoomError, NotFoundError, RequestError
 from lolrt.serve.hub import Fragment, Hub, State
-from lolrt.serve.live import ConflictError, Interaction, Live, NoRoomError
+from lolrt.serve.live import Interaction, Live
 from lolrt.serve.protocol import Branch, Interact, Stream, with_options
 from lolrt.serve.settings import Settings
 from lolrt.session.config import StreamConfig, from_plain, to_plain
@@ -27,10 +28,6 @@ from lolrt.session.stream import Stream as VideoStream
 Result = TypeVar("Result")
 
 REAP_SECONDS = 1.0
-
-
-class NotFoundError(Error):
-    """There is no such session, or not any more."""
 
 
 @dataclass(eq=False)
@@ -155,7 +152,7 @@ class Sessions:
     def _check_fits(self, window: Window) -> None:
         most = self._engine.engine.pool.pages.shape[1]
         if window.pool_pages > most:
-            raise Error(f"the window and its memory bank have {window.pool_pages} frames, and the server has room for {most}")
+            raise RequestError(f"the window and its memory bank have {window.pool_pages} frames, and the server has room for {most}")
 
     def _check_room(self, window: Window) -> None:
         free = self._engine.engine.pool.unreserved_pages
@@ -174,7 +171,7 @@ class Sessions:
     ) -> Session:  # fmt: skip
         id = id or uuid.uuid4().hex
         if id in self._open or id in self._coming:
-            raise ConflictError("session_exists", f"session {id} is there already: choose another id, or leave it out")
+            raise ConflictError(f"session {id} is there already: choose another id, or leave it out", "session_exists")
         if len(self._open) + len(self._coming) >= self.settings.max_sessions:
             raise NoRoomError(f"{self.settings.max_sessions} sessions are open, and there is room for no more: close one, or wait")
         self._coming.add(id)
@@ -201,7 +198,7 @@ class Sessions:
 
     async def interact(self, session: Session, asked: Interact) -> Interaction:
         """Raises `lolrt.PromptError`, `ConflictError` and `NoRoomError`."""
-        interaction = Interaction(asked.event_id or uuid.uuid4().hex, asked.event.prompt, asked.transition_chunks, asked.sequence)
+        interaction = Interaction(asked.event_id or uuid.uuid4().hex, asked.event.prompt, asked.transition_chunks or 1, asked.sequence)
         embeds = await asyncio.to_thread(self.pipe.encode_text, interaction.prompt)
         return await self._asked(self._thread.call(lambda: session.live.accept(interaction, embeds)))
 

@@ -9,8 +9,9 @@ from fastapi import FastAPI, Query, WebSocket, WebSocketDisconnect
 from fastapi.responses import Response
 
 from lolrt.media.hls import MEDIA_TYPE
+from lolrt.serve.errors import NotFoundError
 from lolrt.serve.hub import Fragment, Gap
-from lolrt.serve.sessions import NotFoundError, Session, Sessions
+from lolrt.serve.sessions import Session, Sessions
 
 SUBPROTOCOL = "lolrt"
 # WebSocket's own code for "what you ask for breaks my rules".
