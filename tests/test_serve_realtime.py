@@ -46,7 +46,11 @@ class OmniClient:
                 for event in (later or {}).get(len(self.media), []):
                     self.send(event)
             else:
-                assert not self.events or self.events[-1]["type"] != "video.chunk_metadata" or len(self.media) == len(self.of("video.chunk_metadata"))
+                assert (
+                    not self.events
+                    or self.events[-1]["type"] != "video.chunk_metadata"
+                    or len(self.media) == len(self.of("video.chunk_metadata"))
+                )
                 self.events.append(json.loads(message))
 
     def send(self, event: Any) -> None:
@@ -68,7 +72,15 @@ def interaction(event_id: str, prompt: str, **more: Any) -> dict[str, Any]:
 
 
 # What the example client sends when nothing is asked of it, but for the size.
-DEFAULTS = {"model": "tiny", "prompt": PROMPT, "width": 96, "height": 64, "fps": 16, "guidance_scale": 1.0, "extra_params": {"is_enable_stage2": True}}
+DEFAULTS = {
+    "model": "tiny",
+    "prompt": PROMPT,
+    "width": 96,
+    "height": 64,
+    "fps": 16,
+    "guidance_scale": 1.0,
+    "extra_params": {"is_enable_stage2": True},
+}
 
 
 def test_a_client_of_vllm_omni_plays_from_here(server):
@@ -191,10 +203,26 @@ def test_who_only_makes_noise_is_sent_away(server):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["event", "prompt", "event_id", "x"]) | st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["event", "prompt", "event_id", "x"]) | st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
-NAMES = ["type", "prompt", "seed", "rope", "window", "num_frames", "session_id", "resume_from", "lease_seconds", "interaction", "size", "seconds"]
+NAMES = [
+    "type",
+    "prompt",
+    "seed",
+    "rope",
+    "window",
+    "num_frames",
+    "session_id",
+    "resume_from",
+    "lease_seconds",
+    "interaction",
+    "size",
+    "seconds",
+]
 MESSAGES = st.lists(
     st.text(max_size=20)
     | st.binary(max_size=20)

@@ -23,6 +23,9 @@ DISPLAY_HEIGHT = 256
 # The filters, by FFmpeg's names.
 Enlarge = Literal["LANCZOS", "POINT"]
 
+# Options of libx264 for video that is watched as it is made: without B-frames, which players have to wait for.
+LIVE = {"preset": "veryfast", "bf": "0", "threads": "1"}
+
 # Primaries and transfer, by the numbers of ITU-T H.273.
 BT709 = 1
 
@@ -99,17 +102,17 @@ class Mp4Encoder:
         *,
         crf: int = CRF,
         enlarge: Enlarge = "LANCZOS",
-        reorder: bool = True,
+        live: bool = False,
         frames: int = 0,
         fragments: int = 0,
     ) -> None:
         """height, width: of the frames, in pixels; fps: frames a second; crf: H.264's constant rate factor, from 1, the best, to 51.
-        enlarge: how small frames are; with "POINT", pixels become squares. reorder: code frames out of order, which takes fewer bytes, and
-        has players wait two frames longer. frames, fragments: that the sink has already. Raises `lolrt.OutputError` where there is no
-        encoder."""
+        enlarge: how small frames are; with "POINT", pixels become squares. live: on one thread, in half the time and a tenth more bytes,
+        and no frame waits for a later one, so that times are those of the frames. frames, fragments: that the sink has already. Raises
+        `lolrt.OutputError` where there is no encoder."""
         self.frames, self.fragments, self._had_pictures = frames, fragments, frames > 0
         self._sink, self._size, self._fps, self._enlarge = sink, (height, width), fps, enlarge
-        self._options = {"crf": str(crf)} | ({} if reorder else {"bf": "0"})
+        self._options = {"crf": str(crf)} | (LIVE if live else {})
         self._begin()
 
     def _begin(self) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 from lolrt.media.encoder import Mp4Encoder
 from lolrt.media.fragments import HEADER, box_kind
 
-# Small video stays what it is, squares; and no frame waits for a later one.
-LIVE: dict[str, Any] = {"enlarge": "POINT", "reorder": False}
+# Small video stays what it is, squares.
+LIVE: dict[str, Any] = {"enlarge": "POINT", "live": True}
 
 
 class Boxes:
