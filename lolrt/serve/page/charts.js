@@ -83,7 +83,7 @@ export function span(now) {
   return { from, to: from + PAST_SECONDS + COMING_SECONDS };
 }
 
-/** stream: {chunks: [{time, seconds, rows, mean, made}], prompts: [{time, prompt}], phases: [{time, value}], returns: [{time, frame}], now,
+/** stream: {chunks: [{time, seconds, rows, mean, made, late}], prompts: [{time, prompt}], phases: [{time, value}], returns: [{time, frame}], now,
     most, mostMean, deadline}; times in seconds of the stream. */
 export function drawScore(canvas, stream) {
   const { pen, width, height, ramp, ink, quiet, rule, alarm, accent, font } = context(canvas);
@@ -169,8 +169,8 @@ function drawMean(pen, [top, end], chunks, x, most, { accent, quiet, rule, width
 
 function drawMade(pen, [top, end], chunks, x, deadline, { ink, quiet, alarm, rule, width }) {
   const most = 1.25 * deadline;
-  for (const { time, seconds, made } of chunks.filter((chunk) => chunk.made !== undefined)) {
-    pen.fillStyle = made > deadline ? alarm : quiet;
+  for (const { time, seconds, made, late } of chunks) {
+    pen.fillStyle = late ? alarm : quiet;
     const tall = Math.min(1, made / most) * (end - top);
     pen.fillRect(x(time), end - tall, Math.max(1, x(time + seconds) - x(time) - 1), tall);
   }

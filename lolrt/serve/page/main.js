@@ -1,9 +1,9 @@
 // The page: which streams are on it, which of them is steered, and what the instruments show of that one.
 
 import * as api from "./api.js";
-import { clock, drawHeat, drawScore, span } from "./charts.js";
+import { clock } from "./charts.js";
+import { drawInstruments } from "./instruments.js";
 import { download, Pane } from "./pane.js";
-import { videoFrame } from "./stream.js";
 
 const LETTERS = "ABCDEFGH";
 const DRAW_MS = 250;
@@ -14,9 +14,19 @@ const panes = [];
 let chosen = null;
 let model = null;
 
+function draw() {
+  drawInstruments(chosen?.stream);
+}
+
 function notice(text) {
   by("notice").textContent = text;
   by("notice").hidden = !text;
+}
+
+/** An error as a sentence. */
+function said(error) {
+  const text = error.message[0].toUpperCase() + error.message.slice(1).replace(/\.$/, "");
+  return error.retryAfter ? `${text}. Try again in ${error.retryAfter} s.` : `${text}.`;
 }
 
 /** Runs what a button asked for; what the server refuses is told. */
@@ -25,7 +35,7 @@ async function tried(action) {
     notice("");
     return await action();
   } catch (error) {
-    notice(error.retryAfter ? `${error.message} Try again in ${error.retryAfter} s.` : error.message);
+    notice(said(error));
   }
 }
 
@@ -35,12 +45,11 @@ function letter() {
   return [...LETTERS].find((each) => !panes.some((pane) => pane.letter === each)) ?? "·";
 }
 
-/** parent: the pane that it was branched from, whose past is its own too. */
+/** parent: the pane that it was branched from, if any. */
 function show(id, parent) {
   const there = panes.find((pane) => pane.stream.id === id);
   if (there) return choose(there);
-  const pane = new Pane(id, letter(), does, changed, arrived);
-  if (parent) pane.stream.inherit(parent.stream);
+  const pane = new Pane(id, letter(), parent, does, changed, arrived);
   panes.push(pane);
   by("stage").append(pane.root);
   arranged();
@@ -82,6 +91,7 @@ function arrived(pane) {
 }
 
 function changed(pane) {
+  if (pane === chosen) document.title = pane.stream.current ? `${pane.stream.current.prompt} · lolrt` : "lolrt";
   const { state, prompts } = pane.stream;
   if (told.get(pane) !== state) {
     told.set(pane, state);
@@ -110,8 +120,8 @@ const does = {
     const button = pane.button("record");
     if (player.recording) {
       const made = player.recorded();
-      if (made) download(made, `lolrt-${pane.letter}-${pane.stream.id}.mp4`);
-      say("Recording saved");
+      if (made) download(URL.createObjectURL(made), `lolrt-${pane.stream.id}.mp4`);
+      say(made ? "Recording saved" : "Nothing was recorded");
     } else {
       player.record();
       say("Recording");
@@ -143,7 +153,7 @@ by("dock").addEventListener("submit", async (event) => {
     await chosen.stream.steer(prompt, by("transition").valueAsNumber || 1);
     by("progress").textContent = "On its way";
   } catch (error) {
-    by("prompt-error").textContent = error.message;
+    by("prompt-error").textContent = said(error);
     by("prompt").setAttribute("aria-invalid", "true");
   }
 });
@@ -214,7 +224,7 @@ by("settings-form").addEventListener("submit", async (event) => {
     by("settings").close();
     show(made.id);
   } catch (error) {
-    by("settings-error").textContent = error.retryAfter ? `${error.message} Try again in ${error.retryAfter} s.` : error.message;
+    by("settings-error").textContent = said(error);
   }
 });
 
@@ -229,66 +239,21 @@ by("other").addEventListener("change", () => {
   listOthers();
 });
 
-// Instruments.
-
-/** The phase kernel between two video frames, and its returns. */
-function predicted(stream, from, to) {
-  if (!stream?.kernel) return [[], []];
-  const { info, kernel } = stream;
-  const time = (frame) => videoFrame(frame, info) / info.fps;
-  const [first, last] = [from, to].map((frame) => Math.floor(frame / (info.temporal_factor ?? 4)));
-  const phases = [...Array(last - first + 1).keys()].map((i) => ({ time: time(first + i), value: kernel.at(first + i) }));
-  return [phases, kernel.returns(first, last).map((frame) => ({ time: time(frame), frame }))];
-}
-
-const fixed = (value, digits) => (value === null || value === undefined || !Number.isFinite(value) ? "–" : value.toFixed(digits));
-
-function number(id, value, bad = false) {
-  if (by(id).textContent === value) return;
-  by(id).textContent = value;
-  by(id).closest("div").classList.toggle("bad", bad);
-}
-
-function draw() {
-  const stream = chosen?.stream;
-  const last = stream?.chunks.at(-1);
-  const deadline = last?.seconds ?? 0.75;
-  number("rate", fixed(stream?.rate, 1));
-  number("made", fixed(last?.made, 2), last?.made > deadline);
-  by("deadline").textContent = fixed(deadline, 2);
-  number("met", stream?.met.of ? fixed((100 * stream.met.count) / stream.met.of, 1) : "–");
-  number("latency", fixed(stream?.latency, 2));
-  number("behind", fixed(stream?.behind, 2));
-  number("stalls", String(stream?.player.stalls ?? 0), stream?.player.stalls > 0);
-  const shown = stream?.chunks ?? [];
-  // Until the window is full, sinks are most of what there is to look at.
-  const full = shown.filter((chunk) => chunk.full);
-  const measured = (full.length ? full : shown).filter((chunk) => chunk.mass);
-  const values = measured.flatMap((chunk) => chunk.rows).sort((a, b) => a - b);
-  const most = Math.max(0.01, values[Math.floor(0.995 * values.length)] ?? 0); // a single peak does not darken all else
-  const mostMean = Math.max(0.01, ...measured.map((chunk) => chunk.mean));
-  const current = stream?.current ?? last;
-  drawHeat(by("heat"), current?.mass, most);
-  by("heat-most").textContent = most.toFixed(2);
-  by("heat-text").textContent = current?.mass ? `Mean ${fixed(current.mean, 2)}, most ${fixed(Math.max(...current.mass.flat()), 2)} of a head's attention.` : "This stream is not measured.";
-  const fps = stream?.info?.fps ?? 16;
-  const { from, to } = span(stream?.now ?? 0);
-  const [phases, returns] = predicted(stream, from * fps, to * fps);
-  drawScore(by("score"), { chunks: shown, prompts: stream?.prompts ?? [], phases, returns, now: stream?.now ?? 0, most, mostMean, deadline });
-  const coming = returns.find(({ time }) => time > (stream?.now ?? 0));
-  by("score-text").textContent = last
-    ? `Mean attention on the sinks ${fixed(last.mean, 2)}. ${coming ? `The next predicted return is frame ${coming.frame}, at ${clock(coming.time)}.` : "No return is predicted soon."}`
-    : "";
-  by("about").textContent = stream?.info ? about(stream.info) : "";
-}
-
-function about({ seed, rope, window }) {
-  const parts = [seed !== undefined && `seed ${seed}`, rope && `sigma ${rope.sigma}`, window && `${window.sink_frames} sinks`, rope && `${rope.positions} positions`];
-  const text = parts.filter(Boolean).join(", ");
-  return text && `This stream: ${text}.`;
-}
-
 // The beginning.
+
+/** A stream of one's own; where there is no room for it, the newest of the others. */
+async function first() {
+  const prompt = model.example_prompts?.[0];
+  if (!prompt) return openSettings();
+  try {
+    show((await api.create({ prompt, seed: Math.floor(Math.random() * 1000), probe: true })).id);
+  } catch (error) {
+    const others = await api.sessions();
+    if (error.status !== 429 || !others.length) throw error;
+    show(others.at(-1).id);
+    notice("There is no room for a stream of your own just now. This is one that others watch.");
+  }
+}
 
 async function begin() {
   api.takeToken();
@@ -299,10 +264,8 @@ async function begin() {
   settings.sink_frames.value = model.window?.sink_frames ?? 3;
   listWords();
   for (const id of asked) if (await api.session(id).catch(() => null)) show(id);
-  if (!panes.length) {
-    const made = await api.create({ prompt: model.example_prompts?.[0] ?? "", seed: Math.floor(Math.random() * 1000), probe: true });
-    show(made.id);
-  }
+  if (!panes.length) await first();
+  if (asked.length > panes.length) notice("A stream of this address has ended.");
   listOthers();
 }
 

@@ -7,8 +7,8 @@ import { Stream } from "./stream.js";
 const LIVE = { starting: "Starting", live: "Live", paused: "Paused", broken: "Reconnecting", over: "Ended", failed: "Failed" };
 
 export class Pane {
-  /** does: what the buttons call, by name, with the pane. */
-  constructor(id, letter, does, changed, arrived) {
+  /** parent: the pane that it was branched from, if any; does: what the buttons call, by name, with the pane. */
+  constructor(id, letter, parent, does, changed, arrived) {
     this.letter = letter;
     this.root = document.getElementById("pane").content.cloneNode(true).firstElementChild;
     this.root.dataset.letter = letter;
@@ -17,7 +17,7 @@ export class Pane {
     this.root.setAttribute("aria-label", `Stream ${letter}`);
     for (const button of this.root.querySelectorAll("[data-do]")) button.addEventListener("click", () => does[button.dataset.do](this));
     this.video = this.part("video");
-    this.stream = new Stream(id, new Player(this.video), () => {
+    this.stream = new Stream(id, parent?.stream ?? null, new Player(this.video), () => {
       this.draw();
       changed(this);
     });
@@ -63,11 +63,11 @@ export class Pane {
   }
 }
 
-/** Hands a file to whoever looks at the page. */
-export function download(blob, name) {
+/** Hands the file at an address to whoever looks at the page. */
+export function download(address, name) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
+  link.href = address;
   link.download = name;
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  if (address.startsWith("blob:")) setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }

@@ -16,9 +16,9 @@ export function videoFrame(latent, info) {
 }
 
 export class Stream {
-  /** player: what shows it; changed: called when anything has. */
-  constructor(id, player, changed) {
-    Object.assign(this, { id, player, changed });
+  /** origin: the stream that it was branched from, or null; player: what shows it; changed: called when anything has. */
+  constructor(id, origin, player, changed) {
+    Object.assign(this, { id, origin, player, changed });
     this.state = "starting"; // live, paused, broken, over, failed
     this.reason = "";
     this.chunks = [];
@@ -34,15 +34,12 @@ export class Stream {
     this.watch = new api.Watch(id, (message, bytes) => this.told(message, bytes), (state, seconds) => this.connection(state, seconds));
   }
 
-  /** The past of another stream up to the moment from which this one goes on. */
-  inherit(other) {
-    this.past = { chunks: other.chunks, prompts: other.prompts };
-  }
-
+  /** The past of another stream, up to the moment from which this one goes on, is its own too. */
   takePast(time) {
-    this.chunks = this.past.chunks.filter((chunk) => chunk.time < time - 1e-3);
-    this.prompts = this.past.prompts.filter((each) => each.time < time - 1e-3);
-    this.past = null;
+    const before = (each) => each.time < time - 1e-3;
+    this.chunks = this.origin.chunks.filter(before);
+    this.prompts = this.origin.prompts.filter(before);
+    this.origin = null;
   }
 
   connection(state, seconds) {
@@ -103,17 +100,18 @@ export class Stream {
   chunk(message, bytes) {
     const { fps, window } = this.info;
     const chunk = {
-      sequence: message.sequence, time: message.first_frame / fps, seconds: message.seconds, made: message.made_seconds,
+      sequence: message.sequence, time: message.first_frame / fps, seconds: message.seconds,
+      made: message.made_seconds, late: message.slack_seconds < 0,
       full: message.first_latent_frame >= window.pages, mass: message.sink_mass, events: message.started_event_ids, prompt: message.prompt,
     };
     if (chunk.mass) {
       chunk.rows = rowsOf(chunk.mass);
       chunk.mean = chunk.rows.reduce((sum, each) => sum + each, 0) / chunk.rows.length;
     }
-    if (this.past) this.takePast(chunk.time);
+    if (this.origin) this.takePast(chunk.time);
     if (message.slack_seconds !== null) {
       this.met.of += 1;
-      this.met.count += message.slack_seconds >= 0;
+      this.met.count += !chunk.late;
     }
     this.chunks = [...this.chunks.slice(1 - KEPT_CHUNKS), chunk];
     if (message.prompt && message.prompt !== this.prompts.at(-1)?.prompt) this.prompts.push({ time: chunk.time, prompt: message.prompt });
