@@ -10,7 +10,7 @@ function predicted(stream, from, to) {
   if (!stream?.kernel) return [[], []];
   const { info, kernel } = stream;
   const time = (frame) => videoFrame(frame, info) / info.fps;
-  const [first, last] = [from, to].map((frame) => Math.floor(frame / (info.temporal_factor ?? 4)));
+  const [first, last] = [from, to].map((frame) => Math.floor(frame / info.temporal_factor));
   const phases = [...Array(last - first + 1).keys()].map((i) => ({ time: time(first + i), value: kernel.at(first + i) }));
   return [phases, kernel.returns(first, last).map((frame) => ({ time: time(frame), frame }))];
 }
@@ -56,8 +56,4 @@ export function drawInstruments(stream) {
   by("about").textContent = stream?.info ? about(stream.info) : "";
 }
 
-function about({ seed, rope, window }) {
-  const parts = [seed !== undefined && `seed ${seed}`, rope && `sigma ${rope.sigma}`, window && `${window.sink_frames} sinks`, rope && `${rope.positions} positions`];
-  const text = parts.filter(Boolean).join(", ");
-  return text && `This stream: ${text}.`;
-}
+const about = ({ seed, rope, window }) => `This stream: seed ${seed}, sigma ${rope.sigma}, ${window.sink_frames} sinks, ${rope.positions} positions.`;

@@ -185,7 +185,7 @@ function listPrompts() {
 
 function listWords() {
   by("words").replaceChildren(
-    ...(model.example_prompts ?? []).slice(0, 4).map((prompt) => {
+    ...model.example_prompts.slice(0, 4).map((prompt) => {
       const button = document.createElement("button");
       button.type = "button";
       button.className = "chip";
@@ -243,7 +243,7 @@ by("other").addEventListener("change", () => {
 
 /** A stream of one's own; where there is no room for it, the newest of the others. */
 async function first() {
-  const prompt = model.example_prompts?.[0];
+  const [prompt] = model.example_prompts;
   if (!prompt) return openSettings();
   try {
     show((await api.create({ prompt, seed: Math.floor(Math.random() * 1000), probe: true })).id);
@@ -260,8 +260,8 @@ async function begin() {
   const asked = new URLSearchParams(location.hash.slice(1)).get("streams")?.split(",").filter(Boolean) ?? [];
   [model] = await api.models();
   by("model").textContent = `${model.id} · ${model.width} × ${model.height} · ${model.fps} frames/s`;
-  settings.positions.replaceChildren(...(model.positions ?? ["absolute"]).map((each) => new Option(each)));
-  settings.sink_frames.value = model.window?.sink_frames ?? 3;
+  settings.positions.replaceChildren(...model.positions.map((each) => new Option(each)));
+  settings.sink_frames.value = model.window.sink_frames;
   listWords();
   for (const id of asked) if (await api.session(id).catch(() => null)) show(id);
   if (!panes.length) await first();

@@ -12,7 +12,7 @@ const RATE_SECONDS = 2; // over which pictures are counted
 
 /** The video frame at which a latent frame begins: the first makes one, each other as many as the VAE's factor. */
 export function videoFrame(latent, info) {
-  return latent === 0 ? 0 : 1 + (latent - 1) * (info.temporal_factor ?? 4);
+  return latent === 0 ? 0 : 1 + (latent - 1) * info.temporal_factor;
 }
 
 export class Stream {
