@@ -20,7 +20,7 @@ from browser import Browser  # noqa: E402
 from serving import Server  # noqa: E402
 
 PROMPT, OTHER = "a red balloon drifting over the hills at dusk", "a yellow balloon over the hills at night"
-WIDTH, HEIGHT = 1360, 1130
+WIDTH, HEIGHT = 1360, 1104
 
 
 def main() -> None:
