@@ -51,13 +51,13 @@ window.shown = (count) =>
     video().requestVideoFrameCallback(each);
   });
 
-/** Numbers at the times of all frames that the buffer holds, or of the newest so many. */
-window.buffered = async (most = 48) => {
+/** Numbers at the times of so many frames that the buffer holds, from a time on; by default the newest. */
+window.buffered = async (count, from) => {
   still(video());
-  const all = video().buffered, to = all.end(all.length - 1);
+  const all = video().buffered, begin = from ?? Math.max(all.start(0), all.end(all.length - 1) - count / FPS);
   const numbers = [];
-  for (let time = Math.max(all.start(0), to - most / FPS) + 0.5 / FPS; time < to; time += 1 / FPS) {
-    await seek(video(), time);
+  for (let i = 0; i < count; i++) {
+    await seek(video(), begin + (i + 0.5) / FPS);
     numbers.push(look(video()).number);
   }
   return { ranges: all.length, numbers };

@@ -13,15 +13,20 @@ export class Refused extends Error {
 
 let token = null;
 
-/** The token of the address, after #token=, which then disappears from it. */
+/** Uses the token that the address has after #token=, and takes it out of there, or the one that was used before in this tab. */
 export function takeToken() {
   const given = new URLSearchParams(location.hash.slice(1));
   if (given.has("token")) {
-    sessionStorage.setItem("token", given.get("token"));
+    useToken(given.get("token"));
     given.delete("token");
     history.replaceState(null, "", "#" + given);
   }
   token = sessionStorage.getItem("token");
+}
+
+export function useToken(text) {
+  sessionStorage.setItem("token", text);
+  token = text;
 }
 
 async function request(method, path, body) {

@@ -34,6 +34,7 @@ export function drawInstruments(stream) {
   number("latency", fixed(stream?.latency, 2));
   number("behind", fixed(stream?.behind, 2));
   number("stalls", String(stream?.player.stalls ?? 0), stream?.player.stalls > 0);
+  by("lost").textContent = stream?.lost ? `and ${stream.lost} chunks lost` : "so far";
   const shown = stream?.chunks ?? [];
   // Until the window is full, sinks are most of what there is to look at.
   const full = shown.filter((chunk) => chunk.full);

@@ -113,7 +113,7 @@ const does = {
       const made = await api.branch(pane.stream.id);
       show(made.id, pane);
       say(`Branched: stream ${chosen.letter} goes on from the same moment`);
-      by("prompt").focus();
+      if (matchMedia("(pointer: fine)").matches) by("prompt").focus(); // elsewhere a keyboard would cover the video
     }),
   record: (pane) => {
     const { player } = pane.stream;
@@ -256,9 +256,13 @@ async function first() {
 }
 
 async function begin() {
-  api.takeToken();
+  try {
+    [model] = await api.models();
+  } catch (error) {
+    if (error.status !== 401) throw error;
+    return by("token").showModal();
+  }
   const asked = new URLSearchParams(location.hash.slice(1)).get("streams")?.split(",").filter(Boolean) ?? [];
-  [model] = await api.models();
   by("model").textContent = `${model.id} · ${model.width} × ${model.height} · ${model.fps} frames/s`;
   settings.positions.replaceChildren(...model.positions.map((each) => new Option(each)));
   settings.sink_frames.value = model.window.sink_frames;
@@ -271,5 +275,10 @@ async function begin() {
 
 setInterval(() => document.hidden || draw(), DRAW_MS);
 addEventListener("resize", draw);
+by("token-form").addEventListener("submit", () => {
+  api.useToken(by("token-form").elements.token.value.trim());
+  tried(begin);
+});
 choose(null);
+api.takeToken();
 tried(begin);
