@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,10 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import av
+import numpy as np
+from websockets.sync.client import ClientConnection, connect
 
 PROMPT = "a red car by the sea"
 
@@ -72,3 +77,37 @@ class Server:
 
     def open(self, prompt: str = PROMPT, **wanted: Any) -> str:
         return self.json("POST", "/v1/sessions", {"prompt": prompt, "seed": 3, **wanted})["id"]
+
+
+class Viewer:
+    """A client of `watch`: messages in their order, each with the bytes that follow it."""
+
+    def __init__(self, server: Server, id: str, first: int | None = 0) -> None:
+        asked = "" if first is None else f"?from={first}"
+        self._connection = connect(f"{server.sockets}/v1/sessions/{id}/watch{asked}", max_size=None)
+
+    def __enter__(self) -> Viewer:
+        self.socket: ClientConnection = self._connection.__enter__()
+        self.start, self.init = self.next()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def next(self) -> tuple[dict[str, Any], bytes]:
+        message = json.loads(self.socket.recv(timeout=60))
+        data = self.socket.recv(timeout=60) if "byte_length" in message else b""
+        assert isinstance(data, bytes) and len(data) == message.get("byte_length", 0)
+        return message, data
+
+    def chunks(self, count: int) -> list[tuple[dict[str, Any], bytes]]:
+        """The next ones; nothing else may come."""
+        found = [self.next() for _ in range(count)]
+        assert all(message["type"] == "video.chunk_metadata" for message, _ in found), found
+        return found
+
+
+def pictures(data: bytes) -> np.ndarray:
+    """The frames of an mp4, [n, height, width, 3]."""
+    with av.open(io.BytesIO(data)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])

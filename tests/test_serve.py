@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterator
-from typing import Any
 
-import av
 import numpy as np
 import pytest
-from serving import PROMPT, Server
-from websockets.sync.client import ClientConnection, connect
+from serving import PROMPT, Server, Viewer, pictures
 
 pytestmark = pytest.mark.whole
 
@@ -27,40 +22,6 @@ def nothing_left(server: Server) -> Iterator[None]:
     yield
     for session in server.json("GET", "/v1/sessions")["data"]:
         server.json("DELETE", f"/v1/sessions/{session['id']}")
-
-
-class Viewer:
-    """A client of `watch`: messages in their order, each with the bytes that follow it."""
-
-    def __init__(self, server: Server, id: str, first: int | None = 0) -> None:
-        asked = "" if first is None else f"?from={first}"
-        self._connection = connect(f"{server.sockets}/v1/sessions/{id}/watch{asked}", max_size=None)
-
-    def __enter__(self) -> Viewer:
-        self.socket: ClientConnection = self._connection.__enter__()
-        self.start, self.init = self.next()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def next(self) -> tuple[dict[str, Any], bytes]:
-        message = json.loads(self.socket.recv(timeout=60))
-        data = self.socket.recv(timeout=60) if "byte_length" in message else b""
-        assert isinstance(data, bytes) and len(data) == message.get("byte_length", 0)
-        return message, data
-
-    def chunks(self, count: int) -> list[tuple[dict[str, Any], bytes]]:
-        """The next ones; nothing else may come."""
-        found = [self.next() for _ in range(count)]
-        assert all(message["type"] == "video.chunk_metadata" for message, _ in found), found
-        return found
-
-
-def pictures(data: bytes) -> np.ndarray:
-    """The frames of an mp4, [n, height, width, 3]."""
-    with av.open(io.BytesIO(data)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 def test_a_viewer_sees_the_video_of_the_pipeline(server, tiny):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_vae, positive
 from lolrt.errors import Error
@@ -12,17 +14,22 @@ from lolrt.media import CRF
 def add_command(commands: Commands) -> None:
     serve = commands.add_parser("serve", help="live streams on a page, watched and steered by many", formatter_class=HelpWithDefaults)
     serve.set_defaults(run=run)
+    seconds: dict[str, Any] = {"metavar": "SECONDS", "type": positive(float)}
     serve.add_argument("--model", default="tiny", help=MODEL_HELP)
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen at")
     serve.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    serve.add_argument("--token-file", metavar="FILE", type=Path, help="holds a token that clients have to know; needed beyond loopback")
+    serve.add_argument("--state", metavar="DIR", type=Path, help="keep sessions there, so that they come back with the next server")
+    serve.add_argument("--save-every", **seconds, default=10.0, help="how often a session is saved to --state")
     serve.add_argument("--max-sessions", metavar="N", type=positive(int), default=4, help="sessions that may be open")
     serve.add_argument(
-        "--lease", metavar="SECONDS", type=positive(float), default=120.0, help="a session that nobody watches ends after so long"
+        "--max-client-sessions", metavar="N", type=positive(int), help="those that one address may have open; by default all"
     )
-    serve.add_argument(
-        "--ahead", metavar="SECONDS", type=positive(float), default=2.0, help="the most that a session is made ahead of its viewers"
-    )
-    serve.add_argument("--dvr", metavar="SECONDS", type=positive(float), default=60.0, help="that viewers can go back")
+    serve.add_argument("--lease", **seconds, default=120.0, help="a session that nobody watches ends after so long")
+    serve.add_argument("--max-lifetime", **seconds, help="every session ends after so long; by default none")
+    serve.add_argument("--ahead", **seconds, default=2.0, help="the most that a session is made ahead of its viewers")
+    serve.add_argument("--dvr", **seconds, default=60.0, help="that viewers can go back, or be away")
+    serve.add_argument("--max-video-seconds", **seconds, default=60.0, help="the longest clip of /v1/videos")
     serve.add_argument("--crf", type=int, choices=range(1, 52), metavar="1..51", default=CRF, help="loss of the video: 1 is the least")
     add_vae(serve)
     serve.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, or a GPU by its number, such as cuda:1")
@@ -34,15 +41,25 @@ def run(arguments: argparse.Namespace) -> None:
     from lolrt.ops.device import usable
 
     try:
+        from lolrt.serve.guard import read_token
         from lolrt.serve.server import serve
         from lolrt.serve.settings import Settings
     except ImportError as error:
         raise Error(f"lolrt serve needs {error.name}: install it with pip install 'lolrt[serve]'") from None
 
     settings = Settings(
-        max_sessions=arguments.max_sessions, lease_seconds=arguments.lease, ahead_seconds=arguments.ahead, dvr_seconds=arguments.dvr,
+        max_sessions=arguments.max_sessions,
+        lease_seconds=arguments.lease,
+        ahead_seconds=arguments.ahead,
+        dvr_seconds=arguments.dvr,
         crf=arguments.crf,
-    )  # fmt: skip
+        token=None if arguments.token_file is None else read_token(arguments.token_file),
+        max_client_sessions=arguments.max_client_sessions,
+        max_lifetime_seconds=arguments.max_lifetime,
+        max_video_seconds=arguments.max_video_seconds,
+        save_every_seconds=arguments.save_every,
+        state=arguments.state,
+    )
     if arguments.threads:
         lolrt.set_threads(arguments.threads)
     pipe = lolrt.load(arguments.model, vae=arguments.vae, vae_tile=arguments.vae_tile, device=usable(arguments.device))

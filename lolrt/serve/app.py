@@ -11,20 +11,25 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
+from lolrt import __version__
 from lolrt.errors import Error
 from lolrt.fields import fields_of
 from lolrt.pipeline import Pipeline
 from lolrt.serve import realtime, watching
-from lolrt.serve.errors import code_of, message_of, status_of
+from lolrt.serve.describe import describe
+from lolrt.serve.errors import UnavailableError, code_of, message_of, status_of
+from lolrt.serve.guard import Guard
 from lolrt.serve.hub import State
 from lolrt.serve.protocol import Branch, Interact, Stream
 from lolrt.serve.sessions import Sessions
 from lolrt.serve.settings import Settings
+from lolrt.serve.watching import client_of
 
 PAGE = Path(__file__).parent / "page"
 # When to ask again for room that there is not.
@@ -36,18 +41,16 @@ def make_app(pipe: Pipeline, settings: Settings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        running = asyncio.create_task(sessions.run())
-        await asyncio.sleep(0)  # it starts the engine
+        await sessions.start()
         yield
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
+        await sessions.close()
 
-    app = FastAPI(title="lolrt", lifespan=lifespan)
+    # Without pages of documentation, whose scripts come from elsewhere.
+    app = FastAPI(title="lolrt", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.sessions = sessions
-    for kind in (Error, RequestValidationError, HTTPException):
-        app.add_exception_handler(kind, _refuse)
-    _add_models(app, pipe)
+    app.add_middleware(Guard, token=settings.token)
+    _add_errors(app, sessions)
+    _add_models(app, sessions)
     _add_sessions(app, sessions)
     watching.add_routes(app, sessions)
     realtime.add_routes(app, sessions)
@@ -55,13 +58,25 @@ def make_app(pipe: Pipeline, settings: Settings) -> FastAPI:
     return app
 
 
-async def _refuse(request: Request, error: Exception) -> JSONResponse:
-    status = status_of(error)
-    headers = {"Retry-After": str(RETRY_SECONDS)} if status == 429 else getattr(error, "headers", None)
-    return JSONResponse({"error": {"message": message_of(error), "code": code_of(error)}}, status, headers)
+def _add_errors(app: FastAPI, sessions: Sessions) -> None:
+    async def refuse(request: Request, error: Exception) -> JSONResponse:
+        status, code = status_of(error), code_of(error)
+        sessions.metrics.refused.labels(code).inc()
+        headers = {"Retry-After": str(RETRY_SECONDS)} if status in (429, 503) or code == "client_limit" else getattr(error, "headers", None)
+        return JSONResponse({"error": {"message": message_of(error), "code": code}}, status, headers)
+
+    async def fail(request: Request, error: Exception) -> JSONResponse:
+        """One of ours; the log has it."""
+        return JSONResponse({"error": {"message": f"{type(error).__name__} in the server", "code": "internal"}}, 500)
+
+    for kind in (Error, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, refuse)
+    app.add_exception_handler(Exception, fail)
 
 
-def _add_models(app: FastAPI, pipe: Pipeline) -> None:
+def _add_models(app: FastAPI, sessions: Sessions) -> None:
+    pipe = sessions.pipe
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         positions = next(field.choices for field in fields_of("Rope") if field.name == "positions")
@@ -85,21 +100,27 @@ def _add_models(app: FastAPI, pipe: Pipeline) -> None:
 
     @app.get("/readyz")
     async def ready() -> dict[str, str]:
+        if not sessions.ready:
+            raise UnavailableError("the server is ending", "ending")
         return {"status": "ok"}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        return Response(sessions.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
     @app.post("/v1/sessions", status_code=201)
-    async def create(wanted: Stream) -> dict[str, Any]:
-        return sessions.describe(await sessions.open(wanted))
+    async def create(wanted: Stream, request: Request) -> dict[str, Any]:
+        return describe(sessions, await sessions.open(wanted, client_of(request)))
 
     @app.get("/v1/sessions")
     async def listed() -> dict[str, Any]:
-        return {"object": "list", "data": [sessions.describe(session) for session in sessions]}
+        return {"object": "list", "data": [describe(sessions, session) for session in sessions]}
 
     @app.get("/v1/sessions/{id}")
     async def one(id: str) -> dict[str, Any]:
-        return sessions.describe(sessions.get(id))
+        return describe(sessions, sessions.get(id))
 
     @app.delete("/v1/sessions/{id}", status_code=204)
     async def delete(id: str) -> None:
@@ -113,18 +134,18 @@ def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
     @app.post("/v1/sessions/{id}/pause")
     async def pause(id: str) -> dict[str, Any]:
         session = sessions.get(id)
-        await sessions.pause(session)
-        return sessions.describe(session)
+        await sessions.pause(session, True)
+        return describe(sessions, session)
 
     @app.post("/v1/sessions/{id}/continue")
     async def go_on(id: str) -> dict[str, Any]:
         session = sessions.get(id)
-        await sessions.go_on(session)
-        return sessions.describe(session)
+        await sessions.pause(session, False)
+        return describe(sessions, session)
 
     @app.post("/v1/sessions/{id}/branch", status_code=201)
-    async def branch(id: str, wanted: Branch | None = None) -> dict[str, Any]:
-        return sessions.describe(await sessions.branch(sessions.get(id), wanted or Branch()))
+    async def branch(id: str, request: Request, wanted: Branch | None = None) -> dict[str, Any]:
+        return describe(sessions, await sessions.branch(sessions.get(id), wanted or Branch(), client_of(request)))
 
     @app.get("/v1/sessions/{id}/snapshot", response_class=FileResponse)
     async def snapshot(id: str) -> Response:

@@ -6,12 +6,15 @@ import contextlib
 import queue
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
 from lolrt.serve.hub import Fragment
 from lolrt.serve.live import Call, Live, Made
+from lolrt.session.snapshot import Snapshot
 from lolrt.session.stream_engine import StreamEngine
 
 Result = TypeVar("Result")
@@ -20,21 +23,29 @@ Result = TypeVar("Result")
 MOST_UNENCODED = 16
 
 
+class Listener(Protocol):
+    """Who is told what the threads make, in these threads."""
+
+    def published(self, made: Made, fragment: Fragment) -> None:
+        """A chunk that viewers may see."""
+
+    def replayed(self, made: Made, same: bool) -> None:
+        """A chunk that viewers have seen before the server was started anew; same: whether its bytes are those of then."""
+
+    def failed(self, live: Live, error: Exception) -> None:
+        """A session that cannot go on."""
+
+    def completed(self, live: Live) -> None:
+        """A session that has all its frames."""
+
+
 class EngineThread(threading.Thread):
     """Makes the chunks of all sessions. What others want of it they ask by `call`, or by `between_chunks` of one session."""
 
-    def __init__(
-        self,
-        engine: StreamEngine,
-        ahead_seconds: float,
-        published: Callable[[Live, Fragment], None],
-        failed: Callable[[Live, Exception], None],
-        completed: Callable[[Live], None],
-    ) -> None:
-        """ahead_seconds: the most that a session is made ahead of its viewers. The others are called in these threads."""
+    def __init__(self, engine: StreamEngine, ahead_seconds: float, listener: Listener) -> None:
+        """ahead_seconds: the most that a session is made ahead of its viewers."""
         super().__init__(name="lolrt engine", daemon=True)
-        self.engine, self._ahead = engine, ahead_seconds
-        self._published, self._failed, self._completed = published, failed, completed
+        self.engine, self._ahead, self._listener = engine, ahead_seconds, listener
         self.sessions: dict[str, Live] = {}
         self._calls: queue.SimpleQueue[Call[Any]] = queue.SimpleQueue()
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="lolrt encoder")
@@ -54,7 +65,8 @@ class EngineThread(threading.Thread):
     def between_chunks(self, live: Live, ask: Callable[[], Result]) -> Future[Result]:
         """Runs when no chunk of a session is on its way. Raises CancelledError for one that ends before."""
         call = Call(ask)
-        self.call(lambda: call.answer.cancel() if live.ended else live.between.append(call))
+        waits = self.call(lambda: call.answer.cancel() if live.ended else live.between.append(call))
+        waits.add_done_callback(lambda _: waits.cancelled() and call.answer.cancel())
         return call.answer
 
     def stop(self) -> None:
@@ -78,12 +90,27 @@ class EngineThread(threading.Thread):
                 call.answer.cancel()
             self.engine.close(live.stream)
 
+    def encoded_fragments(self, live: Live) -> int:
+        """How many fragments its chunks so far are, once they are encoded."""
+        return self._encoder.submit(lambda: live.encoder.fragments).result()
+
+    def save(self, live: Live) -> Future[Future[None]]:
+        """Begins to write a session to the disk, between two chunks. The answer is there when it has been encoded up to here, and its
+        own answer when it is on the disk."""
+        kept, record = live.kept, live.record()
+        assert kept is not None
+        kept.begin(time.monotonic(), live.sequence)
+        taken = live.stream.snapshot()
+        on_cpu: Snapshot = replace(taken, tensors={name: tensor.cpu() for name, tensor in taken.tensors.items()})
+        # All chunks before it are then on the disk as well.
+        return self._encoder.submit(lambda: kept.save(on_cpu, replace(record, fragments=live.encoder.fragments)))
+
     def run(self) -> None:
         while not self._stopping:
             self._run_calls()
             for live in list(self.sessions.values()):
-                while live.between and live.between_chunks:
-                    live.between.popleft().run()
+                if live.between_chunks:
+                    self._between(live)
             chosen, wait = self._choose()
             if chosen:
                 self._step(chosen)
@@ -104,34 +131,46 @@ class EngineThread(threading.Thread):
             while True:
                 self._calls.get_nowait().answer.cancel()
 
+    def _between(self, live: Live) -> None:
+        while live.between:
+            live.between.popleft().run()
+        if live.kept is not None and not live.ended and live.kept.due(time.monotonic(), live.sequence):
+            try:
+                self.save(live)
+            except Exception as error:
+                self._listener.failed(live, error)
+                self.remove(live)
+
     def _choose(self) -> tuple[list[Live], float | None]:
         """Whose pass comes next, and in how many seconds anybody's does."""
-        now, chosen, waits = time.monotonic(), [], []
+        now, waits = time.monotonic(), []
+        chosen: list[Live] = []
+        background: list[Live] = []
         for live in self.sessions.values():
             wait = live.wait_seconds(now, self._ahead) if live.between_chunks else 0.0
             if wait is not None:
                 waits.append(wait)
                 if wait <= 0:
-                    chosen.append(live)
-        return chosen, min(waits, default=None)
+                    (background if live.background else chosen).append(live)
+        return chosen or background, min(waits, default=None)
 
     def _step(self, chosen: list[Live]) -> None:
         for live in chosen:
             if live.between_chunks:
                 live.begin()
+        begun = time.monotonic()
         failures = self._run_pass(chosen)
+        seconds = time.monotonic() - begun
         for live in chosen:
-            failure = failures.get(live)
-            if failure is not None:
-                self._failed(live, failure)
-            elif live.stream.undecoded:
-                try:
-                    made = live.finish()
-                except Exception as error:
-                    self._failed(live, error)
-                    continue
-                self._unencoded.acquire()
-                self._encoder.submit(self._encode, made)
+            live.spend("cache" if live.stream.undecoded else "denoise", seconds)
+            try:
+                if live in failures:
+                    raise failures[live]
+                if live.stream.undecoded:
+                    self._give(live.finish())
+            except Exception as error:
+                self._listener.failed(live, error)
+                self.remove(live)
 
     def _run_pass(self, chosen: list[Live]) -> dict[Live, Exception]:
         """The errors of those that failed."""
@@ -144,19 +183,43 @@ class EngineThread(threading.Thread):
         # Whose pass cannot be run is found out one by one; the pass is pending still.
         return {live: error for one in chosen for live, error in self._run_pass([one]).items()}
 
+    def _give(self, made: Made) -> None:
+        """To the encoder's thread."""
+        self._unencoded.acquire()
+        self._encoder.submit(self._encode, made)
+
+    # In the encoder's thread.
+
     def _encode(self, made: Made) -> None:
-        """In the encoder's thread."""
         live = made.live
+        if live.broken:
+            self._unencoded.release()
+            return
         try:
-            data = live.encoder.encode(made.frames())
+            frames = made.frames()
+            begun = time.monotonic()
+            data = live.encoder.encode(frames)
         except Exception as error:
-            self._failed(live, error)
+            live.broken = True
+            self._listener.failed(live, error)
+            self.call(lambda: self.remove(live))
             return
         finally:
             self._unencoded.release()
         now = time.monotonic()
-        slack = None if made.deadline is None else round(made.deadline - now, 4)
-        about: dict[str, Any] = {**made.about, "made_seconds": round(now - made.begun, 4), "slack_seconds": slack}
-        self._published(live, Fragment(made.sequence, about, data))
-        if live.frames_left == 0:
-            self._completed(live)
+        about = {
+            **made.about,
+            "stage_seconds": {name: round(value, 4) for name, value in {**made.about["stage_seconds"], "encode": now - begun}.items()},
+            "made_seconds": round(now - made.begun, 4),
+            "slack_seconds": None if made.deadline is None else round(made.deadline - now, 4),
+        }
+        if made.sequence in live.replay:
+            self._listener.replayed(made, live.replay[made.sequence] == zlib.crc32(data))
+        else:
+            fragment = Fragment(made.sequence, about, data)
+            if live.kept is not None:
+                live.kept.keep(fragment)
+            self._listener.published(made, fragment)
+        if live.frames_left == 0 and made.sequence + 1 == live.sequence:
+            self._listener.completed(live)
+            self.call(lambda: self.remove(live))

@@ -43,6 +43,12 @@ class NoRoomError(RequestError):
         super().__init__(message, "no_room")
 
 
+class UnavailableError(RequestError):
+    """The server cannot, now."""
+
+    status = 503
+
+
 def status_of(error: Exception) -> int:
     if isinstance(error, HTTPException):
         return error.status_code

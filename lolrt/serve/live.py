@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 from lolrt.serve.encoding import ChunkEncoder
 from lolrt.serve.errors import ConflictError, NoRoomError
 from lolrt.serve.hub import Hub
+from lolrt.serve.state import Interaction, Kept, Record
+from lolrt.serve.statistics import Statistics
 from lolrt.session.stream import Chunk, Stream
 
 Result = TypeVar("Result")
@@ -42,12 +44,15 @@ class Call(Generic[Result]):
 
 
 @dataclass(frozen=True)
-class Interaction:
-    event_id: str
-    prompt: str
-    transition_chunks: int
-    sequence: int | None = None
-    """Which interaction of its session it has to be, or became."""
+class Waiting:
+    """An interaction that waits for a chunk: the first from `chunk` on."""
+
+    interaction: Interaction
+    embeds: Tensor
+    chunk: int
+    noted: bool = False
+    """Whether it is in the journal: it has happened before the server was started anew."""
+    accepted: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class Made:
     begun: float
     """When its first pass began, by the monotonic clock."""
     deadline: float | None
+    accepted: float | None
+    """When the newest interaction was that it follows first."""
     about: dict[str, Any]
 
 
@@ -71,6 +78,12 @@ class Live:
     hub: Hub
     encoder: ChunkEncoder
     fps: int
+    lease_seconds: float
+    client: str = ""
+    """Who has opened it, by address."""
+    created: float = field(default_factory=time.time)
+    background: bool = False
+    """Whether it waits for all others, and has no deadlines."""
     sequence: int = 0
     """Of the next chunk."""
     frames: int = 0
@@ -79,18 +92,28 @@ class Live:
     """Until it is complete; None: it has no end."""
     paused: bool = False
     ended: bool = False
+    broken: bool = False
+    """Whether a chunk could not be encoded; of the encoder's thread."""
     due: float | None = None
     """When its next chunk is to be there, by the monotonic clock; None: as soon as can be."""
     interactions: int = 0
     """How many there were."""
     known: OrderedDict[str, Interaction] = field(default_factory=OrderedDict)
     """Interactions by their ids, the newest ones."""
+    waiting: deque[Waiting] = field(default_factory=deque)
+    active: list[str] = field(default_factory=list)
+    """Events whose prompt is on its way."""
     between: deque[Call[Any]] = field(default_factory=deque)
     """What is to be done between two chunks."""
-    _waiting: deque[tuple[Interaction, Tensor]] = field(default_factory=deque)
+    kept: Kept | None = None
+    """Where it is kept on the disk."""
+    replay: dict[int, int] = field(default_factory=dict)
+    """Chunks that were sent before the server was started anew, and have to be made again: CRC-32 of their bytes by sequence."""
+    statistics: Statistics = field(default_factory=Statistics)
     _started: list[str] = field(default_factory=list)
-    _active: list[str] = field(default_factory=list)
+    _accepted: float | None = None
     _begun: float = 0.0
+    _stages: dict[str, float] = field(default_factory=dict)
     _made_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=8))
 
     @property
@@ -108,25 +131,31 @@ class Live:
             return before
         if asked.sequence not in (None, self.interactions):
             raise ConflictError(f"interaction {asked.sequence} was asked for, and {self.interactions} is the next", "sequence_conflict")
-        if len(self._waiting) >= MOST_WAITING:
-            raise NoRoomError(f"{MOST_WAITING} interactions wait for the next chunk already")
+        if len(self.waiting) >= MOST_WAITING:
+            raise NoRoomError(f"{len(self.waiting)} interactions wait for the next chunk already")
         taken = Interaction(asked.event_id, asked.prompt, asked.transition_chunks, self.interactions)
         self.interactions += 1
-        self.known[taken.event_id] = taken
+        self.remember(taken)
+        self.waiting.append(Waiting(taken, embeds, max(self.replay, default=-1) + 1))
+        return taken
+
+    def remember(self, interaction: Interaction) -> None:
+        self.known[interaction.event_id] = interaction
         while len(self.known) > MOST_REMEMBERED:
             self.known.popitem(last=False)
-        self._waiting.append((taken, embeds))
-        return taken
 
     def begin(self) -> None:
         """To be called before the first pass of a chunk."""
-        while self._waiting:
-            taken, embeds = self._waiting.popleft()
-            self.stream.latent_stream.set_prompt(embeds, over_chunks=taken.transition_chunks)
-            self.stream.prompt = taken.prompt
-            self._started.append(taken.event_id)
-            self._active = [taken.event_id]
-        self._begun = time.monotonic()
+        while self.waiting and self.waiting[0].chunk <= self.sequence:
+            one = self.waiting.popleft()
+            if self.kept is not None and not one.noted:
+                self.kept.note(self.sequence, one.interaction)
+            self.stream.latent_stream.set_prompt(one.embeds, over_chunks=one.interaction.transition_chunks)
+            self.stream.prompt = one.interaction.prompt
+            self._started.append(one.interaction.event_id)
+            self.active = [one.interaction.event_id]
+            self._accepted = one.accepted
+        self._begun, self._stages = time.monotonic(), {}
 
     # Time.
 
@@ -138,48 +167,63 @@ class Live:
         lead = min(most_ahead, 0.1 + 1.25 * max(self._made_seconds, default=0.0))
         return 0.0 if self.due is None else self.due - lead - now
 
-    def pause(self) -> None:
-        self.paused = True
+    def pause(self, paused: bool) -> None:
+        """When it goes on, its viewers have nothing left: the next chunk begins their time anew."""
+        self.paused, self.due = paused, None
+        if self.kept is not None:
+            self.kept.change()
 
-    def go_on(self) -> None:
-        """Its viewers have nothing left: the next chunk begins their time anew."""
-        self.paused, self.due = False, None
+    def spend(self, stage: str, seconds: float) -> None:
+        self._stages[stage] = self._stages.get(stage, 0.0) + seconds
 
     # Chunks.
 
     def finish(self) -> Made:
         """Decodes the chunk that the engine has just finished."""
+        decoding = time.monotonic()
         chunk = self.stream.decode_next()
         now, frames = time.monotonic(), chunk.n_frames
+        self.spend("decode", now - decoding)
         if self.frames_left is not None:
             frames = min(frames, self.frames_left)
             self.frames_left -= frames
-        seconds = frames / self.fps
-        deadline = self.due
-        # What has come too late is not made up for: its viewers have waited.
-        self.due = (now + START_BUFFER_SECONDS if deadline is None else max(deadline, now)) + seconds
+        seconds, deadline = frames / self.fps, self.due
+        if not self.background and self.sequence not in self.replay:
+            # What has come too late is not made up for: its viewers have waited.
+            self.due = (now + START_BUFFER_SECONDS if deadline is None else max(deadline, now)) + seconds
         self._made_seconds.append(now - self._begun)
-        made = Made(self, self.sequence, lambda: chunk.frames[:frames], self._begun, deadline, self._about(chunk, frames, seconds))
+        about, accepted = self._about(chunk, frames, seconds), self._accepted
+        self._started, self._accepted = [], None
+        made = Made(self, self.sequence, lambda: chunk.frames[:frames], self._begun, deadline, accepted, about)
         self.sequence += 1
         self.frames += frames
         return made
 
     def _about(self, chunk: Chunk, frames: int, seconds: float) -> dict[str, Any]:
-        started, self._started = self._started, []
-        active = self._active
+        active = self.active
         if chunk.switch is not None:
-            self._active = []
+            self.active = []
         return {
             "num_frames": frames,
             "first_frame": self.frames,
             "first_latent_frame": chunk.first_frame,
             "seconds": seconds,
             "prompt": self.stream.prompt,
-            "started_event_ids": started,
+            "started_event_ids": self._started,
             "active_event_ids": active,
             "completed_event_ids": active if chunk.switch is not None else [],
             "sink_mass": sink_mass(chunk),
+            "stage_seconds": self._stages,
         }
+
+    def record(self) -> Record:
+        """What a snapshot of it lacks; between two chunks."""
+        return Record(
+            id=self.id, created=self.created, lease_seconds=self.lease_seconds, client=self.client, sequence=self.sequence,
+            frames=self.frames, frames_left=self.frames_left, paused=self.paused, interactions=self.interactions,
+            known=[asdict(one) for one in self.known.values()], waiting=[one.interaction.event_id for one in self.waiting],
+            active=self.active,
+        )  # fmt: skip
 
 
 def sink_mass(chunk: Chunk) -> list[list[float]] | None:

@@ -13,11 +13,12 @@ from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ValidationError
 
 from lolrt.errors import Error
+from lolrt.serve.describe import describe
 from lolrt.serve.errors import ConflictError, NotFoundError, RequestError, code_of, message_of
 from lolrt.serve.hub import Fragment, State
 from lolrt.serve.protocol import InteractMessage, Start, Stream
 from lolrt.serve.sessions import Session, Sessions
-from lolrt.serve.watching import accept
+from lolrt.serve.watching import accept, client_of
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -94,7 +95,8 @@ class Conversation:
             prompt=start.prompt, seed=start.seed or 0, rope=start.rope, window=start.window, probe=start.probe,
             session_id=start.session_id, lease_seconds=start.lease_seconds,
         )  # fmt: skip
-        return await self._sessions.open(wanted, start.frames(self._sessions.pipe.fps)), start.session_id is None
+        named, frames = start.session_id is not None, start.frames(self._sessions.pipe.fps)
+        return await self._sessions.open(wanted, client_of(self._socket), frames=frames, lasts=named), not named
 
     async def _run(self, session: Session, start: Start) -> None:
         """Sends and hears at a time, until one of the two ends."""
@@ -125,12 +127,12 @@ class Conversation:
         await self._tell({"type": "error", "code": code, "message": message, **about})
 
     async def _send(self, session: Session, start: Start) -> None:
-        description, first = self._sessions.describe(session), session.hub.newest if start.resume_from is None else start.resume_from
+        description, first = describe(self._sessions, session), session.hub.newest if start.resume_from is None else start.resume_from
         config = {"model": self._sessions.pipe.name, **start.model_dump(include={"num_frames", "probe"}, exclude_none=True)}
         config |= {name: description[name] for name in ("prompt", "seed", "width", "height", "fps", "rope", "window")}
-        about = {"session_id": session.live.id, "sequence": first, "mime": self._sessions.mime}
+        about = {"session_id": session.live.id, "sequence": first, "mime": self._sessions.factory.mime}
         await self._tell({"type": "video.start", "request_id": self._request_id, "format": "m4s", "config": config, **about})
-        init = b"" if start.resume_from else self._sessions.init
+        init = b"" if start.resume_from else self._sessions.factory.init
         async for event in session.hub.follow(first):
             if isinstance(event, Fragment):
                 await self._tell(self._metadata(event, len(init)), init + event.data)

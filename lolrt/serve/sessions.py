@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from torch import Tensor
 
 from lolrt.engine.kv_window import Window
-from lolrt.errors import Error
+from lolrt.errors import Error, printable
 from lolrt.pipeline import Pipeline
 from lolrt.positions.rope import Rope
-from lolrt.serve.encoding import ChunkEncoder, init_segment, mime_type
+from lolrt.serve.describe import gauges
 from lolrt.serve.engine_thread import EngineThread
-from lolrt.serve.errors import ConflictError, NoRoomError, NotFoundError, RequestError
+from lolrt.serve.errors import ConflictError, NoRoomError, NotFoundError, UnavailableError
+from lolrt.serve.factory import Factory, Place
 from lolrt.serve.hub import Fragment, Hub, State
-from lolrt.serve.live import Interaction, Live
+from lolrt.serve.live import Live, Made
+from lolrt.serve.metrics import Metrics
 from lolrt.serve.protocol import Branch, Interact, Stream, with_options
 from lolrt.serve.settings import Settings
-from lolrt.session.config import StreamConfig, from_plain, to_plain
+from lolrt.serve.state import Interaction
 from lolrt.session.snapshot import Snapshot
-from lolrt.session.stream import Stream as VideoStream
 
 Result = TypeVar("Result")
 
@@ -35,70 +40,145 @@ class Session:
     """A session and its lease."""
 
     live: Live
-    lease_seconds: float
-    expires: float
-    """By the monotonic clock, unless it is renewed before."""
+    renewed: float = field(default_factory=time.monotonic)
+    """When somebody last asked anything of it, or watched it."""
 
     @property
     def hub(self) -> Hub:
         return self.live.hub
 
+    @property
+    def expires_in(self) -> float:
+        """Seconds, unless the lease is renewed before."""
+        return self.renewed + self.live.lease_seconds - time.monotonic()
+
     def renew(self) -> None:
-        self.expires = time.monotonic() + self.lease_seconds
+        self.renewed = time.monotonic()
 
 
 class Sessions:
     def __init__(self, pipe: Pipeline, settings: Settings) -> None:
-        self.pipe, self.settings = pipe, settings
-        self.init = init_segment(pipe.height, pipe.width, pipe.fps, settings.crf)
-        self.mime = mime_type(self.init)
+        """Raises `lolrt.Error` where there is no room for a session, or the state cannot be used."""
+        self.pipe, self.settings, self.factory = pipe, settings, Factory(pipe, settings)
+        self.metrics = Metrics(lambda: gauges(self))
         self._open: dict[str, Session] = {}
-        self._coming: set[str] = set()
-        """Sessions that are being opened."""
-        self._engine = pipe.engine(settings.max_sessions)
-        self._chunk_seconds = pipe.window.chunk_frames * pipe.vae.config.temporal_factor / pipe.fps
+        self._coming: dict[str, str] = {}
+        """Sessions that are being opened, and by whom."""
+        self._thread = EngineThread(self.factory.engine, settings.ahead_seconds, self)
+        self._closing = False
 
-    async def run(self) -> None:
-        """Starts the engine's thread, and ends sessions whose time is over, until it is cancelled."""
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._open.values()))
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes sessions."""
+        return self._thread.is_alive() and not self._closing
+
+    # Beginning and end.
+
+    async def start(self) -> None:
+        """Starts the engine's thread, and brings back what was kept."""
         self._loop = asyncio.get_running_loop()
-        self._thread = EngineThread(self._engine, self.settings.ahead_seconds, self._published, self._failed, self._completed)
         self._thread.start()
-        try:
-            while True:
-                await asyncio.sleep(REAP_SECONDS)
-                for session in list(self._open.values()):
-                    if session.hub.viewers:
-                        session.renew()
-                    elif session.expires < time.monotonic():
-                        await self.end(session, State("ended", "expired"))
-        finally:
-            for session in list(self._open.values()):
-                session.hub.tell(State("ended", "shutdown"))
-            self._thread.stop()
-            await asyncio.to_thread(self._thread.join)
+        await self._revive()
+        self._reaper = asyncio.create_task(self._reap())
 
-    # From the engine's threads.
+    async def _revive(self) -> None:
+        store = self.factory.store
+        for id in store.ids() if store is not None else []:
+            assert store is not None
+            try:
+                saved = await asyncio.to_thread(store.read, id)
+                live = await self._asked(self._thread.call(lambda saved=saved: self._added(self.factory.revive(saved))))  # type: ignore[misc]
+                self._open[id] = Session(live)
+            except (Error, OSError) as error:
+                print(f"lolrt: session {id} stays on the disk: {printable(str(error))}", file=sys.stderr)
 
-    def _published(self, live: Live, fragment: Fragment) -> None:
-        self._loop.call_soon_threadsafe(live.hub.publish, fragment)
+    def _added(self, live: Live) -> Live:
+        self._thread.add(live)
+        return live
 
-    def _failed(self, live: Live, error: Exception) -> None:
-        message = str(error) if isinstance(error, Error) else f"{type(error).__name__} in the server"
-        self._thread.call(lambda: self._thread.remove(live))
+    async def close(self) -> None:
+        """Saves the sessions that are kept, tells viewers, and ends the engine's thread."""
+        if self._closing:
+            return
+        self._closing = True
+        self._reaper.cancel()
+        for session, failure in zip(self, await asyncio.gather(*map(self._leave, self), return_exceptions=True), strict=True):
+            if failure is not None:
+                print(f"lolrt: session {session.live.id} could not be saved: {printable(str(failure))}", file=sys.stderr)
+        self._thread.stop()
+        await asyncio.to_thread(self._thread.join)
+        if self.factory.store is not None:
+            await asyncio.to_thread(self.factory.store.close)
+
+    async def _leave(self, session: Session) -> None:
+        """Where it stands, a chunk that is on its way included."""
+        live = session.live
+
+        def leave() -> Future[Future[None]] | None:
+            saving = None if live.kept is None else self._thread.save(live)
+            self._thread.remove(live)
+            return saving
+
+        with contextlib.suppress(NotFoundError):
+            saving = await self._asked(self._thread.between_chunks(live, leave))
+            if saving is not None:
+                encoded: Future[None] = await asyncio.wrap_future(saving)  # type: ignore[arg-type]
+                await asyncio.wrap_future(encoded)
+        session.hub.tell(State("ended", "shutdown"))
+
+    async def _reap(self) -> None:
+        """Ends sessions whose time is over."""
+        while True:
+            await asyncio.sleep(REAP_SECONDS)
+            most = self.settings.max_lifetime_seconds
+            for session in self:
+                if session.hub.viewers:
+                    session.renew()
+                if most is not None and time.time() - session.live.created > most:
+                    await self.end(session, State("ended", "lifetime"))
+                elif session.expires_in < 0:
+                    await self.end(session, State("ended", "expired"))
+
+    # From the engine's threads: `lolrt.serve.engine_thread.Listener`.
+
+    def published(self, made: Made, fragment: Fragment) -> None:
+        now, statistics = time.monotonic(), made.live.statistics
+        control = None if made.accepted is None else now - made.accepted
+        interval = statistics.add(now, fragment.about, control)
+        self.metrics.chunk(fragment.about, interval, control)
+        if statistics.chunks == 1 and statistics.first_chunk_seconds is not None:
+            self.metrics.first_chunk.observe(statistics.first_chunk_seconds)
+        live = made.live
+        self._loop.call_soon_threadsafe(self._show, live, fragment)
+
+    def _show(self, live: Live, fragment: Fragment) -> None:
+        gone = live.hub.publish(fragment)
+        if live.kept is not None and gone:
+            live.kept.forget(gone)
+
+    def replayed(self, made: Made, same: bool) -> None:
+        self.metrics.replayed.labels(str(same).lower()).inc()
+
+    def failed(self, live: Live, error: Exception) -> None:
+        message = printable(str(error)) if isinstance(error, Error) else f"{type(error).__name__} in the server"
+        print(f"lolrt: session {live.id} has failed: {printable(str(error)) or type(error).__name__}", file=sys.stderr)
         self._loop.call_soon_threadsafe(self._forget, live, State("ended", "failed", message))
 
-    def _completed(self, live: Live) -> None:
-        self._thread.call(lambda: self._thread.remove(live))
+    def completed(self, live: Live) -> None:
         self._loop.call_soon_threadsafe(self._forget, live, State("ended", "complete"))
 
     def _forget(self, live: Live, state: State) -> None:
+        if live.hub.state.name != "ended":
+            self.metrics.ended.labels(state.reason).inc()
+            if live.kept is not None:
+                live.kept.remove()
         self._open.pop(live.id, None)
         live.hub.tell(state)
 
     # From the event loop.
-
-    def __iter__(self) -> Any:
-        return iter(list(self._open.values()))
 
     def get(self, id: str) -> Session:
         """Renews its lease. Raises `NotFoundError`."""
@@ -108,93 +188,65 @@ class Sessions:
         session.renew()
         return session
 
-    async def open(self, wanted: Stream, frames: int | None = None) -> Session:
-        """frames: video frames after which it is complete. Raises `lolrt.Error`, `ConflictError` and `NoRoomError`."""
+    async def open(
+        self, wanted: Stream, client: str = "", *, start: Tensor | None = None, frames: int | None = None,
+        background: bool = False, lasts: bool = True,
+    ) -> Session:  # fmt: skip
+        """start: uint8 [height, width, 3], the frame that it begins with. frames: video frames after which it is complete. background: it
+        waits for all others. lasts: whether it outlives the server. Raises `lolrt.Error`, `ConflictError` and `NoRoomError`."""
         rope: Rope = with_options(Rope(), wanted.rope)
         window: Window = with_options(self.pipe.window, wanted.window)
-        self._check_fits(window)
+        self.factory.check_fits(window)
         await asyncio.to_thread(self.pipe.encode_text, wanted.prompt)
+        place = self._place(wanted, client, background, lasts)
 
-        def make() -> VideoStream:
-            self._check_room(window)
-            return self._engine.open(wanted.prompt, seed=wanted.seed, rope=rope, window=window, probe=wanted.probe)
+        def make() -> Live:
+            return self.factory.new(
+                place, wanted.prompt, seed=wanted.seed, rope=rope, window=window, probe=wanted.probe, start=start, frames=frames
+            )
 
-        return await self._add(make, wanted.session_id, wanted.lease_seconds, lambda live: setattr(live, "frames_left", frames))
+        return await self._add(place, lambda: self._thread.call(lambda: self._added(make())))
 
-    async def branch(self, session: Session, wanted: Branch) -> Session:
+    async def branch(self, session: Session, wanted: Branch, client: str = "") -> Session:
         """A session that goes on from where another is."""
-        source = session.live
+        place, source = self._place(wanted, client), session.live
 
-        def make() -> VideoStream:
-            return self._restored(source.stream.snapshot())
+        def make() -> Live:
+            return self._added(self.factory.branch(place, source, self._thread.encoded_fragments(source)))
 
-        def follow(live: Live) -> None:
-            live.sequence, live.frames = source.sequence, source.frames
-            live.encoder = self._encoder(source.frames, source.encoder.fragments)
-            live.hub = self._hub(source.sequence)
+        return await self._add(place, lambda: self._thread.between_chunks(source, make))
 
-        return await self._add(make, wanted.session_id, wanted.lease_seconds, follow, source)
-
-    def _restored(self, snapshot: Snapshot) -> VideoStream:
-        config = from_plain(StreamConfig, snapshot.config)
-        self._check_room(config.window)
-        stream = self._engine.open(
-            snapshot.prompt or "", seed=config.seed or 0, rope=config.rope, window=config.window, sampler=config.sampler,
-            probe=config.probe, start_frame=config.start_frame,
-        )  # fmt: skip
-        try:
-            stream.restore(snapshot)
-        except BaseException:
-            self._engine.close(stream)
-            raise
-        return stream
-
-    def _check_fits(self, window: Window) -> None:
-        most = self._engine.engine.pool.pages.shape[1]
-        if window.pool_pages > most:
-            raise RequestError(f"the window and its memory bank have {window.pool_pages} frames, and the server has room for {most}")
-
-    def _check_room(self, window: Window) -> None:
-        free = self._engine.engine.pool.unreserved_pages
-        if window.pool_pages > free:
-            raise NoRoomError(f"the session needs {window.pool_pages} pages of the KV cache, and {free} are free: close one, or wait")
-
-    def _encoder(self, frames: int = 0, fragments: int = 0) -> ChunkEncoder:
-        return ChunkEncoder(self.pipe.height, self.pipe.width, self.pipe.fps, self.settings.crf, frames, fragments)
-
-    def _hub(self, first: int = 0) -> Hub:
-        return Hub(first, self._chunk_seconds, self.settings.dvr_seconds)
-
-    async def _add(
-        self, make: Callable[[], VideoStream], id: str | None, lease_seconds: float | None, prepare: Callable[[Live], None],
-        source: Live | None = None,
-    ) -> Session:  # fmt: skip
-        id = id or uuid.uuid4().hex
+    def _place(self, wanted: Stream | Branch, client: str, background: bool = False, lasts: bool = True) -> Place:
+        """Raises `ConflictError` and `NoRoomError`."""
+        id, most, own = wanted.session_id or uuid.uuid4().hex, self.settings.max_sessions, self.settings.max_client_sessions
+        if self._closing:
+            raise UnavailableError("the server is ending", "ending")
         if id in self._open or id in self._coming:
             raise ConflictError(f"session {id} is there already: choose another id, or leave it out", "session_exists")
-        if len(self._open) + len(self._coming) >= self.settings.max_sessions:
-            raise NoRoomError(f"{self.settings.max_sessions} sessions are open, and there is room for no more: close one, or wait")
-        self._coming.add(id)
+        clients = [session.live.client for session in self] + list(self._coming.values())
+        if len(clients) >= most:
+            raise NoRoomError(f"{most} sessions are open, and there is room for no more: close one, or wait")
+        if own is not None and client and clients.count(client) >= own:
+            raise ConflictError(f"you have {own} sessions open, and may have no more: close one", "client_limit")
+        return Place(id, wanted.lease_seconds or self.settings.lease_seconds, client, background, lasts)
 
-        def add() -> Live:
-            live = Live(id, make(), self._hub(), self._encoder(), self.pipe.fps)
-            prepare(live)
-            self._thread.add(live)
-            return live
-
+    async def _add(self, place: Place, ask: Callable[[], Future[Live]]) -> Session:
+        self._coming[place.id] = place.client
         try:
-            live = await self._asked(self._thread.call(add) if source is None else self._thread.between_chunks(source, add))
+            live = await self._asked(ask())
         finally:
-            self._coming.discard(id)
-        session = Session(live, lease_seconds or self.settings.lease_seconds, 0.0)
-        session.renew()
+            del self._coming[place.id]
+        self.metrics.opened.inc()
+        session = Session(live)
         if live.hub.state.name != "ended":  # it may have been quicker than we
-            self._open[id] = session
+            self._open[place.id] = session
         return session
 
     async def end(self, session: Session, state: State) -> None:
-        self._forget(session.live, state)
-        await self._asked(self._thread.call(lambda: self._thread.remove(session.live)))
+        live = session.live
+        self._forget(live, state)
+        with contextlib.suppress(NotFoundError):
+            await self._asked(self._thread.call(lambda: self._thread.remove(live)))
 
     async def interact(self, session: Session, asked: Interact) -> Interaction:
         """Raises `lolrt.PromptError`, `ConflictError` and `NoRoomError`."""
@@ -202,13 +254,11 @@ class Sessions:
         embeds = await asyncio.to_thread(self.pipe.encode_text, interaction.prompt)
         return await self._asked(self._thread.call(lambda: session.live.accept(interaction, embeds)))
 
-    async def pause(self, session: Session) -> None:
-        await self._asked(self._thread.between_chunks(session.live, session.live.pause))
-        session.hub.tell(State("paused"))
-
-    async def go_on(self, session: Session) -> None:
-        await self._asked(self._thread.between_chunks(session.live, session.live.go_on))
-        session.hub.tell(State("live"))
+    async def pause(self, session: Session, paused: bool) -> None:
+        """A chunk that is on its way is finished. Going on again is no pause."""
+        if paused != (session.hub.state.name == "paused"):
+            await self._asked(self._thread.between_chunks(session.live, lambda: session.live.pause(paused)))
+            session.hub.tell(State("paused" if paused else "live"))
 
     async def snapshot(self, session: Session) -> Snapshot:
         return await self._asked(self._thread.between_chunks(session.live, session.live.stream.snapshot))
@@ -220,32 +270,3 @@ class Sessions:
             if answer.cancelled():
                 raise NotFoundError("the session has ended") from None
             raise
-
-    def describe(self, session: Session) -> dict[str, Any]:
-        """A session as JSON takes it."""
-        live, pipe, config = session.live, self.pipe, session.live.stream.latent_stream.config
-        return {
-            "id": live.id,
-            "state": session.hub.state.name,
-            "prompt": live.stream.prompt,
-            "seed": config.seed,
-            "width": pipe.width,
-            "height": pipe.height,
-            "fps": pipe.fps,
-            "temporal_factor": pipe.vae.config.temporal_factor,
-            "rope": to_plain(config.rope),
-            "window": {**to_plain(config.window), "pages": config.window.pages},
-            "probe": config.probe,
-            "next_sequence": session.hub.next_sequence,
-            "next_interaction": live.interactions,
-            "lease_seconds": session.lease_seconds,
-            "expires_in": round(max(0.0, session.expires - time.monotonic()), 1),
-            "viewers": session.hub.viewers,
-        }
-
-    def radians(self, session: Session) -> list[list[float]] | None:
-        """Frequencies of the heads, [heads][pairs] in radians per latent frame; None where sinks do not fall behind."""
-        config, dit = session.live.stream.latent_stream.config, self.pipe.dit.config
-        if config.rope.positions != "absolute" or not config.window.sink_frames:
-            return None
-        return config.rope.radians(dit.num_layers, dit.num_heads, dit.temporal_pairs).reshape(-1, dit.temporal_pairs).tolist()

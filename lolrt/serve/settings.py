@@ -20,5 +20,15 @@ class Settings:
     """That viewers can go back, or be away."""
     crf: int = CRF
     """Loss of the video, 1 to 51; 1 is the least."""
+    token: str | None = None
+    """That clients have to know."""
+    max_client_sessions: int | None = None
+    """Sessions that one client, by its address, may have open; by default as many as there may be."""
+    max_lifetime_seconds: float | None = None
+    """A session ends after so long, whoever watches it."""
+    max_video_seconds: float = 60.0
+    """The longest clip that may be asked for."""
+    save_every_seconds: float = 10.0
+    """How often sessions are saved."""
     state: Path | None = None
     """Where sessions are kept."""

@@ -7,8 +7,10 @@ from typing import Annotated
 
 from fastapi import FastAPI, Query, WebSocket, WebSocketDisconnect
 from fastapi.responses import Response
+from starlette.requests import HTTPConnection
 
 from lolrt.media.hls import MEDIA_TYPE
+from lolrt.serve.describe import describe, radians
 from lolrt.serve.errors import NotFoundError
 from lolrt.serve.hub import Fragment, Gap
 from lolrt.serve.sessions import Session, Sessions
@@ -20,6 +22,11 @@ POLICY_VIOLATION = 1008
 
 async def accept(socket: WebSocket) -> None:
     await socket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in socket.scope.get("subprotocols", ()) else None)
+
+
+def client_of(connection: HTTPConnection) -> str:
+    """By address."""
+    return connection.client.host if connection.client is not None else ""
 
 
 def add_routes(app: FastAPI, sessions: Sessions) -> None:
@@ -46,7 +53,7 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
     @app.get("/v1/sessions/{id}/init.mp4")
     async def init(id: str) -> Response:
         sessions.get(id)
-        return Response(sessions.init, media_type="video/mp4")
+        return Response(sessions.factory.init, media_type="video/mp4")
 
     @app.get("/v1/sessions/{id}/{sequence}.m4s")
     async def segment(id: str, sequence: int) -> Response:
@@ -59,14 +66,14 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
 async def _watch(socket: WebSocket, sessions: Sessions, session: Session, first: int) -> None:
     start = {
         "type": "video.start",
-        **sessions.describe(session),
-        "mime": sessions.mime,
-        "byte_length": len(sessions.init),
+        **describe(sessions, session),
+        "mime": sessions.factory.mime,
+        "byte_length": len(sessions.factory.init),
         "sequence": first,
-        "radians": sessions.radians(session),
+        "radians": radians(sessions, session),
     }
     await socket.send_json(start)
-    await socket.send_bytes(sessions.init)
+    await socket.send_bytes(sessions.factory.init)
     async for event in session.hub.follow(first):
         if isinstance(event, Fragment):
             await socket.send_text(event.text)

@@ -1,0 +1,148 @@
+"""Makes live sessions: new ones, branches, and those that come back from the disk. Used in the engine's thread."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from lolrt.engine.kv_window import Window
+from lolrt.pipeline import Pipeline
+from lolrt.positions.rope import Rope
+from lolrt.serve.encoding import ChunkEncoder, init_segment, mime_type
+from lolrt.serve.errors import NoRoomError, RequestError, UnavailableError
+from lolrt.serve.hub import Hub, State
+from lolrt.serve.live import Live, Waiting
+from lolrt.serve.settings import Settings
+from lolrt.serve.state import Interaction, Saved, Store
+from lolrt.session.config import StreamConfig, from_plain
+from lolrt.session.snapshot import Snapshot
+from lolrt.session.stream import Stream
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a session is to be, and whose it is."""
+
+    id: str
+    lease_seconds: float
+    client: str = ""
+    background: bool = False
+    lasts: bool = True
+    """Whether it outlives the server, where that keeps sessions."""
+
+
+class Factory:
+    def __init__(self, pipe: Pipeline, settings: Settings) -> None:
+        """Raises `lolrt.Error` where the memory does not suffice for a session, or the folder of the state cannot be used."""
+        self.pipe, self._settings = pipe, settings
+        self.engine = pipe.engine(settings.max_sessions)
+        self.init = init_segment(pipe.height, pipe.width, pipe.fps, settings.crf)
+        self.mime = mime_type(self.init)
+        self.store = None if settings.state is None else Store(settings.state)
+
+    def new(
+        self, place: Place, prompt: str, *, seed: int, rope: Rope, window: Window, probe: bool, start: Tensor | None, frames: int | None
+    ) -> Live:
+        """start: uint8 [height, width, 3], the frame that it begins with. frames: video frames after which it is complete. Raises
+        `lolrt.Error`."""
+        self._check_room(window)
+        latents = None if start is None else self.pipe.encode_video([start])
+        stream = self.engine.open(prompt, seed=seed, rope=rope, window=window, probe=probe, start=latents)
+        with self._closed_on_error(stream):
+            live = self._live(place, stream)
+        live.frames_left = frames
+        return live
+
+    def branch(self, place: Place, source: Live, fragments: int) -> Live:
+        """A session that goes on from where another is, between two of its chunks. fragments: that its chunks so far are."""
+        stream = self._restored(source.stream.snapshot())
+        with self._closed_on_error(stream):
+            live = self._live(place, stream, source.sequence, source.frames, fragments)
+        live.active = source.active
+        return live
+
+    def revive(self, saved: Saved) -> Live:
+        """A session that comes back from the disk: where its snapshot is, with all that its viewers have seen."""
+        record = saved.record
+        end = max(saved.fragments[-1].sequence + 1 if saved.fragments else 0, record.sequence)
+        fragments = saved.fragments if saved.fragments and saved.fragments[-1].sequence + 1 == end else []
+        stream = self._restored(saved.snapshot)
+        with self._closed_on_error(stream):
+            place = Place(record.id, record.lease_seconds, record.client)
+            live = self._live(place, stream, record.sequence, record.frames, record.fragments)
+            live.created, live.frames_left, live.paused, live.active = record.created, record.frames_left, record.paused, record.active
+            live.interactions = record.interactions
+            for plain in record.known:
+                live.remember(Interaction(**plain))
+            self._take_waiting(live, saved, end)
+        live.replay = {one.sequence: zlib.crc32(one.data) for one in fragments if one.sequence >= record.sequence}
+        live.hub = self._hub(live.stream, fragments[0].sequence if fragments else end)
+        assert live.kept is not None
+        live.kept.take(replace(saved, fragments=fragments))
+        for fragment in fragments:
+            live.kept.forget(live.hub.publish(fragment))
+        live.hub.tell(State("paused" if live.paused else "live"))
+        return live
+
+    def _take_waiting(self, live: Live, saved: Saved, end: int) -> None:
+        """Interactions that the snapshot lacks: those in the journal with the chunks that followed them, and then those that waited, which
+        no viewer has seen."""
+        for chunk, interaction in saved.journal:
+            live.remember(interaction)
+            live.interactions = max(live.interactions, (interaction.sequence or 0) + 1)
+            live.waiting.append(Waiting(interaction, self.pipe.encode_text(interaction.prompt), chunk, noted=True))
+        noted = {interaction.event_id for _, interaction in saved.journal}
+        for event_id in saved.record.waiting:
+            if event_id in live.known and event_id not in noted:
+                interaction = live.known[event_id]
+                live.waiting.append(Waiting(interaction, self.pipe.encode_text(interaction.prompt), end))
+
+    def _restored(self, snapshot: Snapshot) -> Stream:
+        config = from_plain(StreamConfig, snapshot.config)
+        self._check_room(config.window)
+        stream = self.engine.open(
+            snapshot.prompt or "", seed=config.seed or 0, rope=config.rope, window=config.window, sampler=config.sampler,
+            probe=config.probe, start_frame=config.start_frame,
+        )  # fmt: skip
+        with self._closed_on_error(stream):
+            stream.restore(snapshot)
+        return stream
+
+    @contextlib.contextmanager
+    def _closed_on_error(self, stream: Stream) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.engine.close(stream)
+            raise
+
+    def _live(self, place: Place, stream: Stream, sequence: int = 0, frames: int = 0, fragments: int = 0) -> Live:
+        pipe = self.pipe
+        encoder = ChunkEncoder(pipe.height, pipe.width, pipe.fps, self._settings.crf, frames, fragments)
+        live = Live(place.id, stream, self._hub(stream, sequence), encoder, pipe.fps, place.lease_seconds, place.client)
+        live.background, live.sequence, live.frames = place.background, sequence, frames
+        if self.store is not None and place.lasts:
+            try:
+                live.kept = self.store.kept(place.id, self._settings.save_every_seconds)
+            except OSError as error:
+                raise UnavailableError(f"the session cannot be kept: {error.strerror}", "storage") from error
+        return live
+
+    def _hub(self, stream: Stream, first: int) -> Hub:
+        chunk_frames = stream.latent_stream.window.chunk_frames
+        return Hub(first, chunk_frames * self.pipe.vae.config.temporal_factor / self.pipe.fps, self._settings.dvr_seconds)
+
+    def check_fits(self, window: Window) -> None:
+        """Whether a session can have it at all. Raises `RequestError`."""
+        most = self.engine.engine.pool.pages.shape[1]
+        if window.pool_pages > most:
+            raise RequestError(f"the window and its memory bank have {window.pool_pages} frames, and the server has room for {most}")
+
+    def _check_room(self, window: Window) -> None:
+        free = self.engine.engine.pool.unreserved_pages
+        if window.pool_pages > free:
+            raise NoRoomError(f"the session needs {window.pool_pages} pages of the KV cache, and {free} are free: close one, or wait")

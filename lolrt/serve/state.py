@@ -1,0 +1,249 @@
+"""Sessions on the disk, so that they come back after a crash: `--state DIR`.
+
+    DIR/lock
+    DIR/sessions/ID/session.safetensors    a snapshot, and a `Record` in it
+    DIR/sessions/ID/journal.json           interactions since, each with the chunk that followed it first
+    DIR/sessions/ID/chunks/SEQUENCE        what viewers may still ask for: a line of JSON, and the fragment
+
+A chunk is on the disk before a viewer sees it. After a crash the snapshot is older than the newest chunk: those between are made again,
+with the same interactions, and not sent again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lolrt.errors import CheckpointError, Error
+from lolrt.files import remove_partials, write_whole
+from lolrt.serve.hub import Fragment
+from lolrt.session.snapshot import Snapshot
+
+SNAPSHOT, JOURNAL, CHUNKS = "session.safetensors", "journal.json", "chunks"
+ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Interaction:
+    event_id: str
+    prompt: str
+    transition_chunks: int
+    sequence: int | None = None
+    """Which interaction of its session it has to be, or became."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a snapshot of the stream lacks; fields as of `lolrt.serve.live.Live`."""
+
+    id: str
+    created: float
+    lease_seconds: float
+    client: str
+    sequence: int
+    frames: int
+    frames_left: int | None
+    paused: bool
+    interactions: int
+    known: list[dict[str, Any]]
+    waiting: list[str]
+    active: list[str]
+    fragments: int = 0
+    """That were encoded."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A session as it is found on the disk."""
+
+    snapshot: Snapshot
+    record: Record
+    journal: list[tuple[int, Interaction]]
+    """Chunk and interaction."""
+    fragments: list[Fragment]
+    """One after another, the last of which is the newest that a viewer has seen."""
+
+
+class Store:
+    """A folder that one server at a time uses."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `lolrt.Error` where it cannot be used."""
+        self._folder = folder / "sessions"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock: BinaryIO = open(folder / "lock", "ab")  # noqa: SIM115 - locked as long as the server lives
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Error(f"another server keeps its sessions in {folder}: give each a folder of its own with --state") from None
+        except OSError as error:
+            raise Error(f"cannot keep sessions in {folder}: {error.strerror}; choose another folder with --state") from error
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="lolrt state")
+
+    def kept(self, id: str, every_seconds: float) -> Kept:
+        """The place of a session; `every_seconds`: how often it is to be saved. Raises OSError."""
+        assert ID.fullmatch(id)
+        return Kept(self._folder / id, self._writer, every_seconds)
+
+    def ids(self) -> list[str]:
+        """Of sessions that were kept. Removes what was left of others."""
+        folders = [path for path in self._folder.iterdir() if ID.fullmatch(path.name)]
+        for path in folders:
+            if not (path / SNAPSHOT).exists():
+                shutil.rmtree(path, ignore_errors=True)
+        return sorted(path.name for path in folders if path.exists())
+
+    def read(self, id: str) -> Saved:
+        """Raises `lolrt.CheckpointError` for a session that is damaged, and OSError."""
+        folder = self._folder / id
+        snapshot = Snapshot.read(folder / SNAPSHOT)
+        try:
+            record = Record(**snapshot.run)
+            text = (folder / JOURNAL).read_text("utf-8") if (folder / JOURNAL).exists() else "[]"
+            journal = [(int(chunk), Interaction(**interaction)) for chunk, interaction in json.loads(text)]
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder} is no session that this server can go on with ({error})") from error
+        return Saved(snapshot, record, [entry for entry in journal if entry[0] >= record.sequence], _run(folder / CHUNKS))
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._writer.shutdown()
+        self._lock.close()
+
+
+class Kept:
+    """A session's folder."""
+
+    def __init__(self, folder: Path, writer: ThreadPoolExecutor, every_seconds: float) -> None:
+        self._folder, self._writer, self._every = folder, writer, every_seconds
+        (folder / CHUNKS).mkdir(parents=True, exist_ok=True)
+        remove_partials(folder / SNAPSHOT)
+        remove_partials(folder / JOURNAL)
+        self._removed = False
+        self._journal: list[tuple[int, Interaction]] = []
+        self._writing: Future[None] | None = None
+        self._begun, self._saved = -float("inf"), -1
+        self.sequence = 0
+        """Of the chunk that the newest snapshot goes on with."""
+        self.failures = 0
+        self.error: str | None = None
+        """Why what was to be kept last could not be."""
+
+    def take(self, saved: Saved) -> None:
+        """What there is of a session that has come back; all else is removed."""
+        self._journal = list(saved.journal)
+        names = {str(fragment.sequence) for fragment in saved.fragments}
+        for path in (self._folder / CHUNKS).iterdir():
+            if path.name not in names:
+                path.unlink()
+
+    def due(self, now: float, sequence: int) -> bool:
+        """Whether it is time to save a session whose next chunk is `sequence`; not while the last time has not ended."""
+        waited = now - self._begun >= self._every or self._saved < 0
+        return waited and sequence != self._saved and (self._writing is None or self._writing.done())
+
+    def begin(self, now: float, sequence: int) -> None:
+        """It is being saved."""
+        self._begun, self._saved = now, sequence
+
+    def change(self) -> None:
+        """It is to be saved though there is no chunk more."""
+        self._saved = -1
+
+    def note(self, chunk: int, interaction: Interaction) -> None:
+        """Brings an interaction to the disk, before the chunk that follows it is made."""
+        self._journal = [*(entry for entry in self._journal if entry[0] >= self.sequence), (chunk, interaction)]
+        text = json.dumps([(at, asdict(one)) for at, one in self._journal])
+        with self._tried():
+            if not self._removed:
+                write_whole(self._folder / JOURNAL, text.encode())
+
+    def keep(self, fragment: Fragment) -> None:
+        """To be called before a viewer can see it."""
+        path = self._folder / CHUNKS / str(fragment.sequence)
+        partial = path.with_name(f"{path.name}.partial")
+        with self._tried():
+            try:
+                partial.write_bytes(fragment.text.encode() + b"\n" + fragment.data)
+                partial.replace(path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+                raise
+
+    def forget(self, sequences: Iterable[int]) -> None:
+        """Removes chunks that nobody may ask for any more."""
+
+        def remove() -> None:
+            for sequence in sequences:
+                with contextlib.suppress(OSError):
+                    (self._folder / CHUNKS / str(sequence)).unlink()
+
+        self._submit(remove)
+
+    def save(self, snapshot: Snapshot, record: Record) -> Future[None]:
+        """Begins to write a snapshot; the answer comes when it is on the disk, or cannot be."""
+
+        def write() -> None:
+            with self._tried():
+                if not self._removed:
+                    replace(snapshot, run=asdict(record)).write(self._folder / SNAPSHOT)
+                    self.sequence = record.sequence
+
+        self._writing = self._submit(write)
+        return self._writing
+
+    def remove(self) -> None:
+        """The session has ended."""
+        self._removed = True
+        self._submit(lambda: shutil.rmtree(self._folder, ignore_errors=True))
+
+    def _submit(self, write: Any) -> Future[None]:
+        try:
+            return self._writer.submit(write)
+        except RuntimeError:  # the server has ended
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done
+
+    @contextlib.contextmanager
+    def _tried(self) -> Iterator[None]:
+        """The session goes on, whatever the disk does."""
+        try:
+            yield
+            self.error = None
+        except (Error, OSError) as error:
+            if not self._removed:
+                self.failures += 1
+                self.error = str(error)
+
+
+def _run(folder: Path) -> list[Fragment]:
+    """The newest fragments of a folder that follow one another."""
+    found: list[Fragment] = []
+    numbers = sorted((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), reverse=True)
+    for sequence in numbers:
+        fragment = _fragment(folder / str(sequence), sequence)
+        if fragment is None or (found and found[-1].sequence != sequence + 1):
+            break
+        found.append(fragment)
+    return found[::-1]
+
+
+def _fragment(path: Path, sequence: int) -> Fragment | None:
+    """None where the file is not whole, as after a power cut."""
+    try:
+        line, data = path.read_bytes().split(b"\n", 1)
+        about = json.loads(line)
+        whole = about.pop("sequence") == sequence and about.pop("byte_length") == len(data) and about.pop("type")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Fragment(sequence, about, data) if whole else None
