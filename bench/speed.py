@@ -1,13 +1,15 @@
 """Whether a stream is slower than at another commit: `python -m bench.speed COMMIT` builds COMMIT and times chunks of both in turns.
 
-Each commit has a process; they take turns, and while one makes a chunk the other waits for its turn without running. The ratio is the
-other commit's time divided by this tree's: above 1, this tree is faster.
+Three processes take turns: the other commit, this tree, and this tree once more; while one makes a chunk the others sleep. The ratio is
+the other commit's time divided by this tree's: above 1, this tree is faster. How far this tree is from itself says what the ratio is
+worth. Medians of several starts, with the least and the greatest.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROUNDS = {"tiny, latents": 200, "tiny, video": 100, "1.3B, one layer, latents": 6}
+STARTS = 5  # of the processes: where memory lands and which core a thread gets differ by start, and shift a whole run by per cents
+ROUNDS = {"tiny, latents": 40, "tiny, video": 25, "1.3B, one layer, latents": 2}
+GAP_S = 0.05  # before every turn: by then the threads of the process that had the last one sleep
 
 
 def stream(name: str) -> Iterator[object]:
@@ -47,26 +51,38 @@ def serve() -> None:
         print(time.perf_counter() - begin, flush=True)
 
 
+def turns(children: list[subprocess.Popen[str]], name: str, rounds: int) -> np.ndarray:
+    """[children] Median seconds of a chunk of each; they take turns, and every round begins with another of them."""
+    seconds = np.empty((len(children), rounds))
+    for i in range(rounds):
+        for which in np.roll(range(len(children)), i):
+            child = children[which]
+            assert child.stdin and child.stdout
+            time.sleep(GAP_S)
+            child.stdin.write(f"{name}\n")
+            child.stdin.flush()
+            seconds[which, i] = float(child.stdout.readline())
+    return np.median(seconds, axis=1)
+
+
 def compare(commit: str) -> None:
     from bench.commits import ROOT, built, script_there
     from lolrt.bench.machine import describe
 
-    children = [script_there(tree, Path(__file__), "--serve") for tree in (built(commit), ROOT)]
+    other = built(commit)
     print("; ".join(describe().values()), flush=True)
     for name, rounds in ROUNDS.items():
-        seconds: list[list[float]] = [[], []]
-        for i in range(rounds):
-            for which in (0, 1) if i % 2 else (1, 0):
-                child = children[which]
-                assert child.stdin and child.stdout
-                child.stdin.write(f"{name}\n")
-                child.stdin.flush()
-                seconds[which].append(float(child.stdout.readline()))
-        low, middle, high = np.quantile(np.array(seconds[0]) / np.array(seconds[1]), (0.25, 0.5, 0.75))
-        before, after = (1e3 * np.median(of) for of in seconds)
-        print(f"{name}: {middle:.2f} ({low:.2f}-{high:.2f}) of {rounds} rounds; {before:.0f} ms before, {after:.0f} ms after", flush=True)
-    for child in children:
-        child.communicate()
+        found = []
+        for start in range(STARTS):
+            trees = np.roll([other, ROOT, ROOT], start)
+            children = [script_there(tree, Path(__file__), "--serve") for tree in trees]
+            found.append(np.roll(turns(children, name, rounds), -start))
+            for child in children:
+                child.communicate()
+        before, after, again = np.array(found).T
+        ratios = {"before / after": before / after, "this tree / itself": again / after}
+        told = (f"{which} {np.median(of):.2f} ({of.min():.2f}-{of.max():.2f})" for which, of in ratios.items())
+        print(f"{name}: {', '.join(told)}; {1e3 * np.median(before):.0f} ms before, {1e3 * np.median(after):.0f} ms after", flush=True)
 
 
 def main() -> None:
