@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lolrt import DiTConfig, VAEConfig
-from lolrt.checkpoint.names import to_diffusers
+from lolrt.checkpoint.names import to_diffusers, to_wan
 from lolrt.checkpoint.shapes import Shapes, TextEncoderConfig, dit_shapes, text_encoder_shapes, vae_shapes
 
 DIT = DiTConfig(dim=256, ffn_dim=320, text_dim=48, num_heads=2, num_layers=2)
@@ -85,6 +85,10 @@ def lora_tensors(rank: int, seed: int = 5) -> dict[str, Tensor]:
 def as_diffusers(kind: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     names = to_diffusers(kind, tensors)  # type: ignore[arg-type]
     return {other: tensors[wan].clone() for wan, others in names.items() for other in others}
+
+
+def as_wan(kind: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {wan: tensors[other] for other, wan in to_wan(kind, tensors).items()}  # type: ignore[arg-type]
 
 
 def save_wan(folder: Path, tensors: dict[str, Tensor]) -> Path:

@@ -237,7 +237,7 @@ def test_inspect_reads_adapters_and_checks_them_against_their_model(tmp_path, ca
     tensors = layouts.lora_tensors(rank=4)
     torch.save(tensors, tmp_path / "lora.pt")
     told = said(capsys, "inspect", tmp_path / "lora.pt")
-    assert "adapters   of 20 layers, rank 4, scale 1" in told and "complete" not in told
+    assert "adapters   of 20 layers: 20 x LoRA of rank 4, scale 1" in told and "complete" not in told
     layouts.save_wan(tmp_path, layouts.dit_tensors())
     assert "complete   every adapter fits a layer of the DiT" in said(capsys, "inspect", tmp_path)
     tensors["base_model.model.blocks.1.ffn.0.lora_A.weight"] = torch.tensor(1.0)

@@ -76,13 +76,31 @@ def diffusers(layer: str) -> str:
     return f"transformer.blocks.{number}.{DIFFUSERS[module]}"
 
 
+def kohya(layer: str, mark: str = "lora_unet_") -> str:
+    return mark + layer.replace(".", "_")
+
+
+def parts(layer_of: Callable[[str], str], down: str, up: str) -> dict[str, Tensor]:
+    """With ends of any kind, put behind the layer's name as they are."""
+    return {f"{layer_of(layer)}{end}": of(layer, side) for layer in LAYERS for side, end in (("A", down), ("B", up))}
+
+
 NAMES = {
     "peft": renamed(lambda layer: PREFIX + layer),
     "peft, an adapter's own name": renamed(lambda layer: PREFIX + layer, "lora_A.student", "lora_B.student"),
+    "bare": renamed(str),
     "ComfyUI": renamed(lambda layer: f"diffusion_model.{layer}"),
     "ComfyUI, down and up": renamed(lambda layer: f"diffusion_model.{layer}", "lora_down", "lora_up"),
-    "kohya": renamed(lambda layer: "lora_unet_" + layer.replace(".", "_"), "lora_down", "lora_up"),
+    "kohya and musubi": renamed(kohya, "lora_down", "lora_up"),
+    "VideoX-Fun": renamed(lambda layer: kohya(layer, "lora_unet__"), "lora_down", "lora_up"),
+    "kohya, diffusers' layers": renamed(lambda layer: kohya(diffusers(layer).removeprefix("transformer.")), "lora_down", "lora_up"),
+    "LyCORIS": renamed(lambda layer: kohya(layer, "lycoris_"), "lora_down", "lora_up"),
     "diffusers": renamed(diffusers),
+    "DiffSynth": renamed(lambda layer: f"pipe.dit.{layer}", "lora_A.default", "lora_B.default"),
+    "no .weight": parts(lambda layer: f"diffusion_model.{layer}", ".lora_A", ".lora_B"),
+    "_lora": parts(diffusers, "_lora.down.weight", "_lora.up.weight"),
+    ".lora": parts(diffusers, ".lora.down.weight", ".lora.up.weight"),
+    "lora_linear_layer": parts(diffusers, ".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
 }
 
 
@@ -93,7 +111,7 @@ def test_adapters_under_every_trainers_names_are_merged(names, tmp_path):
 
 def test_alphas_in_kohyas_file_scale_their_layers(tmp_path):
     alphas = {f"lora_unet_{layer.replace('.', '_')}.alpha": torch.tensor(float(i)) for i, layer in enumerate(LAYERS)}
-    assert_merged(model(tmp_path, NAMES["kohya"] | alphas), lambda layer: LAYERS.index(layer) / RANK)
+    assert_merged(model(tmp_path, NAMES["kohya and musubi"] | alphas), lambda layer: LAYERS.index(layer) / RANK)
 
 
 def test_an_alpha_pattern_scales_the_layers_that_it_names(tmp_path):
@@ -119,15 +137,10 @@ def test_a_config_in_the_file_that_is_none_is_told(text, tmp_path):
 
 
 OTHER_TENSORS = {
-    "lora_magnitude_vector": "DoRA's magnitudes",
-    "lora_magnitude_vector.default.weight": "DoRA's magnitudes",
-    "dora_scale": "DoRA's magnitudes",
-    "lora_B.bias": "a bias of an adapter",
-    "lora_up.bias": "a bias of an adapter",
-    "diff": "differences of whole weights",
-    "diff_b": "differences of whole weights or biases",
-    "hada_w1_a": "LoHa's factors",
-    "lokr_w1": "LoKr's factors",
+    "lora_mid.weight": "the middle factor of a convolution",
+    "hada_t1": "LoHa's factors of a convolution",
+    "lokr_t2": "LoKr's factors of a convolution",
+    "oft_blocks": "OFT's rotations",
     "bias": "not understood here",
     "lora_C.weight": "not understood here",
 }
@@ -136,14 +149,54 @@ OTHER_TENSORS = {
 @pytest.mark.parametrize("part", OTHER_TENSORS)
 def test_a_tensor_that_is_not_understood_is_named(part, tmp_path, capsys):
     folder = model(tmp_path, ADAPTERS | {f"{PREFIX}blocks.0.ffn.0.{part}": torch.ones(320)})
-    assert_refused(folder, rf"no plain LoRA.*{OTHER_TENSORS[part]}.*blocks\.0\.ffn\.0\.{part}", capsys)
+    assert_refused(folder, rf"no LoRA of a DiT that is understood.*{OTHER_TENSORS[part]}.*blocks\.0\.ffn\.0\.{part}", capsys)
+
+
+LAYER = f"{PREFIX}blocks.0.ffn.0"
+UNFIT = {
+    "magnitudes of another size": ({f"{LAYER}.dora_scale": torch.ones(7)}, r"magnitudes \[7\] for a weight \[320, 256\]"),
+    "magnitudes alone": ({"lora_unet_head_head.dora_scale": torch.ones(64)}, "head.head has magnitude, of which no adapter can be made"),
+    "a difference of another shape": ({f"{LAYER}.diff": torch.ones(320)}, r"a difference \[320\] for \[320, 256\]"),
+    "a bias of another size": ({f"{LAYER}.lora_B.bias": torch.ones(256)}, r"a difference \[256\] for \[320\]"),
+    "half of LoHa": (
+        {"head.head.hada_w1_a": torch.ones(64, 2), "head.head.hada_w1_b": torch.ones(2, 256)},
+        "has hada_w1_a, hada_w1_b, of which no adapter",
+    ),
+    "LoKr of another size": (
+        {"head.head.lokr_w1": torch.ones(3, 4), "head.head.lokr_w2": torch.ones(8, 8)},
+        r"LoKr's factors \[3, 4\], \[8, 8\] for a weight",
+    ),
+    "no numbers in it": (
+        {"head.head.lora_A.weight": torch.ones(0, 256), "head.head.lora_B.weight": torch.ones(64, 0)}, "has lora_A, lora_B, of which no"
+    ),
+    "a number for a matrix": ({"head.head.lora_A.weight": torch.tensor(1.0), "head.head.lora_B.weight": torch.tensor(1.0)}, r"has A \[\]"),
+    "integers": (
+        {"head.head.lora_A.weight": torch.ones(2, 256, dtype=torch.int8), "head.head.lora_B.weight": torch.ones(64, 2)},
+        "head.head is of a dtype",
+    ),
+    "alpha alone": ({"head.head.alpha": torch.tensor(1.0)}, "head.head has alpha, of which no adapter"),
+    "magnitudes that are not there": ({}, "lacks DoRA's magnitudes, which its config speaks of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", UNFIT)
+def test_an_adapter_that_does_not_fit_is_told(fault, tmp_path, capsys):
+    tensors, hint = UNFIT[fault]
+    assert_refused(model(tmp_path, ADAPTERS | tensors, {"use_dora": True} if not tensors else None), hint, capsys)
+
+
+def test_every_key_that_matches_nothing_is_listed(tmp_path, capsys):
+    """As of a LoRA for image-to-video, or of the 14B, with more layers."""
+    others = [f"blocks.{i}.cross_attn.{name}" for i in range(2) for name in ("k_img", "v_img")] + ["blocks.39.ffn.0", "img_emb.proj.1"]
+    tensors = {f"diffusion_model.{layer}.lora_{side}.weight": torch.ones(4, 4) for layer in others for side in ("down", "up")}
+    folder = model(tmp_path, NAMES["ComfyUI, down and up"] | tensors | {"diffusion_model.img_emb.proj.0.diff_b": torch.ones(4)})
+    names = sorted([f"{layer}.weight" for layer in others] + ["img_emb.proj.0.bias"])
+    assert_refused(folder, f"the model has no {', '.join(names)}".replace(".", r"\."), capsys)
 
 
 OTHER_FIELDS = {
-    "use_dora": True,
-    "peft_type": "LOHA",
+    "peft_type": "IA3",
     "bias": "lora_only",
-    "lora_bias": True,
     "init_lora_weights": "pissa",
     "layer_replication": [[0, 2]],
     "modules_to_save": ["head"],

@@ -348,7 +348,12 @@ def test_adapters_that_do_not_fit_are_told(fault, tmp_path):
     else:
         tensors[f"{layer}B.weight"][0, 0] = float("nan")
     torch.save({"generator_lora": tensors}, tmp_path / "lora.pt")
-    hints = {"half of a pair": "lacks one of", "rank": r"A \[5, 256\]", "stranger": r"blocks\.9\.ffn\.0 is no layer", "NaN": "not finite"}
+    hints = {
+        "half of a pair": "ffn.0 has lora_B, of which no adapter",
+        "rank": r"A \[5, 256\]",
+        "stranger": r"the model has no blocks\.9\.ffn\.0\.weight",
+        "NaN": "not finite",
+    }
     with pytest.raises(lolrt.CheckpointError, match=hints[fault]):
         lolrt.load_dit(tmp_path)
 

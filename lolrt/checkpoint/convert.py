@@ -13,7 +13,7 @@ from torch import Tensor
 from lolrt.checkpoint.folder import WAN_SETTINGS, new_folder, write_dit, write_json, write_vae, write_weights
 from lolrt.checkpoint.formats import KINDS, Component
 from lolrt.checkpoint.load import read_dit, weight
-from lolrt.checkpoint.lora import LoRA
+from lolrt.checkpoint.lora import Adapters
 from lolrt.checkpoint.mapped import give_back
 from lolrt.checkpoint.model_files import TOKENIZER, find_files, read_component
 from lolrt.checkpoint.safetensors_file import write_safetensors
@@ -74,7 +74,7 @@ def own_dtype(component: Component) -> torch.dtype:
     return reduce(torch.promote_types, dtypes) if dtypes else torch.float32
 
 
-def _checked(component: Component, shapes: Shapes, dtype: torch.dtype, lora: LoRA | None = None) -> Callable[[str], Tensor]:
+def _checked(component: Component, shapes: Shapes, dtype: torch.dtype, lora: Adapters | None = None) -> Callable[[str], Tensor]:
     """Tensors of a part, checked as a model's are when it is loaded."""
     if wrong := faults(shapes, component.tensors):
         raise CheckpointError(f"{component.source} does not hold this model's tensors; {'; '.join(wrong)}")

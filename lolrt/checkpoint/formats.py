@@ -11,6 +11,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from lolrt.checkpoint import names
+from lolrt.checkpoint.adapter_names import adapters
 from lolrt.checkpoint.names import Kind
 from lolrt.errors import CheckpointError
 
@@ -40,8 +41,8 @@ class Component:
     """The entry of a training checkpoint that it comes from, such as "generator_ema"; "" where there is none."""
     source: Path
     tensors: Mapping[str, Tensor]
-    """Under Wan's names (TAEHV's under its own, adapters' as of `names.adapters`), mapped from the file in its dtype. Unknown names stay as
-    they are."""
+    """Under Wan's names (TAEHV's under its own, adapters' as of `adapter_names.adapters`), mapped from the file in its dtype. Unknown names
+    stay as they are."""
     wrapped: bool = False
     """Whether wrappers' names were removed from the tensors' names."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -92,7 +93,7 @@ def _kind(tensors: dict[str, Tensor]) -> tuple[Kind | None, str]:
     """The kind and layout that know most of these names, and at least half of them."""
     known: dict[tuple[Kind, str], int] = {
         ("taehv", "TAEHV"): sum(TAEHV.fullmatch(name) is not None for name in tensors),
-        ("lora", "its trainer"): len(names.adapters(tensors)),
+        ("lora", "its trainer"): len(adapters(tensors)),
     }
     for kind in ("dit", "vae", "text_encoder"):
         known[kind, "Wan"] = len(names.to_diffusers(kind, tensors))
@@ -105,7 +106,7 @@ def _under_wan_names(kind: Kind, layout: str, tensors: dict[str, Tensor], source
     if layout in ("Wan", "TAEHV"):
         return tensors
     renamed: dict[str, Tensor] = {}
-    table = names.adapters(tensors) if kind == "lora" else names.to_wan(kind, tensors)
+    table = adapters(tensors) if kind == "lora" else names.to_wan(kind, tensors)
     for name, tensor in tensors.items():
         wan = table.get(name, name)
         if wan in renamed and not (kind == "text_encoder" and wan == "token_embedding.weight"):  # tied: its second name is no second tensor

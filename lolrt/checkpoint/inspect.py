@@ -81,7 +81,7 @@ def _about(component: Component, files: ModelFiles) -> Iterator[str]:
     try:
         if component.kind == "lora":
             adapters = LoRA(component)
-            yield f"adapters   of {len(adapters.layers)} layers, {adapters.describe()}"
+            yield f"adapters   of {len(adapters.layers)} layers: {adapters.describe()}"
             if files.dit:
                 adapters.check(expected_shapes(read_component(files, "dit", averaged=False)))
                 yield "complete   every adapter fits a layer of the DiT"

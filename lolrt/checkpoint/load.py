@@ -13,11 +13,11 @@ import torch.nn as nn
 from torch import Tensor
 
 from lolrt.checkpoint.formats import Component
-from lolrt.checkpoint.lora import LoRA
+from lolrt.checkpoint.lora import Adapters, LoRA, LoRAFiles, lora_files
 from lolrt.checkpoint.mapped import give_back
 from lolrt.checkpoint.model_files import ModelFiles, find_files, read_component
 from lolrt.checkpoint.safetensors_file import file_order, group_of
-from lolrt.checkpoint.shapes import Shapes, dit_config, faults, taehv_config, unfilled, vae_config
+from lolrt.checkpoint.shapes import Shapes, dit_config, faults, listed, taehv_config, unfilled, vae_config
 from lolrt.errors import CheckpointError
 from lolrt.models.dit import CausalDiT
 from lolrt.models.vae.layers import VAEConfig
@@ -32,15 +32,16 @@ Model = TypeVar("Model", bound=nn.Module)
 def load_dit(
     path: str | Path | ModelFiles,
     dtype: torch.dtype = torch.bfloat16,
-    lora: str | Path | None = None,
+    lora: LoRAFiles | None = None,
     group: str | None = None,
     device: str | torch.device = "cpu",
 ) -> CausalDiT:
-    """Loads a DiT from a checkpoint of any known layout (docs/checkpoints.md), with a LoRA merged into it where there is one.
+    """Loads a DiT from a checkpoint of any known layout (docs/checkpoints.md), with LoRAs merged into it where there are such.
 
-    path: a folder, a file, or a TOML file; lora: a file with adapters, by default the one that lies with the DiT. dtype: torch.bfloat16
-    or torch.float32, of the weights and of all activations. group: which weights of a training checkpoint; by default the averaged ones,
-    but not under a LoRA, which is trained on the others. device: as of `lolrt.load`; on CUDA dtype is torch.bfloat16.
+    path: a folder, a file, or a TOML file. lora: files with adapters that are added to the one that lies with the DiT, "style.safetensors"
+    or, with a strength other than 1, "style.safetensors:0.8"; or several. dtype: torch.bfloat16 or torch.float32, of the weights and of all
+    activations. group: which weights of a training checkpoint; by default the averaged ones, but not under a LoRA, which is trained on the
+    others. device: as of `lolrt.load`; on CUDA dtype is torch.bfloat16.
     Raises `lolrt.Error` when the device cannot be used, and `lolrt.CheckpointError` when files are missing or damaged, when tensors are
     missing, unexpected or mis-shaped (all are named), or when a value is not finite.
     """
@@ -53,11 +54,12 @@ def load_dit(
     return model
 
 
-def read_dit(path: str | Path | ModelFiles, lora: str | Path | None = None, group: str | None = None) -> tuple[Component, LoRA | None]:
-    """A DiT and the adapters that belong to it; arguments and errors as of `load_dit`."""
+def read_dit(path: str | Path | ModelFiles, lora: LoRAFiles | None = None, group: str | None = None) -> tuple[Component, Adapters | None]:
+    """A DiT and the adapters that are merged into it; arguments and errors as of `load_dit`."""
     files = find_files(path)
-    adapters = LoRA(read_component(lora or files, "lora")) if lora or files.lora else None
-    return read_component(files, "dit", group, averaged=adapters is None), adapters
+    own = [LoRA(read_component(files, "lora"))] if files.lora else []
+    loras = own + [LoRA(read_component(file.path, "lora"), file.strength) for file in lora_files(lora)]
+    return read_component(files, "dit", group, averaged=not loras), Adapters(loras) if loras else None
 
 
 def load_vae(
@@ -85,7 +87,7 @@ def assign(
     tensors: Mapping[str, Tensor],
     dtype: torch.dtype,
     source: Path,
-    lora: LoRA | None = None,
+    lora: Adapters | None = None,
     device: torch.device = CPU,
     mapped: bool = False,
 ) -> Model:
@@ -117,13 +119,14 @@ def assign(
                 weights[name], room = room[: checked.numel()].view(checked.shape).copy_(checked), room[checked.numel() :]
                 give_back(tensors[name])
     if broken:
-        raise CheckpointError(f"{source} has values that are not finite, in {', '.join(sorted(broken))}; fetch the file again")
+        among = f", or what {lora} adds to them" if lora and lora.changed & set(broken) else ""
+        raise CheckpointError(f"{source} has values that are not finite, in {listed(broken)}{among}; fetch the file again")
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(False).eval()
 
 
-def weight(tensor: Tensor, dtype: torch.dtype, name: str = "", lora: LoRA | None = None) -> Tensor | None:
-    """A mapped tensor, merged with its adapter, in this dtype; None if it has values that are not finite."""
+def weight(tensor: Tensor, dtype: torch.dtype, name: str = "", lora: Adapters | None = None) -> Tensor | None:
+    """A mapped tensor, merged with its adapters, in this dtype; None if it has values that are not finite."""
     merged = lora.merge(name, tensor) if lora else tensor
     converted = merged.to(dtype).contiguous()
     if converted.data_ptr() % dtype.itemsize:  # a mapped tensor behind a header of an odd length

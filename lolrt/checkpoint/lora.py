@@ -1,146 +1,196 @@
-"""LoRA adapters of a DiT, merged into its weights: W + alpha / r * B A, in float32, rounded once."""
+"""Adapters of a DiT, merged into its weights: W + strength * delta, summed up in float32 over all of them, rounded once."""
 
 from __future__ import annotations
 
+import itertools
 import math
-import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from lolrt.checkpoint.adapter_config import AdapterConfig
+from lolrt.checkpoint.adapter_names import OTHER, PARTS
+from lolrt.checkpoint.deltas import Decomposed, Delta, Difference, Hadamard, Kronecker, LowRank
 from lolrt.checkpoint.formats import Component
-from lolrt.checkpoint.names import ADAPTER
 from lolrt.checkpoint.shapes import WEIGHT_DTYPES, Shapes, listed
-from lolrt.errors import CheckpointError
+from lolrt.errors import CheckpointError, Error
 
-PARTS = ("lora_A.weight", "lora_B.weight", "alpha")
-
-# What tensors other than those would do to a layer, to which the sum above does not come.
+# What tensors other than those of `PARTS` would do to a layer, by how their part's name begins.
 OTHERS = {
-    "lora_magnitude_vector": "DoRA's magnitudes",
-    "dora_scale": "DoRA's magnitudes",
-    "lora_B": "a bias of an adapter",
-    "lora_up": "a bias of an adapter",
     "lora_embedding": "adapters of an embedding",
-    "diff": "differences of whole weights or biases",
-    "hada": "LoHa's factors",
-    "lokr": "LoKr's factors",
+    "lora_mid": "the middle factor of a convolution",
+    "hada_t": "LoHa's factors of a convolution",
+    "lokr_t": "LoKr's factors of a convolution",
     "oft": "OFT's rotations",
+    "boft": "BOFT's rotations",
+    "glora": "GLoRA's factors",
+    "vera": "VeRA's factors",
 }
 
-# Fields of the config that the sum takes into account, or that say how it was trained.
-KNOWN = {
-    "r", "lora_alpha", "alpha_pattern", "rank_pattern",
-    "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "lora_dropout",
-    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "qalora_group_size", "megatron_core",
-    "eva_config", "ensure_weight_tying",
-}  # fmt: skip
-# Fields with values that are understood. All others have to be empty. (Adapters that begin as pissa, olora, corda or loftq change what they
-# are added to.)
-VALUES = {
-    "use_rslora": ((bool, True),),
-    "peft_type": ((str, "LORA"),),
-    "bias": ((str, "none"),),
-    "init_lora_weights": ((bool, True), (str, "gaussian"), (str, "orthogonal"), (str, "eva")),
-}
+# The factors of LoKr's two matrices, each whole or itself a product of two.
+KRONECKER = {i: ((f"lokr_w{i}",), (f"lokr_w{i}_a", f"lokr_w{i}_b")) for i in (1, 2)}
+
+# A file with adapters, as it is asked for: "style.safetensors", or "style.safetensors:0.8" for a strength other than 1; or several.
+LoRAFiles: TypeAlias = "str | Path | Sequence[str | Path]"
+
+
+class LoRAFile(NamedTuple):
+    path: Path
+    strength: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.path.name}:{self.strength:g}"
+
+
+def lora_files(given: LoRAFiles | None) -> list[LoRAFile]:
+    """Files and their strengths. Raises `lolrt.Error` for a strength that is no finite number."""
+    texts = [] if given is None else [given] if isinstance(given, str | Path) else given
+    return [_lora_file(str(text)) for text in texts]
+
+
+def _lora_file(text: str) -> LoRAFile:
+    path, colon, strength = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return LoRAFile(Path(text))
+    try:
+        value = float(strength)
+    except ValueError:
+        return LoRAFile(Path(text))  # which does not exist, and is told so when it is read
+    if not math.isfinite(value):
+        raise Error(f"the strength of {path} is {strength}; expected a finite number, such as {path}:0.8")
+    return LoRAFile(Path(path), value)
 
 
 class LoRA:
-    """The adapters of a `Component` of kind "lora".
+    """The adapters of a `Component` of kind "lora", of whatever kind they are: `deltas`, by the name of the tensor that each is added to.
 
-    alpha is that of the layer (`<layer>.alpha`), else of its config (peft's, adapter_config.json: alpha_pattern, lora_alpha, use_rslora),
-    else r: scale 1, as LongLive trains. Source: LoRA (arXiv 2106.09685), sec. 4.1; rsLoRA (arXiv 2312.03732).
     Raises `lolrt.CheckpointError` for a tensor or a field of the config that is not understood: it would change the weights in a way that
     is not known here.
     """
 
-    def __init__(self, component: Component) -> None:
-        self.source: Path = component.source
-        self._config: Mapping[str, Any] = component.config
-        self._tensors = component.tensors
-        unknown = [name for name in self._tensors if not name.endswith(tuple(f".{part}" for part in PARTS))]
+    def __init__(self, component: Component, strength: float = 1.0) -> None:
+        self.source, self.strength = component.source, strength
+        layers: dict[str, dict[str, Tensor]] = {}
+        unknown = []
+        for name, tensor in component.tensors.items():
+            part = next((part for part in PARTS if name.endswith(f".{part}")), None)
+            if part is None:
+                unknown.append(name)
+            else:
+                layers.setdefault(name.removesuffix(f".{part}"), {})[part] = tensor
         if unknown:
             raise CheckpointError(
-                f"{self.source} is no plain LoRA of a DiT: it has {_what(unknown)} ({listed(unknown)}); merge it into its model with what "
-                "trained it, and take that"
+                f"{self.source} is no LoRA of a DiT that is understood here: it has {_what(unknown)} ({listed(unknown)}); merge it into "
+                "its model with what trained it, and take that"
             )
-        odd = [
-            name for name, value in self._config.items() if name not in KNOWN and value and (type(value), value) not in VALUES.get(name, ())
-        ]
-        if odd:
-            told = ", ".join(f"{name} = {str(self._config[name])[:60]}" for name in odd)
-            raise CheckpointError(
-                f"the config of {self.source} says {told}, which is not understood here; merge the adapters into their "
-                "model with what trained them, and take that"
-            )
-        self.layers = sorted({name.removesuffix(f".{part}") for name in self._tensors for part in PARTS if name.endswith(f".{part}")})
-        self._pattern = self._read_pattern()
-        self._alphas = {layer: self._alpha(layer) for layer in self.layers}
+        self.layers = sorted(layers)
+        self._config = AdapterConfig(component.config, self.layers, component.source)
+        self._faults: list[str] = []
+        self.deltas: dict[str, list[Delta]] = {}
+        for layer in self.layers:
+            for name, delta in self._deltas(layer, layers[layer]):
+                self.deltas.setdefault(name, []).append(delta)
 
     def check(self, expected: Shapes) -> None:
-        """Raises `lolrt.CheckpointError` when an adapter is incomplete, broken, or none of a layer of the model's."""
-        faults = []
-        for layer in self.layers:
-            a, b = (self._tensors.get(f"{layer}.lora_{side}.weight") for side in "AB")
-            shape = expected.get(f"{layer}.weight")
-            if shape is None or a is None or b is None:
-                faults.append(f"{layer} {'is no layer of the model' if shape is None else 'lacks one of lora_A and lora_B'}")
-            elif a.ndim != 2 or len(a) == 0 or (tuple(b.shape), a.shape[1:]) != ((shape[0], len(a)), shape[1:]):
-                faults.append(f"{layer} has A {list(a.shape)} and B {list(b.shape)} for a weight {list(shape)}")
-            elif not {a.dtype, b.dtype} <= set(WEIGHT_DTYPES):
-                faults.append(f"{layer} is of a dtype that weights do not have")
+        """Raises `lolrt.CheckpointError` when an adapter is incomplete, broken, or of no tensor of the model's; all such are named."""
+        faults = list(self._faults)
+        if strangers := self.deltas.keys() - expected.keys():
+            faults.append(f"the model has no {listed(strangers)}")
+        for name, deltas in self.deltas.items():
+            for delta in deltas if name in expected else ():
+                if fault := delta.fault(expected[name]):
+                    faults.append(f"{_layer(name)} {fault}")
+                elif not {tensor.dtype for tensor in delta.tensors} <= set(WEIGHT_DTYPES):
+                    faults.append(f"{_layer(name)} is of a dtype that weights do not have")
         if faults:
             raise CheckpointError(f"{self.source}, a LoRA, does not fit the model: {'; '.join(faults)}")
 
-    def merge(self, name: str, weight: Tensor) -> Tensor:
-        """The weight with its adapter, float32; the weight itself where it has none."""
-        layer = name.removesuffix(".weight")
-        a, b = (self._tensors.get(f"{layer}.lora_{side}.weight") for side in "AB")
-        if a is None or b is None or layer == name:
-            return weight
-        return torch.addmm(weight.float(), b.float(), a.float(), alpha=self._scale(layer, len(a)))
-
     def describe(self) -> str:
-        """Ranks and scales."""
-        found = {layer: self._tensors.get(f"{layer}.lora_A.weight") for layer in self.layers}
-        ranks = {layer: len(a) for layer, a in found.items() if a is not None and a.ndim == 2}
-        scales = sorted({self._scale(layer, rank) for layer, rank in ranks.items() if rank})
-        return f"rank {', '.join(map(str, sorted(set(ranks.values()))))}, scale {', '.join(f'{scale:g}' for scale in scales)}"
+        """How many there are of each kind."""
+        counts = Counter(str(delta) for deltas in self.deltas.values() for delta in deltas)
+        return ", ".join(f"{count} x {kind}" for kind, count in counts.most_common()) or "none"
 
-    def _scale(self, layer: str, rank: int) -> float:
-        alpha = self._alphas[layer]
-        return (rank if alpha is None else alpha) / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
+    def _deltas(self, layer: str, parts: Mapping[str, Tensor]) -> Iterator[tuple[str, Delta]]:
+        """What is added to a layer's tensors, each with the tensor's name; what is wrong with it goes to the faults."""
+        weight = layer if layer.endswith("modulation") else f"{layer}.weight"
+        rest = dict(parts)
+        saved, magnitude, bias = rest.pop("alpha", None), rest.pop("magnitude", None), rest.pop("lora_B.bias", None)
+        for part, name in ("diff", weight), ("diff_b", f"{layer}.bias"), ("diff_m", f"{layer}.modulation"):
+            if part in rest:
+                yield name, Difference(rest.pop(part))
+        product = self._product(layer, rest, saved)
+        if product is None:
+            if rest or bias is not None or magnitude is not None or parts.keys() == {"alpha"}:
+                there = ", ".join(sorted(parts.keys() - {"diff", "diff_b", "diff_m"}))
+                self._faults.append(f"{layer} has {there}, of which no adapter can be made")
+            return
+        if bias is not None:
+            yield f"{layer}.bias", Difference(bias, product.scale)
+        if self._config.decomposed and magnitude is None:
+            self._faults.append(f"{layer} lacks DoRA's magnitudes, which its config speaks of")
+        yield weight, product if magnitude is None else Decomposed(product, magnitude)
 
-    def _alpha(self, layer: str) -> float | None:
-        """None: it is the rank."""
-        saved = self._tensors.get(f"{layer}.alpha")
-        if saved is None:
-            alpha = self._pattern.get(layer, self._config.get("lora_alpha"))
-        else:
-            alpha = saved.item() if saved.numel() == 1 else f"a tensor {list(saved.shape)}"
-        if alpha is not None and (type(alpha) not in (int, float) or not math.isfinite(alpha)):
-            raise CheckpointError(f"{self.source}: alpha of {layer} is {str(alpha)[:60]}; expected a number")
-        return alpha
+    def _product(self, layer: str, factors: Mapping[str, Tensor], saved: Tensor | None) -> LowRank | Hadamard | Kronecker | None:
+        """What the factors of a layer make together; None where they make nothing."""
 
-    def _read_pattern(self) -> dict[str, Any]:
-        """alpha_pattern: layers, by their whole name or the end of it, to the alpha of each; the first that names a layer counts."""
-        pattern = self._config.get("alpha_pattern") or {}
-        if not isinstance(pattern, dict):
-            raise CheckpointError(f"the config of {self.source}: alpha_pattern is a {type(pattern).__name__}; expected an object")
-        found: dict[str, Any] = {}
-        for end, alpha in pattern.items():
-            layers = [layer for layer in self.layers if f".{layer}".endswith(f".{end}")]
-            if not layers:
-                raise CheckpointError(f"the config of {self.source}: alpha_pattern has {end!r}, which is the end of no layer's name")
-            found = dict.fromkeys(layers, alpha) | found
-        return found
+        def taken(*names: str) -> tuple[Tensor, ...]:
+            return tuple(factors[name] for name in names if name in factors)
+
+        if factors.keys() == {"lora_A", "lora_B"}:
+            a, b = factors["lora_A"], factors["lora_B"]
+            return LowRank(a, b, self._config.scale(layer, a.shape[:1].numel(), saved)) if a.numel() else None
+        if factors.keys() == {f"hada_w{i}_{side}" for i in (1, 2) for side in "ab"}:
+            (a1, a2), (b1, b2) = taken("hada_w1_a", "hada_w2_a"), taken("hada_w1_b", "hada_w2_b")
+            return Hadamard((a1, a2), (b1, b2), self._config.scale(layer, b1.shape[:1].numel(), saved)) if b1.numel() else None
+        for w1, w2 in itertools.product(KRONECKER[1], KRONECKER[2]):
+            if factors.keys() == {*w1, *w2}:
+                split = [taken(*w)[1] for w in (w2, w1) if len(w) == 2]
+                if all(b.numel() for b in split):
+                    rank = split[0].shape[:1].numel() if split else None
+                    return Kronecker(taken(*w1), taken(*w2), self._config.scale(layer, rank, saved))
+        return None
+
+
+class Adapters:
+    """Several files of adapters, each with its strength, which are merged into the same DiT."""
+
+    def __init__(self, loras: Sequence[LoRA]) -> None:
+        self.loras = tuple(loras)
+
+    def __str__(self) -> str:
+        return ", ".join(str(lora.source) for lora in self.loras)
+
+    def check(self, expected: Shapes) -> None:
+        """See `LoRA.check`."""
+        for lora in self.loras:
+            lora.check(expected)
+
+    @property
+    def changed(self) -> set[str]:
+        """Names of the tensors that something is added to."""
+        return {name for lora in self.loras for name in lora.deltas}
+
+    def merge(self, name: str, weight: Tensor) -> Tensor:
+        """A weight with all that is added to it, float32; the weight itself where there is nothing."""
+        deltas = [(lora.strength, delta) for lora in self.loras for delta in lora.deltas.get(name, ())]
+        if not deltas:
+            return weight
+        merged = base = weight.float()
+        for strength, delta in deltas:
+            merged = torch.add(merged, delta.of(base), alpha=strength)
+        return merged
+
+
+def _layer(name: str) -> str:
+    return name.removesuffix(".weight").removesuffix(".bias")
 
 
 def _what(unknown: list[str]) -> str:
     """What tensors of an adapter are, in words."""
-    parts = [match["part"] for name in unknown if (match := ADAPTER.fullmatch(name))]
-    found = [what for part, what in OTHERS.items() if any(re.fullmatch(rf"{part}([._].*)?", other) for other in parts)]
-    return ", ".join(dict.fromkeys(found)) or "tensors that are not understood here"
+    parts = [match["part"] for name in unknown if (match := OTHER.fullmatch(name))]
+    found = [what for begin, what in OTHERS.items() if any(part.startswith(begin) for part in parts)]
+    return ", ".join(found) or "tensors that are not understood here"

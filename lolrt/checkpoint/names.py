@@ -48,14 +48,6 @@ UMT5_BLOCK = (
     ("pos_embedding.embedding", "layer.0.SelfAttention.relative_attention_bias"),
 )
 
-# What adapters call the parts of a layer, and the names that are used here. An adapter's own name may stand inside: lora_A.default.weight.
-ADAPTER = re.compile(r"(?P<layer>.+?)\.(?P<part>lora_\w+.*|alpha|dora_scale|diff|diff_b|hada_\w+.*|lokr_\w+.*|oft_\w+.*)", re.DOTALL)
-ADAPTER_PARTS = (
-    (re.compile(r"lora_(A|down)(\.\w+)?\.weight"), "lora_A.weight"),
-    (re.compile(r"lora_(B|up)(\.\w+)?\.weight"), "lora_B.weight"),
-)
-KOHYA = "lora_unet_"
-
 VAE = (("conv1", "quant_conv"), ("conv2", "post_quant_conv"))
 VAE_CODER = (("conv1", "conv_in"), ("head.0", "norm_out"), ("head.2", "conv_out"))
 VAE_RESIDUAL = (
@@ -79,23 +71,6 @@ def to_wan(kind: Kind, names: Iterable[str]) -> dict[str, str]:
     names = list(names)
     table: dict[str, tuple[str, ...]] = {other: (wan,) for wan, other in modules(kind, names)}
     return {name: found[0] for name in names if (found := _renamed(name, table))}
-
-
-def adapters(names: Iterable[str]) -> dict[str, str]:
-    """Names of the tensors of adapters of a DiT, in any known layout, to `<Wan's layer>.lora_A.weight`, `.lora_B.weight` and `.alpha`.
-
-    A layer or a part that is not known keeps its name; names of other things are left out.
-    """
-    found = {name: match for name in names if (match := ADAPTER.fullmatch(name))}
-    numbered = {re.sub(rf"^{KOHYA}blocks_(\d+)_", r"blocks.\1.", match["layer"]) for match in found.values()}
-    layers: dict[str, str] = {}
-    for wan, other in modules("dit", (f"{layer}." for layer in numbered)):
-        layers |= {other: wan, wan: wan, KOHYA + wan.replace(".", "_"): wan}
-    parts = {
-        name: next((ours for theirs, ours in ADAPTER_PARTS if theirs.fullmatch(match["part"])), match["part"])
-        for name, match in found.items()
-    }
-    return {name: f"{layers.get(match['layer'], match['layer'])}.{parts[name]}" for name, match in found.items()}
 
 
 def _renamed(name: str, table: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
