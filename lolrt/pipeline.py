@@ -17,6 +17,7 @@ from lolrt import _core
 from lolrt.checkpoint import ModelFiles, find_files, load_dit, load_taehv, load_vae
 from lolrt.checkpoint.fit import check_parts
 from lolrt.checkpoint.folder import WAN_SETTINGS
+from lolrt.checkpoint.lora import LoRAFiles
 from lolrt.engine.kv_window import Window
 from lolrt.engine.sampler import Sampler
 from lolrt.engine.scheduler import RoundRobin, Scheduler
@@ -54,6 +55,7 @@ def load(
     vae: VAEChoice = "full",
     vae_tile: int | None = None,
     text: TextEncoder | None = None,
+    lora: LoRAFiles | None = None,
     device: str | torch.device = "cpu",
 ) -> Pipeline:
     """Loads a pipeline: the name of an embedded model, or a folder, file or TOML file with a model's parts (docs/checkpoints.md), or the
@@ -62,7 +64,8 @@ def load(
     dtype: torch.bfloat16 or torch.float32, of all weights and activations; by default bfloat16 on CUDA and where the CPU multiplies it,
     and float32 elsewhere, where that is several times as fast. vae: "full", or "tiny" for the model's TAEHV, many times as fast and less
     exact. vae_tile: side in pixels of the tiles that the VAE works on one after another, by default the whole picture at once. text: the
-    text encoder, by default the model's own; it runs on the CPU. device: of the DiT and the VAE, "cpu" or "cuda" ("cuda:1").
+    text encoder, by default the model's own; it runs on the CPU. lora: as of `lolrt.load_dit`. device: of the DiT and the VAE, "cpu" or
+    "cuda" ("cuda:1").
     Raises `lolrt.Error` when there is no such model, a part of it is missing, or the device cannot be used, and `lolrt.CheckpointError`
     when its files are not what they should be.
     """
@@ -72,7 +75,7 @@ def load(
     text = text or load_text(files)
     codec: Codec = load_vae(files, dtype=dtype, device=usable_device) if vae == "full" else load_taehv(files, dtype, usable_device)
     settings = {**WAN_SETTINGS, **files.settings}
-    dit = load_dit(files, dtype, device=usable_device)
+    dit = load_dit(files, dtype, lora, device=usable_device)
     check_size(settings["height"], settings["width"], codec.config, dit.config)
     return Pipeline(
         name=settings.get("name", files.source.stem),
@@ -256,11 +259,12 @@ class Pipeline:
             window=window or self.window, scheduler=scheduler, kv_dtype=kv_dtype, batch_invariant=batch_invariant,
         )  # fmt: skip
 
-    def resume(self, path: str | Path) -> Stream:
+    def resume(self, path: str | Path, *, lora: LoRAFiles | None = None) -> Stream:
         """Goes on from a snapshot that `Stream.save` wrote, with its prompt, seed and policies.
 
-        Raises `lolrt.CheckpointError` when the file is no snapshot or a damaged one, and `lolrt.Error` for one of another model, dtype,
-        device, size or VAE: it says what differs.
+        lora: the adapters of a stream that was saved after `set_lora`, as they were named there; by default those of this pipeline.
+        Raises `lolrt.CheckpointError` when the file is no snapshot or a damaged one, and `lolrt.Error` for one of another model, adapters,
+        dtype, device, size or VAE: it says what differs.
         """
         snapshot = Snapshot.read(path)
         config = from_plain(StreamConfig, snapshot.config)
@@ -271,6 +275,8 @@ class Pipeline:
             seed=config.seed or 0, rope=config.rope, window=config.window, sampler=config.sampler, start_frame=config.start_frame,
             probe=config.probe, kv_dtype=kv_dtype if kv_dtype == torch.float8_e4m3fn else None,
         )  # fmt: skip
+        if lora is not None:
+            latents.set_lora(lora)
         stream = Stream(latents, self.vae, self.encode_text)
         stream.restore(snapshot)
         return stream

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -16,9 +18,10 @@ from lolrt.checkpoint.formats import Component
 from lolrt.checkpoint.lora import Adapters, LoRA, LoRAFiles, lora_files
 from lolrt.checkpoint.mapped import give_back
 from lolrt.checkpoint.model_files import ModelFiles, find_files, read_component
+from lolrt.checkpoint.origin import Origin, origin_of
 from lolrt.checkpoint.safetensors_file import file_order, group_of
-from lolrt.checkpoint.shapes import Shapes, dit_config, faults, listed, taehv_config, unfilled, vae_config
-from lolrt.errors import CheckpointError
+from lolrt.checkpoint.shapes import Shapes, dit_config, expected_shapes, faults, listed, taehv_config, unfilled, vae_config
+from lolrt.errors import CheckpointError, Error
 from lolrt.models.dit import CausalDiT
 from lolrt.models.vae.layers import VAEConfig
 from lolrt.models.vae.taehv import TAEHV
@@ -45,20 +48,58 @@ def load_dit(
     Raises `lolrt.Error` when the device cannot be used, and `lolrt.CheckpointError` when files are missing or damaged, when tensors are
     missing, unexpected or mis-shaped (all are named), or when a value is not finite.
     """
-    found = usable(device, dtype)
-    component, adapters = read_dit(path, lora, group)
+    found, files = usable(device, dtype), find_files(path)
+    component, adapters = read_dit(files, lora, group)
+    origin = origin_of(files, component, frozenset(adapters.changed if adapters else ()))
     with unfilled():
         model = CausalDiT(dit_config(component))
-    assign(model, component.tensors, dtype, component.source, adapters, found)
+    return _as_adapted(assign(model, component.tensors, dtype, component.source, adapters, found), adapters, origin)
+
+
+def with_lora(dit: CausalDiT, lora: LoRAFiles | None) -> CausalDiT:
+    """A loaded DiT with these adapters, as of `load_dit`, in place of those that it was given; `dit` stays as it is.
+
+    The weights that adapters change, in either of the two, are read from the model's files again, so that they have the bits that
+    `load_dit` gives them; all others are shared. Raises `lolrt.Error` for a DiT that was not loaded from files, and `lolrt.CheckpointError`
+    where these have changed since, and as `load_dit` does.
+    """
+    origin = dit.origin
+    if not isinstance(origin, Origin):
+        raise Error("this DiT was not loaded from files, to which set_lora goes back: load it with lolrt.load or lolrt.load_dit")
+    component = origin.dit()
+    adapters = Adapters([*origin.own_adapters(), *given_adapters(lora)])
+    again = origin.changed | adapters.changed
+    kept = {name: tensor.detach() for name, tensor in dit.state_dict().items() if name not in again}
+    with unfilled():
+        model = CausalDiT(dit.config)
+    assign(model, component.tensors, dit.dtype, component.source, adapters, dit.device, kept=kept)
+    return _as_adapted(model, adapters, replace(origin, changed=frozenset(adapters.changed)))
+
+
+def check_lora(files: ModelFiles, lora: LoRAFiles | None) -> None:
+    """Raises what `load_dit` would for adapters that are none or do not fit, before anything is loaded; values are not looked at."""
+    if lora:
+        component, adapters = read_dit(files, lora)
+        if adapters:
+            adapters.check(expected_shapes(component))
+
+
+def _as_adapted(model: CausalDiT, adapters: Adapters | None, origin: Origin) -> CausalDiT:
+    model.adapters, model.origin = adapters.names if adapters else (), origin
     model.fuse_qkv()
     return model
+
+
+def given_adapters(lora: LoRAFiles | None) -> list[LoRA]:
+    """The adapters of files, with their strengths. Raises `lolrt.Error`, and `lolrt.CheckpointError` for what is none."""
+    return [LoRA(read_component(file.path, "lora"), file.strength) for file in lora_files(lora)]
 
 
 def read_dit(path: str | Path | ModelFiles, lora: LoRAFiles | None = None, group: str | None = None) -> tuple[Component, Adapters | None]:
     """A DiT and the adapters that are merged into it; arguments and errors as of `load_dit`."""
     files = find_files(path)
     own = [LoRA(read_component(files, "lora"))] if files.lora else []
-    loras = own + [LoRA(read_component(file.path, "lora"), file.strength) for file in lora_files(lora)]
+    loras = own + given_adapters(lora)
     return read_component(files, "dit", group, averaged=not loras), Adapters(loras) if loras else None
 
 
@@ -90,12 +131,13 @@ def assign(
     lora: Adapters | None = None,
     device: torch.device = CPU,
     mapped: bool = False,
+    kept: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Model:
     """Gives a model that was built `unfilled` its weights, after checking all of them; returns it for inference.
 
     They are copies, made one at a time, q, k and v of a layer side by side: a file that is overwritten would change a model that is mapped
     from it, and one that is cut would end the process. `mapped`: on the CPU, tensors of this dtype are taken as they are, for a model that
-    is large and soon let go.
+    is large and soon let go. kept: weights that are taken as they are, but where others lie beside them that are not.
     """
     if dtype not in (torch.bfloat16, torch.float32):
         raise CheckpointError(f"dtype is {dtype}; expected torch.bfloat16 or torch.float32")
@@ -108,6 +150,9 @@ def assign(
     broken = []
     for _, group in itertools.groupby(file_order(expected), key=group_of):
         names = list(group)
+        if kept.keys() >= set(names):
+            weights |= {name: kept[name] for name in names}
+            continue
         room = None if mapped else torch.empty(sum(math.prod(expected[name]) for name in names), dtype=dtype, device=device)
         for name in names:
             checked = weight(tensors[name], dtype, name, lora)

@@ -74,6 +74,7 @@ class LoRA:
 
     def __init__(self, component: Component, strength: float = 1.0) -> None:
         self.source, self.strength = component.source, strength
+        self.name = str(LoRAFile(component.source, strength))
         layers: dict[str, dict[str, Tensor]] = {}
         unknown = []
         for name, tensor in component.tensors.items():
@@ -168,6 +169,11 @@ class Adapters:
         """See `LoRA.check`."""
         for lora in self.loras:
             lora.check(expected)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the files, each with its strength."""
+        return tuple(lora.name for lora in self.loras)
 
     @property
     def changed(self) -> set[str]:

@@ -263,6 +263,11 @@ def _is_plain(name: str) -> bool:
     return Path(name).name == name and name.isprintable()
 
 
+def weight_files(path: Path) -> list[Path]:
+    """The files that tensors are in, of one or of the index of several; and the index."""
+    return [path, *(path.parent / name for name in sorted(set(_weight_map(path).values())))] if path.name.endswith(INDEX) else [path]
+
+
 def _read_index(index: Path) -> dict[str, Tensor]:
     table = _weight_map(index)
     tensors: dict[str, Tensor] = {}

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from lolrt.cli.interrupt import Interrupt, Stopped
 from lolrt.cli.mass_log import MassLog
-from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_fields, add_kv, add_vae, field_values, kv_dtype, positive
+from lolrt.cli.options import (
+    MODEL_HELP,
+    Commands,
+    HelpWithDefaults,
+    add_fields,
+    add_kv,
+    add_lora,
+    add_vae,
+    field_values,
+    kv_dtype,
+    positive,
+)
 from lolrt.cli.without_effect import without_effect
 from lolrt.errors import Error
 from lolrt.files import remove_partials
@@ -58,6 +69,7 @@ def add_command(commands: Commands) -> None:
     generate.add_argument("--start", metavar="FILE", help="an image or a video that the video begins with and goes on from")
     generate.add_argument("--seed", type=int, default=0, help="of the noise")
     generate.add_argument("--probe", action="store_true", help="write each chunk's attention mass per page to FILE.mass.csv")
+    add_lora(generate)
     add_vae(generate)
     add_kv(generate)
     generate.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, or a GPU by its number, such as cuda:1")
@@ -76,6 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     import lolrt
+    from lolrt.checkpoint.load import check_lora
     from lolrt.media.destination import Position
     from lolrt.media.output import check_output, open_output
     from lolrt.media.reader import check_readable, read_frames
@@ -110,9 +123,10 @@ def run(arguments: argparse.Namespace) -> None:
         cues = read_script(arguments.script) if arguments.script else [Cue(0, arguments.prompt)]
     needed = {"dit", "taehv" if arguments.vae == "tiny" else "vae", *([] if arguments.text else ["text_encoder"])}
     files = files_of(arguments.model, needed)
+    check_lora(files, arguments.lora)
     text = lolrt.EmbeddingFile(arguments.text) if arguments.text else lolrt.load_text(files)
     text.encode([cue.prompt for cue in cues])  # all, before the rest of the model needs the memory, and an error can end a long run
-    pipe = lolrt.load(files, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, device=device)
+    pipe = lolrt.load(files, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, lora=arguments.lora, device=device)
     total = None if arguments.endless else arguments.frames or round((arguments.seconds or DEFAULT_SECONDS) * pipe.fps) or 1
     shown: dict[str, Any] = {"dynamic_ncols": True, "file": sys.stderr} | ({"disable": True} if arguments.quiet else {})
     notes = []
@@ -265,7 +279,7 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that stand on the command line, by name."""
     absent = object()
     names = {action.dest for action in arguments.command._actions if action.dest != "help"}
-    blank = argparse.Namespace(**dict.fromkeys(names, absent))
+    blank = argparse.Namespace(**{**dict.fromkeys(names, absent), "lora": None})  # which is added to
     parsed = arguments.command.parse_args(arguments.argv[arguments.argv.index("generate") + 1 :], blank)
     return {name: value for name, value in vars(parsed).items() if name in names and value is not absent and value is not None}
 

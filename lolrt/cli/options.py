@@ -70,6 +70,13 @@ def add_vae(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_lora(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lora", metavar="FILE[:STRENGTH]", action="append",
+        help="adapters to merge into the model's weights, such as style.safetensors:0.8; may be given several times",
+    )  # fmt: skip
+
+
 def add_kv(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv", choices=["full", "fp8"], default="full", help="of the KV cache's pages; fp8: 8 bits and scales, half the memory, on CUDA"

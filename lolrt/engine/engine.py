@@ -77,10 +77,24 @@ class Engine:
         """Held while it steps, and by whoever reads or changes what a step changes."""
         self._graphs = GraphedPasses(dit) if device.type == "cuda" else None
 
+    def use(self, dit: CausalDiT) -> None:
+        """Runs another model of the same sizes from the next pass on. What sessions have from the one before (modulations, keys and values
+        of their prompts, pages) stays that one's until they make it anew."""
+        self.dit = dit
+        self._modulations.clear()
+        self.__dict__.pop("description", None)
+        self._graphs = GraphedPasses(dit) if dit.device.type == "cuda" else None
+
+    @property
+    def max_sessions(self) -> int:
+        """How many prompts it has room for."""
+        return self._text_pages.shape[1]
+
     @cached_property
     def description(self) -> dict[str, Any]:
         """What a session depends on: one that was saved goes on in an engine of which the same is true."""
         return {
+            **({"lora": list(self.dit.adapters)} if self.dit.adapters else {}),
             "fingerprint": fingerprint(self.dit.state_dict()).hexdigest(),
             "dtype": str(self.dit.dtype).removeprefix("torch."),
             "pages": str(self.pool.pages.dtype).removeprefix("torch."),
@@ -101,7 +115,7 @@ class Engine:
     def take_prompt(self) -> TextContext:
         """Memory for the keys and values of one prompt. Raises `lolrt.Error` when there is none left."""
         if not self._free_prompts:
-            raise Error(f"the engine is full: it has room for {self._text_pages.shape[1]} sessions; close one, or make it for more")
+            raise Error(f"the engine is full: it has room for {self.max_sessions} sessions; close one, or make it for more")
         index = self._free_prompts.pop()
         return TextContext(self._text_pages, torch.tensor([index], dtype=torch.int32, device=self.dit.device), index)
 

@@ -147,6 +147,10 @@ class CausalDiT(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 6 * config.dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
+        self.adapters: tuple[str, ...] = ()
+        """Files whose adapters were merged into the weights, each with its strength; for people, and to tell models apart."""
+        self.origin: object = None
+        """Where the weights came from, for whoever loads them (`lolrt.checkpoint.origin`)."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -14,6 +14,7 @@ from lolrt.engine.engine import Engine
 from lolrt.engine.kv_window import ChunkPages, KVWindow
 from lolrt.engine.noise import Noise, NoiseSource
 from lolrt.errors import Error
+from lolrt.models.dit import CausalDiT
 from lolrt.models.pass_inputs import PassInputs
 from lolrt.ops.device import finish, upload
 from lolrt.positions.rope import rotation_tables
@@ -129,6 +130,26 @@ class Session:
         self._check_open()
         self.engine.dit.check_text(prompt_embeds)
         self._switch = PromptSwitch(self._prompt_embeds, prompt_embeds.cpu(), over_chunks, recache)
+
+    def check_alone(self) -> None:
+        """Raises `lolrt.Error` unless its model can be changed: its engine is its own, and no chunk is on its way."""
+        self._check_open()
+        if self.engine.max_sessions > 1:
+            raise Error(
+                "this stream shares its engine with others, and a pass of the model is one for all of them: make a stream of its own, with "
+                "pipe.stream, or load the model with lora="
+            )
+        if not self.between_chunks:
+            raise Error("a chunk of this session is on its way; change the model between two chunks")
+
+    def use(self, dit: CausalDiT, recache: Recache = "window") -> None:
+        """From the next chunk on, is made with another model of the same sizes; see `LatentStream.set_lora`."""
+        self.check_alone()
+        switch = self._switch if self._switch is not None and not self._switch.done else None
+        target, chunks = (self._prompt_embeds, 1) if switch is None else (switch.target, switch.chunks - switch.chunks_done)
+        again = PromptSwitch(self._prompt_embeds, target, chunks, recache)  # the text is encoded, and the past run, by the new weights
+        self.engine.use(dit)
+        self.modulations, self._switch = self.engine.modulations(self.config.sampler.model_timesteps), again
 
     @property
     def between_chunks(self) -> bool:

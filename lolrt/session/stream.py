@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lolrt.checkpoint.load import with_lora
+from lolrt.checkpoint.lora import LoRAFiles
 from lolrt.engine import finite
 from lolrt.engine.engine import Engine
 from lolrt.engine.kv_window import Window
@@ -136,6 +138,20 @@ class LatentStream:
         """
         self.session.set_prompt(prompt_embeds, recache=recache, over_chunks=over_chunks)
 
+    def set_lora(self, lora: LoRAFiles | None, *, recache: Recache = "window") -> None:
+        """From the next chunk on, the model has these adapters ("style.safetensors:0.8", or several; None: none) in place of those that it
+        was given; the LoRA that is part of the model stays. Other streams keep the weights that they have.
+
+        The stream gets a model of its own, which shares all weights with the one before but those that adapters change; these are read from
+        the model's files again, and have the bits that `lolrt.load(..., lora=...)` gives them. So they take their memory once more as long
+        as another stream or the pipeline has the others. recache: as of `set_prompt`; keys and values of the past are of the old weights.
+        Raises `lolrt.Error` for a stream of an engine for many and for a model that was not loaded from files, and `lolrt.CheckpointError`
+        where these have changed since, or adapters do not fit. The stream then goes on as it was.
+        """
+        with self.engine.at_work:
+            self.session.check_alone()
+            self.session.use(with_lora(self.dit, lora), recache)
+
     def snapshot(self, kind: SnapshotKind = "full") -> Snapshot:
         """See `Session.snapshot`."""
         with self.engine.at_work:
@@ -187,6 +203,11 @@ class Stream:
         """From the next chunk on, follows another prompt; see `LatentStream.set_prompt`. Raises `lolrt.PromptError`."""
         self.latent_stream.set_prompt(self.encode_text(prompt), recache=recache, over_chunks=over_chunks)
         self.prompt = prompt
+
+    def set_lora(self, lora: LoRAFiles | None, *, recache: Recache = "window") -> None:
+        """See `LatentStream.set_lora`."""
+        with self._at_work:
+            self.latent_stream.set_lora(lora, recache=recache)
 
     def __next__(self) -> Chunk:
         with self._at_work:
