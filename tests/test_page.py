@@ -19,7 +19,7 @@ from stamped_server import BITS, SIDE
 from lolrt.session.snapshot import Snapshot
 
 pytestmark = [
-    pytest.mark.whole,
+    pytest.mark.slow,  # a real browser keeps real time, which a crowded machine cannot
     pytest.mark.skipif(chromium() is None, reason="no Chromium is installed: apt install chromium (CONTRIBUTING.md)"),
 ]
 
