@@ -5,39 +5,23 @@ What a file is, its first bytes say, not its name: an image is opened by Pillow,
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import av
 import numpy as np
-import pillow_heif
 import torch
 from av.sidedata.sidedata import Type
 from av.video.reformatter import Colorspace
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from lolrt.errors import Error
-
-pillow_heif.register_heif_opener()
+from lolrt.media.stills import SIGNATURE_BYTES, fit, is_image, opaque, stills
 
 # Times in a file are rounded to its clock's ticks: a frame counts as shown this part of a frame's time before its own.
 EARLY_FRAMES = 0.1
-
-# What Pillow is asked to open. The formats that it leaves out run other programs (EPS), or are videos in truth (MPEG).
-FORMATS = ("PNG", "JPEG", "WEBP", "HEIF", "AVIF", "GIF", "TIFF", "BMP", "PPM", "JPEG2000")
-SIGNATURE_BYTES = 16
-
-# Formats whose later pictures are an animation's; those of others are thumbnails, pages or another view.
-ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
-# How long a picture of an animation is shown that says 0: as browsers do.
-UNTIMED_SECONDS = 0.1
-
-# What is seen through transparent pixels.
-BACKGROUND = (255, 255, 255, 255)
 
 # Video that does not say what its colours are is of BT.709 from so many rows on, and of BT.601 below: the rule of players.
 BT709_ROWS = 720
@@ -56,14 +40,6 @@ class Shown(Protocol):
 Picture = TypeVar("Picture", bound=Shown)
 
 
-@dataclass(frozen=True)
-class Still:
-    """A picture of an image file, and when it is shown: at 0, but for those of an animation."""
-
-    time: float
-    image: Image.Image
-
-
 def read_frames(path: str | Path, height: int, width: int, fps: float) -> Iterator[Tensor]:
     """The frames of a video file at `fps` frames a second, or the one of an image: uint8 [height, width, 3] RGB, one at a time.
 
@@ -74,9 +50,9 @@ def read_frames(path: str | Path, height: int, width: int, fps: float) -> Iterat
     """
     try:
         with open(path, "rb") as file:
-            if _is_image(file):
-                for still in _at_rate(_stills(file), fps):
-                    yield _fit(_opaque(still.image), 1.0, height, width)
+            if is_image(file.peek(SIGNATURE_BYTES)[:SIGNATURE_BYTES]):
+                for still in _at_rate(stills(file), fps):
+                    yield torch.from_numpy(fit(opaque(still.image), 1.0, height, width))
                 return
             # No protocols: what a playlist names is neither opened nor fetched.
             with av.open(file, options={"protocol_whitelist": ""}) as container:
@@ -85,7 +61,7 @@ def read_frames(path: str | Path, height: int, width: int, fps: float) -> Iterat
                 pixel = float(container.streams.video[0].sample_aspect_ratio or 1)
                 for picture in _at_rate(container.decode(video=0), fps):
                     image, turned = _upright(picture)
-                    yield _fit(image, 1 / pixel if turned else pixel, height, width)
+                    yield torch.from_numpy(fit(image, 1 / pixel if turned else pixel, height, width))
     except READ_ERRORS as error:
         raise Error(f"cannot read {path} as an image or a video: {getattr(error, 'strerror', None) or error}") from error
 
@@ -94,38 +70,6 @@ def check_readable(path: str | Path) -> None:
     """Reads the first picture, and raises as `read_frames` does, or because there is none; a pipe, which can be read once only, is left."""
     if not Path(path).is_fifo() and next(read_frames(path, 16, 16, 1), None) is None:
         raise Error(f"{path} has no pictures; expected an image or a video")
-
-
-def _is_image(file: io.BufferedReader) -> bool:
-    """Whether a file begins as one of `FORMATS` does. Its position stays."""
-    begin = file.peek(SIGNATURE_BYTES)[:SIGNATURE_BYTES]
-    Image.init()
-    accepts = [Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN]
-    return any(accept is not None and accept(begin) for accept in accepts)
-
-
-def _stills(file: io.BufferedReader) -> Iterator[Still]:
-    with Image.open(file, formats=FORMATS) as image:
-        animated = image.format in ANIMATED and getattr(image, "is_animated", False)
-        time = 0.0
-        for number in range(image.n_frames if animated else 1):  # type: ignore[attr-defined]
-            if animated:
-                image.seek(number)
-            image.load()
-            yield Still(time, ImageOps.exif_transpose(image))
-            time += image.info.get("duration", 0) / 1000 or UNTIMED_SECONDS
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """As 8-bit RGB."""
-    if image.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits; expected 8 or 16")
-    if image.mode.startswith("I;16"):  # which Pillow would cut off at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
-    return image.convert("RGB")
 
 
 def _upright(picture: av.VideoFrame) -> tuple[Image.Image, bool]:
@@ -141,7 +85,7 @@ def _upright(picture: av.VideoFrame) -> tuple[Image.Image, bool]:
         across, down = (c, b) if turned else (a, d)  # the signs with which a column goes right, and a row down
         pixels = pixels.swapaxes(0, 1) if turned else pixels
         pixels = pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
-    return _opaque(Image.fromarray(np.ascontiguousarray(pixels))), turned
+    return opaque(Image.fromarray(np.ascontiguousarray(pixels))), turned
 
 
 def _at_rate(pictures: Iterator[Picture], fps: float) -> Iterator[Picture]:
@@ -158,12 +102,3 @@ def _at_rate(pictures: Iterator[Picture], fps: float) -> Iterator[Picture]:
         if written <= elapsed_frames + EARLY_FRAMES:
             yield shown
             written += 1
-
-
-def _fit(image: Image.Image, pixel: float, height: int, width: int) -> Tensor:
-    """The middle of a picture that has the shape of height x width; pixel: the width of one of its pixels over its height."""
-    scale = max(height / image.height, width / (image.width * pixel))
-    tall, wide = min(height / scale, image.height), min(width / scale / pixel, image.width)
-    left, top = (image.width - wide) / 2, (image.height - tall) / 2
-    scaled = image.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, left + wide, top + tall))
-    return torch.from_numpy(np.array(scaled))

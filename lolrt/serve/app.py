@@ -21,14 +21,15 @@ from lolrt import __version__
 from lolrt.errors import Error
 from lolrt.fields import fields_of
 from lolrt.pipeline import Pipeline
-from lolrt.serve import realtime, watching
+from lolrt.serve import clips, realtime, watching
 from lolrt.serve.describe import describe
 from lolrt.serve.errors import UnavailableError, code_of, message_of, status_of
 from lolrt.serve.guard import Guard
 from lolrt.serve.hub import State
-from lolrt.serve.protocol import Branch, Interact, Stream
+from lolrt.serve.protocol import Branch, Interact, NewSession
 from lolrt.serve.sessions import Sessions
 from lolrt.serve.settings import Settings
+from lolrt.serve.start_image import start_of
 from lolrt.serve.watching import client_of
 
 PAGE = Path(__file__).parent / "page"
@@ -38,11 +39,15 @@ RETRY_SECONDS = 5
 
 def make_app(pipe: Pipeline, settings: Settings) -> FastAPI:
     sessions = Sessions(pipe, settings)
+    jobs = clips.Clips(sessions)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await sessions.start()
+        making = asyncio.create_task(jobs.run())
         yield
+        making.cancel()
+        await asyncio.gather(making, return_exceptions=True)
         await sessions.close()
 
     # Without pages of documentation, whose scripts come from elsewhere.
@@ -54,6 +59,7 @@ def make_app(pipe: Pipeline, settings: Settings) -> FastAPI:
     _add_sessions(app, sessions)
     watching.add_routes(app, sessions)
     realtime.add_routes(app, sessions)
+    clips.add_routes(app, sessions, jobs)
     app.mount("/", StaticFiles(directory=PAGE, html=True, check_dir=False))
     return app
 
@@ -111,8 +117,9 @@ def _add_models(app: FastAPI, sessions: Sessions) -> None:
 
 def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
     @app.post("/v1/sessions", status_code=201)
-    async def create(wanted: Stream, request: Request) -> dict[str, Any]:
-        return describe(sessions, await sessions.open(wanted, client_of(request)))
+    async def create(wanted: NewSession, request: Request) -> dict[str, Any]:
+        start = await start_of(wanted.start, sessions.pipe)
+        return describe(sessions, await sessions.open(wanted, client_of(request), start=start))
 
     @app.get("/v1/sessions")
     async def listed() -> dict[str, Any]:

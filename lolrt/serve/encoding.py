@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from lolrt.media.encoder import Mp4Encoder
+from lolrt.media.encoder import Mp4Encoder, encoded_size
 from lolrt.media.fragments import HEADER, box_kind
 
 # Small video stays what it is, squares.
 LIVE: dict[str, Any] = {"enlarge": "POINT", "live": True}
+JPEG_QUALITY = 90
 
 
 class Boxes:
@@ -46,6 +49,17 @@ class ChunkEncoder:
         self._encoder.write(frames)
         self._encoder.end()
         return self._boxes.fragments
+
+
+def jpegs(frames: Tensor) -> tuple[bytes, ...]:
+    """Frames, uint8 [n, height, width, 3] RGB, as JPEGs of the size of the video."""
+    height, width = encoded_size(*frames.shape[1:3])
+    made = []
+    for frame in frames.numpy():
+        file = io.BytesIO()
+        Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST).save(file, "JPEG", quality=JPEG_QUALITY)
+        made.append(file.getvalue())
+    return tuple(made)
 
 
 def init_segment(height: int, width: int, fps: int, crf: int) -> bytes:

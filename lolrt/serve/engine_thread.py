@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
+from lolrt.serve.encoding import jpegs
 from lolrt.serve.hub import Fragment
 from lolrt.serve.live import Call, Live, Made
 from lolrt.session.snapshot import Snapshot
@@ -26,8 +27,8 @@ MOST_UNENCODED = 16
 class Listener(Protocol):
     """Who is told what the threads make, in these threads."""
 
-    def published(self, made: Made, fragment: Fragment) -> None:
-        """A chunk that viewers may see."""
+    def published(self, made: Made, fragment: Fragment, pictures: tuple[bytes, ...]) -> None:
+        """A chunk that viewers may see; pictures: its JPEGs, where somebody wants them."""
 
     def replayed(self, made: Made, same: bool) -> None:
         """A chunk that viewers have seen before the server was started anew; same: whether its bytes are those of then."""
@@ -219,7 +220,8 @@ class EngineThread(threading.Thread):
             fragment = Fragment(made.sequence, about, data)
             if live.kept is not None:
                 live.kept.keep(fragment)
-            self._listener.published(made, fragment)
+            pictures = jpegs(frames) if live.hub.picture_viewers else ()
+            self._listener.published(made, fragment, pictures)
         if live.frames_left == 0 and made.sequence + 1 == live.sequence:
             self._listener.completed(live)
             self.call(lambda: self.remove(live))

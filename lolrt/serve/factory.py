@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -36,13 +36,14 @@ class Place:
 
 
 class Factory:
-    def __init__(self, pipe: Pipeline, settings: Settings) -> None:
-        """Raises `lolrt.Error` where the memory does not suffice for a session, or the folder of the state cannot be used."""
+    def __init__(self, pipe: Pipeline, settings: Settings, kept: Callable[[bool], None]) -> None:
+        """kept: is called after whatever was to be written to the disk, with whether it was. Raises `lolrt.Error` where the memory does not
+        suffice for a session, or the folder of the state cannot be used."""
         self.pipe, self._settings = pipe, settings
         self.engine = pipe.engine(settings.max_sessions)
         self.init = init_segment(pipe.height, pipe.width, pipe.fps, settings.crf)
         self.mime = mime_type(self.init)
-        self.store = None if settings.state is None else Store(settings.state)
+        self.store = None if settings.state is None else Store(settings.state, kept)
 
     def new(
         self, place: Place, prompt: str, *, seed: int, rope: Rope, window: Window, probe: bool, start: Tensor | None, frames: int | None

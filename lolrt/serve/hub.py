@@ -61,10 +61,10 @@ class Hub:
         self.next_sequence = first
         self.state = State()
         self.viewers = 0
-        self.lost_fragments = 0
-        """By all viewers together."""
-        self.sent_bytes = 0
-        """To all viewers together."""
+        self.picture_viewers = 0
+        """Those among them who want JPEGs; while there are none, none are made."""
+        self.pictures: tuple[bytes, ...] = ()
+        """JPEGs of the newest chunk."""
         self._changed = asyncio.Event()
 
     @property
@@ -75,8 +75,9 @@ class Hub:
         """None where it is not there yet, or not any more."""
         return self._fragments.get(sequence)
 
-    def publish(self, fragment: Fragment) -> list[int]:
+    def publish(self, fragment: Fragment, pictures: tuple[bytes, ...] = ()) -> list[int]:
         """Gives the sequences of those that nobody may ask for any more."""
+        self.pictures = pictures
         self._fragments[fragment.sequence] = fragment
         self.next_sequence = fragment.sequence + 1
         gone = self.playlist.append(fragment.sequence, fragment.about["seconds"])
@@ -113,13 +114,11 @@ class Hub:
             changed = self._changed
             if cursor < self.next_sequence:
                 if cursor not in self._fragments:
-                    newest = self.newest
-                    self.lost_fragments += newest - cursor
-                    gap, cursor = Gap(cursor, newest), newest
+                    gap, cursor = Gap(cursor, self.newest), self.newest
                     yield gap
-                    continue
-                cursor += 1
-                yield self._fragments[cursor - 1]
+                else:
+                    cursor += 1
+                    yield self._fragments[cursor - 1]
             elif told != self.state:
                 told = self.state
                 yield told

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,11 +19,9 @@ Gauges = Callable[[], list[GaugeMetricFamily]]
 
 
 class Metrics:
-    def __init__(self, gauges: Gauges) -> None:
-        """gauges: what is asked for whenever somebody looks."""
+    def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        registry.register(_Gauges(gauges))
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"lolrt_{name}", text, labels, registry=registry)
@@ -39,7 +39,7 @@ class Metrics:
         self.replayed = counter("chunks_replayed", "Chunks made again after a restart, by whether they had the same bytes", "same")
         self.lost = counter("viewer_lost_fragments", "Fragments that viewers lost because they were slow")
         self.sent = counter("sent_bytes", "Bytes of video that were sent")
-        self.saves = counter("saves", "Sessions saved", "result")
+        self.writes = counter("state_writes", "What was to be kept on the disk, by whether it was", "result")
         self.first_chunk = seconds("first_chunk", "From when a session is asked for until its first chunk can be sent")
         self.interval = seconds("chunk_interval", "Between two chunks of a session")
         self.control = seconds("control", "From an interaction until the first chunk that follows it can be sent")
@@ -47,6 +47,10 @@ class Metrics:
         self.factor = Histogram(
             "lolrt_real_time_factor", "Seconds that a chunk takes by seconds that it plays", buckets=FACTORS, registry=registry
         )
+
+    def watch(self, gauges: Gauges) -> None:
+        """What is asked for whenever somebody looks."""
+        self.registry.register(_Gauges(gauges))
 
     def chunk(self, about: dict[str, Any], interval: float | None, control: float | None) -> None:
         """A chunk, what is said of it, the seconds since the one before, and those since the interaction that it follows first."""
@@ -63,6 +67,14 @@ class Metrics:
         for stage, spent in about["stage_seconds"].items():
             self.stage.labels(stage).observe(spent)
         self.factor.observe(about["made_seconds"] / about["seconds"])
+
+    @contextlib.contextmanager
+    def sending(self, size: int) -> Iterator[None]:
+        """Around the sending of a fragment to a viewer."""
+        begun = time.monotonic()
+        yield
+        self.stage.labels("send").observe(time.monotonic() - begun)
+        self.sent.inc(size)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

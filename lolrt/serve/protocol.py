@@ -13,8 +13,11 @@ from lolrt.positions.rope import Rope
 from lolrt.serve.errors import RequestError
 
 MOST_PROMPT = 2000
+MOST_IMAGE = 8_000_000
 MOST_LEASE_SECONDS = 7 * 86400.0
 
+# An image in base64.
+Image = Annotated[str, Field(max_length=MOST_IMAGE)]
 Prompt = Annotated[str, Field(min_length=1, max_length=MOST_PROMPT)]
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 EventId = Annotated[str, Field(min_length=1, max_length=128)]
@@ -61,6 +64,10 @@ class Stream(Schema):
     probe: bool = False
     session_id: Id | None = None
     lease_seconds: LeaseSeconds | None = None
+
+
+class NewSession(Stream):
+    start: Image | None = None
 
 
 class Branch(Schema):
@@ -110,6 +117,10 @@ class Clip(BaseModel):
     def frames(self, fps: int) -> int | None:
         """How long it is to be, in video frames; None: nothing was said."""
         return self.num_frames or (None if self.seconds is None else max(1, round(self.seconds * fps)))
+
+
+class NewClip(Clip):
+    start: Image | None = None
 
 
 class Start(Clip):

@@ -135,13 +135,15 @@ class Conversation:
         init = b"" if start.resume_from else self._sessions.factory.init
         async for event in session.hub.follow(first):
             if isinstance(event, Fragment):
-                await self._tell(self._metadata(event, len(init)), init + event.data)
+                with self._sessions.metrics.sending(len(event.data)):
+                    await self._tell(self._metadata(event, len(init)), init + event.data)
                 self._chunks += 1
                 self._moved = time.monotonic()
                 init = b""
             elif isinstance(event, State):
                 await self._tell_state(event)
             else:
+                self._sessions.metrics.lost.inc(event.end - event.first)
                 await self._tell({"type": "video.gap", "request_id": self._request_id, "from": event.first, "to": event.end})
 
     def _metadata(self, fragment: Fragment, more: int) -> dict[str, Any]:

@@ -59,8 +59,9 @@ class Session:
 class Sessions:
     def __init__(self, pipe: Pipeline, settings: Settings) -> None:
         """Raises `lolrt.Error` where there is no room for a session, or the state cannot be used."""
-        self.pipe, self.settings, self.factory = pipe, settings, Factory(pipe, settings)
-        self.metrics = Metrics(lambda: gauges(self))
+        self.pipe, self.settings, self.metrics = pipe, settings, Metrics()
+        self.metrics.watch(lambda: gauges(self))
+        self.factory = Factory(pipe, settings, lambda whole: self.metrics.writes.labels("written" if whole else "failed").inc())
         self._open: dict[str, Session] = {}
         self._coming: dict[str, str] = {}
         """Sessions that are being opened, and by whom."""
@@ -144,7 +145,7 @@ class Sessions:
 
     # From the engine's threads: `lolrt.serve.engine_thread.Listener`.
 
-    def published(self, made: Made, fragment: Fragment) -> None:
+    def published(self, made: Made, fragment: Fragment, pictures: tuple[bytes, ...]) -> None:
         now, statistics = time.monotonic(), made.live.statistics
         control = None if made.accepted is None else now - made.accepted
         interval = statistics.add(now, fragment.about, control)
@@ -152,10 +153,10 @@ class Sessions:
         if statistics.chunks == 1 and statistics.first_chunk_seconds is not None:
             self.metrics.first_chunk.observe(statistics.first_chunk_seconds)
         live = made.live
-        self._loop.call_soon_threadsafe(self._show, live, fragment)
+        self._loop.call_soon_threadsafe(self._show, live, fragment, pictures)
 
-    def _show(self, live: Live, fragment: Fragment) -> None:
-        gone = live.hub.publish(fragment)
+    def _show(self, live: Live, fragment: Fragment, pictures: tuple[bytes, ...]) -> None:
+        gone = live.hub.publish(fragment, pictures)
         if live.kept is not None and gone:
             live.kept.forget(gone)
 

@@ -16,7 +16,7 @@ import fcntl
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -75,9 +75,9 @@ class Saved:
 class Store:
     """A folder that one server at a time uses."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises `lolrt.Error` where it cannot be used."""
-        self._folder = folder / "sessions"
+    def __init__(self, folder: Path, told: Callable[[bool], None]) -> None:
+        """told: is called after whatever was to be written, with whether it was. Raises `lolrt.Error` where the folder cannot be used."""
+        self._folder, self._told = folder / "sessions", told
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock: BinaryIO = open(folder / "lock", "ab")  # noqa: SIM115 - locked as long as the server lives
@@ -91,7 +91,7 @@ class Store:
     def kept(self, id: str, every_seconds: float) -> Kept:
         """The place of a session; `every_seconds`: how often it is to be saved. Raises OSError."""
         assert ID.fullmatch(id)
-        return Kept(self._folder / id, self._writer, every_seconds)
+        return Kept(self._folder / id, self._writer, every_seconds, self._told)
 
     def ids(self) -> list[str]:
         """Of sessions that were kept. Removes what was left of others."""
@@ -122,8 +122,8 @@ class Store:
 class Kept:
     """A session's folder."""
 
-    def __init__(self, folder: Path, writer: ThreadPoolExecutor, every_seconds: float) -> None:
-        self._folder, self._writer, self._every = folder, writer, every_seconds
+    def __init__(self, folder: Path, writer: ThreadPoolExecutor, every_seconds: float, told: Callable[[bool], None]) -> None:
+        self._folder, self._writer, self._every, self._told = folder, writer, every_seconds, told
         (folder / CHUNKS).mkdir(parents=True, exist_ok=True)
         remove_partials(folder / SNAPSHOT)
         remove_partials(folder / JOURNAL)
@@ -220,10 +220,12 @@ class Kept:
         try:
             yield
             self.error = None
+            self._told(True)
         except (Error, OSError) as error:
             if not self._removed:
                 self.failures += 1
                 self.error = str(error)
+                self._told(False)
 
 
 def _run(folder: Path) -> list[Fragment]:

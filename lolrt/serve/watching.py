@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import FastAPI, Query, WebSocket, WebSocketDisconnect
-from fastapi.responses import Response
+from fastapi.responses import Response, StreamingResponse
 from starlette.requests import HTTPConnection
 
 from lolrt.media.hls import MEDIA_TYPE
@@ -18,6 +21,7 @@ from lolrt.serve.sessions import Session, Sessions
 SUBPROTOCOL = "lolrt"
 # WebSocket's own code for "what you ask for breaks my rules".
 POLICY_VIOLATION = 1008
+BOUNDARY = b"picture"
 
 
 async def accept(socket: WebSocket) -> None:
@@ -50,6 +54,11 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
     async def playlist(id: str) -> Response:
         return Response(str(sessions.get(id).hub.playlist), media_type=MEDIA_TYPE, headers={"Cache-Control": "no-cache"})
 
+    @app.get("/v1/sessions/{id}/mjpeg", response_class=StreamingResponse)
+    async def mjpeg(id: str) -> Response:
+        kind = f"multipart/x-mixed-replace; boundary={BOUNDARY.decode()}"
+        return StreamingResponse(_motion_jpeg(sessions.get(id), sessions.pipe.fps), media_type=kind)
+
     @app.get("/v1/sessions/{id}/init.mp4")
     async def init(id: str) -> Response:
         sessions.get(id)
@@ -61,6 +70,26 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
         if fragment is None:
             raise NotFoundError(f"chunk {sequence} is not there yet, or not any more")
         return Response(fragment.data, media_type="video/iso.segment")
+
+
+async def _motion_jpeg(session: Session, fps: int) -> AsyncIterator[bytes]:
+    """Pictures at their rate; who takes them more slowly gets those of the newest chunk."""
+    hub = session.hub
+    hub.viewers, hub.picture_viewers = hub.viewers + 1, hub.picture_viewers + 1
+    try:
+        shown: tuple[bytes, ...] = ()
+        while hub.state.name != "ended":
+            if hub.pictures is shown:
+                await hub.changed()
+                continue
+            shown, due = hub.pictures, time.monotonic()
+            for picture in shown:
+                await asyncio.sleep(due - time.monotonic())
+                yield b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n" % (BOUNDARY, len(picture), picture)
+                due = max(due, time.monotonic() - 1 / fps) + 1 / fps
+        yield b"--%s--\r\n" % BOUNDARY
+    finally:
+        hub.viewers, hub.picture_viewers = hub.viewers - 1, hub.picture_viewers - 1
 
 
 async def _watch(socket: WebSocket, sessions: Sessions, session: Session, first: int) -> None:
@@ -76,9 +105,11 @@ async def _watch(socket: WebSocket, sessions: Sessions, session: Session, first:
     await socket.send_bytes(sessions.factory.init)
     async for event in session.hub.follow(first):
         if isinstance(event, Fragment):
-            await socket.send_text(event.text)
-            await socket.send_bytes(event.data)
+            with sessions.metrics.sending(len(event.data)):
+                await socket.send_text(event.text)
+                await socket.send_bytes(event.data)
         elif isinstance(event, Gap):
+            sessions.metrics.lost.inc(event.end - event.first)
             await socket.send_json({"type": "video.gap", "from": event.first, "to": event.end})
         elif event.name == "ended":
             message = {"message": event.message} if event.message else {}

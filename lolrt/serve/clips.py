@@ -1,0 +1,204 @@
+"""`/v1/videos`: clips of some length, as OpenAI's jobs. A clip is a session that waits for all others, and one viewer who writes a file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, Response
+from prometheus_client.core import GaugeMetricFamily
+from torch import Tensor
+
+from lolrt.errors import Error, printable
+from lolrt.serve.errors import ConflictError, NoRoomError, NotFoundError, RequestError
+from lolrt.serve.hub import Fragment, Gap, State
+from lolrt.serve.protocol import NewClip, Stream
+from lolrt.serve.sessions import Sessions
+from lolrt.serve.start_image import start_of
+from lolrt.serve.watching import client_of
+
+DEFAULT_SECONDS = 4.0
+# Clips that wait, and those that are there.
+MOST_QUEUED = 8
+MOST_KEPT = 32
+KEPT_SECONDS = 3600
+# Between two looks whether there is room for a session.
+RETRY_SECONDS = 0.5
+
+
+@dataclass(eq=False)
+class Clip:
+    wanted: Stream
+    frames: int
+    client: str
+    start: Tensor | None
+    id: str = field(default_factory=lambda: f"video_{uuid.uuid4().hex}")
+    status: str = "queued"
+    made: int = 0
+    """Video frames so far."""
+    error: str = ""
+    created: float = field(default_factory=time.time)
+    completed: float | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.status in ("completed", "failed")
+
+    @property
+    def expires(self) -> float | None:
+        return None if self.completed is None else self.completed + KEPT_SECONDS
+
+
+class Clips:
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions, self._clips = sessions, dict[str, Clip]()
+        self._folder = tempfile.TemporaryDirectory(prefix="lolrt-videos-")
+        self._waiting: asyncio.Queue[Clip] = asyncio.Queue()
+        sessions.metrics.watch(self._gauges)
+
+    def _gauges(self) -> list[GaugeMetricFamily]:
+        videos = GaugeMetricFamily("lolrt_videos", "Clips, by status", labels=["status"])
+        for status in ("queued", "in_progress", "completed", "failed"):
+            videos.add_metric([status], sum(clip.status == status for clip in self._clips.values()))
+        return [videos]
+
+    def path(self, clip: Clip) -> Path:
+        return Path(self._folder.name) / f"{clip.id}.mp4"
+
+    async def run(self) -> None:
+        """Makes one clip after another, until it is cancelled."""
+        try:
+            while True:
+                clip = await self._waiting.get()
+                if clip.id in self._clips:
+                    try:
+                        await self._make(clip)
+                    except (Error, OSError) as error:
+                        self._fail(clip, str(error))
+        finally:
+            self._folder.cleanup()
+
+    def add(self, clip: Clip) -> None:
+        """Raises `NoRoomError`."""
+        self._expire()
+        if sum(not one.over for one in self._clips.values()) >= MOST_QUEUED:
+            raise NoRoomError(f"{MOST_QUEUED} clips wait already: wait until one is made")
+        for old in [one for one in self._clips.values() if one.over][: max(0, len(self._clips) + 1 - MOST_KEPT)]:
+            self.remove(old)
+        self._clips[clip.id] = clip
+        self._waiting.put_nowait(clip)
+
+    def get(self, id: str) -> Clip:
+        """Raises `NotFoundError`."""
+        self._expire()
+        if id not in self._clips:
+            raise NotFoundError("there is no such video: it was removed, or the server has been started anew")
+        return self._clips[id]
+
+    def __iter__(self) -> Any:
+        self._expire()
+        return iter(list(self._clips.values()))
+
+    def remove(self, clip: Clip) -> None:
+        """One that is being made ends when its next chunk comes."""
+        self._clips.pop(clip.id, None)
+        with contextlib.suppress(OSError):
+            self.path(clip).unlink()
+
+    def _expire(self) -> None:
+        for clip in list(self._clips.values()):
+            if clip.expires is not None and clip.expires < time.time():
+                self.remove(clip)
+
+    def _fail(self, clip: Clip, message: str) -> None:
+        clip.status, clip.error, clip.completed = "failed", printable(message), time.time()
+        with contextlib.suppress(OSError):
+            self.path(clip).unlink()
+
+    async def _make(self, clip: Clip) -> None:
+        session = None
+        while session is None:
+            try:
+                session = await self._sessions.open(
+                    clip.wanted, clip.client, start=clip.start, frames=clip.frames, background=True, lasts=False
+                )
+            except NoRoomError:
+                await asyncio.sleep(RETRY_SECONDS)
+        clip.status = "in_progress"
+        session.hub.viewers += 1
+        try:
+            with self.path(clip).open("wb") as file:
+                file.write(self._sessions.factory.init)
+                async for event in session.hub.follow(0):
+                    if clip.id not in self._clips:
+                        return
+                    if isinstance(event, Fragment):
+                        await asyncio.to_thread(file.write, event.data)
+                        clip.made += event.about["num_frames"]
+                    elif isinstance(event, Gap):
+                        raise RequestError("the disk was slower than the video was made")
+                    elif event.name == "ended" and event.reason != "complete":
+                        raise RequestError(event.message or f"its session ended: {event.reason}")
+            clip.status, clip.completed = "completed", time.time()
+        finally:
+            session.hub.viewers -= 1
+            await self._sessions.end(session, State("ended", "closed"))
+
+
+def add_routes(app: FastAPI, sessions: Sessions, clips: Clips) -> None:
+    pipe = sessions.pipe
+
+    def about(clip: Clip) -> dict[str, Any]:
+        return {
+            "id": clip.id,
+            "object": "video",
+            "model": pipe.name,
+            "status": clip.status,
+            "progress": 100 * clip.made // clip.frames,
+            "created_at": int(clip.created),
+            "completed_at": None if clip.completed is None else int(clip.completed),
+            "expires_at": None if clip.expires is None else int(clip.expires),
+            "prompt": clip.wanted.prompt,
+            "size": f"{pipe.width}x{pipe.height}",
+            "seconds": f"{clip.frames / pipe.fps:g}",
+            "error": {"code": "failed", "message": clip.error} if clip.error else None,
+        }
+
+    @app.post("/v1/videos")
+    async def create(wanted: NewClip, request: Request) -> dict[str, Any]:
+        wanted.check(pipe.name, pipe.width, pipe.height, pipe.fps)
+        frames = wanted.frames(pipe.fps) or round(DEFAULT_SECONDS * pipe.fps)
+        if frames > sessions.settings.max_video_seconds * pipe.fps:
+            raise RequestError(f"a video of {frames / pipe.fps:g} s; expected {sessions.settings.max_video_seconds:g} s at most")
+        await asyncio.to_thread(pipe.encode_text, wanted.prompt)  # a prompt that is not known is no job
+        stream = Stream(prompt=wanted.prompt, seed=wanted.seed or 0, rope=wanted.rope, window=wanted.window)
+        clip = Clip(stream, frames, client_of(request), await start_of(wanted.start, pipe))
+        clips.add(clip)
+        return about(clip)
+
+    @app.get("/v1/videos")
+    async def listed() -> dict[str, Any]:
+        return {"object": "list", "data": [about(clip) for clip in clips]}
+
+    @app.get("/v1/videos/{id}")
+    async def one(id: str) -> dict[str, Any]:
+        return about(clips.get(id))
+
+    @app.get("/v1/videos/{id}/content", response_class=FileResponse)
+    async def content(id: str) -> Response:
+        clip = clips.get(id)
+        if clip.status != "completed":
+            raise ConflictError(f"the video is not there: its status is {clip.status}", "not_completed")
+        return FileResponse(clips.path(clip), media_type="video/mp4", filename=f"{clip.id}.mp4")
+
+    @app.delete("/v1/videos/{id}")
+    async def delete(id: str) -> dict[str, Any]:
+        clips.remove(clips.get(id))
+        return {"id": id, "object": "video.deleted", "deleted": True}
