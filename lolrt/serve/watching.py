@@ -35,7 +35,7 @@ def client_of(connection: HTTPConnection) -> str:
 
 def add_routes(app: FastAPI, sessions: Sessions) -> None:
     @app.websocket("/v1/sessions/{id}/watch")
-    async def watch(socket: WebSocket, id: str, first: Annotated[int | None, Query(alias="from")] = None) -> None:
+    async def watch(socket: WebSocket, id: str, first: Annotated[int | None, Query(alias="from", ge=0, lt=2**53)] = None) -> None:
         await accept(socket)
         try:
             session = sessions.get(id)

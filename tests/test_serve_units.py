@@ -1,0 +1,261 @@
+"""Parts of `lolrt serve` without a server: viewers as cursors, deadlines, interactions, and who is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lolrt
+from lolrt.serve import live as live_module
+from lolrt.serve.errors import ConflictError, NoRoomError
+from lolrt.serve.guard import is_loopback, read_token
+from lolrt.serve.hub import Fragment, Gap, Hub, State
+from lolrt.serve.live import MOST_REMEMBERED, MOST_WAITING, START_BUFFER_SECONDS, Live
+from lolrt.serve.protocol import WindowOptions, with_options
+from lolrt.serve.state import Interaction
+from lolrt.serve.statistics import Statistics, percentile
+
+
+def fragment(sequence: int, seconds: float = 0.75) -> Fragment:
+    return Fragment(sequence, {"seconds": seconds}, b"x" * sequence)
+
+
+async def taken(hub: Hub, cursor: int, told: list[Any], hold: asyncio.Event | None = None) -> None:
+    async for event in hub.follow(cursor):
+        told.append(event)
+        if hold is not None:
+            await hold.wait()
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.integers(0, 40), st.data())
+def test_every_viewer_gets_every_chunk_once_or_is_told_what_it_lost(bursts, first, data):
+    """Viewers begin anywhere, and take nothing for as long as they like, while chunks are published in bursts."""
+
+    async def run() -> None:
+        hub, sequence = Hub(first, 0.75, 6), first
+        viewers = []
+        for burst in bursts:
+            if data.draw(st.booleans()):
+                hold = asyncio.Event()
+                told: list[Any] = []
+                cursor = data.draw(st.integers(max(0, first - 5), sequence + 2))
+                viewers.append((told, hold, cursor, asyncio.create_task(taken(hub, cursor, told, hold))))
+            for _ in range(burst):
+                hub.publish(fragment(sequence))
+                sequence += 1
+            for _, hold, _, _ in viewers:
+                if data.draw(st.booleans()):
+                    hold.set()
+            await asyncio.sleep(0)
+        hub.tell(State("ended", "closed"))
+        for _, hold, _, _ in viewers:
+            hold.set()
+        for told, _, cursor, task in viewers:
+            await asyncio.wait_for(task, 10)
+            assert told[-1] == State("ended", "closed") and sum(isinstance(event, State) for event in told) == 1
+            for event in told[:-1]:
+                if isinstance(event, Gap):
+                    assert event.first == cursor < event.end
+                    cursor = event.end
+                else:
+                    assert event.sequence == cursor and len(event.data) == cursor
+                    cursor += 1
+            assert cursor >= sequence
+
+    asyncio.run(run())
+
+
+def test_a_session_holds_no_more_than_its_window_whoever_reads():
+    async def run() -> None:
+        hub, hold = Hub(0, 0.75, 6), asyncio.Event()
+        told: list[Any] = []
+        tasks = [asyncio.create_task(taken(hub, 0, told, hold)) for _ in range(20)]
+        held = []
+        for sequence in range(200):
+            hub.publish(fragment(sequence))
+            await asyncio.sleep(0)
+            held.append(sum(hub.fragment(number) is not None for number in range(sequence + 1)))
+        assert max(held) == held[100] == held[-1] <= 2 * (6 / 0.75 + 1) + 1
+        for task in tasks:
+            task.cancel()
+
+    asyncio.run(run())
+
+
+def test_pausing_is_told_between_the_chunks_where_it_happened():
+    async def run() -> None:
+        hub, told = Hub(0, 0.75, 6), []
+        task = asyncio.create_task(taken(hub, 0, told))
+        hub.publish(fragment(0))
+        await asyncio.sleep(0)
+        hub.tell(State("paused"))
+        await asyncio.sleep(0)
+        hub.tell(State("live"))
+        hub.publish(fragment(1))
+        await asyncio.sleep(0)
+        hub.tell(State("ended", "closed"))
+        hub.tell(State("live"))  # it stays ended
+        await task
+        assert [event.name if isinstance(event, State) else event.sequence for event in told] == [0, "paused", 1, "live", "ended"]
+
+    asyncio.run(run())
+
+
+class Stepped:
+    """A stream whose chunks take as long as they are told."""
+
+    prompt = "a"
+
+    def __init__(self, clock: list[float]) -> None:
+        self.clock, self.undecoded = clock, []
+        self.switches: list[tuple[str, int]] = []
+        self.latent_stream = SimpleNamespace(session=SimpleNamespace(between_chunks=True), set_prompt=self.set_prompt)
+
+    def set_prompt(self, embeds: torch.Tensor, over_chunks: int) -> None:
+        self.switches.append((str(embeds), over_chunks))
+
+    def decode_next(self) -> Any:
+        return SimpleNamespace(n_frames=12, frames=torch.zeros(12, 2, 2, 3), mass=None, switch=None, first_frame=0)
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(live_module, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0]))
+    return now
+
+
+def stepped(clock: list[float]) -> Live:
+    return Live("id", Stepped(clock), None, None, fps=16, lease_seconds=10)  # type: ignore[arg-type]
+
+
+def make(live: Live, clock: list[float], seconds: float) -> Any:
+    live.begin()
+    clock[0] += seconds
+    return live.finish()
+
+
+def test_chunks_are_due_when_who_watches_from_the_start_needs_them(clock):
+    """By hand: the first is shown a buffer after it is made, each other follows when the one before it has been shown; who is late moves
+    all that follow, and nothing is made up for."""
+    live = stepped(clock)
+    first = make(live, clock, 0.3)
+    assert first.deadline is None
+    shown = clock[0] + START_BUFFER_SECONDS
+    for k in range(1, 5):
+        assert make(live, clock, 0.2).deadline == pytest.approx(shown + 0.75 * k)
+    clock[0] += 60  # the process was stopped, say
+    late = make(live, clock, 0.2)
+    assert late.deadline < clock[0]
+    after = make(live, clock, 0.2)
+    assert after.deadline == pytest.approx(clock[0] - 0.2 + 0.75)
+    live.pause(True)
+    assert live.wait_seconds(clock[0], 2.0) is None
+    live.pause(False)
+    assert live.wait_seconds(clock[0], 2.0) == 0 and make(live, clock, 0.2).deadline is None
+
+
+def test_no_chunk_is_begun_earlier_than_it_takes(clock):
+    live = stepped(clock)
+    make(live, clock, 0.3)
+    for _ in range(12):
+        clock[0] += live.wait_seconds(clock[0], 2.0)
+        ahead = make(live, clock, 0.2).deadline - clock[0]
+        assert 0 < ahead < 0.35
+    for _ in range(12):  # chunks that take longer than they play
+        clock[0] += max(0.0, live.wait_seconds(clock[0], 0.5))
+        make(live, clock, 2.0)
+    assert live.wait_seconds(clock[0], 0.5) == pytest.approx(0.25)  # 0.75 until it is due, and 0.5 is the most
+
+
+def test_interactions_happen_once_in_their_order(clock):
+    live = stepped(clock)
+    for number in range(MOST_WAITING):
+        asked = Interaction(f"e{number}", "a", number + 1)
+        assert live.accept(asked, "text").sequence == live.accept(asked, "text").sequence == number  # type: ignore[arg-type]
+    with pytest.raises(NoRoomError):
+        live.accept(Interaction("more", "a", 1), "text")  # type: ignore[arg-type]
+    with pytest.raises(ConflictError, match="was another"):
+        live.accept(Interaction("e0", "b", 1), "text")  # type: ignore[arg-type]
+    made = make(live, clock, 0.2)
+    assert made.about["started_event_ids"] == [f"e{number}" for number in range(MOST_WAITING)]
+    assert live.stream.switches == [("text", number + 1) for number in range(MOST_WAITING)]
+    with pytest.raises(ConflictError, match="16 is the next"):
+        live.accept(Interaction("next", "a", 1, sequence=17), "text")  # type: ignore[arg-type]
+    assert live.accept(Interaction("next", "a", 1, sequence=16), "text").sequence == 16  # type: ignore[arg-type]
+    for number in range(2 * MOST_REMEMBERED):
+        make(live, clock, 0.2)
+        live.accept(Interaction(f"f{number}", "a", 1), "text")  # type: ignore[arg-type]
+    assert len(live.known) == MOST_REMEMBERED
+
+
+def test_percentiles_and_stalls():
+    """By nearest rank, and by hand."""
+    assert [percentile([float(n) for n in range(1, 101)], percent) for percent in (50, 95, 99)] == [50, 95, 99]
+    assert percentile([3.0], 50) == 3.0
+    statistics = Statistics(opened=10.0)
+    for now, slack in ((11.0, None), (12.0, 0.5), (13.0, -0.25), (14.0, 0.1), (20.0, None), (21.0, 0.3)):
+        statistics.add(now, {"slack_seconds": slack, "made_seconds": 0.3, "seconds": 0.75}, None)
+    told = statistics.plain()
+    assert told["first_chunk_seconds"] == 1.0 and told["chunks"] == 6 and told["late_chunks"] == 1
+    assert told["deadline_attainment"] == 0.75 and told["stall_seconds"] == 0.25
+    assert told["interval_p50"] == told["interval_p99"] == 1.0  # not the pause before the fifth
+    assert told["real_time_factor"] == pytest.approx(0.4)
+
+
+def test_options_change_what_they_name_and_are_checked():
+    window = lolrt.Window()
+    asked = WindowOptions(sink_frames=2, gate={"bias": -1.0})
+    assert with_options(window, asked) == lolrt.Window(sink_frames=2, gate=lolrt.SinkGate(bias=-1.0))
+    assert with_options(window, None) is window
+    with pytest.raises(lolrt.Error, match="recent frames"):
+        with_options(window, WindowOptions(recent_frames=0))
+
+
+@pytest.mark.parametrize(
+    "host,loopback",
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("example.org", False),
+        ("", False),
+    ],
+)
+def test_what_is_loopback(host, loopback):
+    assert is_loopback(host) is loopback
+
+
+def test_tokens(tmp_path):
+    path = tmp_path / "token"
+    for text in ("", "short", "with spaces in it, and long enough", "ümlaut-and-long-enough-to-be-one", "x" * 300):
+        path.write_text(text)
+        path.chmod(0o600)
+        with pytest.raises(lolrt.Error, match="token"):
+            read_token(path)
+    path.write_text("long-enough-to-be-one\n")
+    assert read_token(path) == "long-enough-to-be-one"
+    path.chmod(0o644)
+    with pytest.raises(lolrt.Error, match="chmod 600"):
+        read_token(path)
+    with pytest.raises(lolrt.Error, match="cannot read"):
+        read_token(tmp_path / "none")
+
+
+def test_an_address_of_others_needs_a_token():
+    from lolrt.serve.server import serve
+    from lolrt.serve.settings import Settings
+
+    for host in ("0.0.0.0", "::", "10.0.0.1", "example.org"):
+        with pytest.raises(lolrt.Error, match="--token-file"):
+            serve(None, Settings(), host, 0)  # type: ignore[arg-type]
