@@ -137,6 +137,7 @@ NOT_STARTS = {
     "unsupported_format": {**DEFAULTS, "format": "webm"},
     "unsupported_size": {**DEFAULTS, "width": 640, "height": 384},
     "unsupported_fps": {**DEFAULTS, "fps": 24},
+    "unsupported_lora": {**DEFAULTS, "lora": {"name": "style", "scale": 0.8}},
     "model_mismatch": {**DEFAULTS, "model": "other"},
     "bad_message": {**DEFAULTS, "num_frames": "many"},
     "invalid": {**DEFAULTS, "prompt": "a zebra"},

@@ -102,9 +102,12 @@ class Clip(BaseModel):
     seed: Seed | None = None
     rope: RopeOptions | None = None  # type: ignore[valid-type]
     window: WindowOptions | None = None  # type: ignore[valid-type]
+    lora: Any = None
 
     def check(self, model: str, width: int, height: int, fps: int) -> None:
         """Raises `RequestError` where another model, size or rate is asked for."""
+        if self.lora:
+            raise RequestError("adapters are the whole server's: start it with --lora FILE", "unsupported_lora")
         if self.model not in (None, model):
             raise RequestError(f"{self.model!r} was asked for, and this server has {model!r}", "model_mismatch")
         asked = (self.width or width, self.height or height)
