@@ -484,7 +484,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 def test_help_says_something_of_every_option_and_no_default_that_is_none():
     commands = list(parsers(cli.parser()))
-    assert len(commands) == 14
+    assert {"lolrt generate", "lolrt serve", "lolrt lab phase"} <= {command.prog for command in commands}
     for command in commands:
         for action in command._actions:
             assert action.help or isinstance(action, argparse._SubParsersAction), f"{command.prog} {action.dest}"
