@@ -22,6 +22,7 @@ from lolrt import DiTConfig
 from lolrt.checkpoint import load_dit
 from lolrt.checkpoint.inspect import inspect
 from lolrt.checkpoint.model_files import components_of, find_files
+from lolrt.checkpoint.packed import stored
 from lolrt.checkpoint.shapes import dit_shapes
 from lolrt.errors import CheckpointError
 
@@ -32,6 +33,7 @@ TENSORS = {
     "blocks.0.self_attn.q.bias": torch.zeros(8, dtype=torch.bfloat16),
     "head.head.bias": torch.zeros(16),
 }
+FP8 = torch.float8_e4m3fn
 CONFIG = b'{"dim": 8, "num_heads": 1, "num_layers": 1, "patch_size": [1, 2, 2], "eps": 1e-6}'
 SHARDS = ("a.safetensors", "b.safetensors")
 TOML = b'dit = "weights"\nweights = "generator"\nfps = 16\nexample_prompts = ["a"]\n[sampler]\ntimesteps = [1000, 500]\nshift = 5.0\n'
@@ -56,6 +58,25 @@ def halves() -> list[bytes]:
 
 def adapters() -> dict[str, Tensor]:
     return {f"base_model.model.blocks.0.ffn.0.lora_{side}.weight": torch.zeros(2, 8) if side == "A" else torch.zeros(8, 2) for side in "AB"}
+
+
+def packed(form: str) -> dict[str, Tensor]:
+    """The whole model with its matrices in 8 bits."""
+    found: dict[str, Tensor] = {"scaled_fp8": torch.zeros(2).to(FP8)} if form == "fp8_scaled" else {}
+    for name, tensor in whole_model().items():
+        layer = name.removesuffix(".weight")
+        if tensor.ndim != 2 or layer == name:
+            found[name] = tensor
+        elif form == "blocks":
+            found |= {f"{layer}.int8_weight": tensor.to(torch.int8), f"{layer}.scale": torch.ones(1, 1)}
+        elif form == "rows":
+            found |= {name: tensor.to(FP8), f"{layer}.weight_scale": torch.ones(len(tensor), 1)}
+        elif form == "comfy_quant":
+            said = torch.tensor(list(b'{"format": "int8_tensorwise"}'), dtype=torch.uint8)
+            found |= {name: tensor.to(torch.int8), f"{layer}.weight_scale": torch.ones(()), f"{layer}.comfy_quant": said}
+        else:
+            found |= {name: tensor.to(FP8), f"{layer}.scale_weight": torch.ones(()), f"{layer}.scale_input": torch.ones(())}
+    return found
 
 
 def archive_of(content: object) -> bytes:
@@ -88,6 +109,10 @@ def seeds() -> dict[str, bytes]:
     taehv = {"encoder.0.weight": torch.zeros(2, 3, 3, 3), "decoder.1.weight": torch.zeros(4, 2, 3, 3)}
     partial = {"wan": TENSORS, "diffusers": diffusers, "vae": vae, "lora": adapters(), "text": text, "taehv": taehv}
     found = {f"safetensors-{name}": b"\0" + save(tensors) for name, tensors in {**partial, "model": whole_model()}.items()}
+    found |= {f"safetensors-{form}": b"\0" + save(packed(form)) for form in ("fp8_scaled", "comfy_quant", "rows", "blocks")}
+    layers = {name.removesuffix(".weight"): {"format": "float8_e4m3fn"} for name in packed("rows") if f"{name}_scale" in packed("rows")}
+    found["safetensors-header"] = b"\0" + save(packed("rows"), {"_quantization_metadata": json.dumps({"layers": layers})})
+    found["archive-rows"] = b"\1" + archive_of({"generator": packed("rows")})
     trained = {"generator": {f"model.{n}": t for n, t in whole_model().items()}, "generator_lora": adapters(), "step": 3}
     for name, content in {**partial, "trained": trained}.items():
         archive = archive_of(content)
@@ -108,7 +133,7 @@ def run(data: bytes, folder: Path) -> None:
         places = (parts.dit, parts.lora, parts.vae, parts.text_encoder, parts.taehv)
         for file in {place for place in places if place is not None}:
             for component in components_of(file):
-                for tensor in component.tensors.values():
+                for tensor in stored(component.tensors).values():
                     assert tensor.nbytes <= sum(path.stat().st_size for path in folder.iterdir())
                     tensor.contiguous().view(-1).view(torch.uint8).sum()  # every byte can be read
         assert all(line.isprintable() for line in inspect(place))

@@ -38,6 +38,7 @@ from lolrt.pipeline import VAEChoice, check_size, files_of, sampler_of
 from lolrt.positions.rope import Rope
 from lolrt.session.config import StreamConfig
 from lolrt.session.session import Session
+from lolrt.text.umt5 import encoder_dtype
 
 
 @dataclass(frozen=True)
@@ -266,10 +267,11 @@ def plan_model(
     config: VAEConfig | TAEHVConfig = (
         vae_config(read_component(files, "vae")) if vae == "full" else taehv_config(read_component(files, "taehv"))
     )
-    encoder = read_component(files, "text_encoder").tensors.values() if files.text_encoder and device == "cpu" else ()
+    encoder = read_component(files, "text_encoder") if files.text_encoder and device == "cpu" else None
+    encoder_bytes = encoder_dtype(encoder).itemsize * sum(found.numel() for found in encoder.tensors.values()) if encoder else 0
     memory = plan(
         dit_config(read_component(files, "dit")), config, height, width, dtype=dtype, window=window,
-        passes=len(sampler_of(settings, files.source).timesteps), vae_tile=vae_tile, text_encoder_bytes=_bytes(encoder), device=device,
+        passes=len(sampler_of(settings, files.source).timesteps), vae_tile=vae_tile, text_encoder_bytes=encoder_bytes, device=device,
         kv_dtype=kv_dtype,
     )  # fmt: skip
     return memory, (height, width)

@@ -80,8 +80,10 @@ VARIANTS = {
     "vace_blocks.{}.before_proj.weight": "a VACE DiT",
     "audio_injector.injector.{}.q.weight": "a speech-to-video DiT",
     "control_adapter.conv.{}.weight": "a DiT that is led by a camera",
-    "blocks.{}.self_attn.q.scale_weight": "weights in scaled 8-bit floats",
-    "blocks.{}.self_attn.q.weight.absmax": "weights packed by bitsandbytes",
+    "blocks.{}.self_attn.q.weight.absmax": "weights in the packing of bitsandbytes",
+    "blocks.{}.self_attn.q.weight_global_scale": "weights in NVFP4",
+    "blocks.{}.self_attn.q.quantized_weight_values": "weights in 4o6",
+    "blocks.{}.self_attn.q.pre_quant_scale": "weights in AWQ",
 }
 
 

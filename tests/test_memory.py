@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from itertools import islice
 from pathlib import Path
 
 import layouts
+import packings
 import pytest
 import torch
+from packings import PACKINGS
 from safetensors.torch import save_file
 
 import lolrt
@@ -212,22 +215,26 @@ def test_a_size_that_does_not_fit_is_told():
         plan(DIT, VAE, 104, 192)
 
 
-# Run in a process of its own: its peak is that of the loading alone, once libraries have been loaded by a small model.
+# Run in a process of its own: its peak is that of the loading alone, once libraries have been loaded by a small model. Arguments: the small
+# one, and then paths and dtypes in turn.
 LOADING = """
-import sys, torch, lolrt
+import gc, sys, torch, lolrt
 
 def resident(field):
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(field))
 
-small, path, dtype = sys.argv[1:]
-lolrt.load_dit(small, torch.bfloat16)
-open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
-before = resident("VmRSS")
-dit = lolrt.load_dit(path, getattr(torch, dtype))
-print(resident("VmHWM") - before, sum(parameter.nbytes for parameter in dit.parameters()))
+lolrt.load_dit(sys.argv[1], torch.bfloat16)
+for path, dtype in zip(sys.argv[2::2], sys.argv[3::2]):
+    gc.collect()
+    open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
+    before = resident("VmRSS")
+    dit = lolrt.load_dit(path, getattr(torch, dtype))
+    print(resident("VmHWM") - before, sum(parameter.nbytes for parameter in dit.parameters()))
+    del dit
 """
 
 
+SIZES = lolrt.DiTConfig(dim=768, ffn_dim=3072, text_dim=256, num_heads=6, num_layers=1)
 LARGEST = 4 * 768 * 6 * 768  # bytes of time_projection.1.weight
 
 
@@ -235,8 +242,7 @@ LARGEST = 4 * 768 * 6 * 768  # bytes of time_projection.1.weight
 def large(tmp_path_factory) -> Path:
     """A folder with a DiT of 59 MB in float32, as Self-Forcing's .pt and as safetensors."""
     folder = tmp_path_factory.mktemp("large")
-    config = lolrt.DiTConfig(dim=768, ffn_dim=3072, text_dim=256, num_heads=6, num_layers=1)
-    tensors = {name: torch.full(shape, 0.01) for name, shape in dit_shapes(config).items()}
+    tensors = {name: torch.full(shape, 0.01) for name, shape in dit_shapes(SIZES).items()}
     torch.save({"generator_ema": {f"model.{name}": tensor for name, tensor in tensors.items()}}, folder / "x.pt")
     save_file(tensors, folder / "x.safetensors")
     layouts.save_sharded(folder / "shards", tensors)
@@ -244,9 +250,20 @@ def large(tmp_path_factory) -> Path:
     length = int.from_bytes(whole[:8], "little")  # with a header of an odd length, as old writers left it, no tensor is aligned
     (folder / "odd.safetensors").write_bytes((length + 1).to_bytes(8, "little") + whole[8 : 8 + length] + b" " + whole[8 + length :])
     layouts.save_wan(folder / "small", layouts.dit_tensors())
+    for name, packing in PACKED.items():
+        packings.save(folder / name, PACKINGS[packing](tensors))
+    packings.save(folder / "small.safetensors", PACKINGS["LightX2V, int8"](layouts.dit_tensors()))
     return folder
 
 
+# Names of files, and the form of each: every way in which 8 bits are unpacked, and ComfyUI's wrapper in 16.
+PACKED = {
+    "comfy.safetensors": "ComfyUI, fp16",
+    "raw.safetensors": "fp8 e4m3, raw",
+    "scaled.safetensors": "fp8_scaled, in ComfyUI's wrapper, with scales of the activations",
+    "rows.safetensors": "LightX2V, int8",
+    "blocks.safetensors": "TurboDiffusion, int8",
+}
 CASES = [
     ("x.pt", "bfloat16"),
     ("x.safetensors", "float32"),
@@ -257,17 +274,30 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("name, dtype", CASES)
-def test_loading_peaks_below_1_2_times_the_file(name, dtype, large):
-    command = [sys.executable, "-c", LOADING, large / "small", large / name, dtype]
+def loaded(small: Path, cases: list[tuple[Path, str]]) -> list[tuple[int, int]]:
+    """Peak and weights of each, in bytes."""
+    command = [sys.executable, "-c", LOADING, small, *(argument for case in cases for argument in case)]
     # malloc gives large blocks back at once; else what it keeps for later differs from run to run, by the largest tensor.
     variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=variables)
-    peak, weights = map(int, done.stdout.split())
+    return [(int(peak), int(weights)) for peak, weights in map(str.split, done.stdout.splitlines())]
+
+
+@pytest.mark.parametrize("name, dtype", CASES)
+def test_loading_peaks_below_1_2_times_the_file(name, dtype, large):
+    ((peak, weights),) = loaded(large / "small", [(large / name, dtype)])
     file = sum(path.stat().st_size for path in ((large / name).iterdir() if (large / name).is_dir() else [large / name]))
     assert weights == pytest.approx(file if dtype == "float32" else file / 2, rel=0.01)
     copied = dtype != "float32" or name.startswith("odd")
     assert peak < 1.2 * weights + (LARGEST if copied else 0), "the weights, and the one tensor that is being converted"
+
+
+def test_loading_what_is_packed_peaks_below_1_2_times_the_weights(large):
+    cases = [(large / name, dtype) for name in PACKED for dtype in ("bfloat16", "float32")]
+    for (path, dtype), (peak, weights) in zip(cases, loaded(large / "small.safetensors", cases), strict=True):
+        itemsize = getattr(torch, dtype).itemsize
+        assert weights == itemsize * sum(math.prod(shape) for shape in dit_shapes(SIZES).values())
+        assert peak < 1.2 * weights + LARGEST // 4 * itemsize, f"{path.name} as {dtype}: the weights, and one of them that is unpacked"
 
 
 def test_sessions_that_share_an_engine_keep_to_the_plan():

@@ -14,8 +14,8 @@ from lolrt.checkpoint.folder import WAN_SETTINGS, new_folder, write_dit, write_j
 from lolrt.checkpoint.formats import KINDS, Component
 from lolrt.checkpoint.load import read_dit, weight
 from lolrt.checkpoint.lora import Adapters
-from lolrt.checkpoint.mapped import give_back
 from lolrt.checkpoint.model_files import TOKENIZER, find_files, read_component
+from lolrt.checkpoint.packed import Packed, give_back
 from lolrt.checkpoint.safetensors_file import write_safetensors
 from lolrt.checkpoint.shapes import WEIGHT_DTYPES, Shapes, dit_config, expected_shapes, faults, read_json, vae_config
 from lolrt.checkpoint.vocabulary import ROWS, read_rows
@@ -69,8 +69,8 @@ def _copy_json(source: Path, destination: Path, field: str) -> None:
 
 
 def own_dtype(component: Component) -> torch.dtype:
-    """The narrowest that holds all of a part's tensors, of those that weights have."""
-    dtypes = {tensor.dtype for tensor in component.tensors.values()} & set(WEIGHT_DTYPES)
+    """The narrowest that holds all of a part's tensors, of those that weights have; packed ones count as bfloat16."""
+    dtypes = {torch.bfloat16 if isinstance(found, Packed) else found.dtype for found in component.tensors.values()} & set(WEIGHT_DTYPES)
     return reduce(torch.promote_types, dtypes) if dtypes else torch.float32
 
 
@@ -85,7 +85,7 @@ def _checked(component: Component, shapes: Shapes, dtype: torch.dtype, lora: Ada
         converted = weight(component.tensors[name], dtype, name, lora)
         if converted is None:
             raise CheckpointError(f"{component.source} has values that are not finite, in {name}; fetch the file again")
-        give_back(component.tensors[name])
+        give_back([component.tensors[name]])
         return converted
 
     return tensor

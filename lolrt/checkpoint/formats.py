@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from torch import Tensor
-
 from lolrt.checkpoint import names
 from lolrt.checkpoint.adapter_names import adapters
+from lolrt.checkpoint.assembly import assemble, mark_unscaled
 from lolrt.checkpoint.names import Kind
+from lolrt.checkpoint.packed import Weight
+from lolrt.checkpoint.pickle_file import dictionaries
+from lolrt.checkpoint.wrappers import Place, branches, ends_of, rank, told_apart, without_inner
 from lolrt.errors import CheckpointError
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TITLES = {"dit": "DiT", "vae": "VAE", "text_encoder": "UMT5 text encoder", "taehv": "TAEHV", "lora": "LoRA of a DiT"}
 
-# Where files keep the weights that are to be used, the first that is there. A file of a training run has others too: the critic's,
-# the optimizer's.
-AVERAGED = "generator_ema"
-GROUPS = ("", AVERAGED, "generator", "model", "generator_lora", "state_dict")
-
-# Names that wrappers of a module leave in the names of its tensors: at the front, and anywhere.
-FRONT = ("model", "net", "base_model", "diffusion_model", "transformer")
-ANYWHERE = "_fsdp_wrapped_module"
-
+# Kinds, and whose names a file may use for each.
+LAYOUTS: tuple[tuple[Kind, str], ...] = (
+    ("taehv", "TAEHV"), ("lora", "its trainer"), ("dit", "Wan"), ("dit", "diffusers"), ("vae", "Wan"), ("vae", "diffusers"),
+    ("text_encoder", "Wan"), ("text_encoder", "transformers"),
+)  # fmt: skip
 TAEHV = re.compile(r"(encoder|decoder)\.\d+\.((conv|skip|conv\.\d)\.)?(weight|bias)")
+
+# Without names that begin so, nothing is a part of a model: other models have layers of the same names.
+LAYERS = re.compile(r"(blocks|encoder|decoder)\.")
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,15 @@ class Component:
     group: str
     """The entry of a training checkpoint that it comes from, such as "generator_ema"; "" where there is none."""
     source: Path
-    tensors: Mapping[str, Tensor]
-    """Under Wan's names (TAEHV's under its own, adapters' as of `adapter_names.adapters`), mapped from the file in its dtype. Unknown names
-    stay as they are."""
+    tensors: Mapping[str, Weight]
+    """Under Wan's names (TAEHV's under its own, adapters' as of `adapter_names.adapters`), mapped from the file in its dtype, or packed as
+    it is there. Unknown names stay as they are."""
     wrapped: bool = False
     """Whether wrappers' names were removed from the tensors' names."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The JSON config that lies beside it, as it is; {} where there is none."""
+    tokenizer: Callable[[], dict[str, Any]] | None = None
+    """Where its file holds a tokenizer too, makes what tokenizer.json would say of it. Raises `lolrt.CheckpointError`."""
 
     def __str__(self) -> str:
         wrapped = ", wrappers removed" if self.wrapped else ""
@@ -55,75 +58,96 @@ class Component:
 
 def recognise(content: Mapping[Any, Any], source: Path) -> list[Component]:
     """All parts of models in a file; `content` is what was read from it."""
-    found = []
-    for group, tensors in _groups(content):
-        bare, wrapped = _unwrap(_encoder(tensors), source)
-        kind, layout = _kind(bare)
-        if kind is not None:
-            found.append(Component(kind, layout, group, source, _under_wan_names(kind, layout, bare, source), wrapped))
-    return found
+    places: list[Place] = []
+    found: list[Component] = []
+    for keys, tensors in dictionaries(content):
+        inner, twice = without_inner(tensors)
+        for path, inside, (kind, layout) in branches(assemble(inner, source), _known):
+            if twice:
+                raise _unclear(source, *twice[0])
+            bare = _unwrapped(kind, layout, _encoder(inside), source)
+            wrapped = bool(path) or inner.keys() != tensors.keys() or bare.keys() != _encoder(inside).keys()
+            weights = _under_wan_names(kind, layout, bare, source)
+            mark_unscaled(weights.values())
+            places.append(Place(keys, path))
+            found.append(Component(kind, layout, "", source, weights, wrapped))
+    groups: dict[int, str] = {}
+    for kind in KINDS:
+        numbers = [i for i, component in enumerate(found) if component.kind == kind]
+        groups |= zip(numbers, told_apart([places[i] for i in numbers]), strict=True)
+    return [replace(component, group=groups[i]) for i, component in enumerate(found)]
 
 
-def _groups(content: Mapping[Any, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    for group, values in [("", content), *((str(key), value) for key, value in content.items() if isinstance(value, dict))]:
-        tensors = {str(name): value for name, value in values.items() if isinstance(value, Tensor)}
-        if tensors:
-            yield group, tensors
+def _unclear(source: Path, name: str, other: str) -> CheckpointError:
+    return CheckpointError(f"{source} has {name} twice, as {other} too; it is unclear which one counts")
 
 
-def _unwrap(tensors: dict[str, Tensor], source: Path) -> tuple[dict[str, Tensor], bool]:
-    bare: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        parts = [part for part in name.split(".") if part != ANYWHERE]
-        while len(parts) > 1 and parts[0] in FRONT:
-            parts = parts[1:]
-        if bare.setdefault(".".join(parts), tensor) is not tensor:
-            raise CheckpointError(f"{source} has {'.'.join(parts)} twice, as {name} too; it is unclear which one counts")
-    return bare, bare.keys() != tensors.keys()
+def _unwrapped(kind: Kind, layout: str, weights: dict[str, Weight], source: Path) -> dict[str, Weight]:
+    """Weights of a part of a model, with single names freed of wrappers that others do not have."""
+    unknown = weights.keys() - _names_of(kind, layout, weights)
+    ends = {end for name in unknown for end in ends_of(name)}
+    known = _names_of(kind, layout, {*weights, *ends}) & ends
+    bare: dict[str, Weight] = {}
+    for name, weight in weights.items():
+        short = next((end for end in ends_of(name) if end in known), name) if name in unknown else name
+        if bare.setdefault(short, weight) is not weight:
+            raise _unclear(source, short, name)
+    return bare
 
 
-def _encoder(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _encoder(weights: dict[str, Weight]) -> dict[str, Weight]:
     """What the encoder needs of a whole UMT5, encoder and decoder."""
-    if not any(name.startswith("decoder.block.0.layer.1.EncDecAttention.") for name in tensors):
-        return tensors
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(("decoder.", "lm_head."))}
+    if not any(name.startswith("decoder.block.0.layer.1.EncDecAttention.") for name in weights):
+        return weights
+    return {name: weight for name, weight in weights.items() if not name.startswith(("decoder.", "lm_head."))}
 
 
-def _kind(tensors: dict[str, Tensor]) -> tuple[Kind | None, str]:
+def _known(weights: dict[str, Weight]) -> tuple[Kind, str] | None:
     """The kind and layout that know most of these names, and at least half of them."""
-    known: dict[tuple[Kind, str], int] = {
-        ("taehv", "TAEHV"): sum(TAEHV.fullmatch(name) is not None for name in tensors),
-        ("lora", "its trainer"): len(adapters(tensors)),
-    }
-    for kind in ("dit", "vae", "text_encoder"):
-        known[kind, "Wan"] = len(names.to_diffusers(kind, tensors))
-        known[kind, "transformers" if kind == "text_encoder" else "diffusers"] = len(names.to_wan(kind, tensors))
-    best = max(known, key=lambda candidate: known[candidate])
-    return best if 2 * known[best] >= len(tensors) else (None, "")
+    weights = _encoder(weights)
+    known = {layout: _names_of(*layout, weights) for layout in LAYOUTS}
+    best = max(known, key=lambda layout: len(known[layout]))
+    fits = 2 * len(known[best]) >= len(weights) and (best[0] == "lora" or any(map(LAYERS.match, known[best])))
+    return best if fits else None
 
 
-def _under_wan_names(kind: Kind, layout: str, tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
+def _names_of(kind: Kind, layout: str, among: Collection[str]) -> Set[str]:
+    """The names that a layout knows."""
+    if kind == "taehv":
+        return {name for name in among if TAEHV.fullmatch(name)}
+    if kind == "lora":
+        return adapters(among).keys()
+    return (names.to_diffusers(kind, among) if layout == "Wan" else names.to_wan(kind, among)).keys()
+
+
+def _under_wan_names(kind: Kind, layout: str, weights: dict[str, Weight], source: Path) -> dict[str, Weight]:
     if layout in ("Wan", "TAEHV"):
-        return tensors
-    renamed: dict[str, Tensor] = {}
-    table = adapters(tensors) if kind == "lora" else names.to_wan(kind, tensors)
-    for name, tensor in tensors.items():
+        return weights
+    renamed: dict[str, Weight] = {}
+    table = adapters(weights) if kind == "lora" else names.to_wan(kind, weights)
+    for name, weight in weights.items():
         wan = table.get(name, name)
         if wan in renamed and not (kind == "text_encoder" and wan == "token_embedding.weight"):  # tied: its second name is no second tensor
-            raise CheckpointError(f"{source} has {wan} twice, as {name} too; it is unclear which one counts")
-        renamed.setdefault(wan, tensor)
+            raise _unclear(source, wan, name)
+        renamed.setdefault(wan, weight)
     return renamed
 
 
 def choose(components: list[Component], kind: Kind, source: Path, group: str | None = None, averaged: bool = True) -> Component:
-    """The part of this kind that is to be used: of `group`, or of the first of GROUPS; unless `averaged`, averaged weights come last.
+    """The part of this kind that is to be used: the one of `group`, else the first by `wrappers.rank`.
 
     Raises `lolrt.CheckpointError`, saying what there is.
     """
-    order = tuple(sorted(GROUPS, key=lambda name: not averaged and name == AVERAGED)) if group is None else (group,)
-    usable = [component for component in components if component.kind == kind and component.group in order]
-    if not usable:
-        there = "; ".join(map(str, components)) or "nothing that is known here"
-        wanted = f"a {TITLES[kind]}" + (f" in {group!r}" if group else "")
-        raise CheckpointError(f"{source} holds {there}; expected {wanted} (`lolrt inspect` shows what a file holds)")
-    return min(usable, key=lambda component: order.index(component.group))
+    if group is None:
+        ranks = {c.group: order for c in components if c.kind == kind and (order := rank(c.group, averaged)) is not None}
+        groups = [name for name, order in ranks.items() if order == min(ranks.values())]
+    else:
+        groups = [group]
+    usable = [component for component in components if component.kind == kind and component.group in groups]
+    if len(usable) == 1:
+        return usable[0]
+    there = "; ".join(map(str, components)) or "nothing that is known here"
+    wanted = f"expected a {TITLES[kind]}" + (f" in {group!r}" if group else "")
+    if usable:
+        wanted = f"say which to use, with weights = {usable[0].group!r} in a .toml file, or --weights"
+    raise CheckpointError(f"{source} holds {there}; {wanted} (`lolrt inspect` shows what a file holds)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from lolrt.checkpoint.formats import KINDS, TITLES, Component, choose
 from lolrt.checkpoint.lora import LoRA
 from lolrt.checkpoint.model_files import ModelFiles, find_files, read_component
 from lolrt.checkpoint.names import Kind
+from lolrt.checkpoint.packed import Packed, stored
 from lolrt.checkpoint.shapes import dit_config, expected_shapes, faults, taehv_config, text_encoder_config, vae_config
 from lolrt.checkpoint.tokenizer import read_tokenizer
 from lolrt.errors import CheckpointError, printable
@@ -75,9 +76,10 @@ def _used(components: list[Component], kind: Kind, files: ModelFiles) -> Compone
 
 
 def _about(component: Component, files: ModelFiles) -> Iterator[str]:
-    tensors = component.tensors.values()
-    elements = sum(tensor.numel() for tensor in tensors)
-    yield f"tensors    {len(component.tensors)}, {elements:,} parameters; {_dtypes(list(tensors))}"
+    elements = sum(found.numel() for found in component.tensors.values())
+    yield f"tensors    {len(component.tensors)}, {elements:,} parameters; {_dtypes(stored(component.tensors).values())}"
+    forms = Counter(found.form for found in component.tensors.values() if isinstance(found, Packed))
+    yield from (f"packed     {count} in {form}" for form, count in forms.most_common())
     try:
         if component.kind == "lora":
             adapters = LoRA(component)
@@ -96,7 +98,7 @@ def _about(component: Component, files: ModelFiles) -> Iterator[str]:
     yield f"memory     {size(2 * elements)} in bfloat16, {size(4 * elements)} in float32"
 
 
-def _dtypes(tensors: list[Tensor]) -> str:
+def _dtypes(tensors: Iterable[Tensor]) -> str:
     """How many bytes there are of each dtype."""
     counts: Counter[torch.dtype] = Counter()
     for tensor in tensors:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lolrt.checkpoint.formats import Component
 from lolrt.checkpoint.lora import Adapters, LoRA, LoRAFiles, lora_files
-from lolrt.checkpoint.mapped import give_back
 from lolrt.checkpoint.model_files import ModelFiles, find_files, read_component
 from lolrt.checkpoint.origin import Origin, origin_of
+from lolrt.checkpoint.packed import Packed, Weight, give_back
 from lolrt.checkpoint.safetensors_file import file_order, group_of
 from lolrt.checkpoint.shapes import Shapes, dit_config, expected_shapes, faults, listed, taehv_config, unfilled, vae_config
 from lolrt.errors import CheckpointError, Error
@@ -125,7 +125,7 @@ def load_taehv(path: str | Path | ModelFiles, dtype: torch.dtype = torch.bfloat1
 
 def assign(
     model: Model,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Weight],
     dtype: torch.dtype,
     source: Path,
     lora: Adapters | None = None,
@@ -136,8 +136,9 @@ def assign(
     """Gives a model that was built `unfilled` its weights, after checking all of them; returns it for inference.
 
     They are copies, made one at a time, q, k and v of a layer side by side: a file that is overwritten would change a model that is mapped
-    from it, and one that is cut would end the process. `mapped`: on the CPU, tensors of this dtype are taken as they are, for a model that
-    is large and soon let go. kept: weights that are taken as they are, but where others lie beside them that are not.
+    from it, and one that is cut would end the process. `mapped`: on the CPU, tensors of this dtype are taken as they are, and others
+    converted each into memory of its own, for a model that is large and soon let go. kept: weights that are taken as they are, but where
+    others lie beside them that are not.
     """
     if dtype not in (torch.bfloat16, torch.float32):
         raise CheckpointError(f"dtype is {dtype}; expected torch.bfloat16 or torch.float32")
@@ -147,6 +148,7 @@ def assign(
     if lora:
         lora.check(expected)
     weights: dict[str, Tensor] = {}
+    tied: dict[int, Tensor] = {}
     broken = []
     for _, group in itertools.groupby(file_order(expected), key=group_of):
         names = list(group)
@@ -155,14 +157,15 @@ def assign(
             continue
         room = None if mapped else torch.empty(sum(math.prod(expected[name]) for name in names), dtype=dtype, device=device)
         for name in names:
-            checked = weight(tensors[name], dtype, name, lora)
+            checked = tied.get(id(tensors[name])) if mapped else None
+            checked = checked if checked is not None else weight(tensors[name], dtype, name, lora)
             if checked is None:
                 broken.append(name)
             elif room is None:
-                weights[name] = checked
+                weights[name] = tied[id(tensors[name])] = checked
             else:
                 weights[name], room = room[: checked.numel()].view(checked.shape).copy_(checked), room[checked.numel() :]
-                give_back(tensors[name])
+                give_back([tensors[name]])
     if broken:
         among = f", or what {lora} adds to them" if lora and lora.changed & set(broken) else ""
         raise CheckpointError(f"{source} has values that are not finite, in {listed(broken)}{among}; fetch the file again")
@@ -170,13 +173,14 @@ def assign(
     return model.requires_grad_(False).eval()
 
 
-def weight(tensor: Tensor, dtype: torch.dtype, name: str = "", lora: Adapters | None = None) -> Tensor | None:
-    """A mapped tensor, merged with its adapters, in this dtype; None if it has values that are not finite."""
+def weight(found: Weight, dtype: torch.dtype, name: str = "", lora: Adapters | None = None) -> Tensor | None:
+    """A mapped or packed weight, merged with its adapters, in this dtype; None if it has values that are not finite."""
+    tensor = found.unpack(torch.float32 if lora else dtype) if isinstance(found, Packed) else found
     merged = lora.merge(name, tensor) if lora else tensor
     converted = merged.to(dtype).contiguous()
     if converted.data_ptr() % dtype.itemsize:  # a mapped tensor behind a header of an odd length
         converted = converted.clone()
-    if converted.data_ptr() != tensor.data_ptr():
-        give_back(tensor)
+    if isinstance(found, Packed) or converted.data_ptr() != found.data_ptr():
+        give_back([found])
     finite = converted.numel() == 0 or all(map(torch.isfinite, torch.aminmax(converted)))  # NaN is passed on by both
     return converted if finite else None

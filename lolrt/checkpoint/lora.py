@@ -16,6 +16,7 @@ from lolrt.checkpoint.adapter_config import AdapterConfig
 from lolrt.checkpoint.adapter_names import OTHER, PARTS
 from lolrt.checkpoint.deltas import Decomposed, Delta, Difference, Hadamard, Kronecker, LowRank
 from lolrt.checkpoint.formats import Component
+from lolrt.checkpoint.packed import unpacked
 from lolrt.checkpoint.shapes import WEIGHT_DTYPES, Shapes, listed
 from lolrt.errors import CheckpointError, Error
 
@@ -77,7 +78,7 @@ class LoRA:
         self.name = str(LoRAFile(component.source, strength))
         layers: dict[str, dict[str, Tensor]] = {}
         unknown = []
-        for name, tensor in component.tensors.items():
+        for name, tensor in ((name, unpacked(weight)) for name, weight in component.tensors.items()):
             part = next((part for part in PARTS if name.endswith(f".{part}")), None)
             if part is None:
                 unknown.append(name)

@@ -14,11 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from lolrt.checkpoint import formats
+from lolrt.checkpoint.assembly import with_header
 from lolrt.checkpoint.foreign import open_file
 from lolrt.checkpoint.formats import Component, recognise
 from lolrt.checkpoint.names import Kind
 from lolrt.checkpoint.pickle_file import read_pickle
-from lolrt.checkpoint.safetensors_file import read_metadata, read_safetensors
+from lolrt.checkpoint.safetensors_file import read_all, read_metadata
 from lolrt.checkpoint.shapes import read_json, read_text
 from lolrt.errors import CheckpointError
 
@@ -227,11 +228,13 @@ def components_of(path: Path) -> list[Component]:
 def _read(path: Path) -> Mapping[Any, Any]:
     if path.name.endswith(INDEX):
         return _read_index(path)
-    return _read_file(path)
+    content, metadata = _read_file(path)
+    return with_header(content, metadata, path)
 
 
-def _read_file(path: Path) -> Mapping[Any, Any]:
-    return read_safetensors(path) if _is_safetensors(path) else read_pickle(path)
+def _read_file(path: Path) -> tuple[Mapping[Any, Any], Mapping[str, str]]:
+    """What a file holds, and what it says of itself."""
+    return read_all(path) if _is_safetensors(path) else (read_pickle(path), {})
 
 
 def _some_names(path: Path) -> str:
@@ -272,12 +275,12 @@ def _read_index(index: Path) -> dict[str, Tensor]:
     table = _weight_map(index)
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(table.values())):
-        shard = _read_file(index.parent / name)
+        shard, metadata = _read_file(index.parent / name)
         listed = {tensor for tensor, file in table.items() if file == name}
         if listed != shard.keys():
             differ = ", ".join(sorted(map(str, listed ^ shard.keys())))
             raise CheckpointError(f"{index.parent / name} and {index.name} differ in {differ}; they belong to different models")
-        tensors |= shard
+        tensors |= with_header(shard, metadata, index.parent / name)
     return tensors
 
 

@@ -11,6 +11,8 @@ import math
 import pickletools
 import zipfile
 import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -25,6 +27,9 @@ MOST_PICKLE_BYTES = 16_000_000  # a few hundred for each tensor
 # Tied weights are stored once, and a group may be another one's weights. More than so many times over is no model's.
 MOST_SHARING = 4
 
+# Keys that lead to a model's weights.
+MOST_KEYS = 8
+
 # No tensor of a model has more, and no shape copies a longer list than this.
 MOST_DIMENSIONS = 16
 
@@ -33,6 +38,9 @@ STORAGES = {
     "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8,
     "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
+# Of newer dtypes there are no storages; torch saves bytes, and the dtype beside them.
+UNTYPED = "UntypedStorage"
+NEWER = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 
 CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 VALUES = {"BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
@@ -67,13 +75,25 @@ def read_pickle(path: Path) -> dict[Any, Any]:
         raise CheckpointError(f"{path} is damaged or no plain checkpoint ({reason}); fetch it again") from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected a dictionary of tensors")
-    groups = [loaded, *(value for value in loaded.values() if isinstance(value, dict))]
-    claimed = sum(tensor.nbytes for group in groups for tensor in group.values() if isinstance(tensor, Tensor))
+    claimed = sum(tensor.nbytes for _, tensors in dictionaries(loaded) for tensor in tensors.values())
     if claimed > MOST_SHARING * len(data):
         raise CheckpointError(
             f"{path} is no plain checkpoint: its tensors repeat what it stores, and would unfold to {claimed:,} bytes; do not trust it"
         )
     return loaded
+
+
+def dictionaries(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """The tensors of each dictionary in what was read from a file, and the keys that lead to it; of the same one, a few times at most."""
+    met: Counter[int] = Counter()
+    waiting: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), content)]
+    for keys, values in waiting:  # which grows
+        met[id(values)] += 1
+        if met[id(values)] > MOST_SHARING or len(keys) > MOST_KEYS:
+            continue
+        if tensors := {str(name): value for name, value in values.items() if isinstance(value, Tensor)}:
+            yield keys, tensors
+        waiting += [((*keys, str(key)), value) for key, value in values.items() if isinstance(value, dict)]
 
 
 class _Reader:
@@ -122,10 +142,13 @@ class _Reader:
             "collections OrderedDict": _ordered_dict,
             "torch Size": _size,
             "torch._utils _rebuild_tensor_v2": _tensor,
+            "torch._utils _rebuild_tensor_v3": _tensor_of_bytes,
             "torch._utils _rebuild_parameter": _parameter,
             "torch.nn.parameter Parameter": _parameter,
         }
-        names: dict[str, Any] = {**calls, **{f"torch {name}": dtype for name, dtype in STORAGES.items()}}
+        names: dict[str, Any] = {
+            **calls, **{f"torch {name}": dtype for name, dtype in (STORAGES | NEWER).items()}, f"torch.storage {UNTYPED}": torch.uint8
+        }  # fmt: skip
         for opcode, argument, _ in pickletools.genops(self._pickle):
             match opcode.name:
                 case "PROTO":
@@ -237,6 +260,14 @@ def _tensor(storage: Storage, offset: int, size: Any, stride: Any, requires_grad
     if 0 not in size and last >= len(storage.values):
         raise ValueError(f"a tensor of {list(size)} needs {last + 1} values of a storage of {len(storage.values)}")
     return mark(storage.values[offset:].as_strided(size, stride))
+
+
+def _tensor_of_bytes(
+    storage: Storage, offset: int, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, metadata: Any = None
+) -> Tensor:
+    if dtype not in NEWER.values() or not isinstance(storage, Storage) or storage.values.dtype != torch.uint8:
+        raise ValueError("a tensor of bytes has no dtype that is known here")
+    return _tensor(Storage(storage.values.view(dtype)), offset, size, stride, requires_grad, hooks, metadata)
 
 
 def _parameter(data: Tensor, requires_grad: Any = False, hooks: Any = None) -> Tensor:

@@ -46,17 +46,23 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises `lolrt.CheckpointError` for a file that is not there, is none of weights, is cut off, or whose header contradicts itself or the
     file.
     """
-    data = map_file(path)
-    start, entries, _ = _header(path, data)
-    return {
-        name: mark(view(data[start + entry.begin : start + entry.end], entry.dtype).view(entry.shape)) for name, entry in entries.items()
-    }
+    tensors, _ = read_all(path)
+    return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """What a file says of itself, beside its tensors. Raises as `read_safetensors` does."""
-    _, _, metadata = _header(path, map_file(path))
+    _, metadata = read_all(path)
     return metadata
+
+
+def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file, as of `read_safetensors` and `read_metadata`."""
+    data = map_file(path)
+    start, entries, metadata = _header(path, data)
+    return {
+        name: mark(view(data[start + entry.begin : start + entry.end], entry.dtype).view(entry.shape)) for name, entry in entries.items()
+    }, metadata
 
 
 def damaged(path: Path, reason: str) -> CheckpointError:

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn as nn
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lolrt.checkpoint import names
 from lolrt.checkpoint.foreign import LONGEST, kind_of
 from lolrt.checkpoint.formats import Component
+from lolrt.checkpoint.packed import Packed, Weight
 from lolrt.checkpoint.variants import refuse_variants
 from lolrt.errors import CheckpointError, Error
 from lolrt.models.dit import CausalDiT, DiTConfig
@@ -288,9 +288,9 @@ def unfilled() -> Iterator[None]:
         yield
 
 
-def faults(expected: Shapes, tensors: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `tensors` from being those expected, a clause for each way: every tensor that is missing, too many, of another shape
-    or of a dtype that weights do not have."""
+def faults(expected: Shapes, tensors: Mapping[str, Weight]) -> list[str]:
+    """What keeps `tensors` from being those expected, a clause for each way: every tensor that is missing, too many, of another shape,
+    of a dtype that weights do not have, or packed and damaged."""
     clauses = []
     for fault, wrong in (("missing", expected.keys() - tensors.keys()), ("unexpected", tensors.keys() - expected.keys())):
         if wrong:
@@ -299,10 +299,16 @@ def faults(expected: Shapes, tensors: Mapping[str, Tensor]) -> list[str]:
     shapes = [f"{name} {list(tensor.shape)} instead of {list(shape)}" for name, shape, tensor in shared if tuple(tensor.shape) != shape]
     if shapes:
         clauses.append(f"of another shape: {', '.join(shapes)}")
-    dtypes = [f"{name} {str(tensor.dtype).removeprefix('torch.')}" for name, _, tensor in shared if tensor.dtype not in WEIGHT_DTYPES]
+    dtypes: list[str] = []
+    damaged: dict[str, list[str]] = {}
+    for name, _, tensor in shared:
+        if isinstance(tensor, Packed):
+            damaged.setdefault(tensor.fault, []).append(name)
+        elif tensor.dtype not in WEIGHT_DTYPES:
+            dtypes.append(f"{name} {str(tensor.dtype).removeprefix('torch.')}")
     if dtypes:
         clauses.append(f"of a dtype that weights do not have: {', '.join(dtypes)}")
-    return clauses
+    return clauses + [f"packed, with {fault}: {listed(names)}" for fault, names in damaged.items() if fault]
 
 
 def listed(names: Iterable[str]) -> str:

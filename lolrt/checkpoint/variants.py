@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import re
 
+from lolrt.checkpoint.assembly import Foreign
 from lolrt.checkpoint.formats import Component
 from lolrt.errors import CheckpointError
 
 # Names of tensors, of which one is enough, and what has them. Names of both Wan's and diffusers' layouts; the first that is found counts.
 TEXT_ALONE = "; video is made of text here, and of a picture that it begins with (--start): take a text-to-video model"
-PACKED = "; weights are read in floats here: take those in bfloat16 or float32"
+PACKED = "; weights are read here in floats, and in fp8 and int8 with plain scales: take a file of these"
 VARIANTS = {
     "dit": (
         (r"vace_", f"a VACE DiT, which is led by a video and masks{TEXT_ALONE}"),
         (r".*audio", f"a speech-to-video DiT{TEXT_ALONE}"),
         (r"face_|pose_patch_embedding|motion_encoder", f"an animation DiT, which is led by poses and faces{TEXT_ALONE}"),
         (r"control_adapter|ref_conv", f"a DiT that is led by a camera, a control video or a reference picture{TEXT_ALONE}"),
+        (
+            r".*\.proj_l\.",
+            "a DiT of TurboDiffusion, whose frames attend in both directions, sparsely (SLA); frames follow each other here: take a causal "
+            "model such as Self-Forcing",
+        ),
         (r"img_emb\.|.*\.k_img\.|.*image_embedder\.|.*\.add_k_proj\.", f"an image-to-video DiT{TEXT_ALONE}"),
     ),
     "vae": ((r"(encoder\.down|decoder\.up)samples\.\d+\.(down|up)samples\.", "the VAE of Wan2.2-TI2V-5B; take Wan2.1's, of 16 channels"),),
 }
-PACKINGS = (
-    (r"scaled_fp8|.*\.scale_weight|.*\.weight_scale|.*\.scale_input", f"weights in scaled 8-bit floats{PACKED}"),
-    (r".*\.absmax|.*\.quant_map|.*\.quant_state", f"weights packed by bitsandbytes{PACKED}"),
-    (r".*\.qweight|.*\.qzeros|.*\.wscales", f"weights packed to 4 bits{PACKED}"),
-)
 
 
 def refuse_variants(component: Component) -> None:
     """Raises `lolrt.CheckpointError` for a model that is known, and known not to be read here."""
-    for pattern, what in (*PACKINGS, *VARIANTS.get(component.kind, ())):
+    for pattern, what in VARIANTS.get(component.kind, ()):
         if example := next((name for name in component.tensors if re.match(pattern, name)), None):
             raise CheckpointError(f"{component.source} holds {what} (it has {example})")
+    if foreign := next((weight for weight in component.tensors.values() if isinstance(weight, Foreign)), None):
+        raise CheckpointError(f"{component.source} holds weights in {foreign.form}{PACKED} (it has {foreign.example})")

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lolrt.checkpoint import ModelFiles, assign, read_component, to_diffusers
 from lolrt.checkpoint.formats import Component
-from lolrt.checkpoint.mapped import give_back
 from lolrt.checkpoint.model_files import TOKENIZER
+from lolrt.checkpoint.packed import Packed, give_back, stored
 from lolrt.checkpoint.shapes import read_json, text_encoder_config, unfilled
 from lolrt.checkpoint.tokenizer import read_tokenizer
 from lolrt.errors import CheckpointError, Error, OutputError, PromptError
@@ -32,8 +32,8 @@ MOST_TOKENS = 512
 class UMT5Encoder(TextEncoder):
     """A UMT5 encoder and its tokenizer in memory.
 
-    component: the weights; they are used in the file's dtype, mapped. tokenizer: a folder with its tokenizer.json. Raises
-    `lolrt.CheckpointError` when these are not what they should be, and `lolrt.Error` where transformers or ftfy are not installed.
+    component: the weights, which run as of `encoder_dtype`, mapped where that is the file's. tokenizer: a folder with its tokenizer.json.
+    Raises `lolrt.CheckpointError` when these are not what they should be, and `lolrt.Error` where transformers or ftfy are not installed.
     """
 
     def __init__(self, component: Component, tokenizer: Path) -> None:
@@ -56,8 +56,7 @@ class UMT5Encoder(TextEncoder):
         names = to_diffusers("text_encoder", component.tensors)
         tensors = {theirs: component.tensors[ours] for ours, both in names.items() for theirs in both}
         tensors |= {name: tensor for name, tensor in component.tensors.items() if name not in names}  # an unexpected one is an error
-        dtype = torch.bfloat16 if all(tensor.dtype == torch.bfloat16 for tensor in tensors.values()) else torch.float32
-        self._model = assign(model, tensors, dtype, component.source, mapped=True)
+        self._model = assign(model, tensors, encoder_dtype(component), component.source, mapped=True)
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
@@ -102,9 +101,18 @@ def clean(prompt: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
+def encoder_dtype(component: Component) -> torch.dtype:
+    """What an encoder runs in: float32 where most of its values are in 32 bits, else bfloat16.
+
+    Files in fp16 were made from Wan's, in bfloat16, whose values they hold as they are, but for the smallest.
+    """
+    wide = sum(found.numel() for found in component.tensors.values() if not isinstance(found, Packed) and found.dtype.itemsize > 2)
+    return torch.float32 if 2 * wide > sum(found.numel() for found in component.tensors.values()) else torch.bfloat16
+
+
 def encoder_fingerprint(component: Component, tokenizer: Path) -> str:
     """The fingerprint of an encoder and its tokenizer together."""
-    digest = fingerprint(component.tensors)
+    digest = fingerprint(stored(component.tensors))
     digest.update(json.dumps(read_json(tokenizer / TOKENIZER)).encode())
     return digest.hexdigest()
 
@@ -128,8 +136,7 @@ class CachedUMT5(TextEncoder):
         if missing:
             component = read_component(self._source, "text_encoder")
             encoded = dict(zip(missing, UMT5Encoder(component, self._tokenizer).encode([prompts[i] for i in missing]), strict=True))
-            for tensor in component.tensors.values():
-                give_back(tensor)
+            give_back(component.tensors.values())
             rows = [encoded.get(i, found) for i, found in enumerate(rows)]
             try:
                 for i, embedding in encoded.items():

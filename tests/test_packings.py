@@ -1,0 +1,250 @@
+"""Weights in 8 bits, in every form in which they are published: each value is what the form says, and nothing is guessed."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import layouts
+import packings
+import pytest
+import torch
+from packings import E4M3, KITCHEN, PACKINGS
+from safetensors.torch import load_file, save_file
+
+import lolrt
+from lolrt.checkpoint import read_component
+from lolrt.checkpoint.assembly import MOST_CONFIG_BYTES
+from lolrt.cli import main
+
+# ComfyUI's library alone takes seconds to import.
+with_kitchen = [pytest.mark.whole, pytest.mark.skipif(not find_spec("comfy_kitchen"), reason="no comfy_kitchen")]
+WRITERS = {**PACKINGS, **KITCHEN}
+NAMES = [*PACKINGS, *(pytest.param(name, marks=with_kitchen) for name in KITCHEN)]
+LAYER = "blocks.1.ffn.2"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_read_is_what_the_form_says(name, tmp_path):
+    tensors = packings.dit_tensors()
+    packed = WRITERS[name](tensors)
+    path = packings.save(tmp_path / "wan2.1_t2v_1.3B.safetensors", packed)
+    _, _, meaning = packed
+    exact, rounded = lolrt.load_dit(path, torch.float32), lolrt.load_dit(path)
+    assert exact.config == packings.DIT
+    for weight, value in meaning.items():
+        assert torch.equal(exact.state_dict()[weight], value), weight
+        assert torch.equal(rounded.state_dict()[weight], value.bfloat16()), weight
+        far = (value - tensors[weight]).abs() - tensors[weight].abs() / 8
+        assert (far <= max(tensors[weight].abs().max() / 254, 2**-10)).all(), "within the form's own step"
+
+
+def test_what_torch_saves_in_8_bits_is_read(tmp_path):
+    """LightX2V's text encoders are .pth files."""
+    file, _, meaning = PACKINGS["LightX2V, fp8"](packings.dit_tensors())
+    torch.save({"generator": file}, tmp_path / "x.pt")
+    dit = lolrt.load_dit(tmp_path / "x.pt", torch.float32)
+    assert all(torch.equal(tensor, meaning[name]) for name, tensor in dit.state_dict().items())
+
+
+def test_bytes_stand_for_fp8_where_the_form_says_so(tmp_path):
+    """As tools wrote it when safetensors had no such dtype."""
+    file, _, meaning = PACKINGS["fp8_scaled"](packings.dit_tensors())
+    config = torch.tensor(list(b'{"format": "float8_e4m3fn", "full_precision_matrix_mult": true}'), dtype=torch.uint8)
+    for name in [name for name in file if name.endswith("scale_weight")]:
+        layer = name.removesuffix("scale_weight")
+        file |= {f"{layer}weight": file[f"{layer}weight"].view(torch.uint8), f"{layer}comfy_quant": config.clone()}
+        file[f"{layer}weight_scale"] = file.pop(name)
+    save_file(file, tmp_path / "x.safetensors")
+    dit = lolrt.load_dit(tmp_path / "x.safetensors", torch.float32)
+    assert all(torch.equal(tensor, meaning[name]) for name, tensor in dit.state_dict().items())
+
+
+def test_diffusers_names_and_shards_are_read_in_8_bits(tmp_path):
+    file, _, meaning = PACKINGS["fp8_scaled"](packings.dit_tensors())
+    names = layouts.to_diffusers("dit", packings.dit_tensors())
+    renamed = {}
+    for name, tensor in file.items():
+        layer, _, part = name.rpartition(".")
+        other = names[name][0] if name in names else f"{names[f'{layer}.weight'][0].removesuffix('.weight')}.{part}" if layer else name
+        renamed[other] = tensor
+    layouts.save_sharded(tmp_path / "transformer", renamed)
+    dit = lolrt.load_dit(tmp_path, torch.float32)
+    assert all(torch.equal(tensor, meaning[name]) for name, tensor in dit.state_dict().items())
+
+
+def test_layers_that_the_header_names_without_their_wrapper_are_found(tmp_path):
+    file, _, meaning = packings.scaled_fp8((), packings.COMFY, mark=False)(packings.dit_tensors())
+    file = {name.replace("scale_weight", "weight_scale"): tensor for name, tensor in file.items()}
+    layers = {name.removesuffix(".weight"): "float8_e4m3fn" for name, w in packings.dit_tensors().items() if packings.is_linear(name, w)}
+    save_file(file, tmp_path / "x.safetensors", {"_quantization_metadata": json.dumps({"layers": layers})})
+    dit = lolrt.load_dit(tmp_path / "x.safetensors", torch.float32)
+    assert all(torch.equal(tensor, meaning[name]) for name, tensor in dit.state_dict().items())
+
+
+def test_adapters_are_added_to_what_8_bits_stand_for(tmp_path):
+    file, _, meaning = PACKINGS["LightX2V, int8"](layouts.dit_tensors())
+    save_file(file, tmp_path / "x.safetensors")
+    torch.save(layouts.lora_tensors(rank=4), tmp_path / "lora.pt")
+    layouts.save_wan(tmp_path / "float", meaning)
+    packed = lolrt.load_dit(tmp_path / "x.safetensors", torch.bfloat16, tmp_path / "lora.pt")
+    floats = lolrt.load_dit(tmp_path / "float", torch.bfloat16, tmp_path / "lora.pt")
+    assert all(torch.equal(a, b) for a, b in zip(packed.state_dict().values(), floats.state_dict().values(), strict=True))
+
+
+def test_a_vae_in_8_bits_is_read(tmp_path):
+    tensors = layouts.vae_tensors()
+    save_file({f"vae.{name}": tensor.to(E4M3) for name, tensor in tensors.items()}, tmp_path / "vae.safetensors")
+    vae = lolrt.load_vae(tmp_path, dtype=torch.float32)
+    assert vae.config == layouts.VAE
+    assert all(torch.equal(tensor, tensors[name].to(E4M3).float()) for name, tensor in vae.state_dict().items())
+
+
+def test_inspect_says_how_weights_are_packed(tmp_path, capsys):
+    packings.save(tmp_path / "x.safetensors", PACKINGS["LightX2V, int8"](packings.dit_tensors()))
+    assert main(["inspect", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "packed     20 in int8 with a scale for each row" in told and "complete   every tensor is there" in told
+    assert "DiT with Wan's names, wrappers removed" in told
+
+
+Change = "dict[str, torch.Tensor]"
+
+
+def without(part: str):
+    return lambda file: file.pop(f"{LAYER}.{part}")
+
+
+def with_part(part: str, value: torch.Tensor):
+    return lambda file: file.update({f"{LAYER}.{part}": value})
+
+
+def config(text: bytes):
+    return with_part("comfy_quant", torch.tensor(list(text), dtype=torch.uint8))
+
+
+ROWS = packings.DIT.dim
+CONVROT = config(b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 256}')
+MALFORMED = {
+    "no scale": ("fp8_scaled", without("scale_weight"), f"packed, with no scale, while others have one: {LAYER}.weight"),
+    "no scale of int8": ("TurboDiffusion, int8", without("scale"), f"packed, with int8 and no scale: {LAYER}.weight"),
+    "a scale without values": ("fp8_scaled", without("weight"), f"missing: {LAYER}.weight; unexpected: {LAYER}.scale_weight"),
+    "a scale of floats": ("fp8_scaled", with_part("weight", torch.zeros(ROWS, 160)), f"unexpected: {LAYER}.scale_weight"),
+    "as many scales as columns": ("fp8_scaled", with_part("scale_weight", torch.ones(160)), r"scales \[160\] for \[128, 160\]"),
+    "blocks that do not divide": ("TurboDiffusion, int8", with_part("scale", torch.ones(2, 3)), r"scales \[2, 3\] for \[128, 160\]"),
+    "groups of columns": ("fp8_scaled", with_part("scale_weight", torch.ones(ROWS, 10)), r"scales \[128, 10\] for \[128, 160\]"),
+    "scales of integers": ("fp8_scaled", with_part("scale_weight", torch.ones((), dtype=torch.int32)), "with scales of int32"),
+    "NaN": ("fp8_scaled", with_part("scale_weight", torch.tensor(float("nan"))), f"scales of {LAYER}.weight are not above 0 and finite"),
+    "zero": ("fp8_scaled", with_part("scale_weight", torch.tensor(0.0)), f"scales of {LAYER}.weight are not above 0 and finite"),
+    "negative": ("TurboDiffusion, int8", with_part("scale", -torch.ones(1, 2)), f"scales of {LAYER}.weight are not above 0 and finite"),
+    "infinity": ("fp8_scaled", with_part("scale_weight", torch.tensor(float("inf"))), "not above 0 and finite"),
+    "two scales": ("fp8_scaled", with_part("weight_scale", torch.ones(())), f"packed, with two scales: {LAYER}.weight"),
+    "NaN in values": ("fp8_scaled", with_part("weight", torch.full((ROWS, 160), torch.nan).to(E4M3)), "not finite, in blocks.1.ffn.2"),
+    "too large for float32": ("fp8_scaled", with_part("scale_weight", torch.tensor(3e38)), f"not finite, in {LAYER}.weight"),
+    "another shape": ("fp8_scaled", with_part("weight", torch.zeros(8, 8).to(E4M3)), rf"{LAYER}.weight \[8, 8\] instead of \[128, 160\]"),
+    "no JSON": ("fp8_scaled", config(b"\xff{"), "comfy_quant is no JSON object, or longer than 64 KiB"),
+    "no object": ("fp8_scaled", config(b"[]"), "comfy_quant is no JSON object"),
+    "deep JSON": ("fp8_scaled", config(b"[" * 60_000), "comfy_quant is no JSON object"),
+    "long JSON": ("fp8_scaled", config(b'{"format": "float8_e4m3fn"}' + b" " * MOST_CONFIG_BYTES), "comfy_quant is no JSON object"),
+    "empty": ("fp8_scaled", config(b""), "comfy_quant is no JSON object"),
+    "JSON in floats": ("fp8_scaled", with_part("comfy_quant", torch.zeros(3)), "comfy_quant is no JSON object"),
+    "another dtype": ("fp8_scaled", config(b'{"format": "int8_tensorwise"}'), "float8_e4m3fn, while comfy_quant says int8_tensorwise"),
+    "a field that is not understood": (
+        "fp8_scaled", config(b'{"format": "float8_e4m3fn", "zero_point": 3}'), "comfy_quant says zero_point = 3, which is not understood"
+    ),
+    "a format of text alone": ("fp8_scaled", config(b'{"format": ["float8_e4m3fn"]}'), "a format that is not known here"),
+    "no format": ("fp8_scaled", config(b"{}"), "weights in a format that is not known here, 'None'"),
+    "a format that commands the terminal": ("fp8_scaled", config(b'{"format": "\\u001b[2J"}'), r"not known here, '\\x1b\[2J'"),
+    "an unknown format": ("fp8_scaled", config(b'{"format": "int3_spiral"}'), "weights in a format that is not known here, 'int3_spiral'"),
+    "NVFP4 of ComfyUI": ("fp8_scaled", config(b'{"format": "nvfp4"}'), r"weights in NVFP4 \(4 bits\).*has blocks.1.ffn.2.comfy_quant"),
+    "MXFP8": ("fp8_scaled", config(b'{"format": "mxfp8"}'), "weights in MXFP8"),
+    "convrot": ("LightX2V, int8", CONVROT, r"convrot \(rotated int8\)"),
+    "convrot, said inside": ("LightX2V, int8", config(b'{"format": "int8_tensorwise", "params": {"convrot": true}}'), "convrot"),
+    "AWQ": ("fp8_scaled", with_part("pre_quant_scale", torch.ones(160)), "weights in AWQ, with scales of the activations"),
+    "4 bits": ("fp8_scaled", with_part("weight", torch.zeros(ROWS, 80, dtype=torch.uint8)), "weights in 4 bits"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_what_is_damaged_or_not_known_is_one_clear_line(name, tmp_path, capsys):
+    form, change, hint = MALFORMED[name]
+    file, _, _ = PACKINGS[form](packings.dit_tensors())
+    file = {key.removeprefix("model."): value for key, value in file.items()}
+    change(file)
+    save_file(file, tmp_path / "x.safetensors")
+    with pytest.raises(lolrt.CheckpointError, match=hint) as error:
+        lolrt.load_dit(tmp_path)
+    assert str(tmp_path) in str(error.value) and str(error.value).isprintable() and len(str(error.value)) < 600
+    assert main(["convert", str(tmp_path), str(tmp_path.with_name("out"))]) == 2
+    assert str(error.value) in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert all(line.isprintable() for line in told.splitlines())
+    if "finite" not in hint:  # values are not looked at
+        assert "wrong      " in told and "complete" not in told
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"layers": []}', '{"layers": {"a": 3}}', "[" * 100_000])
+def test_a_header_whose_formats_are_damaged_is_told(text, tmp_path):
+    save_file(packings.dit_tensors(), tmp_path / "x.safetensors", {"_quantization_metadata": text})
+    with pytest.raises(lolrt.CheckpointError, match="_quantization_metadata that list no layers in JSON"):
+        lolrt.load_dit(tmp_path)
+
+
+def nvfp4(folder: Path) -> None:
+    """Self-Forcing-NVFP4 of LightX2V: two values a byte, a scale in fp8 for each 16, one in float32 for all, and the activations'."""
+    file = {}
+    for name, tensor in packings.dit_tensors().items():
+        if packings.is_linear(name, tensor):
+            out, inner = tensor.shape
+            file |= {
+                f"model.{name}": torch.zeros(out, inner // 2, dtype=torch.uint8),
+                f"model.{name}_scale": torch.ones(out, inner // 16).to(E4M3),
+            }
+            layer = f"model.{name.removesuffix('.weight')}"
+            file |= {f"{layer}.{part}": torch.ones(1) for part in ("weight_global_scale", "input_global_scale", "alpha")}
+        else:
+            file[f"model.{name}"] = tensor
+    save_file(file, folder / "x.safetensors")
+
+
+def fouroversix(folder: Path) -> None:
+    """model_4o6.pt of LongLive 2."""
+    file = {}
+    for name, tensor in packings.dit_tensors().items():
+        parts = [f"{name.removesuffix('weight')}quantized_weight_{part}" for part in ("values", "scale_factors", "amax", "metadata")]
+        file |= {part: torch.zeros(4, dtype=torch.uint8) for part in parts} if packings.is_linear(name, tensor) else {name: tensor}
+    torch.save({"generator": file}, folder / "model_4o6.pt")
+
+
+def sla(folder: Path) -> None:
+    """TurboWan2.1-T2V-1.3B-480P-quant.pth of TurboDiffusion."""
+    file, _, _ = PACKINGS["TurboDiffusion, int8"](packings.dit_tensors())
+    extras = {f"blocks.{i}.self_attn.attn_op.local_attn.proj_l.{leaf}": torch.zeros(128) for i in range(2) for leaf in ("weight", "bias")}
+    torch.save({**file, **extras}, folder / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "write, hint",
+    [
+        (nvfp4, r"weights in NVFP4 \(4 bits\) as of LightX2V; .* \(it has model\.blocks\.0\.cross_attn\.k\.input_global_scale\)"),
+        (fouroversix, r"weights in 4o6 \(4 bits\) as of fouroversix"),
+        (sla, "a DiT of TurboDiffusion.*both directions"),
+    ],
+)
+def test_what_cannot_run_is_called_by_its_name(write, hint, tmp_path, capsys):
+    write(tmp_path)
+    with pytest.raises(lolrt.CheckpointError, match=hint) as error:
+        lolrt.load_dit(tmp_path)
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert f"wrong      {error.value}" in capsys.readouterr().out
+
+
+def test_what_is_packed_is_read_from_the_file_and_nothing_else(tmp_path):
+    """Values and scales stay in the file until they are asked for."""
+    path = packings.save(tmp_path / "x.safetensors", PACKINGS["LightX2V, int8"](packings.dit_tensors()))
+    weight = read_component(path, "dit").tensors[f"{LAYER}.weight"]
+    assert weight.shape == (128, 160) and weight.numel() == 128 * 160
+    assert [tensor.dtype for tensor in weight.stored] == [torch.int8, torch.float32]
+    assert torch.equal(weight.stored[0], load_file(path)[f"model.{LAYER}.weight"])
