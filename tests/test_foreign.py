@@ -22,7 +22,6 @@ FILES = {
     "a web page": (b"\n <!DOCTYPE HTML>\n<html><head><title>Log in</title></head></html>", r"a web page \(HTML"),
     "a store's answer": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', r"a web page \(HTML or XML"),
     "an error in JSON": (b'{"error": "Access to this model is restricted"}', "text, which begins with .*restricted"),
-    "GGUF": (b"GGUF\3\0\0\0" + bytes(64), "a GGUF file"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(64), "an HDF5 file"),
     "gzip": (gzip.compress(b"weights" * 100), "compressed with gzip"),
 }

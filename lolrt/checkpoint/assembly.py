@@ -65,18 +65,19 @@ class Foreign(Packed):
         raise CheckpointError(f"a weight in {self.form} cannot be unpacked")
 
 
-def assemble(tensors: Mapping[str, Tensor], source: Path) -> dict[str, Weight]:
+def assemble(tensors: Mapping[str, Weight], source: Path) -> dict[str, Weight]:
     """The weights that the tensors of a file make: a `Packed` for values with their scales, all others as they are.
 
     Nothing but names, dtypes, shapes and JSON is looked at. What goes with no weight keeps its name, and so is one too many.
     """
     layers: dict[str, dict[str, str]] = {}
-    for name in tensors:
+    plain = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    for name in plain:
         if match := PART.fullmatch(name):
             layers.setdefault(match["layer"], {})[match["part"]] = name
     weights: dict[str, Weight] = dict(tensors)
     for layer, names in layers.items():
-        weight = _weight(layer, {part: tensors[name] for part, name in names.items()}, source)
+        weight = _weight(layer, {part: plain[name] for part, name in names.items()}, source)
         if weight is not None:
             for name in names.values():
                 del weights[name]

@@ -12,7 +12,6 @@ from lolrt.errors import CheckpointError
 # First bytes, what they are of, and what to do.
 KINDS = (
     (b"version https://git-lfs.github.com/", "a Git LFS pointer, which stands for the file itself; fetch that with git lfs pull"),
-    (b"GGUF", "a GGUF file, of llama.cpp's formats, which are not read here; take the model's safetensors or .pt files"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, which is not read here; take the model's safetensors or .pt files"),
     (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "a pickle of before torch 1.6, which may run code; where you trust it, save it anew"),
     (b"\x1f\x8b", "compressed with gzip; unpack it"),

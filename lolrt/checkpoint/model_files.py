@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from lolrt.checkpoint import formats
 from lolrt.checkpoint.assembly import with_header
 from lolrt.checkpoint.foreign import open_file
 from lolrt.checkpoint.formats import Component, recognise
+from lolrt.checkpoint.gguf_file import MAGIC, read_gguf
+from lolrt.checkpoint.gguf_tokenizer import has_tokenizer, tokenizer_of
 from lolrt.checkpoint.names import Kind
 from lolrt.checkpoint.pickle_file import read_pickle
 from lolrt.checkpoint.safetensors_file import read_all, read_metadata
@@ -29,7 +32,7 @@ else:
     import tomli as tomllib
 
 INDEX = (".safetensors.index.json", ".bin.index.json")
-SUFFIXES = (".safetensors", ".pt", ".pth", INDEX[0])
+SUFFIXES = (".safetensors", ".pt", ".pth", ".gguf", INDEX[0])
 HUB_PICKLES = re.compile(r"(diffusion_)?pytorch_model.*\.bin(\.index\.json)?")  # as transformers and diffusers write pickles
 TOKENIZER = "tokenizer.json"
 VOCABULARY = "text.json"  # its rows are in text.safetensors
@@ -118,7 +121,7 @@ def find_files(model: str | Path | ModelFiles) -> ModelFiles:
         )
     components = components_of(path)
     if not components:
-        raise CheckpointError(f"{path} holds no part of a model that is known here, under names such as {_some_names(path)}")
+        raise CheckpointError(f"{path} holds no part of a model that is known here, under names such as {_some_names(path)}{_kind(path)}")
     found: dict[str, Any] = {component.kind: path for component in components}
     return ModelFiles(path, **found, _recognised={path: components})
 
@@ -222,7 +225,20 @@ def components_of(path: Path) -> list[Component]:
             f"{path} is shard {int(shard['number'])} of {int(shard['count'])}, and no index beside it lists it; fetch all of them, and "
             f"{shard['stem']}.{shard['suffix']}.index.json, and name that or the folder"
         )
-    return [replace(component, config=_config(component.kind, path)) for component in recognise(_read(path), path)]
+    found = recognise(_read(path), path)
+    return [replace(part, config=_config(part.kind, path), tokenizer=_tokenizer_in(path, part.kind)) for part in found]
+
+
+def _tokenizer_in(path: Path, kind: Kind) -> Callable[[], dict[str, Any]] | None:
+    """Of a file of a text encoder that holds its tokenizer too, what makes tokenizer.json of it."""
+    if (
+        kind != "text_encoder"
+        or path.name.endswith(INDEX)
+        or not _beginning(path).startswith(MAGIC)
+        or not has_tokenizer(fields := read_gguf(path).fields)
+    ):
+        return None
+    return partial(tokenizer_of, fields, path)
 
 
 def _read(path: Path) -> Mapping[Any, Any]:
@@ -234,6 +250,8 @@ def _read(path: Path) -> Mapping[Any, Any]:
 
 def _read_file(path: Path) -> tuple[Mapping[Any, Any], Mapping[str, str]]:
     """What a file holds, and what it says of itself."""
+    if _beginning(path).startswith(MAGIC):
+        return read_gguf(path).tensors, {}
     return read_all(path) if _is_safetensors(path) else (read_pickle(path), {})
 
 
@@ -243,13 +261,24 @@ def _some_names(path: Path) -> str:
     return ", ".join([*inner, *map(str, content)][:5])[:300] or "none"
 
 
+def _kind(path: Path) -> str:
+    """Of a GGUF file, the architecture that it says."""
+    if path.name.endswith(INDEX) or not _beginning(path).startswith(MAGIC):
+        return ""
+    return f": it is a GGUF file of architecture {read_gguf(path).architecture[:60]!r}"
+
+
 def _is_safetensors(path: Path) -> bool:
     """Whether a file is one, by its content: a pickle is a zip archive or begins with an opcode; the header of safetensors is JSON."""
-    if path.suffix == ".safetensors":
-        return True
+    return _beginning(path)[8:] == b"{" or path.suffix == ".safetensors"
+
+
+def _beginning(path: Path) -> bytes:
     try:
         with open_file(path) as file:
-            return file.read(9)[8:] == b"{"
+            return file.read(9)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist, and the model cannot be read without it") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 

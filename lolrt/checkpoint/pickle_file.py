@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lolrt.checkpoint.mapped import map_file, mark, view
+from lolrt.checkpoint.packed import Weight
 from lolrt.errors import CheckpointError
 
 MOST_PICKLE_BYTES = 16_000_000  # a few hundred for each tensor
@@ -75,7 +76,7 @@ def read_pickle(path: Path) -> dict[Any, Any]:
         raise CheckpointError(f"{path} is damaged or no plain checkpoint ({reason}); fetch it again") from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected a dictionary of tensors")
-    claimed = sum(tensor.nbytes for _, tensors in dictionaries(loaded) for tensor in tensors.values())
+    claimed = sum(x.nbytes for _, tensors in dictionaries(loaded) for x in tensors.values() if isinstance(x, Tensor))
     if claimed > MOST_SHARING * len(data):
         raise CheckpointError(
             f"{path} is no plain checkpoint: its tensors repeat what it stores, and would unfold to {claimed:,} bytes; do not trust it"
@@ -83,15 +84,15 @@ def read_pickle(path: Path) -> dict[Any, Any]:
     return loaded
 
 
-def dictionaries(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """The tensors of each dictionary in what was read from a file, and the keys that lead to it; of the same one, a few times at most."""
+def dictionaries(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Weight]]]:
+    """The weights of each dictionary in what was read from a file, and the keys that lead to it; of the same one, a few times at most."""
     met: Counter[int] = Counter()
     waiting: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), content)]
     for keys, values in waiting:  # which grows
         met[id(values)] += 1
         if met[id(values)] > MOST_SHARING or len(keys) > MOST_KEYS:
             continue
-        if tensors := {str(name): value for name, value in values.items() if isinstance(value, Tensor)}:
+        if tensors := {str(name): value for name, value in values.items() if isinstance(value, Weight)}:
             yield keys, tensors
         waiting += [((*keys, str(key)), value) for key, value in values.items() if isinstance(value, dict)]
 

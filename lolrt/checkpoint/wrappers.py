@@ -11,8 +11,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from torch import Tensor
-
 from lolrt.checkpoint.packed import Weight
 
 Known = TypeVar("Known")
@@ -39,9 +37,9 @@ class Place(NamedTuple):
     path: tuple[str, ...]
 
 
-def without_inner(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
+def without_inner(tensors: Mapping[str, Weight]) -> tuple[dict[str, Weight], list[tuple[str, str]]]:
     """Tensors by their names without what wrappers add inside; and the names that then come twice, with their second spelling."""
-    bare: dict[str, Tensor] = {}
+    bare: dict[str, Weight] = {}
     twice = []
     for name, tensor in tensors.items():
         short = ".".join(part for part in name.split(".") if not INSIDE.fullmatch(part)) or name
