@@ -38,7 +38,7 @@ from lolrt.text.umt5 import CachedUMT5
 # Fields of `Window` that a model's settings may name: what it was trained with.
 WINDOW_SETTINGS = ("chunk_frames",)
 
-VAEChoice = Literal["full", "tiny"]
+VAEChoice = Literal["full", "tiny", "light"]
 
 MODELS = Path(__file__).parent / "_embedded"
 
@@ -63,17 +63,21 @@ def load(
 
     dtype: torch.bfloat16 or torch.float32, of all weights and activations; by default bfloat16 on CUDA and where the CPU multiplies it,
     and float32 elsewhere, where that is several times as fast. vae: "full", or "tiny" for the model's TAEHV, many times as fast and less
-    exact. vae_tile: side in pixels of the tiles that the VAE works on one after another, by default the whole picture at once. text: the
-    text encoder, by default the model's own; it runs on the CPU. lora: as of `lolrt.load_dit`. device: of the DiT and the VAE, "cpu" or
-    "cuda" ("cuda:1").
+    exact, or "light" where that is LightX2V's LightTAE, which no tensor of it shows. vae_tile: side in pixels of the tiles that the VAE
+    works on one after another, by default the whole picture at once. text: the text encoder, by default the model's own; it runs on the
+    CPU. lora: as of `lolrt.load_dit`. device: of the DiT and the VAE, "cpu" or "cuda" ("cuda:1").
     Raises `lolrt.Error` when there is no such model, a part of it is missing, or the device cannot be used, and `lolrt.CheckpointError`
     when its files are not what they should be.
     """
     dtype = dtype or preferred_dtype(device)
     usable_device = usable(device, dtype)
-    files = files_of(model, {"dit", "taehv" if vae == "tiny" else "vae", *(() if text else ("text_encoder",))})
+    files = files_of(model, {"dit", "vae" if vae == "full" else "taehv", *(() if text else ("text_encoder",))})
     text = text or load_text(files)
-    codec: Codec = load_vae(files, dtype=dtype, device=usable_device) if vae == "full" else load_taehv(files, dtype, usable_device)
+    codec: Codec
+    if vae == "full":
+        codec = load_vae(files, dtype=dtype, device=usable_device)
+    else:
+        codec = load_taehv(files, dtype, usable_device, raw_latents=vae == "light")
     settings = {**WAN_SETTINGS, **files.settings}
     dit = load_dit(files, dtype, lora, device=usable_device)
     check_size(settings["height"], settings["width"], codec.config, dit.config)

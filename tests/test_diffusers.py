@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import layouts
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import lolrt
@@ -155,6 +157,36 @@ VAES = {
     "few stages": dict(base_dim=16, z_dim=16, dim_mult=[1, 3], num_res_blocks=1, temperal_downsample=[True]),
     "time last": dict(base_dim=4, z_dim=16, dim_mult=[1, 2, 2], num_res_blocks=3, temperal_downsample=[False, True]),
 }
+
+
+# A VAE's packings: dtype, what stands before its names, its file's end, and channels. LightVAE is Wan2.1's with a quarter of the channels.
+PACKINGS = {
+    "Wan2.1_VAE.pth": (torch.float32, "", ".pth", 8),
+    "wan_2.1_vae of ComfyUI, fp16": (torch.float16, "", ".safetensors", 8),
+    "Wan2_1_VAE_bf16 of Kijai": (torch.bfloat16, "model.", ".safetensors", 8),
+    "lightvaew2_1": (torch.bfloat16, "", ".pth", 24),
+}
+
+
+@pytest.mark.parametrize("name", PACKINGS)
+def test_the_vae_of_every_packing_decodes_as_diffusers_makes_of_it(name, tmp_path):
+    from diffusers import AutoencoderKLWan
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    dtype, prefix, end, dim = PACKINGS[name]
+    tensors = layouts.as_wan("vae", fill(AutoencoderKLWan(base_dim=dim), seed=3).state_dict())
+    stored = {prefix + name: tensor.to(dtype) for name, tensor in tensors.items()}
+    path = tmp_path / f"vae{end}"
+    (torch.save if end == ".pth" else save_file)(stored, path)
+    theirs = AutoencoderKLWan(base_dim=dim).eval()
+    theirs.load_state_dict(convert_wan_vae_to_diffusers({name: tensor.to(dtype).float() for name, tensor in tensors.items()}))
+    ours = lolrt.load_vae(path, dtype=torch.float32)
+    assert (ours.config.dim, ours.config.dim_mult) == (dim, (1, 2, 4, 4))
+    assert tensors["decoder.conv1.bias"].shape == (4 * dim,), "96 in the published LightVAE"
+    latents = torch.randn(1, 16, 2, 3, 4, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = theirs.decode(latents, return_dict=False)[0][0].transpose(0, 1)
+    assert relative(ours.decode(ours.normalize(latents)[0].transpose(0, 1), {}), expected) <= FP32_MAX
 
 
 @pytest.mark.parametrize("name", VAES)

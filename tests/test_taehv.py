@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -11,6 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import lolrt
+from lolrt.checkpoint.synth import synth
+from lolrt.cli import main
 from lolrt.models.vae.taehv import TAEHV, TAEHVConfig
 from lolrt.pipeline import MODELS
 
@@ -102,6 +105,29 @@ def test_streamed_equals_whole_bit_for_bit(split, dtype):
     assert torch.equal(torch.cat([model.encode(part, state) for part in video.split(frames)]), model.encode(video, {}))
 
 
+# Of Wan2.1's latents, by channel; written down from its `wan/modules/vae.py`.
+MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)  # fmt: skip
+STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
+
+
+def test_lighttae_works_on_latents_before_they_are_normalised():
+    """As LightX2V and Scope use it: z * std + mean on the way in, and back on the way out."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    config = TAEHVConfig(16, 6, (12, 8, 6, 4))
+    tensors = weights(config)
+    light = made(tensors, replace(config, raw_latents=True))
+    latents = torch.randn(3, 16, 3, 4, generator=torch.Generator().manual_seed(1))
+    assert (light.decode(latents, {}).add(1).div(2) - decode_whole(tensors, latents * std + mean)).abs().max() <= 1e-5
+    frames = torch.rand(5, 3, 24, 32, generator=torch.Generator().manual_seed(2))
+    expected = encode_whole(tensors, torch.cat([frames[:1]] * 3 + [frames]))
+    assert (light.encode(2 * frames - 1, {}) - (expected - mean) / std).abs().max() <= 1e-5
+    assert light.description != made(tensors, config).description, "a stream of the one does not go on with the other"
+    with pytest.raises(lolrt.Error, match="of 5 latent channels is no LightTAE"):
+        TAEHV(replace(CONFIG, raw_latents=True))
+
+
 def test_frames_that_make_no_whole_latents_are_told():
     with pytest.raises(lolrt.Error, match="4 frames to encode; expected a multiple of 4 and one more"):
         made(weights(CONFIG)).encode(torch.zeros(4, 3, 16, 16), {})
@@ -149,3 +175,16 @@ def test_a_pipeline_decodes_with_it_when_asked(tmp_path):
     assert len(pipe.encode_video(chunk for chunk in chunks[1].frames)) == 3
     with pytest.raises(lolrt.Error, match="it lacks taehv; name the files"):
         lolrt.load("tiny", vae="tiny")
+
+
+def test_inspect_names_the_option_for_lighttae_and_the_option_asks_for_it(tmp_path, capsys):
+    config = TAEHVConfig(16, 6, (12, 8, 6, 4))
+    torch.save(weights(config), tmp_path / "tae.pth")
+    assert main(["inspect", str(tmp_path / "tae.pth")]) == 0
+    told = capsys.readouterr().out
+    assert "if it is LightX2V's LightTAE, which no tensor shows: by --vae light" in told and "raw_latents" not in told
+    synth(tmp_path / "model", "small")
+    for vae, raw in (("tiny", False), ("light", True)):
+        pipe = lolrt.load(tmp_path / "model", torch.float32, vae=vae)
+        assert isinstance(pipe.vae, TAEHV) and pipe.vae.config.raw_latents is raw
+    assert main(["info", "--model", str(tmp_path / "model"), "--vae", "light"]) == 0

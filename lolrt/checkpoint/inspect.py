@@ -93,6 +93,8 @@ def _about(component: Component, files: ModelFiles) -> Iterator[str]:
         yield from (f"wrong      {clause}" for clause in wrong)
         if not wrong:
             yield "complete   every tensor is there, in its shape, and no other"
+        if component.kind == "taehv":
+            yield "used       by --vae tiny; if it is LightX2V's LightTAE, which no tensor shows: by --vae light"
     except CheckpointError as error:
         yield f"wrong      {error}"
     yield f"memory     {size(2 * elements)} in bfloat16, {size(4 * elements)} in float32"
@@ -111,7 +113,7 @@ def _config(component: Component) -> str:
         "dit": dit_config, "vae": vae_config, "text_encoder": text_encoder_config, "taehv": taehv_config
     }  # fmt: skip
     config = asdict(of_kind[component.kind](component))
-    shown = {name: value for name, value in config.items() if value is not None and not name.startswith("latents_")}
+    shown = {name: value for name, value in config.items() if value is not None and "latents" not in name}
     return ", ".join(f"{name} {list(value) if isinstance(value, tuple) else value}" for name, value in shown.items())
 
 

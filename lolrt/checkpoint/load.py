@@ -114,12 +114,19 @@ def load_vae(
     return assign(model, component.tensors, dtype, component.source, device=found)
 
 
-def load_taehv(path: str | Path | ModelFiles, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu") -> TAEHV:
-    """Loads a TAEHV; its sizes show in the tensors. Raises as `load_dit` does."""
+def load_taehv(
+    path: str | Path | ModelFiles,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str | torch.device = "cpu",
+    *,
+    raw_latents: bool = False,
+) -> TAEHV:
+    """Loads a TAEHV; its sizes show in the tensors. raw_latents: as of `TAEHVConfig`, for LightTAE. Raises as `load_dit` does."""
     found = usable(device, dtype)
     component = read_component(path, "taehv")
+    config = replace(taehv_config(component), raw_latents=raw_latents)
     with unfilled():
-        model = TAEHV(taehv_config(component))
+        model = TAEHV(config)
     return assign(model, component.tensors, dtype, component.source, device=found)
 
 

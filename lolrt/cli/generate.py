@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
         cues = [Cue(*cue) for cue in resumed.cues]
     else:
         cues = read_script(arguments.script) if arguments.script else [Cue(0, arguments.prompt)]
-    needed = {"dit", "taehv" if arguments.vae == "tiny" else "vae", *([] if arguments.text else ["text_encoder"])}
+    needed = {"dit", "vae" if arguments.vae == "full" else "taehv", *([] if arguments.text else ["text_encoder"])}
     files = files_of(arguments.model, needed)
     check_lora(files, arguments.lora)
     text = lolrt.EmbeddingFile(arguments.text) if arguments.text else lolrt.load_text(files)

@@ -64,7 +64,8 @@ def field_values(arguments: argparse.Namespace, dataclass: str) -> dict[str, Any
 
 
 def add_vae(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--vae", choices=["full", "tiny"], default="full", help="tiny: the model's TAEHV, fast and less exact")
+    tiny = "tiny: the model's TAEHV, fast and less exact; light: the same, where it is LightX2V's LightTAE"
+    parser.add_argument("--vae", choices=["full", "tiny", "light"], default="full", help=tiny)
     parser.add_argument(
         "--vae-tile", metavar="PIXELS", type=positive(int), help="decode in tiles of this size: less working memory, not quite the same"
     )

@@ -14,7 +14,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from lolrt.errors import Error
 from lolrt.models.vae.codec import State, check_frames
+from lolrt.models.vae.layers import WAN_LATENTS_MEAN, WAN_LATENTS_STD
+from lolrt.ops.device import upload
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class TAEHVConfig:
     """Channels at each resolution, coarsest first."""
     decoder_growth: tuple[int, int, int] = (1, 2, 2)
     """Frames that the weights can make of one at each resolution, coarsest first; of those that are not needed, the last counts."""
+    raw_latents: bool = False
+    """Whether its latents are those of Wan's VAE before they are normalised, as LightX2V's LightTAE has them, of the same sizes."""
 
     @property
     def spatial_factor(self) -> int:
@@ -98,7 +103,12 @@ class TAEHV(nn.Module):
     """Encoder and decoder of `TAEHVConfig`; a `lolrt.models.vae.codec.Codec`. Source: madebyollin/taehv, `taehv.py`."""
 
     def __init__(self, config: TAEHVConfig) -> None:
+        """Raises `lolrt.Error` for raw latents that are not Wan2.1's."""
         super().__init__()
+        if config.raw_latents and config.z_dim != len(WAN_LATENTS_MEAN):
+            raise Error(
+                f"a TAEHV of {config.z_dim} latent channels is no LightTAE, which has Wan2.1's {len(WAN_LATENTS_MEAN)}: take --vae tiny"
+            )
         self.config = config
         width, widths = config.encoder_width, config.decoder_widths
         encoder: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.ReLU()]
@@ -118,7 +128,7 @@ class TAEHV(nn.Module):
 
     @property
     def description(self) -> str:
-        return f"a TAEHV of {self.config.decoder_widths[0]} channels"
+        return f"a {'LightTAE' if self.config.raw_latents else 'TAEHV'} of {self.config.decoder_widths[0]} channels"
 
     @property
     def memory_frames(self) -> int:
@@ -136,14 +146,26 @@ class TAEHV(nn.Module):
         frames = video.add(1).div(2)
         if not state:
             frames = torch.cat([frames[:1].expand(self.config.temporal_factor - 1, -1, -1, -1), frames])
-        return torch.cat([_run(self.encoder, part.to(self.dtype), state) for part in frames.split(self.config.temporal_factor)]).float()
+        latents = torch.cat([_run(self.encoder, part.to(self.dtype), state) for part in frames.split(self.config.temporal_factor)]).float()
+        if not self.config.raw_latents:
+            return latents
+        mean, std = _statistics(latents.device)
+        return (latents - mean) / std
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, state: State) -> Tensor:
         """See `lolrt.models.vae.codec.Codec.decode`."""
         first = not state
+        if self.config.raw_latents:
+            mean, std = _statistics(latents.device)
+            latents = latents.float() * std + mean
         video = torch.cat([_run(self.decoder, latent.to(self.dtype), state) for latent in latents.split(1)])
         return video[self.config.temporal_factor - 1 if first else 0 :].float().clamp(0, 1).mul_(2).sub_(1)
+
+
+def _statistics(device: torch.device) -> list[Tensor]:
+    """Mean and standard deviation of Wan's latents by channel, float32 [z, 1, 1]."""
+    return [upload(torch.tensor(values, dtype=torch.float32)[:, None, None], device) for values in (WAN_LATENTS_MEAN, WAN_LATENTS_STD)]
 
 
 def _run(layers: nn.Sequential, x: Tensor, state: State) -> Tensor:
