@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import warnings
 from collections.abc import Iterable, Set
 from dataclasses import fields, replace
 from pathlib import Path
@@ -78,6 +79,8 @@ def load(
         codec = load_vae(files, dtype=dtype, device=usable_device)
     else:
         codec = load_taehv(files, dtype, usable_device, raw_latents=vae == "light")
+    for warning in files.warnings:
+        warnings.warn(warning, stacklevel=2)
     settings = {**WAN_SETTINGS, **files.settings}
     dit = load_dit(files, dtype, lora, device=usable_device)
     check_size(settings["height"], settings["width"], codec.config, dit.config)

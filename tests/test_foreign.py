@@ -45,6 +45,11 @@ def test_other_files_are_called_what_they_are(kind, name, tmp_path, capsys):
     assert "damaged" not in line and "fetch it again" not in line
 
 
+def test_gguf_under_another_name_is_told(tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_bytes(b"GGUF\3\0\0\0" + bytes(64))
+    assert "model.safetensors is a GGUF file under the name of another kind" in told(capsys, "inspect", tmp_path / "model.safetensors")
+
+
 def test_a_pickle_of_before_torch_1_6_is_not_called_damaged(tmp_path, capsys):
     torch.save({"a": torch.zeros(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     line = told(capsys, "inspect", tmp_path / "old.pt")

@@ -17,6 +17,7 @@ from lolrt.checkpoint.lora import LoRA
 from lolrt.checkpoint.model_files import ModelFiles, find_files, read_component
 from lolrt.checkpoint.names import Kind
 from lolrt.checkpoint.packed import Packed, stored
+from lolrt.checkpoint.recipes import sampling
 from lolrt.checkpoint.shapes import dit_config, expected_shapes, faults, taehv_config, text_encoder_config, vae_config
 from lolrt.checkpoint.tokenizer import read_tokenizer
 from lolrt.errors import CheckpointError, printable
@@ -43,6 +44,9 @@ def _lines(files: ModelFiles) -> Iterator[str]:
             yield from (f"    {line}" for line in about)
             if used and any(line.startswith("wrong") for line in about):
                 broken.append(TITLES[component.kind])
+    if files.dit:
+        yield f"sampling   {sampling(files.settings, files.recipe)}"
+        yield from (f"warning    {warning}" for warning in files.warnings)
     for title, folders in (("tokenizer", files.tokenizers), ("vocabulary", (files.vocabulary,))):
         yield from (f"{folder}: {title}" for folder in folders if folder)
     missing = [TITLES[kind] for kind in ("dit", "vae") if getattr(files, kind) is None]

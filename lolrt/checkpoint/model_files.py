@@ -22,6 +22,7 @@ from lolrt.checkpoint.gguf_file import MAGIC, read_gguf
 from lolrt.checkpoint.gguf_tokenizer import has_tokenizer, tokenizer_of
 from lolrt.checkpoint.names import Kind
 from lolrt.checkpoint.pickle_file import read_pickle
+from lolrt.checkpoint.recipes import WHOLE_CLIPS, Recipe, applied, recipe_of
 from lolrt.checkpoint.safetensors_file import read_all, read_metadata
 from lolrt.checkpoint.shapes import read_json, read_text
 from lolrt.errors import CheckpointError
@@ -34,6 +35,7 @@ else:
 INDEX = (".safetensors.index.json", ".bin.index.json")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".gguf", INDEX[0])
 HUB_PICKLES = re.compile(r"(diffusion_)?pytorch_model.*\.bin(\.index\.json)?")  # as transformers and diffusers write pickles
+MODEL = "model.json"
 TOKENIZER = "tokenizer.json"
 VOCABULARY = "text.json"  # its rows are in text.safetensors
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<suffix>safetensors|bin)")
@@ -81,7 +83,9 @@ class ModelFiles:
     group: str | None = None
     """Which of a training checkpoint's weights to use, such as "generator"; None is the usual choice."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What holds for the whole model, as `SETTINGS` names it (model.json, or the same in TOML)."""
+    """What holds for the whole model, as `SETTINGS` names it (model.json, or the same in TOML; else what the recipe says)."""
+    recipe: Recipe | None = None
+    """How the DiT was trained and is sampled, where the names that it is published under say so."""
     _recognised: dict[Path, list[Component]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -93,6 +97,12 @@ class ModelFiles:
                 'each part, tokenizer = "..." among them'
             )
         return next(iter(self.tokenizers), None)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is likely to disappoint, though it can be used."""
+        recipe = self.recipe
+        return [f"{self.dit}: {recipe.title} {WHOLE_CLIPS}"] if recipe and not recipe.causal else []
 
     def components(self, file: Path) -> list[Component]:
         """All parts of models that one of these files holds; as of `components_of`."""
@@ -108,9 +118,23 @@ def find_files(model: str | Path | ModelFiles) -> ModelFiles:
     Raises `lolrt.CheckpointError` where there is nothing, where a file is damaged or is not what it is named as, and where two files are of
     the same kind.
     """
-    if isinstance(model, ModelFiles):
-        return model
-    path = Path(model)
+    return model if isinstance(model, ModelFiles) else _with_recipe(_found(Path(model)))
+
+
+def _with_recipe(files: ModelFiles) -> ModelFiles:
+    """The same with the recipe of its DiT, where there is one, and no model.json, which says all."""
+    if files.dit is None or (files.source / MODEL).is_file():
+        return files
+    index = files.dit.parent.parent / "model_index.json"
+    recipe = recipe_of(files.dit, read_json(index).get("_class_name") if index.is_file() else None)
+    if recipe is None:
+        return files
+    groups = {component.group for component in files.components(files.dit) if component.kind == "dit"}
+    group = files.group or (recipe.weights if recipe.weights in groups else None)
+    return replace(files, group=group, settings=applied(recipe, files.settings), recipe=recipe)
+
+
+def _found(path: Path) -> ModelFiles:
     if path.suffix == ".toml":
         return _from_toml(path)
     if os.path.isdir(path):  # Path's own methods raise for names that are too long and folders that are closed
@@ -192,7 +216,7 @@ def _in_folder(folder: Path) -> ModelFiles:
         **found,
         tokenizers=tuple(tokenizers),
         vocabulary=folder if (folder / VOCABULARY).is_file() else None,
-        settings=_settings(read_json(folder / "model.json"), folder / "model.json") if (folder / "model.json").is_file() else {},
+        settings=_settings(read_json(folder / MODEL), folder / MODEL) if (folder / MODEL).is_file() else {},
         _recognised=recognised,
     )
 
@@ -250,9 +274,9 @@ def _read(path: Path) -> Mapping[Any, Any]:
 
 def _read_file(path: Path) -> tuple[Mapping[Any, Any], Mapping[str, str]]:
     """What a file holds, and what it says of itself."""
-    if _beginning(path).startswith(MAGIC):
-        return read_gguf(path).tensors, {}
-    return read_all(path) if _is_safetensors(path) else (read_pickle(path), {})
+    if _is_safetensors(path):
+        return read_all(path)
+    return (read_gguf(path).tensors if _is_gguf(path) else read_pickle(path)), {}
 
 
 def _some_names(path: Path) -> str:
@@ -263,14 +287,19 @@ def _some_names(path: Path) -> str:
 
 def _kind(path: Path) -> str:
     """Of a GGUF file, the architecture that it says."""
-    if path.name.endswith(INDEX) or not _beginning(path).startswith(MAGIC):
+    if not _is_gguf(path):
         return ""
     return f": it is a GGUF file of architecture {read_gguf(path).architecture[:60]!r}"
 
 
 def _is_safetensors(path: Path) -> bool:
     """Whether a file is one, by its content: a pickle is a zip archive or begins with an opcode; the header of safetensors is JSON."""
-    return _beginning(path)[8:] == b"{" or path.suffix == ".safetensors"
+    return path.suffix == ".safetensors" or _beginning(path)[8:] == b"{"
+
+
+def _is_gguf(path: Path) -> bool:
+    """The same of GGUF."""
+    return not path.name.endswith((".safetensors", *INDEX)) and _beginning(path).startswith(MAGIC)
 
 
 def _beginning(path: Path) -> bytes:

@@ -73,7 +73,10 @@ def _header(path: Path, data: Tensor) -> tuple[int, dict[str, Entry], dict[str, 
     """Where the file's data begin, its tensors, and its metadata."""
     if len(data) < 8:
         raise damaged(path, "it ends before its header does")
-    length = int.from_bytes(data[:8].numpy().tobytes(), "little")
+    first = data[:8].numpy().tobytes()
+    if first.startswith(b"GGUF"):
+        raise CheckpointError(f"{path} is a GGUF file under the name of another kind; rename it to end in .gguf")
+    length = int.from_bytes(first, "little")
     if length > min(MOST_HEADER_BYTES, len(data) - 8):
         raise damaged(path, f"its header claims {length} bytes of a file of {len(data)}")
     try:

@@ -89,6 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     import lolrt
     from lolrt.checkpoint.load import check_lora
+    from lolrt.checkpoint.recipes import sampling
     from lolrt.media.destination import Position
     from lolrt.media.output import check_output, open_output
     from lolrt.media.reader import check_readable, read_frames
@@ -145,6 +146,9 @@ def run(arguments: argparse.Namespace) -> None:
         check_memory(pipe, window, pages)
         notes += without_effect(given_options(arguments).keys(), rope, window)
         sampler = replace(pipe.sampler, **field_values(arguments, "Sampler"))
+        said = {"chunk_frames", "sampler"} & files.settings.keys()
+        if not {"chunk_frames", "timesteps"} & given_options(arguments).keys() and (files.recipe or not said):
+            notes.append(f"sampled with {sampling(files.settings, files.recipe)}")
         stream = pipe.stream(
             cues[0].prompt, seed=arguments.seed, rope=rope, window=window, sampler=sampler, probe=True, start=start, kv_dtype=pages
         )
