@@ -54,7 +54,7 @@ window.shown = (count) =>
 /** Numbers at the times of so many frames that the buffer holds, from a time on; by default the newest. */
 window.buffered = async (count, from) => {
   still(video());
-  const all = video().buffered, begin = from ?? Math.max(all.start(0), all.end(all.length - 1) - count / FPS);
+  const all = video().buffered, begin = from !== undefined ? Math.round(from * FPS) / FPS : Math.max(all.start(0), all.end(all.length - 1) - count / FPS);
   const numbers = [];
   for (let i = 0; i < count; i++) {
     await seek(video(), begin + (i + 0.5) / FPS);

@@ -47,15 +47,20 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
     browser.close()
 
 
+@pytest.fixture(autouse=True)
+def nothing_left(server) -> Iterator[None]:
+    yield
+    for id in sessions(server):
+        server.json("DELETE", f"/v1/sessions/{id}")
+
+
 @pytest.fixture
-def page(server, browser) -> Iterator[Page]:
+def page(server, browser, nothing_left) -> Iterator[Page]:
     """One with a stream of its own, which plays."""
     page = browser.open(f"{server.address}/#streams={server.open(PROMPT)}")
     playing(page)
     yield page
     page.close()
-    for id in sessions(server):
-        server.json("DELETE", f"/v1/sessions/{id}")
 
 
 def playing(page: Page, at: int = 0) -> None:
@@ -260,13 +265,11 @@ def test_an_address_without_a_stream(server, browser):
     assert page.js("location.hash").endswith(own) and text(page, "#notice") == ""
     others = {server.open(PROMPT) for _ in range(3)}
     page.call("Page.navigate", url=f"{server.address}/?again")
-    page.until("document.getElementById('notice').textContent.startsWith('There is no room')")
+    page.until("document.getElementById('notice')?.textContent.startsWith('There is no room')")
     assert page.js("location.hash.slice(1).split('=')[1]") in others
     page.until("document.getElementById('others').checkVisibility()")
     assert page.js("document.getElementById('other').options.length") == 1 + 3
     page.close()
-    for id in {own} | others:
-        server.json("DELETE", f"/v1/sessions/{id}")
 
 
 def test_what_is_saved(page, tmp_path, tiny):
