@@ -30,9 +30,12 @@ PROBE = (Path(__file__).parent / "probe.js").read_text()
 LIVE = "document.querySelectorAll('video')[{at}]?.currentTime > 0.2 && document.querySelectorAll('.pane')[{at}].dataset.state === 'live'"
 
 
+STAMPED = (str(Path(__file__).with_name("stamped_server.py")),)
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server("--max-sessions", 4, program=(str(Path(__file__).with_name("stamped_server.py")),)) as server:
+    with Server("--max-sessions", 4, program=STAMPED) as server:
         yield server
 
 
@@ -239,6 +242,49 @@ def test_a_viewer_that_was_away_misses_nothing(server, browser):
     page.close()
     proxy.close()
     assert not sessions(server)
+
+
+def test_a_stream_outlives_its_server(browser, tmp_path):
+    """Which is killed, and started anew: the page goes on with the next frame, on the same timeline."""
+    kept = ["--state", tmp_path, "--save-every", "1"]
+    with Server(*kept, program=STAMPED) as first:
+        page = browser.open(f"{first.address}/#streams={first.open(PROMPT)}")
+        playing(page)
+        page.until("look(video()).number > 30")  # it was saved
+        begun = page.js("video().currentTime")
+        first.kill()
+    page.until("document.querySelector('.pane').dataset.state === 'broken'")
+    with Server(*kept, "--port", first.address.rpartition(":")[2], program=STAMPED):
+        page.until(f"video().buffered.end(0) > {begun + 3}")
+        page.until("document.querySelector('.pane').dataset.state === 'live'")
+        buffer = page.js(f"buffered(40, {begun})")
+        assert buffer["ranges"] == 1 and consecutive(buffer["numbers"])
+        page.close()
+
+
+def test_a_server_that_wants_a_token(browser, tmp_path):
+    """It is asked for, or comes with the address, which does not keep it; with it all goes as without."""
+    token = tmp_path / "token"
+    token.write_text("a-token-of-24-characters")
+    token.chmod(0o600)
+    with Server("--token-file", token, program=STAMPED) as server:
+        page = browser.open(server.address)
+        page.until("document.getElementById('token').open")
+        assert page.js("document.activeElement.name") == "token"
+        page.type("a-token-of-another-kind")
+        page.press("Enter", 13)
+        page.until("document.getElementById('token').open && document.getElementById('token-error').textContent")
+        page.type(token.read_text())
+        page.press("Enter", 13)
+        playing(page)
+        page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+        page.click("[data-do=save]")
+        assert Snapshot.read(downloaded(tmp_path, ".safetensors")).prompt
+        other = browser.open(f"{server.address}/#token={token.read_text()}")
+        playing(other)
+        assert "token" not in other.js("location.href")
+        other.close()
+        page.close()
 
 
 def test_a_stream_that_somebody_closes(server, page):

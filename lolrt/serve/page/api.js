@@ -24,6 +24,8 @@ export function takeToken() {
   token = sessionStorage.getItem("token");
 }
 
+export const hasToken = () => token !== null;
+
 export function useToken(text) {
   sessionStorage.setItem("token", text);
   token = text;

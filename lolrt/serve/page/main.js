@@ -260,6 +260,8 @@ async function begin() {
     [model] = await api.models();
   } catch (error) {
     if (error.status !== 401) throw error;
+    by("token-error").textContent = api.hasToken() ? "That is not the server's token." : "";
+    by("token-form").reset();
     return by("token").showModal();
   }
   const asked = new URLSearchParams(location.hash.slice(1)).get("streams")?.split(",").filter(Boolean) ?? [];
