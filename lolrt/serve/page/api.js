@@ -57,6 +57,7 @@ export const remove = (id) => request("DELETE", path(id));
 export const branch = (id) => json("POST", path(id, "/branch"), {});
 export const pause = (id) => json("POST", path(id, "/pause"), {});
 export const goOn = (id) => json("POST", path(id, "/continue"), {});
+export const playlist = (id) => path(id, "/live.m3u8");
 /** An address that gives a snapshot. A browser can be told no token for one, so there it is fetched first. */
 export const snapshot = async (id) => (token ? URL.createObjectURL(await (await request("GET", path(id, "/snapshot"))).blob()) : path(id, "/snapshot"));
 export const interact = (id, eventId, prompt, chunks) =>

@@ -79,6 +79,9 @@ function choose(pane) {
   by("progress").textContent = "";
   by("prompt-label").textContent = panes.length > 1 ? `What stream ${pane.letter} shows next` : "What the video shows next";
   for (const part of by("dock").elements) part.disabled = !pane;
+  if (pane) by("hls").href = api.playlist(pane.stream.id);
+  by("hls").hidden = !pane;
+  by("links").hidden = api.hasToken(); // a link cannot carry one
   listPrompts();
   draw();
 }
