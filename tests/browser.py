@@ -75,9 +75,9 @@ class Page:
         return answer["result"].get("value")
 
     def until(self, expression: str, seconds: float = SECONDS) -> Any:
-        """Waits until an expression is true, and gives its value."""
+        """Waits until an expression is true, and gives its value. Before the page is loaded there is nothing for it to find."""
         deadline = time.monotonic() + seconds
-        while not (value := self.js(expression)):
+        while not (value := self.js(f"(() => {{ try {{ return {expression} }} catch {{ return false }} }})()")):
             assert time.monotonic() < deadline, f"{expression} did not come true; the page says: {self.js('document.body.innerText')}"
             time.sleep(0.05)
         return value

@@ -27,7 +27,7 @@ SCALE = 4  # of the encoded video
 PROMPT = "a red car in the desert at noon"
 
 PROBE = (Path(__file__).parent / "probe.js").read_text()
-LIVE = "document.querySelectorAll('video')[{at}]?.currentTime > 0.2 && document.querySelectorAll('.pane')[{at}].dataset.state === 'live'"
+LIVE = "document.querySelectorAll('video')[{at}].currentTime > 0.2 && document.querySelectorAll('.pane')[{at}].dataset.state === 'live'"
 
 
 STAMPED = (str(Path(__file__).with_name("stamped_server.py")),)
@@ -311,7 +311,7 @@ def test_an_address_without_a_stream(server, browser):
     assert page.js("location.hash").endswith(own) and text(page, "#notice") == ""
     others = {server.open(PROMPT) for _ in range(3)}
     page.call("Page.navigate", url=f"{server.address}/?again")
-    page.until("document.getElementById('notice')?.textContent.startsWith('There is no room')")
+    page.until("document.getElementById('notice').textContent.startsWith('There is no room')")
     assert page.js("location.hash.slice(1).split('=')[1]") in others
     page.until("document.getElementById('others').checkVisibility()")
     assert page.js("document.getElementById('other').options.length") == 1 + 3
