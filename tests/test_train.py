@@ -13,12 +13,13 @@ from torch import Tensor
 import lolrt
 from lolrt.models.dit import CausalDiT
 from lolrt.muon import orthogonalize
-from lolrt.train.tiny.codec_pca import PCACodec, group_pixels
-from lolrt.train.tiny.data import gap_of, render_clips, scene_of, to_unit
+from lolrt.train.codec_pca import PCACodec, group_pixels, to_unit
+from lolrt.train.teacher_forcing import TeacherForcing
+from lolrt.train.text import all_words, embed, value_table, word_table
+from lolrt.train.tiny.data import gap_of, render_clips, scene_of
 from lolrt.train.tiny.scenes import FILLER, HEIGHT, VOCABULARY, WIDTH, render, values
-from lolrt.train.tiny.teacher_forcing import TeacherForcing
-from lolrt.train.tiny.text import embed, value_table, vocabulary, word_table
-from lolrt.train.tiny.train_dit import dit_config, mean_errors
+from lolrt.train.tiny.train_dit import mean_errors
+from lolrt.train.train_dit import dit_config
 
 pytestmark = pytest.mark.whole
 
@@ -61,8 +62,8 @@ def test_orthogonalized_matrices_have_singular_values_near_one_even_when_ill_con
 
 
 def test_words_of_one_meaning_share_a_vector_and_different_values_are_orthogonal() -> None:
-    words, table = word_table(0)
-    assert words == [word for group, names in vocabulary().items() if group != "filler" for word in names]
+    words, table = word_table(VOCABULARY, 0)
+    assert words == [word for group, names in all_words(VOCABULARY, FILLER).items() if group != "filler" for word in names]
     assert not set(words) & set(FILLER) and len(set(words)) == len(words)
     gram = table @ table.T / table.shape[1]
     meaning = [(group, value) for group, names in VOCABULARY.items() for value in names.values()]
@@ -71,7 +72,7 @@ def test_words_of_one_meaning_share_a_vector_and_different_values_are_orthogonal
 
 
 def test_a_dropped_word_is_a_row_of_zeros() -> None:
-    text = embed(value_table(0), torch.tensor([[0, 5, 9]]), torch.tensor([[True, False, True]]))
+    text = embed(value_table(VOCABULARY, 0), torch.tensor([[0, 5, 9]]), torch.tensor([[True, False, True]]))
     assert text[0].abs().sum(1).gt(0).tolist() == [True, False, True] + [False] * 5
 
 
@@ -154,7 +155,7 @@ def test_the_whole_script_runs_in_miniature_and_ships_a_model_that_loads(tmp_pat
 def test_the_shipped_vocabulary_is_the_one_of_the_script() -> None:
     folder = Path(lolrt.__file__).parent / "_embedded" / "tiny"
     text = json.loads((folder / "text.json").read_text())
-    assert text["groups"] == vocabulary() and text["words"] == word_table(0)[0]
+    assert text["groups"] == all_words(VOCABULARY, FILLER) and text["words"] == word_table(VOCABULARY, 0)[0]
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 25e6
     assert all(len(values(group)) > 1 for group in VOCABULARY)
 

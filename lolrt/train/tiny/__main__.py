@@ -10,8 +10,9 @@ import argparse
 from pathlib import Path
 
 from lolrt.ops.threads import set_threads
+from lolrt.train.codec_pca import load_codec
 from lolrt.train.tiny.card import write_card
-from lolrt.train.tiny.data import load_codec, make_data
+from lolrt.train.tiny.data import make_data
 from lolrt.train.tiny.export import export
 from lolrt.train.tiny.plan import Plan, train_dit_stage, train_vae_stages
 from lolrt.workers import pool

@@ -9,7 +9,7 @@ import torch
 
 import lolrt.pipeline
 from lolrt.models.vae.wan import CausalVAE
-from lolrt.train.tiny.codec_pca import PCACodec
+from lolrt.train.codec_pca import PCACodec
 from lolrt.train.tiny.data import CLIP_FRAMES, MAX_GAP
 from lolrt.train.tiny.evaluate import Effort, evaluate
 from lolrt.train.tiny.scenes import VOCABULARY, values

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lolrt.train.tiny.codec_pca import PCACodec
-from lolrt.train.tiny.scenes import VOCABULARY, Scene, render, sample_scene, values
+from lolrt.train.codec_pca import PCACodec, to_unit
+from lolrt.train.text import value_rows
+from lolrt.train.tiny.scenes import VOCABULARY, Scene, render, sample_scene
 from lolrt.workers import pool
 
 CLIP_FRAMES = 81  # 21 latent frames
@@ -41,22 +42,6 @@ def gap_of(clip: int) -> int:
     return 1 + clip // 2 % MAX_GAP if clip % 2 else 0
 
 
-def to_unit(video: Tensor) -> Tensor:
-    """uint8 [..., frames, 3, H, W] to float [..., 3, frames, H, W] in [-1, 1]."""
-    return video.movedim(-3, -4).float() / 127.5 - 1
-
-
-def scene_values(scene: Scene) -> list[int]:
-    """Index of each attribute's value among all values of all groups, in the order of VOCABULARY; these are the rows of
-    `value_table`.
-    """
-    rows, start = [], 0
-    for group in VOCABULARY:
-        rows.append(start + getattr(scene, group))
-        start += len(values(group))
-    return rows
-
-
 def _encode_frames(scene: Scene, codec: PCACodec, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
     """Video frames first to last of a scene, `first` a multiple of 4: latents bf16 [n, z, h, w], the object's share of each latent
     pixel uint8 [n, h, w], and the video. The first latent frame holds one video frame, the others four.
@@ -78,7 +63,7 @@ def render_clips(seed: int, clips: range, codec: PCACodec) -> dict[str, Tensor]:
         rest, rest_share, video = _encode_frames(scene, codec, skipped + 4 * (SINK_FRAMES - 1), skipped + CLIP_FRAMES - 1)
         latents.append(torch.cat([sinks, rest[1:]]))
         shares.append(torch.cat([sink_share, rest_share[1:]]))
-        words.append(torch.tensor(scene_values(scene)))
+        words.append(torch.tensor(value_rows(VOCABULARY, scene.picks())))
         start = clip * 4 % (len(video) - VAE_FRAMES)
         pixels.append(video[start : start + VAE_FRAMES])
     return {
@@ -108,7 +93,3 @@ def make_data(work: Path, seed: int, sizes: DataSizes, workers: int, z_dim: int)
     torch.save({key: value[: sizes.train].clone() for key, value in clips.items()}, work / "train.pt")
     torch.save({key: value[sizes.train :].clone() for key, value in clips.items()}, work / "held_out.pt")
     torch.save(vars(codec), work / "pca.pt")
-
-
-def load_codec(work: Path) -> PCACodec:
-    return PCACodec(**torch.load(work / "pca.pt"))

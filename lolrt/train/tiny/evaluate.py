@@ -18,10 +18,10 @@ from lolrt.models.vae.wan import CausalVAE
 from lolrt.pipeline import Pipeline
 from lolrt.positions.rope import Rope
 from lolrt.session.stream import LatentChunk
-from lolrt.train.tiny.codec_pca import PCACodec
-from lolrt.train.tiny.data import scene_of, to_unit
+from lolrt.train.codec_pca import PCACodec, to_unit
+from lolrt.train.tiny.data import scene_of
 from lolrt.train.tiny.scenes import VOCABULARY, render, values
-from lolrt.train.tiny.train_vae import reconstruction_psnr
+from lolrt.train.train_vae import reconstruction_psnr
 
 CONTROL_FRAMES = (100, 115, 165, 178)  # where no base of 10,000 brings the sinks' phases back
 REALIGNED_FRAMES = (132, 201)  # where it does

@@ -1,17 +1,11 @@
-"""Writes a trained model in the layout that the runtime reads, and pictures of what it makes."""
+"""What `tiny`'s folder says beside its weights."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
-
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from lolrt.models.dit import DiTConfig
 from lolrt.models.vae.layers import VAEConfig
-from lolrt.train.tiny.scenes import FPS, HEIGHT, WIDTH
-from lolrt.train.tiny.text import vocabulary, word_table
+from lolrt.train import export as layout
+from lolrt.train.tiny.scenes import FILLER, FPS, HEIGHT, VOCABULARY, WIDTH
 
 # By eye: fresh noise in every pass heals objects better than following the flow, and six passes draw them cleaner than four.
 # Twenty passes for the first chunk, which decides where the object is: with six, one in six starts as two that merge. These are the
@@ -36,24 +30,9 @@ EXAMPLE_PROMPTS = [
 
 
 def export(work: Path, out: Path, dit: DiTConfig, vae: VAEConfig, seed: int) -> None:
-    """Writes config, weights (bfloat16, Wan's names), text table and settings, from the checkpoints in `work` to `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    wan = {"_class_name": "WanModel", "model_type": "t2v", "qk_norm": True, "cross_attn_norm": True}
-    _write_json(out / "config.json", {**wan, **asdict(dit)})
-    _write_weights(out / "diffusion_pytorch_model.safetensors", torch.load(work / "dit.pt")["averaged"])
-    _write_json(out / "vae_config.json", asdict(vae))
-    _write_weights(out / "vae.safetensors", torch.load(work / "vae.pt")["averaged"])
-    words, table = word_table(seed)
-    _write_json(out / "text.json", {"groups": vocabulary(), "words": words, "text_len": dit.text_len})
-    _write_weights(out / "text.safetensors", {"embedding.weight": table})
-    model = {"name": "tiny", "fps": FPS, "height": HEIGHT, "width": WIDTH, "sampler": SAMPLER, "example_prompts": EXAMPLE_PROMPTS}
-    _write_json(out / "model.json", model)
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def _write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}, path)
-    path.chmod(0o644)  # safetensors writes files that only their owner may read
+    """Writes the model whose checkpoints are in `work` to `out`."""
+    settings = {"name": "tiny", "fps": FPS, "height": HEIGHT, "width": WIDTH, "sampler": SAMPLER, "example_prompts": EXAMPLE_PROMPTS}
+    layout.export(
+        out, dit=dit, dit_weights=work / "dit.pt", vae=vae, vae_weights=work / "vae.pt", seed=seed, vocabulary=VOCABULARY,
+        filler=FILLER, settings=settings,
+    )  # fmt: skip

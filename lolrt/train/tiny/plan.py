@@ -9,8 +9,9 @@ from lolrt.models.dit import DiTConfig
 from lolrt.models.vae.layers import VAEConfig
 from lolrt.train.tiny.data import DataSizes
 from lolrt.train.tiny.evaluate import Effort
-from lolrt.train.tiny.train_dit import dit_config, latents_std, train_dit
-from lolrt.train.tiny.train_vae import train_half, train_joint, vae_config
+from lolrt.train.tiny.train_dit import latents_std, train_dit
+from lolrt.train.train_dit import dit_config
+from lolrt.train.train_vae import train_half, train_joint, vae_config
 
 VAE_SHARES = {"decoder": 0.25, "encoder": 0.2, "joint": 0.55}  # of the VAE's minutes
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lolrt.train.text import values as meanings
+
 HEIGHT, WIDTH, FPS = 64, 96, 16
 
 # One word per value first, then words that mean the same.
@@ -28,7 +30,7 @@ FILLER = ["a", "an", "the", "over", "above", "on", "in", "at", "by", "near", "th
 
 def values(group: str) -> list[str]:
     """The distinct values of an attribute, in vocabulary order."""
-    return list(dict.fromkeys(VOCABULARY[group].values()))
+    return meanings(VOCABULARY, group)
 
 
 def _colours(*rows: tuple[float, float, float]) -> torch.Tensor:
@@ -68,9 +70,13 @@ class Scene:
     time: int
     chance: torch.Tensor  # [128] uniform in [0, 1)
 
+    def picks(self) -> dict[str, int]:
+        """Index of each attribute's value."""
+        return {group: getattr(self, group) for group in VOCABULARY}
+
     def words(self) -> list[str]:
         """The content words of the scene's sentence: [colour, object, place, time]."""
-        return [values(group)[getattr(self, group)] for group in VOCABULARY]
+        return [values(group)[pick] for group, pick in self.picks().items()]
 
 
 def sample_scene(generator: torch.Generator) -> Scene:

@@ -94,11 +94,13 @@ class ChunkWindow:
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    """[..., tokens, heads * head_dim] to [..., heads, tokens, head_dim]."""
+    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
 
 
 def _block(block: Block, heads: int, x: Tensor, modulation: Tensor, text: Tensor, cos_sin: Tensor, attention: Callable) -> Tensor:
-    """One transformer block. x [batch, tokens, dim]; modulation [batch, frames, 6, dim]; text [batch, text_len, dim]."""
+    """One transformer block. x [batch, tokens, dim]; modulation [batch, frames, 6, dim]; text [batch, 1 or frames,
+    text_len, dim]."""
     frames = modulation.shape[1]
     shift, scale, gate, shift2, scale2, gate2 = (m[:, :, None] for m in (block.modulation + modulation).unbind(2))
 
@@ -118,9 +120,9 @@ def _block(block: Block, heads: int, x: Tensor, modulation: Tensor, text: Tensor
     cross = block.cross_attn
     y = layer_norm(x, block.norm3.weight, block.norm3.bias)
     v = _heads(cross.v(text), heads)
-    q = _heads(rms_norm(cross.q(y), cross.norm_q.weight), heads).to(v.dtype)
+    q = _heads(rms_norm(cross.q(y), cross.norm_q.weight).unflatten(1, (text.shape[1], -1)), heads).to(v.dtype)
     k = _heads(rms_norm(cross.k(text), cross.norm_k.weight), heads).to(v.dtype)
-    x = x + cross.o(attend(q, k, v).transpose(1, 2).flatten(2))
+    x = x + cross.o(attend(q, k, v).transpose(-3, -2).flatten(-2).flatten(1, 2))
 
     y = block.ffn[2](F.gelu(block.ffn[0](modulated(x, shift2, scale2)), approximate="tanh"))
     return x + gated(y, gate2)
@@ -156,7 +158,8 @@ class TeacherForcing:
         """The predicted flow of the noisy clip.
 
         context, noisy: [batch, frames, z, h, w]. context_sigma, sigma: [batch, frames] in [0, 1]. text: [batch, text_len,
-        text_dim], zero rows for missing words. positions: [batch, frames] absolute latent frames, by default 0, 1, ... Returns
+        text_dim], zero rows for missing words; or one for each frame of [context | noisy], [batch, 2 * frames, text_len, text_dim]
+        (with a clip of one chunk, of noisy alone). positions: [batch, frames] absolute latent frames, by default 0, 1, ... Returns
         fp32 [batch, frames, z, h, w].
         """
         model, frames = self.model, noisy.shape[1]
@@ -166,7 +169,7 @@ class TeacherForcing:
         x = F.linear(x, model.patch_embedding.weight.flatten(1), model.patch_embedding.bias).float()
         e = time_embedding(model, 1000 * torch.cat([context_sigma[:, : self.context_frames], sigma], 1), self.config.freq_dim)
         modulation = model.time_projection(e).float().unflatten(-1, (6, -1))
-        text = model.text_embedding(text)
+        text = model.text_embedding(text if text.dim() == 4 else text[:, None])
         positions = torch.arange(frames)[None] if positions is None else positions
         positions = torch.cat([positions[:, : self.context_frames], positions], 1)
         cos_sin = rotation(positions, *self.grid, self.config.axes, self.bases)

@@ -1,4 +1,4 @@
-"""The latent space of the embedded model, in closed form: principal components of 4 x 8 x 8 x RGB groups of pixels.
+"""The latent space of an embedded model, in closed form: principal components of 4 x 8 x 8 x RGB groups of pixels.
 
 The VAE's encoder and decoder are both trained towards this space, and the DiT lives in it, so that none of the three waits for
 another. Components are scaled by the square root of their standard deviation: between plain PCA, whose details drown in the
@@ -6,11 +6,17 @@ diffusion noise, and whitening, which makes noise as important as content.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 SPATIAL, TEMPORAL = 8, 4  # pixels a latent pixel, video frames a latent frame
+
+
+def to_unit(video: Tensor) -> Tensor:
+    """uint8 [..., frames, 3, H, W] to float [..., 3, frames, H, W] in [-1, 1]."""
+    return video.movedim(-3, -4).float() / 127.5 - 1
 
 
 def group_pixels(video: Tensor) -> Tensor:
@@ -52,3 +58,7 @@ class PCACodec:
         groups = group_pixels(video) - self.mean
         error = (groups @ self.basis @ self.basis.T - groups).square().mean((1, 2, 3, 4))
         return float((-10 * (error / 4).log10()).mean())
+
+
+def load_codec(work: Path) -> PCACodec:
+    return PCACodec(**torch.load(work / "pca.pt"))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lolrt.muon import Muon
 from lolrt.pipeline import preferred_dtype
 
-CHECKPOINT_SECONDS = 60
 WARMUP_STEPS = 50
 DECAY_SHARE = 0.3  # of the time, at the end, in which the learning rate falls to zero
 MAX_AVERAGING = 0.997  # per step, of the exponential moving average
@@ -31,9 +30,9 @@ class Run(Generic[Model]):
     model: trained in place. averaged: its moving average, which is what gets evaluated and shipped.
     """
 
-    def __init__(self, name: str, work: Path, model: Model, optimizer: Muon, minutes: float, peak_lr: float):
+    def __init__(self, name: str, work: Path, model: Model, optimizer: Muon, minutes: float, peak_lr: float, report_seconds: float = 60):
         self.name, self.work, self.model, self.optimizer = name, work, model, optimizer
-        self.minutes, self.peak_lr = minutes, peak_lr
+        self.minutes, self.peak_lr, self.report_seconds = minutes, peak_lr, report_seconds
         self.averaged = copy.deepcopy(model).requires_grad_(False)
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self._averages: list[Tensor] = [a for a, p in zip(self.averaged.parameters(), model.parameters(), strict=True) if p.requires_grad]
@@ -85,8 +84,8 @@ class Run(Generic[Model]):
         self.seconds, self._tick = self.seconds + now - self._tick, now
 
     def report_due(self) -> bool:
-        """True once a minute and at the end: time to evaluate and `report`."""
-        return self.seconds - self._saved_at >= CHECKPOINT_SECONDS or not self.going()
+        """True every `report_seconds` and at the end: time to evaluate and `report`."""
+        return self.seconds - self._saved_at >= self.report_seconds or not self.going()
 
     def report(self, results: str) -> None:
         """Logs a line and writes the checkpoint."""

@@ -1,0 +1,43 @@
+"""Writes a trained model in the layout that the runtime reads."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lolrt.models.dit import DiTConfig
+from lolrt.models.vae.layers import VAEConfig
+from lolrt.train.text import Vocabulary, all_words, word_table
+
+
+def export(
+    out: Path, *, dit: DiTConfig, dit_weights: Path, vae: VAEConfig, vae_weights: Path, seed: int, vocabulary: Vocabulary,
+    filler: list[str], settings: dict[str, Any],
+) -> None:  # fmt: skip
+    """Writes config, weights (bfloat16, Wan's names), text table and settings to `out`.
+
+    dit_weights, vae_weights: checkpoints, of which the averaged weights are taken. settings: what model.json says.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    wan = {"_class_name": "WanModel", "model_type": "t2v", "qk_norm": True, "cross_attn_norm": True}
+    _write_json(out / "config.json", {**wan, **asdict(dit)})
+    _write_weights(out / "diffusion_pytorch_model.safetensors", torch.load(dit_weights)["averaged"])
+    _write_json(out / "vae_config.json", asdict(vae))
+    _write_weights(out / "vae.safetensors", torch.load(vae_weights)["averaged"])
+    words, table = word_table(vocabulary, seed)
+    _write_json(out / "text.json", {"groups": all_words(vocabulary, filler), "words": words, "text_len": dit.text_len})
+    _write_weights(out / "text.safetensors", {"embedding.weight": table})
+    _write_json(out / "model.json", settings)
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file({name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(0o644)  # safetensors writes files that only their owner may read
