@@ -1,0 +1,61 @@
+"""Sizes and budgets of `journey`'s training, and its long stages, which run side by side on a thread each."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from lolrt.models.dit import DiTConfig
+from lolrt.models.vae.layers import VAEConfig
+from lolrt.train.codec_pca import load_codec
+from lolrt.train.journey.data import Clips, DataSizes, make_clips
+from lolrt.train.journey.train_dit import train_dit
+from lolrt.train.train_dit import dit_config
+from lolrt.train.train_vae import train_half, train_joint, vae_config
+
+VAE_SHARES = {"decoder": 0.4, "encoder": 0.15, "joint": 0.45}  # of the VAE's minutes
+
+
+@dataclass
+class Plan:
+    """Sizes of everything; `smoke` is a miniature in which every line of the script still runs."""
+
+    seed: int
+    minutes_vae: float = 180.0
+    minutes_dit: float = 360.0
+    z_dim: int = 24
+    data: DataSizes = field(default_factory=DataSizes)
+    dim: int = 256
+    layers: int = 7
+    dit_batch: int = 4
+    vae_batch: int = 4
+    compiled: bool = True
+    threads: int = 2  # of the evaluation
+
+    @classmethod
+    def smoke(cls, seed: int) -> "Plan":
+        return cls(seed, 0.05, 0.05, 8, DataSizes(4, 6, 4, 4), 64, 1, 2, 1, False, 1)
+
+    @property
+    def dit(self) -> DiTConfig:
+        return dit_config(self.z_dim, self.dim, self.layers)
+
+    @property
+    def vae(self) -> VAEConfig:
+        """One residual block a resolution fewer than Wan's: decoding is what takes most of the time. PCA latents have a deviation of 1."""
+        return vae_config(self.z_dim, 1.0, num_res_blocks=1)
+
+
+def pixels_stage(work: Path, plan: Plan) -> None:
+    """The DiT's clips, then the VAE, on one thread."""
+    torch.set_num_threads(1)
+    make_clips(work, plan.seed, plan.data, 1, load_codec(work))
+    for name, decoder in (("decoder", True), ("encoder", False)):
+        train_half(work, plan.seed, plan.minutes_vae * VAE_SHARES[name], plan.vae, decoder=decoder, batch=plan.vae_batch)
+    train_joint(work, plan.seed, plan.minutes_vae * VAE_SHARES["joint"], plan.vae, batch=plan.vae_batch)
+
+
+def dit_stage(work: Path, plan: Plan) -> None:
+    torch.set_num_threads(1)
+    clips = Clips(work, plan.data.train)
+    train_dit(work, plan.seed, plan.minutes_dit, plan.dit, clips, batch=plan.dit_batch, compiled=plan.compiled)
