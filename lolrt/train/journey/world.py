@@ -36,7 +36,7 @@ GROUPS = list(VOCABULARY)
 PASSING = -1  # index of a time that is not named: the day goes round
 
 SPEEDS = (1.3, 2.3)  # pixels a frame of what is nearest, slow and fast
-FRONT_SPEED = 2.5  # pixels a frame at which the next place comes in from the right
+FRONT_SPEED, FRONT_START = 2.6, WIDTH + 24.0  # pixels a frame at which the next place comes in, from beyond the right edge
 FADES = {"time": 40, "weather": 40, "colour": 16, "speed": 16}  # frames that a change takes
 EXCHANGE = 60  # frames in which one subject leaves and the next arrives
 EXCHANGE_WAY = 118.0  # pixels that both move meanwhile
@@ -122,7 +122,7 @@ class World:
         count = len(values(VOCABULARY, "place"))
         weights, distance = torch.zeros(len(frames), len(x), count), torch.full((len(frames), len(x)), 1e4)
         for number, (first, index) in enumerate(self.changes("place")):
-            border = WIDTH + 6 - FRONT_SPEED * (frames[:, None] - first)
+            border = FRONT_START - FRONT_SPEED * (frames[:, None] - first)
             ahead = x - border if number else torch.full_like(distance, 1e4)
             weights = torch.lerp(weights, torch.eye(count)[index], smooth(ahead / softness + 0.5)[..., None])
             distance = torch.minimum(distance, ahead.abs())
