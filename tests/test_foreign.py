@@ -84,6 +84,9 @@ VARIANTS = {
     "vace_blocks.{}.before_proj.weight": "a VACE DiT",
     "audio_injector.injector.{}.q.weight": "a speech-to-video DiT",
     "control_adapter.conv.{}.weight": "a DiT that is led by a camera",
+    "condition_embedder.delta_embedder.linear_{}.weight": "an AnyFlow DiT",
+    "far_patch_embedding.{}.weight": "an AnyFlow DiT",
+    "compressed_patch_embedding.{}.weight": "an AnyFlow DiT",
     "blocks.{}.self_attn.q.weight.absmax": "weights in the packing of bitsandbytes",
     "blocks.{}.self_attn.q.weight_global_scale": "weights in NVFP4",
     "blocks.{}.self_attn.q.quantized_weight_values": "weights in 4o6",
@@ -104,11 +107,43 @@ def test_variants_are_named_and_their_tensors_are_not_listed(name, tmp_path, cap
     assert f"wrong      {error.value}" in said and "nothing is missing" not in said
 
 
-def test_the_vae_of_wan_2_2_is_named(tmp_path):
-    tensors = layouts.vae_tensors() | {"encoder.downsamples.0.downsamples.0.residual.0.gamma": torch.zeros(8, 1, 1, 1)}
-    save_file(tensors, tmp_path / "vae.safetensors")
+@pytest.mark.parametrize("extra", ["downsamples.0.downsamples.0.residual.0.gamma", "down_blocks.0.resnets.0.norm1.gamma"])
+def test_the_vae_of_wan_2_2_is_named(extra, tmp_path):
+    """In its own names, and in diffusers'."""
+    tensors = layouts.vae_tensors() if extra.startswith("downsamples") else layouts.as_diffusers("vae", layouts.vae_tensors())
+    save_file({**tensors, f"encoder.{extra}": torch.zeros(8, 1, 1, 1)}, tmp_path / "vae.safetensors")
     with pytest.raises(lolrt.CheckpointError, match=r"the VAE of Wan2\.2-TI2V-5B"):
         lolrt.load_vae(tmp_path)
+
+
+def longlive2(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    """A folder as diffusers', whose transformer has Wan's names under a wrapper's, as published for LongLive 2."""
+    (folder / "transformer").mkdir(parents=True)
+    save_file({f"model.{name}": tensor for name, tensor in tensors.items()}, folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("save", [longlive2, layouts.save_diffusers, layouts.save_wan, layouts.save_pt("generator", "model.{}".format)])
+def test_the_dit_of_wan_2_2_and_of_longlive_2_is_named(save, tmp_path, capsys):
+    tensors = layouts.dit_tensors()
+    tensors |= {
+        "patch_embedding.weight": torch.zeros(256, 48, 1, 2, 2),
+        "head.head.weight": torch.zeros(192, 256),
+        "head.head.bias": torch.zeros(192),
+    }
+    path = save(tmp_path / "model", tensors)
+    for line in (told(capsys, "convert", path, tmp_path / "out"), told(capsys, "generate", "a", "-o", tmp_path / "v.mp4", "--model", path)):
+        assert "the DiT of Wan2.2-TI2V-5B, or of LongLive 2" in line or "is not a whole pipeline" in line
+    with pytest.raises(
+        lolrt.CheckpointError, match=r"the DiT of Wan2\.2-TI2V-5B, or of LongLive 2.*patch_embedding\.weight \[256, 48, 1, 2, 2\]"
+    ):
+        lolrt.load_dit(path)
+
+
+def test_the_taehv_of_wan_2_2_is_named(tmp_path):
+    torch.save(layouts.taehv_tensors() | {"decoder.1.weight": torch.zeros(256, 48, 3, 3)}, tmp_path / "taew2_2.pth")
+    with pytest.raises(lolrt.CheckpointError, match=r"the TAEHV of Wan2\.2-TI2V-5B"):
+        lolrt.load_taehv(tmp_path / "taew2_2.pth")
 
 
 def test_names_that_differ_in_a_number_are_told_as_one():

@@ -200,6 +200,7 @@ def text_encoder_config(component: Component) -> TextEncoderConfig:
 
 def taehv_config(component: Component) -> TAEHVConfig:
     """The config of a TAEHV, from its tensors."""
+    refuse_variants(component)
     shape = _shapes_of(component)
     default = TAEHVConfig()
     first, z_dim = _pair(shape, "decoder.1.weight", default.decoder_widths[0], default.z_dim)

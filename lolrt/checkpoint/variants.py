@@ -10,6 +10,8 @@ from lolrt.errors import CheckpointError
 
 # Names of tensors, of which one is enough, and what has them. Names of both Wan's and diffusers' layouts; the first that is found counts.
 TEXT_ALONE = "; video is made of text here, and of a picture that it begins with (--start): take a text-to-video model"
+CAUSAL = "; frames follow each other here, in plain passes: take a model such as Self-Forcing"
+WAN_2_2 = "Wan2.2-TI2V-5B, or of LongLive 2, which is made of it; take a model of Wan2.1, whose latents have 16 channels and not 48"
 PACKED = "; weights are read here in floats, and in fp8 and int8 with plain scales: take a file of these"
 VARIANTS = {
     "dit": (
@@ -19,13 +21,17 @@ VARIANTS = {
         (r"control_adapter|ref_conv", f"a DiT that is led by a camera, a control video or a reference picture{TEXT_ALONE}"),
         (
             r".*\.proj_l\.",
-            "a DiT of TurboDiffusion, whose frames attend in both directions, sparsely (SLA); frames follow each other here: take a causal "
-            "model such as Self-Forcing",
+            f"a DiT of TurboDiffusion, whose frames attend in both directions, sparsely (SLA){CAUSAL}",
         ),
+        (r".*delta_embedder\.|.*(far_patch|compressed_patch)", f"an AnyFlow DiT, which is told two times of each pass{CAUSAL}"),
         (r"img_emb\.|.*\.k_img\.|.*image_embedder\.|.*\.add_k_proj\.", f"an image-to-video DiT{TEXT_ALONE}"),
     ),
-    "vae": ((r"(encoder\.down|decoder\.up)samples\.\d+\.(down|up)samples\.", "the VAE of Wan2.2-TI2V-5B; take Wan2.1's, of 16 channels"),),
+    "vae": (
+        (r"(encoder\.down|decoder\.up)samples\.\d+\.(down|up)samples\.|encoder\.down_blocks\.\d+\.resnets\.", f"the VAE of {WAN_2_2}"),
+    ),
 }
+# Of models whose names are Wan2.1's, the tensor whose second size, of latent channels, shows them.
+LATENT_CHANNELS = {"dit": ("patch_embedding.weight", "the DiT"), "taehv": ("decoder.1.weight", "the TAEHV")}
 
 
 def refuse_variants(component: Component) -> None:
@@ -33,5 +39,8 @@ def refuse_variants(component: Component) -> None:
     for pattern, what in VARIANTS.get(component.kind, ()):
         if example := next((name for name in component.tensors if re.match(pattern, name)), None):
             raise CheckpointError(f"{component.source} holds {what} (it has {example})")
+    name, what = LATENT_CHANNELS.get(component.kind, ("", ""))
+    if name in component.tensors and tuple(component.tensors[name].shape[1:2]) == (48,):
+        raise CheckpointError(f"{component.source} holds {what} of {WAN_2_2} (it has {name} {list(component.tensors[name].shape)})")
     if foreign := next((weight for weight in component.tensors.values() if isinstance(weight, Foreign)), None):
         raise CheckpointError(f"{component.source} holds weights in {foreign.form}{PACKED} (it has {foreign.example})")
