@@ -2,8 +2,8 @@
 CheckpointError.
 
 The first byte of an input chooses what the rest is: a safetensors file, a .pt archive, the pickle inside of one, config.json, the index
-of weights in several files, or a .toml file that names the parts. The other files are sound then. Inputs that break something are to be
-kept in tests/data/fuzz, and run again by tests/test_malformed.py.
+of weights in several files, a .toml file that names the parts, a GGUF file, adapters, or their config. The other files are sound then.
+Inputs that break something are to be kept in tests/data/fuzz, and run again by tests/test_malformed.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import functools
 import io
 import json
+import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,13 +22,14 @@ from torch import Tensor
 
 from lolrt import DiTConfig
 from lolrt.checkpoint import load_dit
+from lolrt.checkpoint.ggml import BLOCKS, TYPES
 from lolrt.checkpoint.inspect import inspect
 from lolrt.checkpoint.model_files import components_of, find_files
-from lolrt.checkpoint.packed import stored
+from lolrt.checkpoint.packed import Packed, stored
 from lolrt.checkpoint.shapes import dit_shapes
 from lolrt.errors import CheckpointError
 
-TARGETS = ("safetensors", "archive", "pickle", "config", "index", "toml")
+TARGETS = ("safetensors", "archive", "pickle", "config", "index", "toml", "gguf", "lora", "adapter_config")
 TENSORS = {
     "patch_embedding.weight": torch.zeros(8, 4, 1, 2, 2),
     "blocks.0.self_attn.q.weight": torch.zeros(8, 8),
@@ -36,6 +39,8 @@ TENSORS = {
 FP8 = torch.float8_e4m3fn
 CONFIG = b'{"dim": 8, "num_heads": 1, "num_layers": 1, "patch_size": [1, 2, 2], "eps": 1e-6}'
 SHARDS = ("a.safetensors", "b.safetensors")
+LORA_TOML = b'dit = "weights"\nlora = "adapters/adapters"\n'
+ADAPTER_CONFIG = b'{"r": 2, "lora_alpha": 4, "use_rslora": true, "alpha_pattern": {"ffn.0": 2}, "peft_type": "LORA"}'
 TOML = b'dit = "weights"\nweights = "generator"\nfps = 16\nexample_prompts = ["a"]\n[sampler]\ntimesteps = [1000, 500]\nshift = 5.0\n'
 
 
@@ -58,6 +63,62 @@ def halves() -> list[bytes]:
 
 def adapters() -> dict[str, Tensor]:
     return {f"base_model.model.blocks.0.ffn.0.lora_{side}.weight": torch.zeros(2, 8) if side == "A" else torch.zeros(8, 2) for side in "AB"}
+
+
+def other_adapters() -> dict[str, dict[str, Tensor]]:
+    """Of every kind that is read."""
+    layer, pair = "diffusion_model.blocks.0.ffn.0", {"lora_down.weight": torch.zeros(2, 8), "lora_up.weight": torch.zeros(8, 2)}
+    hada = {f"hada_w{i}_{side}": torch.ones(8, 2) if side == "a" else torch.ones(2, 8) for i in (1, 2) for side in "ab"}
+    kinds = {
+        "comfy": {**pair, "alpha": torch.tensor(1.0), "diff_b": torch.zeros(8)},
+        "dora": {**pair, "dora_scale": torch.ones(8, 1)},
+        "loha": hada,
+        "lokr": {"lokr_w1": torch.ones(2, 2), "lokr_w2_a": torch.ones(4, 1), "lokr_w2_b": torch.ones(1, 4)},
+    }
+    found = {kind: {f"{layer}.{part}": tensor for part, tensor in parts.items()} for kind, parts in kinds.items()}
+    kohya = {f"lora_unet_blocks_0_ffn_0.{part}": tensor for part, tensor in pair.items()}
+    return {**found, "kohya": kohya, "modulation": {"blocks.0.diff_m": torch.zeros(1, 6, 8), "head.diff_m": torch.zeros(1, 2, 8)}}
+
+
+def gguf(tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]], fields: dict[str, tuple[int, bytes]]) -> bytes:
+    """A GGUF file. tensors: type, shape and bytes, by name; fields: type and bytes, by key."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value.encode())) + value.encode()
+
+    numbers = {name: number for number, name in TYPES.items()}
+    header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields))
+    header += b"".join(text(key) + struct.pack("<I", kind) + value for key, (kind, value) in fields.items())
+    data = b""
+    for name, (kind, shape, content) in tensors.items():
+        header += text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), numbers[kind], len(data))
+        data += content + bytes(-len(content) % 32)
+    return header + bytes(-len(header) % 32) + data
+
+
+def ggufs() -> dict[str, bytes]:
+    """A DiT in floats, and part of a text encoder with a matrix of every kind of blocks, and a tokenizer."""
+    plain = {name: ("F16", tuple(tensor.shape), bytes(2 * tensor.numel())) for name, tensor in whole_model().items()}
+    blocks = {
+        f"enc.blk.{i}.attn_q.weight": (kind, (2, 256), bytes(512 // BLOCKS[kind].values * BLOCKS[kind].bytes))
+        for i, kind in enumerate(BLOCKS)
+    }
+    norms = {f"enc.blk.{i}.attn_norm.weight": ("F32", (8,), bytes(32)) for i in range(len(BLOCKS))}
+    table = {"token_embd.weight": ("Q8_0", (3, 32), bytes(3 * 34))}
+    tokens = b"".join(struct.pack("<Q", len(token)) + token for token in (b"<pad>", b"</s>", b"<unk>"))
+    tokenizer = {
+        "general.architecture": (8, struct.pack("<Q", 9) + b"t5encoder"),
+        "comfy.gguf.orig_shape.token_embd.weight": (9, struct.pack("<IQii", 5, 2, 3, 32)),
+        "tokenizer.ggml.model": (8, struct.pack("<Q", 2) + b"t5"),
+        "tokenizer.ggml.tokens": (9, struct.pack("<IQ", 8, 3) + tokens),
+        "tokenizer.ggml.scores": (9, struct.pack("<IQfff", 6, 3, 0, 0, 0)),
+        "tokenizer.ggml.token_type": (9, struct.pack("<IQiii", 5, 3, 3, 3, 2)),
+        "tokenizer.ggml.eos_token_id": (4, struct.pack("<I", 1)),
+    }
+    return {
+        "dit": gguf(plain, {"general.architecture": (8, struct.pack("<Q", 3) + b"wan")}),
+        "text": gguf({**blocks, **norms, **table}, tokenizer),
+    }
 
 
 def packed(form: str) -> dict[str, Tensor]:
@@ -120,6 +181,9 @@ def seeds() -> dict[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(archive)) as whole:
             found[f"pickle-{name}"] = b"\2" + whole.read(next(n for n in whole.namelist() if n.endswith("data.pkl")))
     index = {name: SHARDS[i % 2] for i, name in enumerate(whole_model())}
+    found |= {f"gguf-{name}": b"\6" + content for name, content in ggufs().items()}
+    found |= {f"lora-{kind}": b"\7" + save(tensors) for kind, tensors in {**other_adapters(), "peft": adapters()}.items()}
+    found["adapter_config"] = b"\10" + ADAPTER_CONFIG
     return {**found, "config": b"\3" + CONFIG, "index": b"\4" + json.dumps({"weight_map": index}).encode(), "toml": b"\5" + TOML}
 
 
@@ -136,6 +200,11 @@ def run(data: bytes, folder: Path) -> None:
                 for tensor in stored(component.tensors).values():
                     assert tensor.nbytes <= sum(path.stat().st_size for path in folder.iterdir())
                     tensor.contiguous().view(-1).view(torch.uint8).sum()  # every byte can be read
+                for weight in component.tensors.values():
+                    if isinstance(weight, Packed) and not weight.fault:
+                        assert weight.unpack(torch.float32).shape == weight.shape
+                if component.tokenizer:
+                    component.tokenizer()
         assert all(line.isprintable() for line in inspect(place))
         assert all(parameter.isfinite().all() for parameter in load_dit(place).parameters())
     except CheckpointError as error:
@@ -148,11 +217,17 @@ def write(target: str, content: bytes, folder: Path) -> Path:
     (folder / "config.json").write_bytes(content if target == "config" else CONFIG)
     if target == "pickle":
         content = with_pickle(content)
-    weights.write_bytes(content if target in ("safetensors", "archive", "pickle") else sound())
+    weights.write_bytes(content if target in ("safetensors", "archive", "pickle", "gguf") else sound())
+    if target in ("lora", "adapter_config"):
+        beside = folder / "adapters"
+        beside.mkdir(exist_ok=True)
+        (beside / "adapters").write_bytes(content if target == "lora" else save(adapters()))
+        (beside / "adapter_config.json").write_bytes(content if target == "adapter_config" else b"{}")
+        toml.write_bytes(LORA_TOML)
     if target == "index":
         index.write_bytes(content)
         for shard, half in zip(SHARDS, halves(), strict=True):
             (folder / shard).write_bytes(half)
     if target == "toml":
         toml.write_bytes(content)
-    return {"index": index, "toml": toml}.get(target, weights)
+    return {"index": index, "toml": toml, "lora": toml, "adapter_config": toml}.get(target, weights)
