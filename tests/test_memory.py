@@ -16,6 +16,7 @@ import layouts
 import packings
 import pytest
 import torch
+from ggufs import save_gguf
 from packings import PACKINGS
 from safetensors.torch import save_file
 
@@ -252,6 +253,8 @@ def large(tmp_path_factory) -> Path:
     layouts.save_wan(folder / "small", layouts.dit_tensors())
     for name, packing in PACKED.items():
         packings.save(folder / name, PACKINGS[packing](tensors))
+    for name, kind in GGUFS.items():
+        save_gguf(folder / name, tensors, kind)
     packings.save(folder / "small.safetensors", PACKINGS["LightX2V, int8"](layouts.dit_tensors()))
     return folder
 
@@ -264,6 +267,7 @@ PACKED = {
     "rows.safetensors": "LightX2V, int8",
     "blocks.safetensors": "TurboDiffusion, int8",
 }
+GGUFS = {"q8_0.gguf": "Q8_0", "q4_k.gguf": "Q4_K", "q6_k.gguf": "Q6_K", "f16.gguf": "F16"}
 CASES = [
     ("x.pt", "bfloat16"),
     ("x.safetensors", "float32"),
@@ -293,7 +297,7 @@ def test_loading_peaks_below_1_2_times_the_file(name, dtype, large):
 
 
 def test_loading_what_is_packed_peaks_below_1_2_times_the_weights(large):
-    cases = [(large / name, dtype) for name in PACKED for dtype in ("bfloat16", "float32")]
+    cases = [(large / name, dtype) for name in (*PACKED, *GGUFS) for dtype in ("bfloat16", "float32")]
     for (path, dtype), (peak, weights) in zip(cases, loaded(large / "small.safetensors", cases), strict=True):
         itemsize = getattr(torch, dtype).itemsize
         assert weights == itemsize * sum(math.prod(shape) for shape in dit_shapes(SIZES).values())

@@ -43,9 +43,8 @@ def _bits(field: Tensor, width: int, run: int) -> Tensor:
 
 def _scaled(scales: Tensor, numbers: Tensor, offsets: Tensor | None = None) -> Tensor:
     """scale * number (- offset), each scale and offset for as many numbers as there are to it."""
-    numbers = numbers.float().view(*scales.shape, -1)
-    values = scales[..., None] * numbers
-    return (values if offsets is None else values - offsets[..., None]).flatten(1)
+    values = numbers.float().view(*scales.shape, -1).mul_(scales[..., None])
+    return (values if offsets is None else values.sub_(offsets[..., None])).flatten(1)
 
 
 def _q4_0(blocks: Tensor) -> Tensor:
@@ -55,7 +54,7 @@ def _q4_0(blocks: Tensor) -> Tensor:
 
 def _q4_1(blocks: Tensor) -> Tensor:
     d, m, low = _fields(blocks, 2, 2, 16)
-    return _half(d) * _bits(low, 4, 16).float() + _half(m)
+    return _bits(low, 4, 16).float().mul_(_half(d)).add_(_half(m))
 
 
 def _five_bits(high: Tensor, low: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ def _q5_0(blocks: Tensor) -> Tensor:
 
 def _q5_1(blocks: Tensor) -> Tensor:
     d, m, high, low = _fields(blocks, 2, 2, 4, 16)
-    return _half(d) * _five_bits(high, low).float() + _half(m)
+    return _five_bits(high, low).float().mul_(_half(d)).add_(_half(m))
 
 
 def _q8_0(blocks: Tensor) -> Tensor:
