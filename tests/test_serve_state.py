@@ -43,16 +43,16 @@ def counted(server: Server, name: str) -> float:
 
 def test_a_session_comes_back_after_a_kill_with_the_same_frames(tiny, tmp_path):
     """Viewers go on without a gap or a repeat, the timeline goes on, and an interaction that had happened has not to happen again."""
-    with Server("--state", tmp_path, "--save-every", 2) as first:
+    with Server("--state", tmp_path, "--save-every", 1.5) as first:
         id = first.open(lease_seconds=100)
         with Viewer(first, id) as viewer:
-            seen = viewer.chunks(2)
+            seen = viewer.chunks(1)
             assert interact(first, id, "change", OTHER)["sequence"] == 0
-            seen += viewer.chunks(5)
+            seen += viewer.chunks(4)
         first.kill()
-    with Server("--state", tmp_path, "--save-every", 2) as second:
+    with Server("--state", tmp_path, "--save-every", 1.5) as second:
         with Viewer(second, id, len(seen)) as viewer:
-            seen += viewer.chunks(3)
+            seen += viewer.chunks(2)
         assert counted(second, 'lolrt_chunks_replayed_total{same="true"}') > 0
         assert counted(second, 'lolrt_chunks_replayed_total{same="false"}') == 0
         assert interact(second, id, "change", OTHER)["sequence"] == 0
@@ -62,7 +62,7 @@ def test_a_session_comes_back_after_a_kill_with_the_same_frames(tiny, tmp_path):
         playlist = second.ask("GET", f"/v1/sessions/{id}/live.m3u8")[2].decode()
         assert "#EXT-X-MEDIA-SEQUENCE:0" in playlist and "\n0.m4s" in playlist
         second.json("DELETE", f"/v1/sessions/{id}")
-    assert [message["sequence"] for message, _ in seen] == list(range(10))
+    assert [message["sequence"] for message, _ in seen] == list(range(len(seen)))
     assert sum(message["started_event_ids"] == ["change"] for message, _ in seen) == 1
     messages = [message for message, _ in seen]
     video = pictures(viewer.init + b"".join(data for _, data in seen))
@@ -76,7 +76,7 @@ def test_sessions_go_on_where_they_were_when_the_server_was_ended(tmp_path):
         playing, paused = first.open(session_id="playing"), first.open(session_id="paused")
         first.json("POST", f"/v1/sessions/{paused}/pause")
         with Viewer(first, playing) as viewer:
-            seen = viewer.chunks(3)
+            seen = viewer.chunks(2)
             interact(first, playing, "change", OTHER)
             first.process.send_signal(signal.SIGTERM)
             while (message := viewer.next())[0]["type"] != "session.done":
@@ -121,15 +121,15 @@ def test_a_session_goes_on_when_the_disk_is_full(tmp_path):
     with Server("--state", tmp_path, "--save-every", 0.5) as server:
         id = server.open(lease_seconds=100)
         with Viewer(server, id) as viewer:
-            viewer.chunks(3)
+            viewer.chunks(2)
             resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
-            viewer.chunks(3)
+            viewer.chunks(2)
             kept = server.json("GET", f"/v1/sessions/{id}")["kept"]
             assert kept["failures"] > 1 and kept["error"]
             resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            viewer.chunks(4)
+            viewer.chunks(3)
             assert server.json("GET", f"/v1/sessions/{id}")["kept"]["error"] is None
         server.kill()
     assert not list(Path(tmp_path).rglob("*.partial"))
-    with Server("--state", tmp_path) as again, Viewer(again, id, 10) as viewer:
-        assert [message["sequence"] for message, _ in viewer.chunks(2)] == [10, 11]
+    with Server("--state", tmp_path) as again, Viewer(again, id, 7) as viewer:
+        assert [message["sequence"] for message, _ in viewer.chunks(2)] == [7, 8]

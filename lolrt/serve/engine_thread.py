@@ -91,9 +91,9 @@ class EngineThread(threading.Thread):
                 call.answer.cancel()
             self.engine.close(live.stream)
 
-    def encoded_fragments(self, live: Live) -> int:
+    def encoded(self, live: Live) -> Future[int]:
         """How many fragments its chunks so far are, once they are encoded."""
-        return self._encoder.submit(lambda: live.encoder.fragments).result()
+        return self._encoder.submit(lambda: live.encoder.fragments)
 
     def save(self, live: Live) -> Future[Future[None]]:
         """Begins to write a session to the disk, between two chunks. The answer is there when it has been encoded up to here, and its

@@ -119,6 +119,7 @@ class Hub:
                 else:
                     cursor += 1
                     yield self._fragments[cursor - 1]
+                    await asyncio.sleep(0)  # who has much to catch up with leaves time to the others
             elif told != self.state:
                 told = self.state
                 yield told

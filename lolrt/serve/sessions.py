@@ -213,7 +213,7 @@ class Sessions:
         place, source = self._place(wanted, client), session.live
 
         def make() -> Live:
-            return self._added(self.factory.branch(place, source, self._thread.encoded_fragments(source)))
+            return self._added(self.factory.branch(place, source, self._thread.encoded(source).result()))
 
         return await self._add(place, lambda: self._thread.between_chunks(source, make))
 
@@ -257,8 +257,15 @@ class Sessions:
 
     async def pause(self, session: Session, paused: bool) -> None:
         """A chunk that is on its way is finished. Going on again is no pause."""
+        live = session.live
+
+        def pause() -> Future[int]:
+            live.pause(paused)
+            return self._thread.encoded(live)
+
         if paused != (session.hub.state.name == "paused"):
-            await self._asked(self._thread.between_chunks(session.live, lambda: session.live.pause(paused)))
+            encoded: Future[int] = await self._asked(self._thread.between_chunks(live, pause))
+            await asyncio.wrap_future(encoded)  # viewers are told after the last chunk
             session.hub.tell(State("paused" if paused else "live"))
 
     async def snapshot(self, session: Session) -> Snapshot:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -44,11 +43,19 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
             await socket.close(POLICY_VIOLATION)
             return
         session.hub.viewers += 1
+        tasks = [
+            asyncio.create_task(_watch(socket, sessions, session, session.hub.newest if first is None else first)),
+            asyncio.create_task(_gone(socket)),
+        ]
         try:
-            with contextlib.suppress(WebSocketDisconnect):
-                await _watch(socket, sessions, session, session.hub.newest if first is None else first)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             session.hub.viewers -= 1
+            for task in tasks:
+                task.cancel()
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect):
+                    raise result
 
     @app.get("/v1/sessions/{id}/live.m3u8")
     async def playlist(id: str) -> Response:
@@ -90,6 +97,12 @@ async def _motion_jpeg(session: Session, fps: int) -> AsyncIterator[bytes]:
         yield b"--%s--\r\n" % BOUNDARY
     finally:
         hub.viewers, hub.picture_viewers = hub.viewers - 1, hub.picture_viewers - 1
+
+
+async def _gone(socket: WebSocket) -> None:
+    """Until the viewer has gone; what it says is not listened to."""
+    while (await socket.receive())["type"] != "websocket.disconnect":
+        pass
 
 
 async def _watch(socket: WebSocket, sessions: Sessions, session: Session, first: int) -> None:
