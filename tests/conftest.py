@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +66,23 @@ def small_dit() -> lolrt.CausalDiT:
 @pytest.fixture(scope="session")
 def rollout_inputs() -> dict[str, torch.Tensor]:
     return load_file(DATA / "rollout_inputs.safetensors")
+
+
+@pytest.fixture(scope="session")
+def quick_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: tiny in two steps and at three times its rate, for tests that wait for video to be played."""
+    folder = tmp_path_factory.mktemp("models") / "quick"
+    shutil.copytree(Path(lolrt.__file__).parent / "_embedded" / "tiny", folder)
+    settings = json.loads((folder / "model.json").read_text())
+    steps = {"timesteps": [1000, 500], "first_timesteps": [1000, 500]}
+    settings |= {"name": "quick", "fps": 48, "sampler": settings["sampler"] | steps}
+    (folder / "model.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quick(quick_model: Path) -> lolrt.Pipeline:
+    return lolrt.load(quick_model)
 
 
 @pytest.fixture(scope="session")

