@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lolrt
+from lolrt.bench.serve import BUFFER_SECONDS, Watched, figures
 from lolrt.serve import live as live_module
+from lolrt.serve import state
 from lolrt.serve.errors import ConflictError, NoRoomError
 from lolrt.serve.guard import is_loopback, read_token
 from lolrt.serve.hub import Fragment, Gap, Hub, State
 from lolrt.serve.live import MOST_REMEMBERED, MOST_WAITING, START_BUFFER_SECONDS, Live
 from lolrt.serve.protocol import WindowOptions, with_options
-from lolrt.serve.state import Interaction
+from lolrt.serve.state import Interaction, Store
 from lolrt.serve.statistics import Statistics, percentile
 
 
@@ -94,12 +97,12 @@ def test_pausing_is_told_between_the_chunks_where_it_happened():
         hub, told = Hub(0, 0.75, 6), []
         task = asyncio.create_task(taken(hub, 0, told))
         hub.publish(fragment(0))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
         hub.tell(State("paused"))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
         hub.tell(State("live"))
         hub.publish(fragment(1))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
         hub.tell(State("ended", "closed"))
         hub.tell(State("live"))  # it stays ended
         await task
@@ -196,6 +199,29 @@ def test_interactions_happen_once_in_their_order(clock):
     assert len(live.known) == MOST_REMEMBERED
 
 
+def test_nothing_is_left_of_a_session_that_ends_while_it_is_written(tmp_path, monkeypatch):
+    """What is written at the same time, and what comes later, makes no folder anew."""
+    store = Store(tmp_path, lambda whole: None)
+    kept = store.kept("id", 1.0)
+    kept.keep(fragment(0))
+    kept.note(1, Interaction("a", "b", 1, 0))
+    assert (tmp_path / "sessions" / "id" / "journal.json").exists()
+    write = state.write_whole
+
+    def removed_meanwhile(path: Path, content: bytes) -> None:
+        kept.remove()
+        kept._writer.submit(lambda: None).result()
+        write(path, content)
+
+    monkeypatch.setattr(state, "write_whole", removed_meanwhile)
+    kept.note(1, Interaction("c", "d", 1, 1))
+    for number in range(1, 4):
+        kept.keep(fragment(number))
+    kept.note(4, Interaction("e", "f", 1, 2))
+    store.close()
+    assert not list((tmp_path / "sessions").iterdir()) and kept.failures == 0
+
+
 def test_percentiles_and_stalls():
     """By nearest rank, and by hand."""
     assert [percentile([float(n) for n in range(1, 101)], percent) for percent in (50, 95, 99)] == [50, 95, 99]
@@ -259,3 +285,21 @@ def test_an_address_of_others_needs_a_token():
     for host in ("0.0.0.0", "::", "10.0.0.1", "example.org"):
         with pytest.raises(lolrt.Error, match="--token-file"):
             serve(None, Settings(), host, 0)  # type: ignore[arg-type]
+
+
+def test_the_benchmark_of_a_server_counts_as_its_viewers_do():
+    """By hand: a viewer plays from 0.25 s after the first chunk on, waits twice, and then has all that follows later."""
+    seen = Watched(asked=10.0, steered=13.0, followed=13.5)
+    for arrival, made, slack in ((11.0, 0.5, None), (12.0, 0.3, 0.1), (13.0, 0.3, -0.5), (13.5, 0.3, 0.2)):
+        seen.arrivals.append(arrival)
+        seen.chunks.append({"seconds": 0.5, "made_seconds": made, "slack_seconds": slack, "stage_seconds": {"decode": 0.1}})
+    assert BUFFER_SECONDS == 0.25
+    # Due at 11.25, 11.75 (comes at 12), 12.5 (comes at 13) and 13.5.
+    assert seen.underruns() == (2, 0.75)
+    rows = figures([seen, Watched(asked=10.0, refused="429")])
+    assert rows["sessions served, and refused"] == "1, 1"
+    assert rows["time to the first chunk, mean and most, s"] == "1.00, 1.00"
+    assert rows["between chunks, p50 / p95 / p99, s"] == "1.000 / 1.000 / 1.000"
+    assert rows["chunks before their deadline, %"] == "66.7"
+    assert rows["underruns of a viewer with 0.25 s in hand, and seconds stalled"] == "2, 0.75"
+    assert rows["from a new prompt to its first chunk, mean and most, s"] == "0.50, 0.50"

@@ -204,7 +204,10 @@ class Kept:
     def remove(self) -> None:
         """The session has ended."""
         self._removed = True
-        self._submit(lambda: shutil.rmtree(self._folder, ignore_errors=True))
+        self._submit(self._delete)
+
+    def _delete(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _submit(self, write: Any) -> Future[None]:
         try:
@@ -226,6 +229,9 @@ class Kept:
                 self.failures += 1
                 self.error = str(error)
                 self._told(False)
+        finally:
+            if self._removed:  # while this was written, maybe
+                self._delete()
 
 
 def _run(folder: Path) -> list[Fragment]:
