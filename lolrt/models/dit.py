@@ -232,12 +232,13 @@ class CausalDiT(nn.Module):
         x = self._product(self._patchify, inputs.sample, inputs)
         residual: Tensor | None = None
         gate: Tensor | None = None
-        for i, block in enumerate(self._blocks):
+        blocks = self._blocks
+        affine = torch.stack([part for block in blocks for part in (block.norm3.weight, block.norm3.bias)]).float()[:, None].unbind(0)
+        for i, block in enumerate(blocks):
             shift, scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = modulation[6 * i : 6 * i + 6].unbind(0)
             h = ops.modulated_norm(x, scale, shift, residual=residual, gate=gate, eps=config.eps)
             residual = self._self_attention(block.self_attn, h, inputs, i)
-            weight, bias = block.norm3.weight[None].float(), block.norm3.bias[None].float()
-            h = ops.modulated_norm(x, weight, bias, residual=residual, gate=attn_gate, eps=config.eps)
+            h = ops.modulated_norm(x, affine[2 * i], affine[2 * i + 1], residual=residual, gate=attn_gate, eps=config.eps)
             residual = self._cross_attention(block.cross_attn, h, inputs, i)
             h = ops.modulated_norm(x, ffn_scale, ffn_shift, residual=residual, eps=config.eps)
             residual, gate = self._feed_forward(block.ffn, h, inputs), ffn_gate
@@ -283,7 +284,7 @@ class CausalDiT(nn.Module):
         return self._product(down, hidden, inputs)
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.config.num_heads, self.config.head_dim))
+        return x.view(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
 
     def _head_weight(self, norm: HeadsRMSNorm) -> Tensor:
         return norm.weight.view(self.config.num_heads, self.config.head_dim)
