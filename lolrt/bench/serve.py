@@ -81,22 +81,30 @@ class Server:
         self._process.wait()
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def age(self) -> float:
         return time.monotonic() - self._begun
 
     def cpu_seconds(self) -> float:
-        with open(f"/proc/{self._process.pid}/stat") as file:
+        with open(f"/proc/{self.pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    def ask(self, method: str, path: str, body: Any = None) -> bytes:
+        """What is answered. Raises `urllib.error.HTTPError` where it is refused."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"}, method=method)
         with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.loads(answer.read())
+            return answer.read()
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        return json.loads(self.ask("POST", path, body))
 
     def prompts(self) -> list[str]:
-        with urllib.request.urlopen(self.address + "/v1/models", timeout=120) as answer:
-            return json.loads(answer.read())["data"][0]["example_prompts"]
+        return json.loads(self.ask("GET", "/v1/models"))["data"][0]["example_prompts"]
 
     async def chunks(self, id: str, first: int) -> AsyncIterator[dict[str, Any]]:
         """What is said of each chunk, when its fragment has come."""
@@ -134,8 +142,7 @@ async def watch(server: Server, prompt: str, after: str, seed: int, seconds: flo
         if now > end:
             break
     with contextlib.suppress(OSError):
-        request = urllib.request.Request(f"{server.address}/v1/sessions/{id}", method="DELETE")
-        await asyncio.to_thread(urllib.request.urlopen, request)
+        await asyncio.to_thread(server.ask, "DELETE", f"/v1/sessions/{id}")
     return seen
 
 
