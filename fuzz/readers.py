@@ -15,6 +15,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -27,6 +28,7 @@ from lolrt.checkpoint.inspect import inspect
 from lolrt.checkpoint.model_files import components_of, find_files
 from lolrt.checkpoint.packed import Packed, stored
 from lolrt.checkpoint.shapes import dit_shapes
+from lolrt.checkpoint.tokenizer import read_tokenizer
 from lolrt.errors import CheckpointError
 
 TARGETS = ("safetensors", "archive", "pickle", "config", "index", "toml", "gguf", "lora", "adapter_config")
@@ -36,6 +38,15 @@ TENSORS = {
     "blocks.0.self_attn.q.bias": torch.zeros(8, dtype=torch.bfloat16),
     "head.head.bias": torch.zeros(16),
 }
+# SentencePiece's file with four pieces and a rule (a becomes b), written out: kinds and lengths before each value.
+PIECES = ((b"<pad>", 0.0, 3), (b"</s>", 0.0, 3), (b"<unk>", 0.0, 2), ("▁".encode(), -1.5, 1))
+SPIECE = b"".join(
+    b"\x0a" + bytes([len(text) + 9, 0x0A, len(text)]) + text + b"\x15" + struct.pack("<f", score) + bytes([0x18, kind])
+    for text, score, kind in PIECES
+)
+TRIE = {96: 1 << 31, 97: 97 | 1 << 8 | 1 << 10}  # the leaf for "a", which points to the first text, and what leads to it
+RULES = struct.pack("<257I", 1024, *(TRIE.get(i, 0) for i in range(256))) + b"b\0"
+SPIECE += b"\x12\x02\x18\x01" + b"\x1a\x8b\x08\x12\x86\x08" + RULES + b"\x20\x01"  # a unigram model; extra spaces are removed
 FP8 = torch.float8_e4m3fn
 CONFIG = b'{"dim": 8, "num_heads": 1, "num_layers": 1, "patch_size": [1, 2, 2], "eps": 1e-6}'
 SHARDS = ("a.safetensors", "b.safetensors")
@@ -168,7 +179,8 @@ def seeds() -> dict[str, bytes]:
     vae = {"decoder.up_blocks.0.resnets.0.norm1.gamma": torch.zeros(4, 1, 1, 1), "encoder.conv_in.bias": torch.zeros(4)}
     text = {"shared.weight": torch.zeros(4, 8), "encoder.block.0.layer.0.SelfAttention.q.weight": torch.zeros(8, 8)}
     taehv = {"encoder.0.weight": torch.zeros(2, 3, 3, 3), "decoder.1.weight": torch.zeros(4, 2, 3, 3)}
-    partial = {"wan": TENSORS, "diffusers": diffusers, "vae": vae, "lora": adapters(), "text": text, "taehv": taehv}
+    spiece = {**text, "spiece_model": torch.tensor(list(SPIECE), dtype=torch.uint8)}
+    partial = {"wan": TENSORS, "diffusers": diffusers, "vae": vae, "lora": adapters(), "text": text, "spiece": spiece, "taehv": taehv}
     found = {f"safetensors-{name}": b"\0" + save(tensors) for name, tensors in {**partial, "model": whole_model()}.items()}
     found |= {f"safetensors-{form}": b"\0" + save(packed(form)) for form in ("fp8_scaled", "comfy_quant", "rows", "blocks")}
     layers = {name.removesuffix(".weight"): {"format": "float8_e4m3fn"} for name in packed("rows") if f"{name}_scale" in packed("rows")}
@@ -204,11 +216,22 @@ def run(data: bytes, folder: Path) -> None:
                     if isinstance(weight, Packed) and not weight.fault:
                         assert weight.unpack(torch.float32).shape == weight.shape
                 if component.tokenizer:
-                    component.tokenizer()
+                    follow(read_tokenizer(component, None))
         assert all(line.isprintable() for line in inspect(place))
         assert all(parameter.isfinite().all() for parameter in load_dit(place).parameters())
     except CheckpointError as error:
         assert str(error).isprintable()
+
+
+def follow(tokenizer: dict[str, Any]) -> None:
+    """Makes a tokenizer and uses it: tokenizers, which is not ours, ends the process where a description that we let pass is broken."""
+    import tokenizers
+
+    try:
+        made = tokenizers.Tokenizer.from_str(json.dumps(tokenizer))
+    except Exception:  # the library has no type of its own for them
+        return
+    made.encode("a ﬁne № </s> 日本語 \U0001f642")
 
 
 def write(target: str, content: bytes, folder: Path) -> Path:

@@ -120,8 +120,6 @@ def load_text(model: str | Path | ModelFiles) -> TextEncoder:
     files = files_of(model, {"text_encoder"})
     if files.vocabulary is not None:
         return VocabularyEncoder(files.vocabulary)
-    if files.tokenizer is None:
-        raise Error(f"{files.source} has a UMT5 text encoder and no tokenizer; add its folder, google/umt5-xxl in Wan's own")
     return CachedUMT5(files, files.tokenizer, cache_folder())
 
 

@@ -19,19 +19,18 @@ def blocks_of(values: np.ndarray, kind: Any, seed: int) -> np.ndarray:
     from gguf import GGML_QUANT_SIZES
     from gguf.quants import dequantize, quantize
 
-    try:
+    if kind.name not in SCALES:
         return quantize(values, kind)
-    except NotImplementedError:
-        block, size = GGML_QUANT_SIZES[kind]
-        random = np.random.default_rng(seed)
-        blocks = random.integers(0, 256, (values.size // block, size), dtype=np.uint8)
-        for begin in SCALES[kind.name]:
-            blocks[:, begin : begin + 2] = (random.random((len(blocks), 1)) * 1e-3).astype(np.float16).view(np.uint8)
-        assert np.isfinite(dequantize(blocks, kind)).all()
-        return blocks.reshape(*values.shape[:-1], -1)
+    block, size = GGML_QUANT_SIZES[kind]
+    random = np.random.default_rng(seed)
+    blocks = random.integers(0, 256, (values.size // block, size), dtype=np.uint8)
+    for begin in SCALES[kind.name]:
+        blocks[:, begin : begin + 2] = (random.random((len(blocks), 1)) * 1e-3).astype(np.float16).view(np.uint8)
+    assert np.isfinite(dequantize(blocks, kind)).all()
+    return blocks.reshape(*values.shape[:-1], -1)
 
 
-# Where float16 scales lie in the blocks of K-quants.
+# K-quants, and where float16 scales lie in their blocks.
 SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 
 

@@ -12,6 +12,7 @@ import layouts
 import pytest
 import torch
 from ggufs import kind_of, save_gguf
+from spieces import CORPUS, train
 from torch import Tensor
 
 import lolrt
@@ -217,12 +218,6 @@ def test_a_header_without_end_takes_no_time(tmp_path):
         find_files(tmp_path / "x.gguf")
 
 
-CORPUS = [
-    "a red car by the sea at noon",
-    "the white boat sails over the hills",
-    "näive café: ﬁve № 7, and 日本語 too",
-    "x" * 9,
-] * 60
 PROMPTS = ["a red car", "  the   boat:  by the sea ", "日本の海 ﬁsh №", "unheard-of 🙂 words", "", "▁ the", "noon\tby\nsea"]
 
 
@@ -231,13 +226,8 @@ def pieces(request, tmp_path_factory):
     """A unigram model that SentencePiece has trained, by its own description."""
     import sentencepiece
 
-    prefix = tmp_path_factory.mktemp("spiece") / "m"
-    options = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "normalization_rule_name": "nmt_nfkc", "minloglevel": 2}
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS), model_prefix=str(prefix), vocab_size=330 if request.param else 70, model_type="unigram",
-        byte_fallback=request.param, user_defined_symbols=["<extra>"], hard_vocab_limit=False, **options,
-    )  # fmt: skip
-    return sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
+    model = train(tmp_path_factory.mktemp("spiece"), byte_fallback=request.param, user_defined_symbols=["<extra>"])
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
 def tokenizer_fields(pieces) -> dict[str, object]:
@@ -297,3 +287,17 @@ def test_the_tokenizer_inside_gives_the_tokens_of_sentencepiece(pieces, tmp_path
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(component.tokenizer()))
     for prompt in PROMPTS + CORPUS[:4]:
         assert tokenizer.encode(prompt).ids == [*pieces.encode(prompt), 1], prompt
+
+
+@pytest.mark.whole
+@pytest.mark.skipif(not all(map(find_spec, ("transformers", "ftfy"))), reason="no transformers, or no ftfy")
+def test_the_path_alone_is_an_encoder(pieces, tmp_path, monkeypatch):
+    """And so is a converted folder, which has the tokenizer too."""
+    monkeypatch.setenv("LOLRT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "model" / "umt5.gguf"
+    save_gguf(path, {t5_names(name): tensor for name, tensor in layouts.text_encoder_tensors().items()}, "Q8_0", "t5encoder",
+              tokenizer_fields(pieces))  # fmt: skip
+    rows = lolrt.load_text(path)("a red car by the sea")
+    assert rows.shape == (len(pieces.encode("a red car by the sea")) + 1, layouts.TEXT_ENCODER.dim) and rows.isfinite().all()
+    assert main(["convert", str(path), str(tmp_path / "converted")]) == 0
+    assert torch.equal(lolrt.load_text(tmp_path / "converted")("a red car by the sea"), rows)

@@ -18,6 +18,7 @@ from lolrt.checkpoint.model_files import TOKENIZER, find_files, read_component
 from lolrt.checkpoint.packed import Packed, give_back
 from lolrt.checkpoint.safetensors_file import write_safetensors
 from lolrt.checkpoint.shapes import WEIGHT_DTYPES, Shapes, dit_config, expected_shapes, faults, read_json, vae_config
+from lolrt.checkpoint.tokenizer import read_tokenizer
 from lolrt.checkpoint.vocabulary import ROWS, read_rows
 from lolrt.errors import CheckpointError, OutputError
 
@@ -25,7 +26,8 @@ from lolrt.errors import CheckpointError, OutputError
 def convert(source: str | Path, destination: str | Path, dtype: torch.dtype | None = None) -> Path:
     """Writes all parts of a model that are found in `source` to the new folder `destination`, adapters merged; returns it.
 
-    dtype: of the weights, by default each part's own (the widest in its file; a merged DiT's is the DiT's). Memory: one tensor at a time.
+    dtype: of the weights, by default each part's own (the widest in its file, bfloat16 of one in 8 bits or less; a merged DiT's is the
+    DiT's). Memory: one tensor at a time.
     Raises `lolrt.CheckpointError` where there are no weights, or adapters without their DiT, and for what `lolrt.load_dit` would refuse,
     and `lolrt.OutputError` when the folder is there already or cannot be written; nothing is left behind then.
     """
@@ -52,6 +54,9 @@ def convert(source: str | Path, destination: str | Path, dtype: torch.dtype | No
         if files.tokenizer:
             (folder / "tokenizer").mkdir()
             _copy_json(files.tokenizer / TOKENIZER, folder / "tokenizer" / TOKENIZER, "model")
+        elif files.text_encoder and (encoder := read_component(files, "text_encoder")).tokenizer:
+            (folder / "tokenizer").mkdir()
+            write_json(folder / "tokenizer" / TOKENIZER, read_tokenizer(encoder, None))
         if files.vocabulary:
             _copy_json(files.vocabulary / "text.json", folder / "text.json", "words")
             rows = read_rows(files.vocabulary)
@@ -69,8 +74,10 @@ def _copy_json(source: Path, destination: Path, field: str) -> None:
 
 
 def own_dtype(component: Component) -> torch.dtype:
-    """The narrowest that holds all of a part's tensors, of those that weights have; packed ones count as bfloat16."""
-    dtypes = {torch.bfloat16 if isinstance(found, Packed) else found.dtype for found in component.tensors.values()} & set(WEIGHT_DTYPES)
+    """The narrowest that holds all of a part's tensors, of those that weights have; bfloat16 where some are packed."""
+    if any(isinstance(found, Packed) for found in component.tensors.values()):
+        return torch.bfloat16
+    dtypes = {found.dtype for found in component.tensors.values() if isinstance(found, Tensor)} & set(WEIGHT_DTYPES)
     return reduce(torch.promote_types, dtypes) if dtypes else torch.float32
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from lolrt.checkpoint import names
+from torch import Tensor
+
+from lolrt.checkpoint import names, spiece
 from lolrt.checkpoint.adapter_names import adapters
 from lolrt.checkpoint.assembly import assemble, mark_unscaled
 from lolrt.checkpoint.names import Kind
@@ -62,20 +65,31 @@ def recognise(content: Mapping[Any, Any], source: Path) -> list[Component]:
     found: list[Component] = []
     for keys, tensors in dictionaries(content):
         inner, twice = without_inner(tensors)
+        tokenizers = {name: inner.pop(name) for name in [*inner] if name.rpartition(".")[2] == spiece.NAME}
         for path, inside, (kind, layout) in branches(assemble(inner, source), _known):
             if twice:
                 raise _unclear(source, *twice[0])
             bare = _unwrapped(kind, layout, _encoder(inside), source)
-            wrapped = bool(path) or inner.keys() != tensors.keys() or bare.keys() != _encoder(inside).keys()
+            wrapped = bool(path) or not inner.keys() <= tensors.keys() or bare.keys() != _encoder(inside).keys()
             weights = _under_wan_names(kind, layout, bare, source)
             mark_unscaled(weights.values())
             places.append(Place(keys, path))
-            found.append(Component(kind, layout, "", source, weights, wrapped))
+            tokenizer = _tokenizer(tokenizers, path, source) if kind == "text_encoder" else None
+            found.append(Component(kind, layout, "", source, weights, wrapped, tokenizer=tokenizer))
     groups: dict[int, str] = {}
     for kind in KINDS:
         numbers = [i for i, component in enumerate(found) if component.kind == kind]
         groups |= zip(numbers, told_apart([places[i] for i in numbers]), strict=True)
     return [replace(component, group=groups[i]) for i, component in enumerate(found)]
+
+
+def _tokenizer(models: Mapping[str, Weight], path: tuple[str, ...], source: Path) -> Callable[[], dict[str, Any]] | None:
+    """Of tensors with tokenizers, the one nearest above a text encoder; `path` leads to that."""
+    for depth in range(len(path), -1, -1):
+        model = models.get(".".join((*path[:depth], spiece.NAME)))
+        if isinstance(model, Tensor):
+            return partial(spiece.tokenizer_of, model, source)
+    return None
 
 
 def _unclear(source: Path, name: str, other: str) -> CheckpointError:

@@ -52,7 +52,7 @@ def _lines(files: ModelFiles) -> Iterator[str]:
     missing = [TITLES[kind] for kind in ("dit", "vae") if getattr(files, kind) is None]
     if not files.vocabulary:
         missing += [] if files.text_encoder else [TITLES["text_encoder"]]
-        missing += ["its tokenizer"] if files.text_encoder and not files.tokenizers else []
+        missing += ["its tokenizer"] if files.text_encoder and not files.tokenizers and not _holds_tokenizer(files) else []
     wrong = [f"what is wrong with the {title} keeps it from being used" for title in dict.fromkeys(broken)] or [*_misfits(files)]
     yield from (f"wrong      {clause}" for clause in wrong)
     if missing:
@@ -65,10 +65,16 @@ def _misfits(files: ModelFiles) -> Iterator[str]:
     """What keeps parts that are sound by themselves from being used together."""
     try:
         yield from misfits(files, (*KINDS,))
-        if files.text_encoder and files.tokenizer and not files.vocabulary:
-            read_tokenizer(files.tokenizer, text_encoder_config(read_component(files, "text_encoder")).vocab_size)
+        if files.text_encoder and (files.tokenizer or _holds_tokenizer(files)) and not files.vocabulary:
+            read_tokenizer(read_component(files, "text_encoder"), files.tokenizer)
     except CheckpointError as error:
         yield str(error)
+
+
+def _holds_tokenizer(files: ModelFiles) -> bool:
+    """Whether there is a tokenizer in the text encoder's own file."""
+    used = _used(files.components(files.text_encoder), "text_encoder", files) if files.text_encoder else None
+    return used is not None and used.tokenizer is not None
 
 
 def _used(components: list[Component], kind: Kind, files: ModelFiles) -> Component | None:
@@ -97,6 +103,8 @@ def _about(component: Component, files: ModelFiles) -> Iterator[str]:
         yield from (f"wrong      {clause}" for clause in wrong)
         if not wrong:
             yield "complete   every tensor is there, in its shape, and no other"
+        if component.tokenizer:
+            yield "tokenizer  in this file, for where there is no tokenizer.json"
         if component.kind == "taehv":
             yield "used       by --vae tiny; if it is LightX2V's LightTAE, which no tensor shows: by --vae light"
     except CheckpointError as error:

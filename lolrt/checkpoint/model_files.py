@@ -90,7 +90,10 @@ class ModelFiles:
 
     @property
     def tokenizer(self) -> Path | None:
-        """The folder of UMT5's tokenizer. Raises `lolrt.CheckpointError` where there is more than one that it may be."""
+        """The folder of UMT5's tokenizer; None where the encoder's file is to hold it.
+
+        Raises `lolrt.CheckpointError` where there is more than one that it may be.
+        """
         if len(self.tokenizers) > 1:
             raise CheckpointError(
                 f"{self.source} holds more than one tokenizer: {', '.join(map(str, self.tokenizers))}; write a .toml file with a line for "
@@ -250,17 +253,12 @@ def components_of(path: Path) -> list[Component]:
             f"{shard['stem']}.{shard['suffix']}.index.json, and name that or the folder"
         )
     found = recognise(_read(path), path)
-    return [replace(part, config=_config(part.kind, path), tokenizer=_tokenizer_in(path, part.kind)) for part in found]
+    return [replace(part, config=_config(part.kind, path), tokenizer=part.tokenizer or _tokenizer_in(path, part.kind)) for part in found]
 
 
 def _tokenizer_in(path: Path, kind: Kind) -> Callable[[], dict[str, Any]] | None:
-    """Of a file of a text encoder that holds its tokenizer too, what makes tokenizer.json of it."""
-    if (
-        kind != "text_encoder"
-        or path.name.endswith(INDEX)
-        or not _beginning(path).startswith(MAGIC)
-        or not has_tokenizer(fields := read_gguf(path).fields)
-    ):
+    """Of a GGUF file of a text encoder that holds its tokenizer too, what makes tokenizer.json of it."""
+    if kind != "text_encoder" or not _is_gguf(path) or not has_tokenizer(fields := read_gguf(path).fields):
         return None
     return partial(tokenizer_of, fields, path)
 

@@ -1,31 +1,55 @@
-"""A text encoder's tokenizer: tokenizer.json, and nothing else that lies in its folder."""
+"""A text encoder's tokenizer: tokenizer.json, and nothing else that lies in its folder, or what the encoder's own file holds."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lolrt.checkpoint import charsmap
+from lolrt.checkpoint.formats import Component
 from lolrt.checkpoint.model_files import TOKENIZER
-from lolrt.checkpoint.shapes import read_json
+from lolrt.checkpoint.shapes import read_json, text_encoder_config
 from lolrt.errors import CheckpointError
 
 
-def read_tokenizer(folder: Path, vocab_size: int) -> dict[str, Any]:
-    """What tokenizer.json says.
+def read_tokenizer(encoder: Component, folder: Path | None) -> dict[str, Any]:
+    """What tokenizer.json says, or without a folder of one, would say of the tokenizer in the encoder's file.
 
-    vocab_size: rows of the encoder's table. Raises `lolrt.CheckpointError` where there is no such file, or it has a token that has no row.
+    Raises `lolrt.CheckpointError` where there is none, or it has a token for which the encoder's table has no row.
     """
-    path = folder / TOKENIZER
-    values = read_json(path)
+    if folder is None and encoder.tokenizer is None:
+        raise CheckpointError(f"{encoder.source} has a UMT5 text encoder and no tokenizer; add its folder, google/umt5-xxl in Wan's own")
+    path = encoder.source if folder is None else folder / TOKENIZER
+    values = encoder.tokenizer() if folder is None and encoder.tokenizer else read_json(path)
     try:
         vocabulary = values["model"]["vocab"]  # token -> number, or a list of tokens in the order of their numbers
         numbers = [*(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))]
         largest = max([*numbers, *(token["id"] for token in values.get("added_tokens") or [])])
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path} has no vocabulary of tokens; fetch it again") from None
-    if largest >= vocab_size:
+    if largest >= (rows := text_encoder_config(encoder).vocab_size):
         raise CheckpointError(
-            f"{path} has tokens up to number {largest}, and the text encoder a table of {vocab_size} rows: they belong to different "
+            f"{path} has tokens up to number {largest}, and the text encoder a table of {rows} rows: they belong to different "
             "models; name the encoder's own tokenizer"
         )
+    for fault in map(charsmap.fault, _charsmaps(values.get("normalizer"))):
+        if fault:
+            raise CheckpointError(f"{path} {fault}; fetch it again")
     return values
+
+
+def _charsmaps(normalizer: Any) -> Iterator[bytes]:
+    """All rules of normalisation that are compiled, of a normalizer or of the sequences that it is made of."""
+    waiting = [normalizer]
+    for found in waiting:  # which grows
+        if isinstance(found, dict):
+            inner = found.get("normalizers")
+            waiting += inner if isinstance(inner, list) else []
+            if isinstance(rules := found.get("precompiled_charsmap"), str):
+                try:
+                    yield base64.b64decode(rules)
+                except (binascii.Error, ValueError):
+                    yield b""

@@ -32,6 +32,10 @@ class Unigram:
         count = len(self.pieces)
         if not count or len(self.scores) != count or len(self.types) != count:
             return f"has {count} pieces, {len(self.scores)} scores and {len(self.types)} types"
+        if not all(self.pieces) or len(set(self.pieces)) != count:
+            return "has pieces that are empty, or that come twice"
+        if not set(self.types) <= {*range(NORMAL, BYTE + 1)} or self.types.count(BYTE) not in (0, 256):
+            return "has pieces of kinds that are none, or pieces for some bytes and not for all"
         if UNKNOWN not in self.types or not 0 <= self.end < count:
             return "has no piece for what it does not know, or none that ends a text"
         return None if all(map(math.isfinite, self.scores)) else "has scores that are not finite"
@@ -44,16 +48,15 @@ class Unigram:
         if self.remove_extra_whitespaces:
             rules += [_replace({"Regex": r"\A +| +\z"}, ""), _replace({"Regex": " {2,}"}, " ")]
         rules.append(_replace({"String": " "}, SPACE))
+        rules += [{"type": "Prepend", "prepend": SPACE}] if self.add_prefix else []
         own = [(i, kind) for i, kind in enumerate(self.types) if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         end = self.pieces[self.end]
         template = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": end, "type_id": 0}}]
-        scheme = "always" if self.add_prefix else "never"
         return {
             "version": "1.0",
             "added_tokens": [{"id": i, "content": self.pieces[i], **flags, "special": kind != USER_DEFINED} for i, kind in own],
             "normalizer": {"type": "Sequence", "normalizers": rules},
-            "pre_tokenizer": {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False},
             "post_processor": {
                 "type": "TemplateProcessing", "single": template, "pair": template,
                 "special_tokens": {end: {"id": end, "ids": [self.end], "tokens": [end]}},

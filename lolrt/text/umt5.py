@@ -18,7 +18,7 @@ from lolrt.checkpoint import ModelFiles, assign, read_component, to_diffusers
 from lolrt.checkpoint.formats import Component
 from lolrt.checkpoint.model_files import TOKENIZER
 from lolrt.checkpoint.packed import Packed, give_back, stored
-from lolrt.checkpoint.shapes import read_json, text_encoder_config, unfilled
+from lolrt.checkpoint.shapes import text_encoder_config, unfilled
 from lolrt.checkpoint.tokenizer import read_tokenizer
 from lolrt.errors import CheckpointError, Error, OutputError, PromptError
 from lolrt.models.fingerprint import fingerprint
@@ -32,11 +32,12 @@ MOST_TOKENS = 512
 class UMT5Encoder(TextEncoder):
     """A UMT5 encoder and its tokenizer in memory.
 
-    component: the weights, which run as of `encoder_dtype`, mapped where that is the file's. tokenizer: a folder with its tokenizer.json.
+    component: the weights, which run as of `encoder_dtype`, mapped where that is the file's. tokenizer: a folder with its tokenizer.json;
+    None where the weights' file holds it.
     Raises `lolrt.CheckpointError` when these are not what they should be, and `lolrt.Error` where transformers or ftfy are not installed.
     """
 
-    def __init__(self, component: Component, tokenizer: Path) -> None:
+    def __init__(self, component: Component, tokenizer: Path | None) -> None:
         transformers = _transformers()
         config = text_encoder_config(component)
         with unfilled():
@@ -52,7 +53,7 @@ class UMT5Encoder(TextEncoder):
                     feed_forward_proj="gated-gelu",
                 )
             )
-        self._tokenizer = _tokenizer(tokenizer, config.vocab_size)
+        self._tokenizer = _tokenizer(component, tokenizer)
         names = to_diffusers("text_encoder", component.tensors)
         tensors = {theirs: component.tensors[ours] for ours, both in names.items() for theirs in both}
         tensors |= {name: tensor for name, tensor in component.tensors.items() if name not in names}  # an unexpected one is an error
@@ -80,15 +81,16 @@ def _transformers() -> Any:
     return transformers
 
 
-def _tokenizer(folder: Path, vocab_size: int) -> Any:
-    """The tokenizer that tokenizer.json describes. transformers might run code that lies in the folder, and looks at its other files."""
+def _tokenizer(component: Component, folder: Path | None) -> Any:
+    """The tokenizer as of `read_tokenizer`. transformers might run code that lies in the folder, and looks at its other files."""
     import tokenizers
 
-    values = read_tokenizer(folder, vocab_size)
+    values = read_tokenizer(component, folder)
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(values))
     except Exception as error:  # the library has no type of its own for them
-        raise CheckpointError(f"{folder / TOKENIZER} is no tokenizer that can be read ({str(error)[:200]}); fetch it again") from error
+        source = folder / TOKENIZER if folder else f"what {component.source} holds"
+        raise CheckpointError(f"{source} is no tokenizer that can be read ({str(error)[:200]}); fetch it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -110,21 +112,21 @@ def encoder_dtype(component: Component) -> torch.dtype:
     return torch.float32 if 2 * wide > sum(found.numel() for found in component.tensors.values()) else torch.bfloat16
 
 
-def encoder_fingerprint(component: Component, tokenizer: Path) -> str:
+def encoder_fingerprint(component: Component, tokenizer: Path | None) -> str:
     """The fingerprint of an encoder and its tokenizer together."""
     digest = fingerprint(stored(component.tensors))
-    digest.update(json.dumps(read_json(tokenizer / TOKENIZER)).encode())
+    digest.update(json.dumps(read_tokenizer(component, tokenizer)).encode())
     return digest.hexdigest()
 
 
 class CachedUMT5(TextEncoder):
     """A UMT5 encoder that is in memory only while it encodes, and that encodes no prompt twice: embeddings are kept on disk.
 
-    source: a model's path or files; tokenizer: the folder of its tokenizer; folder: of the cache, one file an embedding, named by
+    source: a model's path or files; tokenizer: as of `UMT5Encoder`; folder: of the cache, one file an embedding, named by
     what went into it: the encoder, its tokenizer, and the text. Where an embedding cannot be kept, a warning says so, and the run goes on.
     """
 
-    def __init__(self, source: Path | ModelFiles, tokenizer: Path, folder: Path) -> None:
+    def __init__(self, source: Path | ModelFiles, tokenizer: Path | None, folder: Path) -> None:
         self._source, self._tokenizer, self._folder = source, tokenizer, folder
         self._fingerprint = encoder_fingerprint(read_component(source, "text_encoder"), tokenizer)
 
