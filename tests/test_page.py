@@ -369,3 +369,33 @@ def test_who_can_use_it(page):
         page.resize(width, 800, mobile=width < 500)
         assert page.js("document.documentElement.scrollWidth") <= width, width
     assert not page.complaints()
+
+
+def test_by_webrtc_the_page_shows_the_same(server, browser):
+    """Frames in their order, and the instruments know which of them is on the screen; pause, a prompt, and a reload go as without."""
+    page = browser.open(f"{server.address}/#streams={server.open(PROMPT, probe=True)}")
+    playing(page)
+    page.js("document.getElementById('transport').value = 'webrtc'")
+    page.js("document.getElementById('transport').dispatchEvent(new Event('change'))")
+    page.until("document.querySelector('video').srcObject instanceof MediaStream")
+    playing(page)
+    assert page.js("document.getElementById('transport').value") == "webrtc"
+    seen = page.js("shown(24)")
+    assert seen == sorted(seen) and seen[-1] - seen[0] >= 20
+    asked_at = page.js("look(video()).number")
+    shown_at = round(16 * page.js("Number(document.querySelector('.clock').textContent.split(':')[1])"))
+    assert abs(asked_at - shown_at) <= 17, "the clock is that of the picture, in whole seconds"
+    before = page.js("brightness()")
+    steer(page, "a red car in the desert at night")
+    page.until("document.getElementById('progress').textContent.startsWith('On the screen after')")
+    assert page.js("look(video()).number") - asked_at <= 4 * 12
+    page.until(f"brightness() < {before - 40}")
+    page.click("[data-do=pause]")
+    page.until("document.querySelector('.pane').dataset.state === 'paused'")
+    page.click("[data-do=pause]")
+    page.until("document.querySelector('.pane').dataset.state === 'live'")
+    last = page.js("look(video()).number")
+    page.until(f"look(video()).number > {last + 12}")
+    assert not page.complaints()
+    page.js("localStorage.clear()")
+    page.close()

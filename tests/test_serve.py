@@ -278,9 +278,9 @@ def test_whatever_options_are_asked_for_the_server_answers_and_lives(server, rop
 
 
 def test_schemas_are_kept_to(server):
-    """Schemathesis, over all of OpenAPI: no answer says that the server has failed."""
+    """Schemathesis, over all of OpenAPI that it can write: no answer says that the server has failed."""
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.address}/openapi.json", "--checks", "not_a_server_error"]
-    command += ["--phases", "fuzzing", "--max-examples", "5", "--exclude-path-regex", "mjpeg", "--warnings", "off", "--seed", "7"]
+    command += ["--phases", "fuzzing", "--max-examples", "5", "--exclude-path-regex", "mjpeg|whep", "--warnings", "off", "--seed", "7"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert re.search(r"Tested: [2-9]\d", done.stdout), done.stdout[-1000:]

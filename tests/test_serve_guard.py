@@ -73,7 +73,8 @@ def test_what_is_guarded_needs_the_token(server):
         status, told, content = server.ask("GET", path)
         assert status == 200 and TOKEN.encode() not in content
         assert "default-src 'none'" in told["content-security-policy"] and told["x-content-type-options"] == "nosniff"
-    assert server.ask("POST", "/v1/sessions", {"prompt": PROMPT})[0] == 401
+    for path in ("/v1/sessions", "/v1/sessions/x/whep"):
+        assert server.ask("POST", path, {"prompt": PROMPT})[0] == 401
 
 
 @pytest.mark.parametrize("path", ["/v1/realtime/video", "/v1/sessions/x/watch"])

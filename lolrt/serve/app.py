@@ -21,7 +21,7 @@ from lolrt import __version__
 from lolrt.errors import Error
 from lolrt.fields import fields_of
 from lolrt.pipeline import Pipeline
-from lolrt.serve import clips, realtime, watching
+from lolrt.serve import clips, realtime, watching, webrtc
 from lolrt.serve.describe import describe
 from lolrt.serve.errors import UnavailableError, code_of, message_of, status_of
 from lolrt.serve.guard import Guard
@@ -39,7 +39,7 @@ RETRY_SECONDS = 5
 
 def make_app(pipe: Pipeline, settings: Settings) -> FastAPI:
     sessions = Sessions(pipe, settings)
-    jobs = clips.Clips(sessions)
+    jobs, peers = clips.Clips(sessions), webrtc.Peers(sessions)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -48,6 +48,7 @@ def make_app(pipe: Pipeline, settings: Settings) -> FastAPI:
         yield
         making.cancel()
         await asyncio.gather(making, return_exceptions=True)
+        await peers.close_all()
         await sessions.close()
 
     # Without pages of documentation, whose scripts come from elsewhere.
@@ -55,10 +56,11 @@ def make_app(pipe: Pipeline, settings: Settings) -> FastAPI:
     app.state.sessions = sessions
     app.add_middleware(Guard, token=settings.token)
     _add_errors(app, sessions)
-    _add_models(app, sessions)
+    _add_models(app, sessions, peers)
     _add_sessions(app, sessions)
     watching.add_routes(app, sessions)
     realtime.add_routes(app, sessions)
+    webrtc.add_routes(app, sessions, peers)
     clips.add_routes(app, sessions, jobs)
     app.mount("/", StaticFiles(directory=PAGE, html=True, check_dir=False))
     return app
@@ -80,7 +82,7 @@ def _add_errors(app: FastAPI, sessions: Sessions) -> None:
     app.add_exception_handler(Exception, fail)
 
 
-def _add_models(app: FastAPI, sessions: Sessions) -> None:
+def _add_models(app: FastAPI, sessions: Sessions, peers: webrtc.Peers) -> None:
     pipe = sessions.pipe
 
     @app.get("/v1/models")
@@ -94,6 +96,7 @@ def _add_models(app: FastAPI, sessions: Sessions) -> None:
             "height": pipe.height,
             "fps": pipe.fps,
             "temporal_factor": pipe.vae.config.temporal_factor,
+            "webrtc": peers.available,
             "example_prompts": list(pipe.example_prompts),
             "positions": list(positions),
             "window": {"sink_frames": pipe.window.sink_frames, "recent_frames": pipe.window.recent_frames},

@@ -34,7 +34,9 @@ def client_of(connection: HTTPConnection) -> str:
 
 def add_routes(app: FastAPI, sessions: Sessions) -> None:
     @app.websocket("/v1/sessions/{id}/watch")
-    async def watch(socket: WebSocket, id: str, first: Annotated[int | None, Query(alias="from", ge=0, lt=2**53)] = None) -> None:
+    async def watch(
+        socket: WebSocket, id: str, first: Annotated[int | None, Query(alias="from", ge=0, lt=2**53)] = None, video: bool = True
+    ) -> None:
         await accept(socket)
         try:
             session = sessions.get(id)
@@ -44,7 +46,7 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
             return
         session.hub.viewers += 1
         tasks = [
-            asyncio.create_task(_watch(socket, sessions, session, session.hub.newest if first is None else first)),
+            asyncio.create_task(_watch(socket, sessions, session, session.hub.newest if first is None else first, video)),
             asyncio.create_task(_gone(socket)),
         ]
         try:
@@ -105,19 +107,24 @@ async def _gone(socket: WebSocket) -> None:
         pass
 
 
-async def _watch(socket: WebSocket, sessions: Sessions, session: Session, first: int) -> None:
+async def _watch(socket: WebSocket, sessions: Sessions, session: Session, first: int, video: bool) -> None:
+    """video: whether fragments are sent as well as what is said of them."""
+    init = sessions.factory.init
     start = {
         "type": "video.start",
         **describe(sessions, session),
         "mime": sessions.factory.mime,
-        "byte_length": len(sessions.factory.init),
+        **({"byte_length": len(init)} if video else {}),
         "sequence": first,
         "radians": radians(sessions, session),
     }
     await socket.send_json(start)
-    await socket.send_bytes(sessions.factory.init)
+    if video:
+        await socket.send_bytes(init)
     async for event in session.hub.follow(first):
-        if isinstance(event, Fragment):
+        if isinstance(event, Fragment) and not video:
+            await socket.send_json({"type": "video.chunk_metadata", "sequence": event.sequence, **event.about})
+        elif isinstance(event, Fragment):
             with sessions.metrics.sending(len(event.data)):
                 await socket.send_text(event.text)
                 await socket.send_bytes(event.data)

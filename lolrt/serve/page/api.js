@@ -31,11 +31,11 @@ export function useToken(text) {
   token = text;
 }
 
-async function request(method, path, body) {
-  const headers = { ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...(token ? { Authorization: `Bearer ${token}` } : {}) };
+async function request(method, path, body, type = "application/json") {
+  const headers = { ...(body === undefined ? {} : { "Content-Type": type }), ...(token ? { Authorization: `Bearer ${token}` } : {}) };
   let response;
   try {
-    response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+    response = await fetch(path, { method, headers, body: typeof body === "string" || body === undefined ? body : JSON.stringify(body) });
   } catch {
     throw new Refused(0, "The server does not answer.");
   }
@@ -60,23 +60,29 @@ export const goOn = (id) => json("POST", path(id, "/continue"), {});
 export const playlist = (id) => path(id, "/live.m3u8");
 /** An address that gives a snapshot. A browser can be told no token for one, so there it is fetched first. */
 export const snapshot = async (id) => (token ? URL.createObjectURL(await (await request("GET", path(id, "/snapshot"))).blob()) : path(id, "/snapshot"));
+/** Offers a connection of WebRTC; gives the answer, and the sequence of the chunk that it begins with. */
+export async function whep(id, offer) {
+  const response = await request("POST", path(id, "/whep"), offer, "application/sdp");
+  return { answer: await response.text(), sequence: Number(response.headers.get("Lolrt-Sequence")) };
+}
 export const interact = (id, eventId, prompt, chunks) =>
   json("POST", path(id, "/interactions"), { event_id: eventId, event: { prompt }, transition_chunks: chunks });
 
 /**
- * Watches a session: told(message, bytes) for each of its messages, and for the binary frame of those that have one.
+ * Watches a session: told(message, bytes) for each of its messages, and for the binary frame of those that have one; without media, none has.
  * After a break it goes on with the chunk that follows the last one. state(text, seconds) is told "open", "broken" (until the next try in so
  * many seconds) and "over" (there is nothing to come back to).
  */
 export class Watch {
-  constructor(id, told, state) {
-    Object.assign(this, { id, told, state, tries: 0, next: null, closed: false });
+  constructor(id, media, told, state) {
+    Object.assign(this, { id, media, told, state, tries: 0, next: null, closed: false });
     this.connect();
   }
 
   connect() {
     const address = new URL(path(this.id, "/watch"), location.href);
     address.protocol = address.protocol.replace("http", "ws");
+    if (!this.media) address.searchParams.set("video", "false");
     if (this.next !== null) address.searchParams.set("from", this.next);
     this.socket = new WebSocket(address, token ? ["lolrt", `token.${token}`] : ["lolrt"]);
     this.socket.binaryType = "arraybuffer";

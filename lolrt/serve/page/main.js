@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { clock } from "./charts.js";
 import { drawInstruments } from "./instruments.js";
 import { download, Pane } from "./pane.js";
+import { choose as chooseTransport, transport, transports } from "./transport.js";
 
 const LETTERS = "ABCDEFGH";
 const DRAW_MS = 250;
@@ -271,6 +272,9 @@ async function begin() {
   by("model").textContent = `${model.id} · ${model.width} × ${model.height} · ${model.fps} frames/s`;
   settings.positions.replaceChildren(...model.positions.map((each) => new Option(each)));
   settings.sink_frames.value = model.window.sink_frames;
+  const ways = transports(model);
+  by("transports").hidden = ways.length < 2;
+  by("transport").value = transport();
   listWords();
   for (const id of asked) if (await api.session(id).catch(() => null)) show(id);
   if (!panes.length) await first();
@@ -278,6 +282,7 @@ async function begin() {
   listOthers();
 }
 
+by("transport").addEventListener("change", () => chooseTransport(by("transport").value));
 setInterval(() => document.hidden || draw(), DRAW_MS);
 addEventListener("resize", draw);
 by("token-form").addEventListener("submit", () => {

@@ -1,8 +1,8 @@
 // One stream on the stage: its video, what is said over it, and its buttons.
 
 import { clock } from "./charts.js";
-import { Player } from "./player.js";
 import { Stream } from "./stream.js";
+import { newPlayer } from "./transport.js";
 
 const LIVE = { starting: "Starting", live: "Live", paused: "Paused", broken: "Reconnecting", over: "Ended", failed: "Failed" };
 
@@ -17,7 +17,7 @@ export class Pane {
     this.root.setAttribute("aria-label", `Stream ${letter}`);
     for (const button of this.root.querySelectorAll("[data-do]")) button.addEventListener("click", () => does[button.dataset.do](this));
     this.video = this.part("video");
-    this.stream = new Stream(id, parent?.stream ?? null, new Player(this.video), () => {
+    this.stream = new Stream(id, parent?.stream ?? null, newPlayer(this.video, id), () => {
       this.draw();
       changed(this);
     });
@@ -51,6 +51,7 @@ export class Pane {
     this.part(".veil-text").textContent = reason;
     this.button("pause").textContent = state === "paused" ? "Go on" : "Pause";
     for (const name of ["pause", "branch", "record", "save"]) this.button(name).disabled = over || state === "broken" || state === "starting";
+    this.button("record").hidden = !this.stream.player.wantsMedia;
     if (this.stream.info) {
       const { width, height } = this.stream.info;
       this.part(".screen").style.setProperty("--ratio", width / height);

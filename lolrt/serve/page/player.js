@@ -14,6 +14,8 @@ const KEPT_SECONDS = 20;
 const WATCHED_CHUNKS = 6;
 
 export class Player {
+  wantsMedia = true;
+
   /** onshown(chunk, frame): a picture of a chunk is on the screen. */
   constructor(video, onshown) {
     this.video = video;

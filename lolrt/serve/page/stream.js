@@ -31,7 +31,7 @@ export class Stream {
     this.now = 0;
     this.counted = [];
     player.onshown = (chunk, into) => this.shown(chunk, into);
-    this.watch = new api.Watch(id, (message, bytes) => this.told(message, bytes), (state, seconds) => this.connection(state, seconds));
+    this.watch = new api.Watch(id, player.wantsMedia, (message, bytes) => this.told(message, bytes), (state, seconds) => this.connection(state, seconds));
   }
 
   /** The past of another stream, up to the moment from which this one goes on, is its own too. */
