@@ -3,7 +3,9 @@
 #include "core/philox.h"
 #include "core/status.h"
 #include "core/tensor.h"
+#include "core/threads.h"
 
+#include <algorithm>
 #include <cmath>
 
 using namespace lolrt;
@@ -33,19 +35,24 @@ lolrt_status lolrt_normal(uint64_t seed, int64_t frame, int32_t step, const lolr
     float *to = Checker("normal").output("out", &flat, DType::float32, {{"elements"}}).data<float>();
 
     const auto position = static_cast<uint64_t>(frame);
-    for (int64_t block = 0; 4 * block < count; ++block) {
-      const auto bits = philox4x32({static_cast<uint32_t>(block), static_cast<uint32_t>(step), static_cast<uint32_t>(position),
-                                    static_cast<uint32_t>(position >> 32)},
-                                   {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
-      float draws[4];
-      for (int pair = 0; pair < 2; ++pair) {
-        const double uniform = (bits[2 * pair] + 1.0) * 0x1p-32;  // (0, 1]: its logarithm is finite
-        const double angle = bits[2 * pair + 1] * (0x1.921fb54442d18p+2 * 0x1p-32);
-        const double radius = std::sqrt(-2.0 * std::log(uniform));
-        draws[2 * pair] = static_cast<float>(radius * std::cos(angle));
-        draws[2 * pair + 1] = static_cast<float>(radius * std::sin(angle));
+    constexpr int64_t task_blocks = 128;  // some ten microseconds
+    const int64_t blocks = (count + 3) / 4;
+    parallel_for((blocks + task_blocks - 1) / task_blocks, lolrt_threads(), [&](int64_t task, int32_t) {
+      const int64_t begin = task * task_blocks, end = std::min(blocks, begin + task_blocks);
+      for (int64_t block = begin; block < end; ++block) {
+        const auto bits = philox4x32({static_cast<uint32_t>(block), static_cast<uint32_t>(step), static_cast<uint32_t>(position),
+                                      static_cast<uint32_t>(position >> 32)},
+                                     {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+        float draws[4];
+        for (int pair = 0; pair < 2; ++pair) {
+          const double uniform = (bits[2 * pair] + 1.0) * 0x1p-32;  // (0, 1]: its logarithm is finite
+          const double angle = bits[2 * pair + 1] * (0x1.921fb54442d18p+2 * 0x1p-32);
+          const double radius = std::sqrt(-2.0 * std::log(uniform));
+          draws[2 * pair] = static_cast<float>(radius * std::cos(angle));
+          draws[2 * pair + 1] = static_cast<float>(radius * std::sin(angle));
+        }
+        for (int64_t i = 4 * block; i < count && i < 4 * block + 4; ++i) to[i] = draws[i - 4 * block];
       }
-      for (int64_t i = 4 * block; i < count && i < 4 * block + 4; ++i) to[i] = draws[i - 4 * block];
-    }
+    });
   });
 }

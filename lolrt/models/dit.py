@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -64,6 +65,22 @@ class DiTConfig:
         return self.axes[0] // 2
 
 
+def parts(module: nn.Module) -> dict[str, Any]:
+    """A module's own modules by name. As attributes nn.Module looks them up in Python, which takes a microsecond each, and a pass of the
+    embedded model is a few milliseconds."""
+    return module._modules
+
+
+def parameters(module: nn.Module) -> list[Any]:
+    """A module's own parameters, in the order in which it has made them; for the same reason."""
+    return list(module._parameters.values())
+
+
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """nn.Linear on x, without what calling a module costs: its hooks are not asked."""
+    return F.linear(x, *parameters(layer))
+
+
 class HeadsRMSNorm(nn.Module):
     """The weight of an RMSNorm over all heads of a token; the norm itself is fused into the ops."""
 
@@ -109,12 +126,12 @@ class Attention(nn.Module):
 
     def fused_qkv(self) -> tuple[Tensor, Tensor]:
         """Weights and biases of q, k and v, each as one tensor over the parameters' own memory."""
-        q, k, v = self.q, self.k, self.v
-        parameters = q.weight, k.weight, v.weight, q.bias, k.bias, v.bias
-        memory = tuple(map(Tensor.data_ptr, parameters))  # changes when somebody gives them other tensors
+        own = parts(self)
+        weights, biases = zip(*(parameters(own[name]) for name in "qkv"), strict=True)
+        memory = tuple(map(Tensor.data_ptr, weights + biases))  # changes when somebody gives them other tensors
         if self._fused is None or self._fused[0] != memory:
-            weight, bias = side_by_side(*parameters[:3]), side_by_side(*parameters[3:])
-            self._fused = tuple(map(Tensor.data_ptr, parameters)), weight, bias
+            weight, bias = side_by_side(*weights), side_by_side(*biases)
+            self._fused = tuple(map(Tensor.data_ptr, weights + biases)), weight, bias
         return self._fused[1:]
 
 
@@ -232,20 +249,20 @@ class CausalDiT(nn.Module):
         x = self._product(self._patchify, inputs.sample, inputs)
         residual: Tensor | None = None
         gate: Tensor | None = None
-        blocks = self._blocks
-        affine = torch.stack([part for block in blocks for part in (block.norm3.weight, block.norm3.bias)]).float()[:, None].unbind(0)
+        blocks = [parts(block) for block in self._blocks]
+        affine = torch.stack([part for block in blocks for part in parameters(block["norm3"])]).float()[:, None].unbind(0)
         for i, block in enumerate(blocks):
             shift, scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = modulation[6 * i : 6 * i + 6].unbind(0)
             h = ops.modulated_norm(x, scale, shift, residual=residual, gate=gate, eps=config.eps)
-            residual = self._self_attention(block.self_attn, h, inputs, i)
+            residual = self._self_attention(block["self_attn"], h, inputs, i)
             h = ops.modulated_norm(x, affine[2 * i], affine[2 * i + 1], residual=residual, gate=attn_gate, eps=config.eps)
-            residual = self._cross_attention(block.cross_attn, h, inputs, i)
+            residual = self._cross_attention(block["cross_attn"], h, inputs, i)
             h = ops.modulated_norm(x, ffn_scale, ffn_shift, residual=residual, eps=config.eps)
-            residual, gate = self._feed_forward(block.ffn, h, inputs), ffn_gate
+            residual, gate = self._feed_forward(block["ffn"], h, inputs), ffn_gate
 
         shift, scale = modulation[-2:].unbind(0)
         h = ops.modulated_norm(x, scale, shift, residual=residual, gate=gate, eps=config.eps)
-        return self._unpatchify(self._product(self.head.head, h, inputs), height, width)
+        return self._unpatchify(self._product(partial(linear, self.head.head), h, inputs), height, width)
 
     @staticmethod
     def _product(layer: Callable[[Tensor], Tensor], x: Tensor, inputs: PassInputs) -> Tensor:
@@ -257,7 +274,8 @@ class CausalDiT(nn.Module):
     def _self_attention(self, attn: Attention, h: Tensor, inputs: PassInputs, i: int) -> Tensor:
         q, k, v = map(self._split_heads, self._product(attn.qkv, h, inputs).chunk(3, dim=-1))
         pages, spatial, first, eps = inputs.layer_pages[i], inputs.spatial_rotation, self.config.axes[0], self.config.eps
-        q_weight, k_weight = self._head_weight(attn.norm_q), self._head_weight(attn.norm_k)
+        own = parts(attn)
+        q_weight, k_weight = self._head_weight(own["norm_q"]), self._head_weight(own["norm_k"])
         q = ops.normalize_queries(q, weight=q_weight, rotation=spatial, rotation_first_channel=first, eps=eps)
         ops.kv_write(k, v, pages, inputs.write_table, weight=k_weight, rotation=spatial, rotation_first_channel=first, eps=eps)
         for frames, query in inputs.queries:
@@ -269,25 +287,27 @@ class CausalDiT(nn.Module):
             bias=None if bias is None else bias[min(i, len(bias) - 1)],
             mass=None if mass is None else mass[i],
         )  # fmt: skip
-        return self._product(attn.o, out.flatten(2), inputs)
+        return self._product(partial(linear, own["o"]), out.flatten(2), inputs)
 
     def _cross_attention(self, attn: Attention, h: Tensor, inputs: PassInputs, i: int) -> Tensor:
-        q = self._split_heads(self._product(attn.q, h, inputs))
-        q = ops.normalize_queries(q, weight=self._head_weight(attn.norm_q), eps=self.config.eps)
+        own = parts(attn)
+        q = self._split_heads(self._product(partial(linear, own["q"]), h, inputs))
+        q = ops.normalize_queries(q, weight=self._head_weight(own["norm_q"]), eps=self.config.eps)
         out = ops.frame_attention(q, inputs.text_pages[i], inputs.text_table, self.config.text_len)
-        return self._product(attn.o, out.flatten(2), inputs)
+        return self._product(partial(linear, own["o"]), out.flatten(2), inputs)
 
     def _feed_forward(self, ffn: nn.Sequential, h: Tensor, inputs: PassInputs) -> Tensor:
-        up, _, down = ffn
-        hidden = self._product(up, h, inputs)
+        up, _, down = parts(ffn).values()
+        hidden = self._product(partial(linear, up), h, inputs)
         ops.gelu(hidden)
-        return self._product(down, hidden, inputs)
+        return self._product(partial(linear, down), hidden, inputs)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
 
     def _head_weight(self, norm: HeadsRMSNorm) -> Tensor:
-        return norm.weight.view(self.config.num_heads, self.config.head_dim)
+        (weight,) = parameters(norm)
+        return weight.view(self.config.num_heads, self.config.head_dim)
 
     def _patchify(self, sample: Tensor) -> Tensor:
         """[frames, channels, height, width] -> [frames, tokens, dim]: the patch convolution as one matrix product."""
