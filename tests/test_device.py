@@ -173,8 +173,8 @@ def test_kernels_are_queued_on_torchs_stream_of_the_tensors_device(monkeypatch):
     def kernel(*arguments, stream=None):
         calls.append((*arguments, stream))
 
-    ops._run(kernel, SimpleNamespace(is_cuda=True, device="cuda:1"), 1, 2)
-    ops._run(kernel, torch.zeros(1), 3)
+    ops.library._run(kernel, SimpleNamespace(is_cuda=True, device="cuda:1"), 1, 2)
+    ops.library._run(kernel, torch.zeros(1), 3)
     assert calls == [(1, 2, 77), (3, None)] and entered == ["cuda:1"]
 
 

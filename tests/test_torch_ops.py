@@ -92,7 +92,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, torch.Tensor], dict
         ),
         "pack_convolution": (ops.pack_convolution, dict(weight=torch.ones(3, 16, 2, 3, 3), bias=torch.ones(3)), {}),
     }
-    assert found.keys() == {"attention", "pack_convolution", *ops._ARGUMENTS}, "every op"
+    assert found.keys() == {"attention", "pack_convolution", *ops.library.ARGUMENTS}, "every op"
     return found
 
 
@@ -114,7 +114,7 @@ WRITTEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ops._ARGUMENTS)
+@pytest.mark.parametrize("name", ops.library.ARGUMENTS)
 def test_autograd_learns_what_is_written(name: str) -> None:
     """A product has kept the tensor that the op then changes: its gradient would be a wrong one."""
     op, tensors, others = calls()[name]

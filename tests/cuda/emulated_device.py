@@ -88,9 +88,10 @@ def core_beside(library: Path) -> ModuleType:
 def computing_with(core: EmulatedCore | ModuleType) -> Iterator[None]:
     """Inside, this is what `lolrt.ops` calls."""
     before = ops._core, ops._packed_keys
-    ops._core = core
+    ops._core = ops.library._core = core
     ops._packed_keys = ops._row_keys if isinstance(core, EmulatedCore) else _PACKED_KEYS  # of pages that lie on the CPU
     try:
         yield
     finally:
         ops._core, ops._packed_keys = before
+        ops.library._core = ops._core
