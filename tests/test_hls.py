@@ -17,6 +17,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from full_disk import full_after
 
 import lolrt
 from lolrt import cli
@@ -301,17 +302,7 @@ def test_a_run_that_saves_goes_on_with_its_segments(tmp_path, tiny, capsys):
     begin = ["generate", tiny.example_prompts[0], "--frames", "57", "--save-every", "9", "--timesteps", "1000", "--threads", "1", "--quiet"]
     assert cli.main([*begin, "-o", str(tmp_path / "whole" / "x.m3u8")]) == 0
     playlist = tmp_path / "on" / "x.m3u8"
-    write, calls = lolrt.VideoWriter.write, 0
-
-    def fails(self, frames):
-        nonlocal calls
-        calls += 1
-        write(self, frames)
-        if calls == 4:
-            raise lolrt.OutputError("the disk is full")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lolrt.VideoWriter, "write", fails)
+    with full_after(4):
         assert cli.main([*begin, "-o", str(playlist)]) == 2
     assert cli.main(["generate", "--resume", str(playlist.with_name("x.snapshot.safetensors")), "--quiet"]) == 0
     assert content(tmp_path / "on") == content(tmp_path / "whole")

@@ -17,6 +17,7 @@ from pathlib import Path
 import av
 import pytest
 import torch
+from full_disk import full_after
 
 import lolrt
 from lolrt import cli
@@ -125,20 +126,8 @@ def stopped(whole, tmp_path_factory) -> Path:
     """The folder of a run whose disk filled up in its fourth chunk, one past the last snapshot."""
     folder = tmp_path_factory.mktemp("stopped")
     shutil.copy(whole / "script.txt", folder)
-    write, calls = lolrt.VideoWriter.write, 0
-
-    def fails(self, frames):
-        nonlocal calls
-        calls += 1
-        write(self, frames)
-        if calls == 4:
-            raise lolrt.OutputError("the disk is full")
-
-    lolrt.VideoWriter.write = fails
-    try:
+    with full_after(4):
         assert generate("--script", folder / "script.txt", "-o", folder / "x.mp4", *SAVED_RUN) == 2
-    finally:
-        lolrt.VideoWriter.write = write
     return folder
 
 

@@ -3,12 +3,11 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from runtime_flow import runtime_flow
 
 import lolrt
 from lolrt.models.dit import CausalDiT
@@ -76,28 +75,6 @@ def test_a_dropped_word_is_a_row_of_zeros() -> None:
     assert text[0].abs().sum(1).gt(0).tolist() == [True, False, True] + [False] * 5
 
 
-def runtime_flow(dit: CausalDiT, context: Tensor, noisy: Tensor, prompt: Tensor, rope: lolrt.Rope) -> Tensor:
-    """What the runtime predicts chunk by chunk for `noisy` [frames, z, h, w] at noise level 0.7, when what it remembers is `context`."""
-    denoised = []
-
-    @dataclass(frozen=True)
-    class Scripted(lolrt.Sampler):
-        """Notes what was denoised, and remembers the clip's own chunk instead."""
-
-        def context(self, latents: Tensor, noise: object, first_frame: int) -> Tensor:
-            denoised.append(latents)
-            return context[first_frame : first_frame + len(latents)]
-
-    def noise(first_frame: int, n_frames: int, step: int) -> Tensor:
-        return noisy[first_frame : first_frame + n_frames]
-
-    sampler = Scripted(timesteps=(700,), shift=1.0, method="euler", context_noise=0.1)
-    stream = lolrt.LatentStream(dit, prompt, *noisy.shape[2:], noise=noise, rope=rope, sampler=sampler)
-    for _ in range(len(noisy) // 3):
-        next(stream)
-    return (noisy - torch.cat(denoised)) / 0.7
-
-
 @pytest.mark.parametrize("bases", [None, [300.0, 9e3]])
 @pytest.mark.parametrize("gap", [0, 6])
 def test_training_forward_agrees_with_the_runtime_chunk_by_chunk(bases: list[float] | None, gap: int) -> None:
@@ -109,7 +86,7 @@ def test_training_forward_agrees_with_the_runtime_chunk_by_chunk(bases: list[flo
     context, noisy = torch.randn(2, frames + gap, 8, height, width)
     prompt = torch.randn(3, config.text_dim)
     positions = torch.cat([torch.arange(3), torch.arange(3 + gap, frames + gap)])
-    expected = runtime_flow(dit, context, noisy, prompt, lolrt.Rope(sigma=0.0, bases=bases))[positions]
+    expected = runtime_flow(dit, context, noisy, {0: prompt}, lolrt.Rope(sigma=0.0, bases=bases))[positions]
 
     forward = TeacherForcing(dit, frames, height, width, bases=None if bases is None else torch.tensor(bases))
     text = torch.zeros(1, config.text_len, config.text_dim)

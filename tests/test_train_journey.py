@@ -1,11 +1,10 @@
 """`journey`: its world does what its labels say, however it is asked for, and its training computes what the runtime does."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
+from runtime_flow import runtime_flow
 
 import lolrt
 from lolrt.models.dit import CausalDiT
@@ -146,26 +145,8 @@ def test_training_after_a_change_of_prompt_agrees_with_the_runtime() -> None:
     context, noisy = torch.randn(2, frames, 8, height, width)
     table = value_table(VOCABULARY, 0)
     words = torch.tensor([[[0, 5, 9, 15, 19, 23], [1, 6, 9, 16, 19, 24]]])
-    denoised = []
-
-    @dataclass(frozen=True)
-    class Scripted(lolrt.Sampler):
-        """Notes what was denoised, and remembers the clip's own chunk instead."""
-
-        def context(self, latents: Tensor, noise: object, first_frame: int) -> Tensor:
-            denoised.append(latents)
-            return context[first_frame : first_frame + len(latents)]
-
-    sampler = Scripted(timesteps=(700,), shift=1.0, method="euler", context_noise=0.1)
-    stream = lolrt.LatentStream(
-        dit, table[words[0, 0]], height, width, noise=lambda first, n, step: noisy[first : first + n],
-        rope=lolrt.Rope(sigma=0.0), sampler=sampler,
-    )  # fmt: skip
-    for chunk in range(frames // 3):
-        if 3 * chunk == switched:
-            stream.set_prompt(table[words[0, 1]])
-        next(stream)
-    expected = (noisy - torch.cat(denoised)) / 0.7
+    prompts = {0: table[words[0, 0]], switched: table[words[0, 1]]}
+    expected = runtime_flow(dit, context, noisy, prompts, lolrt.Rope(sigma=0.0))
 
     text = frame_texts(table, words, torch.ones(1, 6, dtype=torch.bool), frames)
     sigma = torch.full((1, frames), 0.7)

@@ -190,6 +190,13 @@ def train_joint(work: Path, seed: int, minutes: float, config: VAEConfig, *, bat
             run.report(round_trip_report(run.averaged, codec, held_out))
 
 
+def train_vae(work: Path, seed: int, minutes: float, shares: dict[str, float], config: VAEConfig, *, batch: int = BATCH) -> None:
+    """The decoder, the encoder, then both together; `shares`: of the minutes, by "decoder", "encoder" and "joint"."""
+    for name, decoder in (("decoder", True), ("encoder", False)):
+        train_half(work, seed, minutes * shares[name], config, decoder=decoder, batch=batch)
+    train_joint(work, seed, minutes * shares["joint"], config, batch=batch)
+
+
 @torch.no_grad()
 def round_trip_report(vae: CausalVAE, codec: PCACodec, videos: Tensor) -> str:
     with autocast():

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lolrt.train.distances import box, ellipse, polygon, stick
 from lolrt.train.journey import palette
-from lolrt.train.journey.canvas import Canvas, box, ellipse, inside, polygon, stick
+from lolrt.train.journey.canvas import Canvas, inside
 from lolrt.train.journey.subjects import Subject
 from lolrt.train.journey.world import FPS, GROUPS, HEIGHT, VOCABULARY, WIDTH, World, smooth, uniform
 from lolrt.train.text import values

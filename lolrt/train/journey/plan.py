@@ -11,7 +11,7 @@ from lolrt.train.codec_pca import load_codec
 from lolrt.train.journey.data import Clips, DataSizes, make_clips
 from lolrt.train.journey.train_dit import train_dit
 from lolrt.train.train_dit import dit_config
-from lolrt.train.train_vae import train_half, train_joint, vae_config
+from lolrt.train.train_vae import train_vae, vae_config
 
 VAE_SHARES = {"decoder": 0.4, "encoder": 0.15, "joint": 0.45}  # of the VAE's minutes
 
@@ -50,9 +50,7 @@ def pixels_stage(work: Path, plan: Plan) -> None:
     """The DiT's clips, then the VAE, on one thread."""
     torch.set_num_threads(1)
     make_clips(work, plan.seed, plan.data, 1, load_codec(work))
-    for name, decoder in (("decoder", True), ("encoder", False)):
-        train_half(work, plan.seed, plan.minutes_vae * VAE_SHARES[name], plan.vae, decoder=decoder, batch=plan.vae_batch)
-    train_joint(work, plan.seed, plan.minutes_vae * VAE_SHARES["joint"], plan.vae, batch=plan.vae_batch)
+    train_vae(work, plan.seed, plan.minutes_vae, VAE_SHARES, plan.vae, batch=plan.vae_batch)
 
 
 def dit_stage(work: Path, plan: Plan) -> None:

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from lolrt.train.journey.canvas import Canvas, box, ellipse, inside, polygon, stick
+from lolrt.train.distances import box, ellipse, polygon, stick
+from lolrt.train.journey.canvas import Canvas, inside
 from lolrt.train.journey.palette import LAMP, PAINT
 from lolrt.train.journey.world import HEIGHT, WIDTH
 

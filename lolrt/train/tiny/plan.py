@@ -11,7 +11,7 @@ from lolrt.train.tiny.data import DataSizes
 from lolrt.train.tiny.evaluate import Effort
 from lolrt.train.tiny.train_dit import latents_std, train_dit
 from lolrt.train.train_dit import dit_config
-from lolrt.train.train_vae import train_half, train_joint, vae_config
+from lolrt.train.train_vae import train_vae, vae_config
 
 VAE_SHARES = {"decoder": 0.25, "encoder": 0.2, "joint": 0.55}  # of the VAE's minutes
 
@@ -47,10 +47,7 @@ class Plan:
 
 def train_vae_stages(work: Path, plan: Plan) -> None:
     torch.set_num_threads(1)
-    config = plan.vae(work)
-    for name, decoder in (("decoder", True), ("encoder", False)):
-        train_half(work, plan.seed, plan.minutes_vae * VAE_SHARES[name], config, decoder=decoder, batch=plan.vae_batch)
-    train_joint(work, plan.seed, plan.minutes_vae * VAE_SHARES["joint"], config, batch=plan.vae_batch)
+    train_vae(work, plan.seed, plan.minutes_vae, VAE_SHARES, plan.vae(work), batch=plan.vae_batch)
 
 
 def train_dit_stage(work: Path, plan: Plan) -> None:

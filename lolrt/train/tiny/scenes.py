@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lolrt.train.distances import box, ellipse, polygon
 from lolrt.train.text import values as meanings
 
 HEIGHT, WIDTH, FPS = 64, 96, 16
@@ -88,27 +89,6 @@ def sample_scene(generator: torch.Generator) -> Scene:
 def _inside(distance: torch.Tensor) -> torch.Tensor:
     """Coverage of a pixel at a signed distance in pixels from an edge (negative inside)."""
     return (0.5 - distance / SOFT).clamp(0, 1)
-
-
-def _ellipse(x: torch.Tensor, y: torch.Tensor, rx: float, ry: float) -> torch.Tensor:
-    """Signed distance, to first order, from an ellipse around the origin."""
-    r = torch.sqrt((x / rx) ** 2 + (y / ry) ** 2 + 1e-6)
-    return (r - 1) * r / torch.sqrt((x / rx**2) ** 2 + (y / ry**2) ** 2 + 1e-6)
-
-
-def _box(x: torch.Tensor, y: torch.Tensor, half_width: float, half_height: float, radius: float) -> torch.Tensor:
-    """Signed distance from a rounded box around the origin."""
-    dx, dy = x.abs() - half_width + radius, y.abs() - half_height + radius
-    return torch.sqrt(dx.clamp(min=0) ** 2 + dy.clamp(min=0) ** 2) + torch.maximum(dx, dy).clamp(max=0) - radius
-
-
-def _polygon(x: torch.Tensor, y: torch.Tensor, *corners: tuple[float, float]) -> torch.Tensor:
-    """Signed distance, to first order, from a convex polygon whose corners go clockwise on the screen (y down)."""
-    edges = []
-    for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
-        nx, ny = by - ay, ax - bx
-        edges.append(((x - ax) * nx + (y - ay) * ny) / math.hypot(nx, ny))
-    return torch.stack(edges).amax(0)
 
 
 class Canvas:
@@ -267,15 +247,15 @@ class _Painter:
         height = 10 + 5 * size
         dy = self.y - root
         if self.place == "desert":
-            trunk, arm = _box(dx, dy + height / 2, 1.8, 7.0, 1.8), _box(dx - 3, dy + 6.5, 3.4, 1.3, 1.2)
-            distance = torch.minimum(torch.minimum(trunk, arm), _box(dx - 5.2, dy + 9, 1.3, 3.4, 1.3))
+            trunk, arm = box(dx, dy + height / 2, 1.8, 7.0, 1.8), box(dx - 3, dy + 6.5, 3.4, 1.3, 1.2)
+            distance = torch.minimum(torch.minimum(trunk, arm), box(dx - 5.2, dy + 9, 1.3, 3.4, 1.3))
             colour = torch.tensor([0.24, 0.46, 0.26])
         elif self.place == "mountains":
             distance = (dx.abs() * 2.4 + (-dy - height - 5)) / 2.6
             distance = torch.maximum(distance, dy)
             colour = torch.tensor([0.12, 0.32, 0.26])
         else:
-            distance = torch.minimum(_ellipse(dx, dy + height, 5.5, 6.0), _box(dx, dy + 3, 1.2, 6.0, 0.5))
+            distance = torch.minimum(ellipse(dx, dy + height, 5.5, 6.0), box(dx, dy + 3, 1.2, 6.0, 0.5))
             colour = torch.tensor([0.16, 0.42, 0.20])
         canvas.paint(present * _inside(distance), torch.lerp(colour, self.haze, 0.08) * self.light)
 
@@ -298,10 +278,10 @@ class _Painter:
         basket = self.lit((0.46, 0.30, 0.16), 0.3)
         ropes = (x.abs() - 2.9 - (18 - y) * 0.35).abs() - 0.45 + ((y - 16).abs() - 3.5).clamp(min=0) * 2
         canvas.paint(_inside(ropes) * 0.8, basket, is_object=True)
-        canvas.paint(_inside(_box(x, y - 21.5, 3.4, 2.6, 1.0)), basket, is_object=True)
+        canvas.paint(_inside(box(x, y - 21.5, 3.4, 2.6, 1.0)), basket, is_object=True)
         # A round top that tapers to the mouth below.
         width = 13 * (1 - 0.30 * (y / 13).clamp(0, 1.4) ** 2)
-        body = _inside(torch.maximum(_ellipse(x * 13 / width, y + 1, 13, 14), y - 14.5) * 0.9)
+        body = _inside(torch.maximum(ellipse(x * 13 / width, y + 1, 13, 14), y - 14.5) * 0.9)
         canvas.paint(body, colour.view(3, 1, 1) * (1.06 - 0.30 * (x / 13 + 0.25).clamp(0, 1) ** 1.5)[:, None], is_object=True)
         stripe = torch.cos((x / width).clamp(-1, 1).asin() * 5.0)
         canvas.paint(body * ((stripe - 0.35) * 3).clamp(0, 1) * 0.75, self.trim((1.0, 0.96, 0.86), (0.55, 0.62, 0.74)))
@@ -315,11 +295,11 @@ class _Painter:
         x, y = x - tilt * y, y + tilt * x
         colour, wood = self.coat(), self.lit((0.42, 0.28, 0.18), 0.3)
         cream = self.trim((0.97, 0.94, 0.86), (0.62, 0.70, 0.80))
-        canvas.paint(_inside(_box(x + 1, y + 17, 0.8, 20, 0.4)), wood, is_object=True)
+        canvas.paint(_inside(box(x + 1, y + 17, 0.8, 20, 0.4)), wood, is_object=True)
         main_sail = colour.view(3, 1, 1) * (1.02 - 0.012 * x.clamp(0, 18))[:, None]
-        canvas.paint(_inside(_polygon(x, y, (1.2, -37), (17, -6), (1.2, -6))), main_sail, is_object=True)
-        canvas.paint(_inside(_polygon(x, y, (-3.2, -32), (-3.2, -6), (-14, -6))), cream, is_object=True)
-        hull = torch.maximum(_polygon(x, y, (-19, -3.5), (21, -3.5), (14, 5), (-14, 5)), self.y - 58)
+        canvas.paint(_inside(polygon(x, y, (1.2, -37), (17, -6), (1.2, -6))), main_sail, is_object=True)
+        canvas.paint(_inside(polygon(x, y, (-3.2, -32), (-3.2, -6), (-14, -6))), cream, is_object=True)
+        hull = torch.maximum(polygon(x, y, (-19, -3.5), (21, -3.5), (14, 5), (-14, 5)), self.y - 58)
         canvas.paint(_inside(hull), colour * 0.86, is_object=True)
         canvas.paint(_inside(torch.maximum(hull, (y + 2.6).abs() - 0.9)), cream)
         canvas.paint(
@@ -338,13 +318,13 @@ class _Painter:
                 -(x - 22).clamp(min=0) / 16
             )
             canvas.paint(0.55 * beam * _inside(22 - x), torch.tensor([1.0, 0.92, 0.66]))
-        canvas.paint(_inside(_ellipse(x, self.y - 56.5, 22, 2.2)) * 0.45, torch.tensor([0.08, 0.08, 0.12]))
-        cabin = _ellipse(x + 2, y + 2, 14, 12.5)
-        body = torch.minimum(_box(x, y - 3, 22, 5.5, 5.0), torch.maximum(cabin, y - 2))
+        canvas.paint(_inside(ellipse(x, self.y - 56.5, 22, 2.2)) * 0.45, torch.tensor([0.08, 0.08, 0.12]))
+        cabin = ellipse(x + 2, y + 2, 14, 12.5)
+        body = torch.minimum(box(x, y - 3, 22, 5.5, 5.0), torch.maximum(cabin, y - 2))
         shade = (1.08 - 0.025 * (y + 8).clamp(0, 18))[:, None]
         canvas.paint(_inside(body), colour.view(3, 1, 1) * shade, is_object=True)
         glass = self.lit((0.66, 0.84, 0.95), 0.4) if not self.night else torch.tensor([0.98, 0.84, 0.52])
-        window = torch.maximum(torch.maximum(_ellipse(x + 2, y + 2, 11, 9.5), y + 2.6), 1.1 - (x + 2).abs())
+        window = torch.maximum(torch.maximum(ellipse(x + 2, y + 2, 11, 9.5), y + 2.6), 1.1 - (x + 2).abs())
         canvas.paint(_inside(window), glass)
         for wheel_x in (-12.5, 12.5):
             wheel = torch.sqrt((x - wheel_x) ** 2 + (self.y - 55) ** 2)
