@@ -25,10 +25,10 @@ Recache = Literal["window", "sinks", "none"]
 RECACHES: tuple[Recache, ...] = get_args(Recache)
 CHUNKS = 6  # the window of 12 frames is full from the fourth on
 
-PLAIN = Rope(sigma=0)
+DRAWN, PLAIN = Rope(), Rope(sigma=0)  # said in every stream: commits may differ in what the model names
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {"rope": PLAIN},
-    "jitter": {},
+    "jitter": {},  # as all that name no other
     "jitter by layer": {"rope": Rope(scope="layer", spread="stratified")},
     "window positions": {"rope": Rope(positions="window", sigma=0)},
     "anchored, YaRN": {"rope": Rope(positions="anchored", frequencies="yarn", stretch=4)},
@@ -48,9 +48,9 @@ def streams(pipe: lolrt.Pipeline) -> Iterator[tuple[str, lolrt.LatentStream, Cal
     """Name, stream, and what happens before its chunk i."""
     first, second = pipe.example_prompts[:2]
     for name, options in OPTIONS.items():
-        yield name, pipe.latent_stream(first, seed=7, **options), lambda i: None
+        yield name, pipe.latent_stream(first, seed=7, **{"rope": DRAWN, **options}), lambda i: None
     for recache in RECACHES:
-        stream = pipe.latent_stream(first, seed=7)
+        stream = pipe.latent_stream(first, seed=7, rope=DRAWN)
 
         def switch(i: int, stream: lolrt.LatentStream = stream, recache: Recache = recache) -> None:
             if i == 3:
@@ -60,7 +60,7 @@ def streams(pipe: lolrt.Pipeline) -> Iterator[tuple[str, lolrt.LatentStream, Cal
     ramp = torch.arange(pipe.height * pipe.width * 3, dtype=torch.int64).view(pipe.height, pipe.width, 3)
     clip = [((ramp // 7 + 5 * i) % 256).to(torch.uint8) for i in range(14)]
     for name, frames in ("an image", clip[:1]), ("a video", clip):
-        yield f"start from {name}", pipe.latent_stream(first, seed=7, start=pipe.encode_video(frames)), lambda i: None
+        yield f"start from {name}", pipe.latent_stream(first, seed=7, rope=DRAWN, start=pipe.encode_video(frames)), lambda i: None
 
 
 def digest(tensors: list[torch.Tensor]) -> str:
@@ -82,7 +82,7 @@ def hashes() -> Iterator[tuple[str, str]]:
                 chunk = next(stream)
                 tensors += [chunk.latents] if chunk.mass is None else [chunk.latents, chunk.mass]
             yield f"{str(dtype).removeprefix('torch.')}, {name}", digest(tensors)
-        video = pipe.stream(pipe.example_prompts[0], seed=7)
+        video = pipe.stream(pipe.example_prompts[0], seed=7, rope=DRAWN)
         yield f"{str(dtype).removeprefix('torch.')}, video frames", digest([next(video).frames for _ in range(3)])
 
 

@@ -34,7 +34,7 @@ from lolrt.models.vae.taehv import TAEHV, TAEHVConfig
 from lolrt.models.vae.tiles import Tiled
 from lolrt.models.vae.wan import CausalVAE
 from lolrt.ops import planned_for_cuda
-from lolrt.pipeline import VAEChoice, check_size, files_of, sampler_of
+from lolrt.pipeline import VAEChoice, check_size, files_of, rope_of, sampler_of
 from lolrt.positions.rope import Rope
 from lolrt.session.config import StreamConfig
 from lolrt.session.session import Session
@@ -272,7 +272,7 @@ def plan_model(
     memory = plan(
         dit_config(read_component(files, "dit")), config, height, width, dtype=dtype, window=window,
         passes=len(sampler_of(settings, files.source).timesteps), vae_tile=vae_tile, text_encoder_bytes=encoder_bytes, device=device,
-        kv_dtype=kv_dtype,
+        kv_dtype=kv_dtype, rope=rope_of(settings, files.source),
     )  # fmt: skip
     return memory, (height, width)
 

@@ -91,6 +91,7 @@ def load(
         encode_text=text,
         sampler=sampler_of(settings, files.source),
         window=window_of(settings, files.source),
+        rope=rope_of(settings, files.source),
         fps=settings["fps"],
         height=settings["height"],
         width=settings["width"],
@@ -151,6 +152,14 @@ def window_of(settings: dict[str, Any], source: Path) -> Window:
         raise Error(f"{source}: {error}") from None
 
 
+def rope_of(settings: dict[str, Any], source: Path) -> Rope:
+    """The positions that a model's settings say."""
+    try:
+        return from_plain(Rope, settings.get("rope", {}))
+    except (Error, TypeError, ValueError) as error:
+        raise Error(f"{source}: rope is {str(settings['rope'])[:200]}, which makes no sense: {error}") from None
+
+
 def sampler_of(settings: dict[str, Any], source: Path) -> Sampler:
     """The sampler that a model's settings say."""
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings["sampler"].items()}
@@ -178,9 +187,11 @@ class Pipeline:
         height: int,
         width: int,
         window: Window = Window(),
+        rope: Rope = Rope(),
         example_prompts: tuple[str, ...] = (),
     ) -> None:
-        self.name, self.dit, self.vae, self.encode_text, self.sampler, self.window = name, dit, vae, encode_text, sampler, window
+        self.name, self.dit, self.vae, self.encode_text = name, dit, vae, encode_text
+        self.sampler, self.window, self.rope = sampler, window, rope
         self.fps, self.height, self.width, self.example_prompts = fps, height, width, example_prompts
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -194,7 +205,7 @@ class Pipeline:
         prompt: str,
         *,
         seed: int = 0,
-        rope: Rope = Rope(),
+        rope: Rope | None = None,
         window: Window | None = None,
         sampler: Sampler | None = None,
         probe: bool = False,
@@ -214,7 +225,7 @@ class Pipeline:
         prompt: str,
         *,
         seed: int = 0,
-        rope: Rope = Rope(),
+        rope: Rope | None = None,
         window: Window | None = None,
         sampler: Sampler | None = None,
         probe: bool = False,
@@ -224,16 +235,16 @@ class Pipeline:
     ) -> LatentStream:
         """An endless iterator of `lolrt.LatentChunk`, not decoded.
 
-        seed: of the noise, 0 .. 2^64 - 1; window and sampler: by default the model's own; probe: measure the attention mass of each chunk;
-        start: latents that the stream begins with and goes on from, as `encode_video` gives them; kv_dtype: of the KV cache's pages, by
-        default the model's, or on CUDA torch.float8_e4m3fn: half their memory, less exact.
+        seed: of the noise, 0 .. 2^64 - 1; rope, window and sampler: by default the model's own; probe: measure the attention mass of each
+        chunk; start: latents that the stream begins with and goes on from, as `encode_video` gives them; kv_dtype: of the KV cache's pages,
+        by default the model's, or on CUDA torch.float8_e4m3fn: half their memory, less exact.
         Raises `lolrt.PromptError` for a prompt that the text encoder does not know.
         """
         height, width = self.latent_size
         return LatentStream(
             self.dit, self.encode_text(prompt), height, width,
-            seed=seed, rope=rope, window=window or self.window, sampler=sampler or self.sampler, start=start,
-            start_frame=start_frame, probe=probe, kv_dtype=kv_dtype,
+            seed=seed, rope=rope or self.rope, window=window or self.window, sampler=sampler or self.sampler,
+            start=start, start_frame=start_frame, probe=probe, kv_dtype=kv_dtype,
         )  # fmt: skip
 
     @property
@@ -261,7 +272,7 @@ class Pipeline:
         """
         return StreamEngine(
             self.dit, self.vae, self.encode_text, self.sampler, *self.latent_size, self.fps, max_sessions=max_sessions, memory=memory,
-            window=window or self.window, scheduler=scheduler, kv_dtype=kv_dtype, batch_invariant=batch_invariant,
+            window=window or self.window, rope=self.rope, scheduler=scheduler, kv_dtype=kv_dtype, batch_invariant=batch_invariant,
         )  # fmt: skip
 
     def resume(self, path: str | Path, *, lora: LoRAFiles | None = None) -> Stream:

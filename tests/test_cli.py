@@ -409,16 +409,16 @@ def error_of(*arguments: object, **options: object) -> str:
 
 
 def test_options_of_the_jitter_reach_the_stream(monkeypatch, prompt, tmp_path):
-    made, rope = [], lolrt.Rope
+    made = []
 
     def seen(*arguments, **options):
-        made.append(rope(*arguments, **options))
+        made.append(options["rope"])
         raise lolrt.Error("seen")
 
-    monkeypatch.setattr(lolrt, "Rope", seen)
+    monkeypatch.setattr(lolrt.Pipeline, "stream", seen)
     options = ["--sigma", "0.5", "--jitter-seed", "3", "--spread", "stratified", "--scope", "layer", "--positions", "window"]
     assert cli.main(["generate", prompt, "-o", str(tmp_path / "v.mp4"), *options]) == 2
-    assert made == [rope("window", 0.5, 3, "stratified", "layer")]
+    assert made == [lolrt.Rope("window", 0.5, 3, "stratified", "layer")]
 
 
 def test_wrong_input_is_one_clear_line(tmp_path, prompt, data):

@@ -317,6 +317,36 @@ def test_frames_that_a_model_denoises_together_are_its_windows(small, tmp_path, 
         lolrt.load(tmp_path / "m.toml")
 
 
+def test_positions_that_a_model_names_are_its_streams(small, tmp_path, monkeypatch, capsys):
+    toml, parts = tmp_path / "m.toml", f'dit = "{small}"\nvae = "{small}"\nvocabulary = "{small}"\n'
+    toml.write_text(f'{parts}[rope]\nspread = "stratified"\nsigma = 0.5\n')
+    pipe, named = lolrt.load(toml), lolrt.Rope(spread="stratified", sigma=0.5)
+    assert pipe.rope == named
+    opened = [pipe.latent_stream("a red car"), pipe.stream("a red car").latent_stream, pipe.engine(1).open("a red car").latent_stream]
+    assert [stream.config.rope for stream in opened] == [named] * 3
+    other = lolrt.Rope(sigma=0)
+    opened = [pipe.latent_stream("a red car", rope=other), pipe.engine(1).open("a red car", rope=other).latent_stream]
+    assert [stream.config.rope for stream in opened] == [other] * 2
+    assert lolrt.load(small).rope == lolrt.Rope()
+    assert lolrt.load(convert(toml, tmp_path / "x")).rope == named
+    made = []
+    monkeypatch.setattr(lolrt.Pipeline, "stream", lambda *_, rope, **__: made.append(rope) or refuse())
+    for options in ([], ["--jitter-seed", "3"]):
+        refused(capsys, "generate", "a red car", "-o", tmp_path / "v.mp4", "--model", toml, *options)
+    assert made == [named, replace(named, jitter_seed=3)]
+    shared = said(capsys, "info", "--model", toml)
+    toml.write_text(f'{parts}[rope]\nscope = "layer"\n')
+    assert said(capsys, "info", "--model", toml) != shared, "each layer has tables of its own"
+    for wrong in ('sigma = "much"', "sigma = 2", "sigm = 0.5", "sigma = [1]"):
+        toml.write_text(f"{parts}[rope]\n{wrong}\n")
+        with pytest.raises(lolrt.Error, match=r"m\.toml: rope is .*, which makes no sense: "):
+            lolrt.load(toml)
+
+
+def refuse() -> None:
+    raise lolrt.Error("seen")
+
+
 def test_there_must_be_something_to_convert(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "holds no weights that are known here" in refused(capsys, "convert", tmp_path / "empty", tmp_path / "x")

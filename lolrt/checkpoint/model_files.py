@@ -51,6 +51,7 @@ SETTINGS: dict[str, tuple[type, Callable[[Any], bool]]] = {
     "sampler": (dict, lambda sampler: True),
     "example_prompts": (list, lambda prompts: all(isinstance(prompt, str) for prompt in prompts)),
     "chunk_frames": (int, lambda frames: 0 < frames <= 1000),
+    "rope": (dict, lambda rope: True),
 }
 
 # Beside a part's weights, the JSON files that may describe it, and a field that only configs of its kind have.

@@ -74,7 +74,7 @@ def add_command(commands: Commands) -> None:
     add_kv(generate)
     generate.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, or a GPU by its number, such as cuda:1")
     generate.add_argument("--threads", type=positive(int), help="CPU threads; by default all cores")
-    add_fields(generate.add_argument_group("positions"), "Rope")
+    add_fields(generate.add_argument_group("positions", "by default as the model says"), "Rope", defaults=False)
     add_fields(generate.add_argument_group("window"), "Window")
     generate.set_defaults(chunk_frames=None)  # the model's own
     add_fields(generate.add_argument_group("sink gate"), "SinkGate")
@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
             wanted = None if total is None else 1 + -(-(total - 1) // factor) * factor
             given = islice(read_frames(arguments.start, pipe.height, pipe.width, pipe.fps), wanted)
             start = pipe.encode_video(tqdm(given, "reading the start", unit=" frames", leave=False, **shown))
-        rope = lolrt.Rope(**field_values(arguments, "Rope"))
+        rope = replace(pipe.rope, **field_values(arguments, "Rope"))
         window = replace(pipe.window, **field_values(arguments, "Window"), gate=lolrt.SinkGate(**field_values(arguments, "SinkGate")))
         check_memory(pipe, window, pages)
         notes += without_effect(given_options(arguments).keys(), rope, window)

@@ -99,6 +99,7 @@ def _add_models(app: FastAPI, sessions: Sessions, peers: webrtc.Peers) -> None:
             "webrtc": peers.available,
             "example_prompts": list(pipe.example_prompts),
             "positions": list(positions),
+            "rope": {"sigma": pipe.rope.sigma, "positions": pipe.rope.positions},
             "window": {"sink_frames": pipe.window.sink_frames, "recent_frames": pipe.window.recent_frames},
         }
         return {"object": "list", "data": [model]}

@@ -195,7 +195,7 @@ class Sessions:
     ) -> Session:  # fmt: skip
         """start: uint8 [height, width, 3], the frame that it begins with. frames: video frames after which it is complete. background: it
         waits for all others. lasts: whether it outlives the server. Raises `lolrt.Error`, `ConflictError` and `NoRoomError`."""
-        rope: Rope = with_options(Rope(), wanted.rope)
+        rope: Rope = with_options(self.pipe.rope, wanted.rope)
         window: Window = with_options(self.pipe.window, wanted.window)
         self.factory.check_fits(window)
         await asyncio.to_thread(self.pipe.encode_text, wanted.prompt)

@@ -41,6 +41,7 @@ class StreamEngine:
         max_sessions: int,
         memory: int | None = None,
         window: Window = Window(),
+        rope: Rope = Rope(),
         scheduler: Scheduler = RoundRobin(),
         kv_dtype: torch.dtype | None = None,
         batch_invariant: bool = False,
@@ -49,7 +50,7 @@ class StreamEngine:
         """height, width: of a latent frame. memory: bytes of all pages and prompts; by default what `max_sessions` sessions with `window`
         need. Raises `lolrt.Error` when not even one such session fits."""
         self.vae, self.encode_text, self.sampler, self.fps, self.scheduler = vae, encode_text, sampler, fps, scheduler
-        self.window = window
+        self.window, self.rope = window, rope
         pages = max_sessions * window.pool_pages
         if memory is not None:
             probe = Engine(dit, height, width, pages=1, kv_dtype=kv_dtype)
@@ -73,20 +74,22 @@ class StreamEngine:
         prompt: str,
         *,
         seed: int = 0,
-        rope: Rope = Rope(),
+        rope: Rope | None = None,
         window: Window | None = None,
         sampler: Sampler | None = None,
         probe: bool = False,
         start: Tensor | None = None,
         start_frame: int = 0,
     ) -> Stream:
-        """A new stream, which takes part from the next pass on; options as of `Pipeline.latent_stream`, window by default the engine's.
+        """A new stream, which takes part from the next pass on; options as of `Pipeline.latent_stream`; rope and window are by default the
+        engine's.
 
         Raises `lolrt.Error` when the engine has no room for it: it says what is needed, what is free, and what would help.
         """
         config = StreamConfig(
-            rope=rope, window=window or self.window, sampler=sampler or self.sampler, seed=seed, probe=probe, start_frame=start_frame
-        )
+            rope=rope or self.rope, window=window or self.window, sampler=sampler or self.sampler, seed=seed, probe=probe,
+            start_frame=start_frame,
+        )  # fmt: skip
         latents = LatentStream.of(self.engine, self.encode_text(prompt), config, start=start)
         stream = Stream(latents, self.vae, self.encode_text, prompt)
         # It has had no turn, but is not owed those of the others: it would keep them waiting for as long.

@@ -271,6 +271,8 @@ async function begin() {
   const asked = new URLSearchParams(location.hash.slice(1)).get("streams")?.split(",").filter(Boolean) ?? [];
   by("model").textContent = `${model.id} · ${model.width} × ${model.height} · ${model.fps} frames/s`;
   settings.positions.replaceChildren(...model.positions.map((each) => new Option(each)));
+  settings.positions.value = model.rope.positions;
+  settings.sigma.value = model.rope.sigma;
   settings.sink_frames.value = model.window.sink_frames;
   const ways = transports(model);
   by("transports").hidden = ways.length < 2;
