@@ -13,7 +13,7 @@ from lolrt import _core
 from lolrt.bench.cases import CASES, Case
 from lolrt.bench.machine import describe, isas
 from lolrt.bench.measure import FULL, QUICK
-from lolrt.bench.probes import Probes
+from lolrt.bench.peaks import Peaks
 from lolrt.bench.row import Row
 from lolrt.bench.run import compiles, race, selected, thread_counts
 from lolrt.ops.threads import set_threads
@@ -41,24 +41,24 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 @pytest.fixture(scope="session")
-def probes() -> Callable[[int], Probes]:
-    """The probes of a number of threads, made when its first case asks."""
-    made: dict[int, Probes] = {}
-    return lambda threads: made.setdefault(threads, Probes())
+def peaks() -> Callable[[int], Peaks]:
+    """The peaks of a number of threads, made when its first case asks."""
+    made: dict[int, Peaks] = {}
+    return lambda threads: made.setdefault(threads, Peaks())
 
 
 @pytest.fixture
-def measured(benchmark, probes) -> Callable[[Case, int], Row]:
+def measured(benchmark, peaks) -> Callable[[Case, int], Row]:
     """Races a case against its peers: pytest-benchmark times ours, and before each of its rounds the peers have their turn."""
 
     def measure(case: Case, threads: int) -> Row:
         set_threads(threads)
         contest = race(case, case.make(not QUICK_RUN and compiles(threads)))
         rounds = (QUICK if QUICK_RUN else FULL).rounds(contest.warm_up())
-        probe = probes(threads).before(case)
+        peak = peaks(threads).before(case)
         benchmark.pedantic(contest.ours, setup=contest.peers_turn, rounds=rounds)
         contest.times += benchmark.stats.stats.data
-        row = Row.of(case, contest, probe, threads)
+        row = Row.of(case, contest, peak, threads)
         benchmark.group = case.op
         benchmark.extra_info["row"] = asdict(row)
         return row

@@ -46,7 +46,7 @@ def report(results: Results, pictures: Path) -> str:
     head = (
         f"# Benchmarks\n\nRun of {results.date} by `{results.command}` on\n\n{machine}\n\n"
         "Ratios are times of the peer divided by ours, taken in turns in one process: above 1, ours is faster. Figures in parentheses are "
-        "the quartiles of the rounds. The probe is the best rate that torch's own matrix product (or copy) reached on the same threads, in "
+        "the quartiles of the rounds. The peak is the best rate that torch's own matrix product (or copy) reached on the same threads, in "
         "the same process, seconds before. An instruction set holds our kernels and, as far as they can be held, torch's libraries.\n"
     )
     return "\n".join([head, *map(str, filter(None, sections))])
@@ -81,7 +81,7 @@ def ops(results: Results) -> list[Section]:
     sections = []
     for op in dict.fromkeys(row.op for row in results.rows):
         rows = [row for row in results.rows if row.op == op]
-        header = ["shape", "dtype", "kernels", "threads", "rounds", "median", "rate", "of probe", "peer's time / ours"]
+        header = ["shape", "dtype", "kernels", "threads", "rounds", "median", "rate", "of peak", "peer's time / ours"]
         cells = [[row.shape, *row.cells()[1:6], *row.cells()[7:]] for row in rows]
         sections.append(Section(f"`{op}`", CONTAINS.get(op, DEFAULT_CONTAINS), table(header, cells), results.command))
     return sections
@@ -107,17 +107,17 @@ CONTAINS = {
 
 
 def roofline(results: Results, pictures: Path) -> Section | None:
-    """One point a row with all threads; one roof for each probe."""
+    """One point a row with all threads; one roof for each peak."""
     from matplotlib import pyplot
 
     most = max((row.threads for row in results.rows), default=0)
     rows = [row for row in results.rows if row.threads == most]
-    copies = [row.probe for row in rows if row.bound == "bytes"]
+    copies = [row.peak for row in rows if row.bound == "bytes"]
     if not rows or not copies:
         return None
     bandwidth = max(copies)
     figure, axis = pyplot.subplots(figsize=(9, 5.2), constrained_layout=True)
-    roofs = {(row.isa, row.probe_name): row.probe for row in rows if row.bound == "flops"}
+    roofs = {(row.isa, row.peak_name): row.peak for row in rows if row.bound == "flops"}
     intensities = [row.flops / row.bytes for row in rows]
     left, right = min(intensities) / 2, max(intensities) * 2
     for (isa, name), peak in roofs.items():
@@ -133,7 +133,7 @@ def roofline(results: Results, pictures: Path) -> Section | None:
     figure.savefig(pictures / "roofline.png", dpi=110)
     pyplot.close(figure)
     contains = (
-        f"Every row with {most} threads: FLOP and bytes as the formula demands them, over the median time. Flat roofs are the probes' best "
+        f"Every row with {most} threads: FLOP and bytes as the formula demands them, over the median time. Flat roofs are the best "
         "matrix products, the slope is the fastest copy of any row's bytes (small tensors stay in cache)."
     )
     return Section("Roofline", contains, "![Roofline](roofline.png)", results.command)

@@ -28,7 +28,7 @@ class Target:
         return [(f"{row.isa}, {row.shape}", spread) for row, spread in found if spread is not None]
 
 
-def fraction_of_probe(op: str, shape: str, dtype: str) -> Callable[[Row], Spread | None]:
+def fraction_of_peak(op: str, shape: str, dtype: str) -> Callable[[Row], Spread | None]:
     def read(row: Row) -> Spread | None:
         if (row.op, row.shape, row.dtype) != (op, shape, dtype) or not multiplies_bf16(row.isa):
             return None
@@ -56,7 +56,7 @@ TARGETS = (
         "`frame_attention` bf16 / best bf16 matrix product of torch",
         0.88,
         "≥ 0.88, aim at 0.95",
-        fraction_of_probe("frame_attention", "1.3B", "bfloat16"),
+        fraction_of_peak("frame_attention", "1.3B", "bfloat16"),
     ),
     Target(
         "torch (published RoPE + SDPA), the faster of bf16 and fp32 / `frame_attention` bf16",

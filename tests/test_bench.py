@@ -24,7 +24,7 @@ from lolrt.bench import peers
 from lolrt.bench.cases import CASES, FP32, ODD, Case, Trial, frame_attention
 from lolrt.bench.machine import cores, environment
 from lolrt.bench.measure import Effort, Race, Spread
-from lolrt.bench.probes import Probes
+from lolrt.bench.peaks import Peaks
 from lolrt.bench.row import Row, duration
 from lolrt.bench.run import measure, race, selected
 from lolrt.bench.table import aligned
@@ -35,7 +35,7 @@ from lolrt.positions.rope import rotation_tables
 
 ROW = Row(
     name="frame_attention/1.3B", op="frame_attention", shape="1.3B", dtype="bfloat16", isa="avx512bf16", threads=2, n=5,
-    seconds=(0.9, 1.0, 1.2), flops=90e9, bytes=1e9, bound="flops", probe=100e9, probe_name="bfloat16 GEMM",
+    seconds=(0.9, 1.0, 1.2), flops=90e9, bytes=1e9, bound="flops", peak=100e9, peak_name="bfloat16 GEMM",
     ratios={"RoPE + SDPA bfloat16": (2.9, 3.0, 3.1), "RoPE + SDPA float32": (2.3, 2.4, 2.5)},
 )  # fmt: skip
 
@@ -84,7 +84,7 @@ def test_a_peer_that_computes_something_else_is_refused():
 def test_a_row_states_rate_and_fraction():
     assert ROW.rate == 90e9 and ROW.fraction == 0.9
     assert ROW.cells()[5:9] == ("1 s", "30%", "90 GFLOP/s", "90%")
-    assert replace(ROW, bound="bytes", probe=2e9).cells()[7:9] == ("1 GB/s", "50%")
+    assert replace(ROW, bound="bytes", peak=2e9).cells()[7:9] == ("1 GB/s", "50%")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(2.5, "2.5 s"), (0.0125, "12.5 ms"), (4.2e-5, "42 us")])
@@ -139,11 +139,11 @@ def test_measures_into_rows():
         "copy", "odd", FP32, 0.0, 4096.0, "bytes", lambda compiled: Trial(lambda: torch.ones(512), {"torch": lambda: torch.ones(512)})
     )
     try:
-        (row,) = measure([case], Probes(), 1, Effort(0.0, 3, 3), compiled=False)
+        (row,) = measure([case], Peaks(), 1, Effort(0.0, 3, 3), compiled=False)
     finally:
         set_threads(threads)
-    assert (row.n, row.threads, row.isa, row.probe_name) == (3, 1, _core.isa(), "copy of the same bytes")
-    assert row.seconds[0] <= row.seconds[1] <= row.seconds[2] and row.probe > 0
+    assert (row.n, row.threads, row.isa, row.peak_name) == (3, 1, _core.isa(), "copy of the same bytes")
+    assert row.seconds[0] <= row.seconds[1] <= row.seconds[2] and row.peak > 0
     assert set(row.ratios) == {"torch"}
 
 

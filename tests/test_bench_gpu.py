@@ -55,9 +55,9 @@ def test_rows_are_written_as_the_cpus_are(tmp_path, monkeypatch):
 
     case = replace(next(case for case in op_cases() if case.name == "modulated_norm/tiny"), bytes=3e6, bound="bytes")
     effort = Effort(seconds=15.0, least=1, most=9)
-    rows = list(bench_gpu.measure([case], CPU, timer, bench_gpu.Probes(timer), effort, "sm_90"))
+    rows = list(bench_gpu.measure([case], CPU, timer, bench_gpu.Peaks(timer), effort, "sm_90"))
     assert (rows[0].isa, rows[0].threads, rows[0].n) == ("sm_90", 0, 5)  # a round takes 2 s + 1 s
-    assert rows[0].probe == 3e6 / 1.0 and rows[0].probe_name == "copy of the same bytes"
+    assert rows[0].peak == 3e6 / 1.0 and rows[0].peak_name == "copy of the same bytes"
     path = tmp_path / "gpu.json"
     bench_gpu.results(rows, {"gpu": "a GPU", "kernels": "sm_90"}, "python -m bench.gpu").write(path)
     read = Results.read(path)
@@ -65,9 +65,9 @@ def test_rows_are_written_as_the_cpus_are(tmp_path, monkeypatch):
     assert read.machine == {"gpu": "a GPU", "kernels": "sm_90"} and read.command == "python -m bench.gpu"
 
 
-def test_the_probe_of_products_counts_their_flops():
-    probes = bench_gpu.Probes(lambda run: 0.5, gemm_shape=(4, 5, 6))
-    assert probes.before(chunk(WHOLE)).rate == 2 * 4 * 5 * 6 / 0.5
+def test_the_peak_of_products_counts_their_flops():
+    peaks = bench_gpu.Peaks(lambda run: 0.5, gemm_shape=(4, 5, 6))
+    assert peaks.before(chunk(WHOLE)).rate == 2 * 4 * 5 * 6 / 0.5
 
 
 def test_the_timer_reads_milliseconds_and_overwrites_the_cache_first(monkeypatch):

@@ -20,7 +20,7 @@ from bench.gpu.cases import gpu_cases
 from bench.results import Results
 from lolrt.bench.cases import BF16, Case
 from lolrt.bench.measure import FULL, Effort, Race, Run
-from lolrt.bench.probes import Probe, flops
+from lolrt.bench.peaks import Peak, flops
 from lolrt.bench.row import HEADER, LEFT, Row
 from lolrt.bench.table import aligned
 from lolrt.errors import Error
@@ -52,18 +52,18 @@ class ColdTimer:
         return 1e-3 * begin.elapsed_time(end)
 
 
-class Probes:
+class Peaks:
     """What the GPU can do at best, as torch's libraries reach it, by the same timer."""
 
     def __init__(self, timer: Timer, gemm_shape: tuple[int, int, int] = GEMM_SHAPE) -> None:
         self._timer, self._gemm_shape = timer, gemm_shape
 
-    def before(self, case: Case) -> Probe:
+    def before(self, case: Case) -> Peak:
         if case.bound == "flops":
-            return Probe("bfloat16 GEMM", self._gemm_rate)
+            return Peak("bfloat16 GEMM", self._gemm_rate)
         source = torch.ones(round(case.bytes) // 2, dtype=torch.uint8)
         target = torch.empty_like(source)
-        return Probe("copy of the same bytes", 2 * source.numel() / self._fastest(lambda: target.copy_(source)))
+        return Peak("copy of the same bytes", 2 * source.numel() / self._fastest(lambda: target.copy_(source)))
 
     @functools.cached_property
     def _gemm_rate(self) -> float:
@@ -76,7 +76,7 @@ class Probes:
         return min(self._timer(run) for _ in range(PROBE_ROUNDS))
 
 
-def measure(cases: Sequence[Case], device: torch.device, timer: Timer, probes: Probes, effort: Effort, architecture: str) -> Iterator[Row]:
+def measure(cases: Sequence[Case], device: torch.device, timer: Timer, peaks: Peaks, effort: Effort, architecture: str) -> Iterator[Row]:
     """A row of each case as it comes; `isa` is the GPU's architecture, and `threads` 0."""
     for case in cases:
         print(case.name, file=sys.stderr)
@@ -84,9 +84,9 @@ def measure(cases: Sequence[Case], device: torch.device, timer: Timer, probes: P
             trial = case.make(False)
             race = Race(trial.ours, trial.peers, case.tolerance, timer)
             rounds = effort.rounds(race.warm_up())
-            probe = probes.before(case)
+            peak = peaks.before(case)
             race.run(rounds)
-        yield replace(Row.of(case, race, probe, threads=0), isa=architecture)
+        yield replace(Row.of(case, race, peak, threads=0), isa=architecture)
 
 
 def results(rows: Sequence[Row], machine: dict[str, str], command: str) -> Results:
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.cuda.set_device(device)
     architecture = "sm_" + "".join(map(str, torch.cuda.get_device_capability(device)))
     timer = ColdTimer(device)
-    rows = list(measure(cases, device, timer, Probes(timer), FULL, architecture))
+    rows = list(measure(cases, device, timer, Peaks(timer), FULL, architecture))
     run = results(rows, describe(device, architecture), f"python -m bench.gpu --only '{arguments.only}'")
     run.write(arguments.output)
     for name, text in run.machine.items():

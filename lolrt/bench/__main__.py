@@ -8,7 +8,7 @@ from lolrt import _core
 from lolrt.bench.cases import CASES
 from lolrt.bench.machine import describe, isas
 from lolrt.bench.measure import FULL, QUICK
-from lolrt.bench.probes import Probes
+from lolrt.bench.peaks import Peaks
 from lolrt.bench.row import HEADER, LEFT, Row
 from lolrt.bench.run import compiles, measure, selected, thread_counts
 from lolrt.bench.table import aligned
@@ -23,7 +23,7 @@ def main() -> None:
     for threads in thread_counts(arguments.quick):
         cases = selected(CASES, quick=arguments.quick, threads=threads, best_isa=_core.isa() == isas()[0], only=arguments.only)
         compiled = not arguments.quick and compiles(threads)
-        rows += measure(cases, Probes(), threads, QUICK if arguments.quick else FULL, compiled)
+        rows += measure(cases, Peaks(), threads, QUICK if arguments.quick else FULL, compiled)
     for name, text in describe().items():
         print(f"{name:9} {text}")
     print()

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from lolrt import _core
 from lolrt.bench.cases import Case, dtype_name
 from lolrt.bench.measure import Race, Spread
-from lolrt.bench.probes import Probe
+from lolrt.bench.peaks import Peak
 
-HEADER = ("case", "dtype", "isa", "threads", "n", "time", "iqr", "rate", "of probe", "times as fast as its peers (quartiles)")
+HEADER = ("case", "dtype", "isa", "threads", "n", "time", "iqr", "rate", "of peak", "times as fast as its peers (quartiles)")
 LEFT = (0, 1, 2, 9)  # columns of words
 
 
@@ -30,9 +30,9 @@ class Row:
     bytes: float
     bound: str
     """What the rate counts: "flops" or "bytes"."""
-    probe: float
-    """Best rate of the probe, FLOP/s or bytes/s."""
-    probe_name: str
+    peak: float
+    """Best rate of torch's own products or copies, FLOP/s or bytes/s."""
+    peak_name: str
     ratios: dict[str, tuple[float, float, float]]
     """Each peer's time divided by ours: lower quartile, median, upper quartile of the rounds."""
 
@@ -42,11 +42,11 @@ class Row:
 
     @property
     def fraction(self) -> float:
-        """The rate as a share of the probe's."""
-        return self.rate / self.probe
+        """The rate as a share of the peak."""
+        return self.rate / self.peak
 
     @classmethod
-    def of(cls, case: Case, race: Race, probe: Probe, threads: int) -> Row:
+    def of(cls, case: Case, race: Race, peak: Peak, threads: int) -> Row:
         return cls(
             name=case.name,
             op=case.op,
@@ -59,8 +59,8 @@ class Row:
             flops=case.flops,
             bytes=case.bytes,
             bound=case.bound,
-            probe=probe.rate,
-            probe_name=probe.name,
+            peak=peak.rate,
+            peak_name=peak.name,
             ratios={name: as_tuple(spread) for name, spread in race.ratios().items()},
         )
 

@@ -1,4 +1,4 @@
-"""Runs cases, group by group: the cases of one number of threads, with probes of their own."""
+"""Runs cases, group by group: the cases of one number of threads, with peaks of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lolrt import _core
 from lolrt.bench.cases import Case, Trial, dtype_name
 from lolrt.bench.machine import cores, has_compiler, isas
 from lolrt.bench.measure import Effort, Race
-from lolrt.bench.probes import Probes
+from lolrt.bench.peaks import Peaks
 from lolrt.bench.row import Row
 from lolrt.ops.threads import set_threads
 
@@ -41,13 +41,13 @@ def race(case: Case, trial: Trial) -> Race:
     return Race(trial.ours, trial.peers, case.tolerance)
 
 
-def measure(cases: Sequence[Case], probes: Probes, threads: int, effort: Effort, compiled: bool) -> Iterator[Row]:
+def measure(cases: Sequence[Case], peaks: Peaks, threads: int, effort: Effort, compiled: bool) -> Iterator[Row]:
     """A row of each case as it comes."""
     set_threads(threads)
     for case in cases:
         print(f"{case.name} {dtype_name(case.dtype)}, {threads} threads", file=sys.stderr)
         contest = race(case, case.make(compiled))
         rounds = effort.rounds(contest.warm_up())
-        probe = probes.before(case)
+        peak = peaks.before(case)
         contest.run(rounds)
-        yield Row.of(case, contest, probe, threads)
+        yield Row.of(case, contest, peak, threads)

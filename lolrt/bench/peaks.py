@@ -23,25 +23,25 @@ STALE = 5.0
 
 
 @dataclass(frozen=True)
-class Probe:
+class Peak:
     name: str
     rate: float
     """FLOP/s or bytes/s."""
 
 
-class Probes:
+class Peaks:
     """Best rates of the threads now set."""
 
     def __init__(self) -> None:
         self._gemm: dict[torch.dtype, tuple[float, tuple[int, int, int], float]] = {}  # when, the best shape, its rate
 
-    def before(self, case: Case) -> Probe:
+    def before(self, case: Case) -> Peak:
         """What the case is about to be compared with."""
         if case.bound == "bytes":
-            return Probe("copy of the same bytes", copy_rate(round(case.bytes)))
+            return Peak("copy of the same bytes", copy_rate(round(case.bytes)))
         # Where the CPU cannot multiply bfloat16, our kernels and the best that torch has work in float32.
         dtype = case.dtype if multiplies_bf16(_core.isa()) else FP32
-        return Probe(f"{dtype_name(dtype)} GEMM", self._gemm_rate(dtype))
+        return Peak(f"{dtype_name(dtype)} GEMM", self._gemm_rate(dtype))
 
     def _gemm_rate(self, dtype: torch.dtype) -> float:
         when, shape, rate = self._gemm.get(dtype, (float("-inf"), GEMM_SHAPES[0], 0.0))
