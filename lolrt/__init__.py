@@ -14,6 +14,7 @@ cores (`lolrt.openmp`).
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lolrt.openmp import spin_briefly
@@ -86,7 +87,12 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)
+__all__ = sorted({*_HOME_OF, "library"})
+
+
+def library() -> Path:
+    """liblolrt.so, for hosts that load it themselves; its headers are in the folder `include` beside its own (docs/embedding.md)."""
+    return Path(__file__).parent / "lib" / "liblolrt.so"
 
 
 def __getattr__(name: str) -> Any:
