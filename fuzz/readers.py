@@ -217,7 +217,9 @@ def run(data: bytes, folder: Path) -> None:
                         assert weight.unpack(torch.float32).shape == weight.shape
                 if component.tokenizer:
                     follow(read_tokenizer(component, None))
-        assert all(line.isprintable() for line in inspect(place))
+        found = inspect(place)
+        assert all(line.isprintable() for line in found.lines())
+        json.dumps(found.plain(), allow_nan=False)
         assert all(parameter.isfinite().all() for parameter in load_dit(place).parameters())
     except CheckpointError as error:
         assert str(error).isprintable()

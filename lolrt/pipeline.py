@@ -57,6 +57,7 @@ def load(
     vae_tile: int | None = None,
     text: TextEncoder | None = None,
     lora: LoRAFiles | None = None,
+    group: str | None = None,
     device: str | torch.device = "cpu",
 ) -> Pipeline:
     """Loads a pipeline: the name of an embedded model, or a folder, file or TOML file with a model's parts (docs/checkpoints.md), or the
@@ -66,13 +67,13 @@ def load(
     and float32 elsewhere, where that is several times as fast. vae: "full", or "tiny" for the model's TAEHV, many times as fast and less
     exact, or "light" where that is LightX2V's LightTAE, which no tensor of it shows. vae_tile: side in pixels of the tiles that the VAE
     works on one after another, by default the whole picture at once. text: the text encoder, by default the model's own; it runs on the
-    CPU. lora: as of `lolrt.load_dit`. device: of the DiT and the VAE, "cpu" or "cuda" ("cuda:1").
+    CPU. lora, group: as of `lolrt.load_dit`. device: of the DiT and the VAE, "cpu" or "cuda" ("cuda:1").
     Raises `lolrt.Error` when there is no such model, a part of it is missing, or the device cannot be used, and `lolrt.CheckpointError`
     when its files are not what they should be.
     """
     dtype = dtype or preferred_dtype(device)
     usable_device = usable(device, dtype)
-    files = files_of(model, {"dit", "vae" if vae == "full" else "taehv", *(() if text else ("text_encoder",))})
+    files = files_of(model, {"dit", "vae" if vae == "full" else "taehv", *(() if text else ("text_encoder",))}, group)
     text = text or load_text(files)
     codec: Codec
     if vae == "full":
@@ -124,15 +125,15 @@ def load_text(model: str | Path | ModelFiles) -> TextEncoder:
     return CachedUMT5(files, files.tokenizer, cache_folder())
 
 
-def files_of(model: str | Path | ModelFiles, needed: Set[str]) -> ModelFiles:
-    """The files of a model, `needed` ones among them, which belong together; `model` and errors as of `load`."""
+def files_of(model: str | Path | ModelFiles, needed: Set[str], group: str | None = None) -> ModelFiles:
+    """The files of a model, `needed` ones among them, which belong together; `model`, `group` and errors as of `load`."""
     if isinstance(model, ModelFiles):
-        files = model
+        files = find_files(model, group)
     else:
         path = MODELS / model if model in embedded_models() else Path(model)
         if not os.path.exists(path):
             raise Error(f"no model {str(model)!r}: it is neither an embedded model ({', '.join(embedded_models())}) nor a path that exists")
-        files = find_files(path)
+        files = find_files(path, group)
     there = {"dit": files.dit, "vae": files.vae, "taehv": files.taehv, "text_encoder": files.text_encoder or files.vocabulary}
     missing = [name for name, file in there.items() if name in needed and file is None]
     if missing:

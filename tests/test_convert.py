@@ -12,7 +12,7 @@ import layouts
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import lolrt
 from lolrt.checkpoint import find_files, read_component, read_safetensors
@@ -226,11 +226,75 @@ def test_inspect_says_what_is_wrong(tmp_path, capsys):
 
 
 def test_inspect_says_which_of_several_weights_are_used(self_forcing, tmp_path, capsys):
-    unused = "from 'generator', wrappers removed; used where a .toml file says weights = \"generator\""
+    unused = "from 'generator', wrappers removed; used with --weights generator"
     assert unused in said(capsys, "inspect", self_forcing)
     (tmp_path / "m.toml").write_text('dit = "downloads/x.pt"\nweights = "generator"\n')
     told = said(capsys, "inspect", tmp_path / "m.toml")
-    assert unused not in told and 'wrappers removed; used where a .toml file says weights = "generator_ema"' in told
+    assert unused not in told and "wrappers removed; used with --weights generator_ema" in told
+
+
+def test_inspect_says_the_same_as_json(self_forcing, capsys):
+    found = json.loads(said(capsys, "inspect", "--json", self_forcing))
+    told = said(capsys, "inspect", self_forcing)
+    parts = {(part["kind"], part["group"]): part for part in found["parts"]}
+    assert parts.keys() == {("dit", "generator_ema"), ("dit", "generator"), ("vae", ""), ("text_encoder", ""), ("taehv", "")}
+    assert {key for key, part in parts.items() if not part["used"]} == {("dit", "generator")}
+    dit, tensors = parts["dit", "generator_ema"], layouts.dit_tensors()
+    count = sum(tensor.numel() for tensor in tensors.values())
+    assert (dit["tensors"], dit["parameters"], dit["stored"]) == (len(tensors), count, {"float32": 4 * count})
+    assert dit["memory"] == {"bfloat16": 2 * count, "float32": 4 * count} and dit["file"] == str(self_forcing / "x.pt")
+    sizes = asdict(layouts.DIT)
+    assert dit["config"] == {name: list(x) if isinstance(x, tuple) else x for name, x in sizes.items() if x is not None}
+    assert dit["checked"] and not dit["wrong"] and not dit["config_beside"]
+    assert found["tokenizers"] == [str(self_forcing / "tokenizer")] and found["vocabulary"] is None and found["missing"] == []
+    assert found["sampling"]["timesteps"] == [1000, 750, 500, 250] and found["sampling"]["chunk_frames"] == 3
+    assert found["wrong"] == ["the text encoder gives 32 channels, the DiT takes 48; take both of one model"]
+    for text in (f"{count:,} parameters", dit["title"], *found["wrong"], "timesteps 1000, 750, 500, 250", found["tokenizers"][0]):
+        assert text in told
+
+
+def test_json_of_what_is_wrong_has_nothing_that_a_terminal_obeys(tmp_path, capsys):
+    name = "blocks.0.\x1b[2J\x7f\x9b"
+    save_file({**layouts.dit_tensors(), name: torch.zeros(3)}, tmp_path / "x.safetensors")
+    (tmp_path / "model.json").write_text('{"sampler": {"shift": NaN, "timesteps": {"a": 1}}}')
+    told = said(capsys, "inspect", "--json", tmp_path)
+    assert all(line.isprintable() for line in told.splitlines()) and "NaN" not in told
+    (part,) = json.loads(told)["parts"]
+    assert part["wrong"] == [f"unexpected: {name}"]
+    assert all(line.isprintable() for line in said(capsys, "inspect", tmp_path).splitlines())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["convert", "MODEL", "OUT"], ["generate", "a red car by the sea", "-o", "OUT.mp4", "--model", "MODEL"],
+     ["serve", "--model", "MODEL", "--port", "0"], ["info", "--model", "MODEL"], ["inspect", "MODEL"]],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_weights_that_are_named_are_those_that_are_used(command, small, tmp_path, capsys):
+    """The others of the file are sound, these are not finite; what does not look at values says which it means."""
+    tensors = load_file(small / "diffusion_pytorch_model.safetensors")
+    torch.save({"generator_ema": tensors, "generator": {name: tensor * torch.nan for name, tensor in tensors.items()}}, tmp_path / "x.pt")
+    (tmp_path / "m.toml").write_text(f'dit = "x.pt"\nvae = "{small}"\nvocabulary = "{small}"\n')
+    arguments = [part.replace("MODEL", str(tmp_path / "m.toml")).replace("OUT", str(tmp_path / "out")) for part in command]
+    there = "from 'generator_ema'; DiT with Wan's names, from 'generator'; expected a DiT in 'critic'"
+    assert there in refused(capsys, *arguments, "--weights", "critic")
+    if command[0] == "inspect":
+        told = said(capsys, *arguments, "--weights", "generator")
+        assert "from 'generator'\n" in told and "from 'generator_ema'; used with --weights generator_ema" in told
+    elif command[0] == "info":
+        assert "in all" in said(capsys, *arguments, "--weights", "generator")
+    else:
+        assert "has values that are not finite" in refused(capsys, *arguments, "--weights", "generator")
+
+
+def test_weights_are_named_in_python_too(small, tmp_path):
+    tensors = load_file(small / "diffusion_pytorch_model.safetensors")
+    torch.save({"generator_ema": tensors, "generator": {name: 2 * tensor for name, tensor in tensors.items()}}, tmp_path / "x.pt")
+    (tmp_path / "m.toml").write_text(f'dit = "x.pt"\nvae = "{small}"\nvocabulary = "{small}"\n')
+    usual, named = (lolrt.load(tmp_path / "m.toml", torch.float32, group=group).dit.head.head.weight for group in (None, "generator"))
+    assert torch.equal(named, 2 * usual)
+    convert(tmp_path / "m.toml", tmp_path / "x", group="generator")
+    assert torch.equal(lolrt.load_dit(tmp_path / "x", torch.float32).head.head.weight, named)
 
 
 def test_inspect_reads_adapters_and_checks_them_against_their_model(tmp_path, capsys):

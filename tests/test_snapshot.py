@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from sessions import TWO_PASSES, config, run, same, smallest_dit, smallest_engin
 from torch import Tensor
 
 import lolrt
+from lolrt.cli import main
 from lolrt.engine.sampler import Sampler
 from lolrt.files import remove_partials
 from lolrt.models.vae.taehv import TAEHVConfig
@@ -249,6 +251,15 @@ def test_a_stream_goes_on_from_its_file_and_says_what_it_is(tiny, saved_stream):
     assert found.run == {"mine": [1, "two"]} and found.kind == "full"
     lines = "\n".join(found.lines())
     assert "latent frame 6" in lines and tiny.example_prompts[1] in lines and "fingerprint" in lines
+
+
+def test_what_it_is_is_told_as_json_too(tiny, saved_stream, capsys):
+    path, _ = saved_stream
+    assert main(["inspect", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["snapshot"]
+    assert (found["kind"], found["next_frame"], found["prompt"]) == ("full", 6, tiny.example_prompts[1])
+    assert found["bytes"] == sum(tensor.nbytes for tensor in Snapshot.read(path).tensors.values())
+    assert found["config"]["seed"] == 5 and found["model"].keys() >= {"fingerprint"}
 
 
 def test_one_of_another_vae_is_refused(tiny, saved_stream):

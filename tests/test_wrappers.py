@@ -142,14 +142,12 @@ def test_of_several_weights_the_averaged_ones_are_used_and_a_critics_never(form,
     assert main(["inspect", str(path)]) == 0
     told = capsys.readouterr().out
     assert f"from {first!r}, wrappers removed\n" in told
-    assert all(
-        f'from {group!r}, wrappers removed; used where a .toml file says weights = "{group}"' in told for group in groups if group != first
-    )
+    assert all(f"from {group!r}, wrappers removed; used with --weights {group}" in told for group in groups if group != first)
 
 
 def test_where_the_rule_says_nothing_one_has_to_be_named(tmp_path):
     path = trained("keys", {"left": 1.0, "right": 2.0}, tmp_path)
-    with pytest.raises(lolrt.CheckpointError, match="say which to use, with weights = 'left'"):
+    with pytest.raises(lolrt.CheckpointError, match="say which to use, with --weights left"):
         lolrt.load_dit(path)
     (tmp_path / "m.toml").write_text('dit = "x.pt"\nweights = "right"\n')
     assert used(tmp_path / "m.toml") == 2.0

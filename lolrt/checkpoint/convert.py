@@ -23,15 +23,15 @@ from lolrt.checkpoint.vocabulary import ROWS, read_rows
 from lolrt.errors import CheckpointError, OutputError
 
 
-def convert(source: str | Path, destination: str | Path, dtype: torch.dtype | None = None) -> Path:
+def convert(source: str | Path, destination: str | Path, dtype: torch.dtype | None = None, group: str | None = None) -> Path:
     """Writes all parts of a model that are found in `source` to the new folder `destination`, adapters merged; returns it.
 
     dtype: of the weights, by default each part's own (the widest in its file, bfloat16 of one in 8 bits or less; a merged DiT's is the
-    DiT's). Memory: one tensor at a time.
+    DiT's). group: as of `lolrt.load_dit`. Memory: one tensor at a time.
     Raises `lolrt.CheckpointError` where there are no weights, or adapters without their DiT, and for what `lolrt.load_dit` would refuse,
     and `lolrt.OutputError` when the folder is there already or cannot be written; nothing is left behind then.
     """
-    files, destination = find_files(source), Path(destination)
+    files, destination = find_files(source, group), Path(destination)
     if files.source.is_dir() and files.source.resolve() in destination.resolve().parents:
         raise OutputError(f"{destination} lies in {source}, which would then hold two models; choose a place outside of it")
     if files.lora and not files.dit:

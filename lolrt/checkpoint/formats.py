@@ -163,5 +163,5 @@ def choose(components: list[Component], kind: Kind, source: Path, group: str | N
     there = "; ".join(map(str, components)) or "nothing that is known here"
     wanted = f"expected a {TITLES[kind]}" + (f" in {group!r}" if group else "")
     if usable:
-        wanted = f"say which to use, with weights = {usable[0].group!r} in a .toml file, or --weights"
+        wanted = f"say which to use, with --weights {usable[0].group}, or weights = {usable[0].group!r} in a .toml file"
     raise CheckpointError(f"{source} holds {there}; {wanted} (`lolrt inspect` shows what a file holds)")

@@ -1,14 +1,13 @@
-"""What a checkpoint is, in words: its parts, what they lack or have too many of, their sizes, and the memory that they take."""
+"""What a checkpoint is: its parts, what they lack or have too many of, their sizes, and the memory that they take; plain, or in words."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lolrt.checkpoint.fit import misfits
@@ -17,7 +16,7 @@ from lolrt.checkpoint.lora import LoRA
 from lolrt.checkpoint.model_files import ModelFiles, find_files, read_component
 from lolrt.checkpoint.names import Kind
 from lolrt.checkpoint.packed import Packed, stored
-from lolrt.checkpoint.recipes import sampling
+from lolrt.checkpoint.recipes import Sampling, sampling
 from lolrt.checkpoint.shapes import dit_config, expected_shapes, faults, taehv_config, text_encoder_config, vae_config
 from lolrt.checkpoint.tokenizer import read_tokenizer
 from lolrt.errors import CheckpointError, printable
@@ -25,56 +24,148 @@ from lolrt.errors import CheckpointError, printable
 MIB, GIB = 1 << 20, 1 << 30
 
 
-def inspect(path: str | Path) -> Iterator[str]:
-    """Lines about each part of a model that is found at `path` (as of `lolrt.checkpoint.find_files`); values are not looked at.
+@dataclass
+class Part:
+    """A part of a model, as a file has it."""
+
+    file: str
+    kind: Kind
+    title: str
+    """What it is, in words."""
+    group: str
+    """The entry of a training checkpoint that it comes from; "" where there is none."""
+    used: bool
+    """Whether it is what would be loaded, of several of a kind in one file."""
+    tensors: int
+    parameters: int
+    stored: dict[str, int]
+    """Bytes of each dtype."""
+    packed: dict[str, int]
+    """Weights in each form that is unpacked when it is loaded."""
+    memory: dict[str, int]
+    """Bytes of its weights in each dtype that models run in; adapters, which are merged, have none."""
+    holds_tokenizer: bool
+    config: dict[str, Any] = field(default_factory=dict)
+    """Its sizes; {} where they cannot be told."""
+    config_beside: bool = False
+    """Whether they come from a JSON file beside it, else from its tensors."""
+    adapted_layers: int = 0
+    adapters: dict[str, int] = field(default_factory=dict)
+    """Adapters of each kind."""
+    wrong: list[str] = field(default_factory=list)
+    checked: bool = False
+    """Whether it was compared, in full, with what it should be: an adapter is where its DiT is there."""
+
+    def lines(self) -> Iterator[str]:
+        other = f"; used with --weights {self.group}" if self.kind == "dit" else "; not used"
+        yield f"{self.file}: {self.title}" + ("" if self.used else other)
+        yield from (f"    {name:10} {text}" for name, text in self._rows())
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        dtypes = ", ".join(f"{size(count)} of {dtype}" for dtype, count in self.stored.items())
+        yield "tensors", f"{self.tensors}, {self.parameters:,} parameters; {dtypes}"
+        yield from (("packed", f"{count} in {form}") for form, count in self.packed.items())
+        if self.adapted_layers:
+            kinds = ", ".join(f"{count} x {kind}" for kind, count in self.adapters.items()) or "none"
+            yield "adapters", f"of {self.adapted_layers} layers: {kinds}"
+        if self.config:
+            sizes = ", ".join(f"{name} {value}" for name, value in self.config.items())
+            yield "config", f"{sizes}; {'from the JSON file beside it' if self.config_beside else 'read off the tensors'}"
+        yield from (("wrong", clause) for clause in self.wrong)
+        if self.checked and not self.wrong:
+            adapter = self.kind == "lora"
+            yield "complete", "every adapter fits a layer of the DiT" if adapter else "every tensor is there, in its shape, and no other"
+        if self.holds_tokenizer:
+            yield "tokenizer", "in this file, for where there is no tokenizer.json"
+        if self.kind == "taehv":
+            yield "used", "by --vae tiny; if it is LightX2V's LightTAE, which no tensor shows: by --vae light"
+        if self.memory:
+            yield "memory", ", ".join(f"{size(count)} in {dtype}" for dtype, count in self.memory.items())
+
+
+@dataclass
+class Description:
+    """All that is found at a path; texts are as the files have them."""
+
+    parts: list[Part]
+    sampling: Sampling | None
+    """None where there is no DiT."""
+    warnings: list[str]
+    tokenizers: list[str]
+    vocabulary: str | None
+    wrong: list[str]
+    """What keeps the parts from being used together."""
+    missing: list[str]
+    """What a pipeline needs and is not there."""
+
+    def lines(self) -> Iterator[str]:
+        """It in words, each line safe for a terminal."""
+        return map(printable, self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        for part in self.parts:
+            yield from part.lines()
+        if self.sampling:
+            yield f"sampling   {self.sampling}"
+        yield from (f"warning    {warning}" for warning in self.warnings)
+        yield from (f"{folder}: tokenizer" for folder in self.tokenizers)
+        if self.vocabulary:
+            yield f"{self.vocabulary}: vocabulary"
+        yield from (f"wrong      {clause}" for clause in self.wrong)
+        if self.missing:
+            yield f"not there, and needed for a pipeline: {', '.join(self.missing)}"
+        elif not self.wrong:
+            yield "nothing is missing for a pipeline"
+
+    def plain(self) -> dict[str, Any]:
+        """It as JSON takes it."""
+        return asdict(self)
+
+
+def inspect(path: str | Path, group: str | None = None) -> Description:
+    """What is found at `path` (path and group as of `lolrt.checkpoint.find_files`); values are not looked at.
 
     Raises `lolrt.CheckpointError` where there is nothing, or a file is damaged.
     """
-    return map(printable, _lines(find_files(path)))
-
-
-def _lines(files: ModelFiles) -> Iterator[str]:
-    broken = []
+    files = find_files(path, group)
+    parts = []
     for file in dict.fromkeys(file for kind in KINDS if (file := getattr(files, kind)) is not None):
         components = files.components(file)
-        for component in components:
-            used = component is _used(components, component.kind, files)
-            yield f"{file}: {component}" + ("" if used else f'; used where a .toml file says weights = "{component.group}"')
-            about = list(_about(component, files))
-            yield from (f"    {line}" for line in about)
-            if used and any(line.startswith("wrong") for line in about):
-                broken.append(TITLES[component.kind])
-    if files.dit:
-        yield f"sampling   {sampling(files.settings, files.recipe)}"
-        yield from (f"warning    {warning}" for warning in files.warnings)
-    for title, folders in (("tokenizer", files.tokenizers), ("vocabulary", (files.vocabulary,))):
-        yield from (f"{folder}: {title}" for folder in folders if folder)
-    missing = [TITLES[kind] for kind in ("dit", "vae") if getattr(files, kind) is None]
-    if not files.vocabulary:
-        missing += [] if files.text_encoder else [TITLES["text_encoder"]]
-        missing += ["its tokenizer"] if files.text_encoder and not files.tokenizers and not _holds_tokenizer(files) else []
-    wrong = [f"what is wrong with the {title} keeps it from being used" for title in dict.fromkeys(broken)] or [*_misfits(files)]
-    yield from (f"wrong      {clause}" for clause in wrong)
-    if missing:
-        yield f"not there, and needed for a pipeline: {', '.join(missing)}"
-    elif not wrong:
-        yield "nothing is missing for a pipeline"
+        parts += [_part(component, component is _used(components, component.kind, files), files) for component in components]
+    broken = dict.fromkeys(TITLES[part.kind] for part in parts if part.used and part.wrong)
+    return Description(
+        parts,
+        sampling(files.settings, files.recipe) if files.dit else None,
+        files.warnings,
+        [str(folder) for folder in files.tokenizers],
+        str(files.vocabulary) if files.vocabulary else None,
+        [f"what is wrong with the {title} keeps it from being used" for title in broken] or [*_misfits(files)],
+        [*_missing(files)],
+    )
+
+
+def _missing(files: ModelFiles) -> Iterator[str]:
+    yield from (TITLES[kind] for kind in ("dit", "vae") if getattr(files, kind) is None)
+    if not files.vocabulary and not files.text_encoder:
+        yield TITLES["text_encoder"]
+    elif files.text_encoder and not files.vocabulary and not _has_tokenizer(files):
+        yield "its tokenizer"
 
 
 def _misfits(files: ModelFiles) -> Iterator[str]:
     """What keeps parts that are sound by themselves from being used together."""
     try:
         yield from misfits(files, (*KINDS,))
-        if files.text_encoder and (files.tokenizer or _holds_tokenizer(files)) and not files.vocabulary:
+        if files.text_encoder and _has_tokenizer(files) and not files.vocabulary:
             read_tokenizer(read_component(files, "text_encoder"), files.tokenizer)
     except CheckpointError as error:
         yield str(error)
 
 
-def _holds_tokenizer(files: ModelFiles) -> bool:
-    """Whether there is a tokenizer in the text encoder's own file."""
-    used = _used(files.components(files.text_encoder), "text_encoder", files) if files.text_encoder else None
-    return used is not None and used.tokenizer is not None
+def _has_tokenizer(files: ModelFiles) -> bool:
+    """Whether there is one, in a folder or in the text encoder's own file."""
+    encoder = _used(files.components(files.text_encoder), "text_encoder", files) if files.text_encoder else None
+    return bool(files.tokenizers) or (encoder is not None and encoder.tokenizer is not None)
 
 
 def _used(components: list[Component], kind: Kind, files: ModelFiles) -> Component | None:
@@ -85,48 +176,43 @@ def _used(components: list[Component], kind: Kind, files: ModelFiles) -> Compone
         return None
 
 
-def _about(component: Component, files: ModelFiles) -> Iterator[str]:
-    elements = sum(found.numel() for found in component.tensors.values())
-    yield f"tensors    {len(component.tensors)}, {elements:,} parameters; {_dtypes(stored(component.tensors).values())}"
-    forms = Counter(found.form for found in component.tensors.values() if isinstance(found, Packed))
-    yield from (f"packed     {count} in {form}" for form, count in forms.most_common())
+def _part(component: Component, used: bool, files: ModelFiles) -> Part:
+    tensors = component.tensors.values()
+    elements = sum(found.numel() for found in tensors)
+    dtypes: Counter[str] = Counter()
+    for tensor in stored(component.tensors).values():
+        dtypes[_name(tensor)] += tensor.nbytes
+    part = Part(
+        str(component.source), component.kind, str(component), component.group, used, len(tensors), elements, dict(dtypes.most_common()),
+        dict(Counter(found.form for found in tensors if isinstance(found, Packed)).most_common()),
+        {} if component.kind == "lora" else {"bfloat16": 2 * elements, "float32": 4 * elements}, component.tokenizer is not None,
+    )  # fmt: skip
     try:
         if component.kind == "lora":
             adapters = LoRA(component)
-            yield f"adapters   of {len(adapters.layers)} layers: {adapters.describe()}"
+            part.adapted_layers, part.adapters = len(adapters.layers), adapters.kinds()
             if files.dit:
                 adapters.check(expected_shapes(read_component(files, "dit", averaged=False)))
-                yield "complete   every adapter fits a layer of the DiT"
-            return
-        yield f"config     {_config(component)}; {'from the JSON file beside it' if component.config else 'read off the tensors'}"
-        wrong = faults(expected_shapes(component), component.tensors)
-        yield from (f"wrong      {clause}" for clause in wrong)
-        if not wrong:
-            yield "complete   every tensor is there, in its shape, and no other"
-        if component.tokenizer:
-            yield "tokenizer  in this file, for where there is no tokenizer.json"
-        if component.kind == "taehv":
-            yield "used       by --vae tiny; if it is LightX2V's LightTAE, which no tensor shows: by --vae light"
+        else:
+            part.config, part.config_beside = _config(component), bool(component.config)
+            part.wrong = faults(expected_shapes(component), component.tensors)
+        part.checked = component.kind != "lora" or files.dit is not None
     except CheckpointError as error:
-        yield f"wrong      {error}"
-    yield f"memory     {size(2 * elements)} in bfloat16, {size(4 * elements)} in float32"
+        part.wrong.append(str(error))
+    return part
 
 
-def _dtypes(tensors: Iterable[Tensor]) -> str:
-    """How many bytes there are of each dtype."""
-    counts: Counter[torch.dtype] = Counter()
-    for tensor in tensors:
-        counts[tensor.dtype] += tensor.nbytes
-    return ", ".join(f"{size(count)} of {str(dtype).removeprefix('torch.')}" for dtype, count in counts.most_common())
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
-def _config(component: Component) -> str:
+def _config(component: Component) -> dict[str, Any]:
     of_kind: dict[str, Callable[[Component], Any]] = {
         "dit": dit_config, "vae": vae_config, "text_encoder": text_encoder_config, "taehv": taehv_config
     }  # fmt: skip
     config = asdict(of_kind[component.kind](component))
     shown = {name: value for name, value in config.items() if value is not None and "latents" not in name}
-    return ", ".join(f"{name} {list(value) if isinstance(value, tuple) else value}" for name, value in shown.items())
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in shown.items()}
 
 
 def size(count: float) -> str:

@@ -111,10 +111,9 @@ class LoRA:
         if faults:
             raise CheckpointError(f"{self.source}, a LoRA, does not fit the model: {'; '.join(faults)}")
 
-    def describe(self) -> str:
-        """How many there are of each kind."""
-        counts = Counter(str(delta) for deltas in self.deltas.values() for delta in deltas)
-        return ", ".join(f"{count} x {kind}" for kind, count in counts.most_common()) or "none"
+    def kinds(self) -> dict[str, int]:
+        """How many there are of each kind, the most first."""
+        return dict(Counter(str(delta) for deltas in self.deltas.values() for delta in deltas).most_common())
 
     def _deltas(self, layer: str, parts: Mapping[str, Tensor]) -> Iterator[tuple[str, Delta]]:
         """What is added to a layer's tensors, each with the tensor's name; what is wrong with it goes to the faults."""

@@ -115,14 +115,18 @@ class ModelFiles:
         return self._recognised[file]
 
 
-def find_files(model: str | Path | ModelFiles) -> ModelFiles:
+def find_files(model: str | Path | ModelFiles, group: str | None = None) -> ModelFiles:
     """The files of a model: a folder (Wan's, diffusers', ours), a file of weights, or a TOML file (docs/checkpoints.md); files that were
-    found before are given back.
+    found before are given back. group: which of a training checkpoint's weights are the DiT, whatever the model says.
 
-    Raises `lolrt.CheckpointError` where there is nothing, where a file is damaged or is not what it is named as, and where two files are of
-    the same kind.
+    Raises `lolrt.CheckpointError` where there is nothing, where a file is damaged or is not what it is named as, where two files are of
+    the same kind, and where there is no such group.
     """
-    return model if isinstance(model, ModelFiles) else _with_recipe(_found(Path(model)))
+    files = model if isinstance(model, ModelFiles) else _with_recipe(_found(Path(model)))
+    if group is None:
+        return files
+    read_component(files, "dit", group)
+    return replace(files, group=group)
 
 
 def _with_recipe(files: ModelFiles) -> ModelFiles:

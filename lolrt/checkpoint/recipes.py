@@ -5,6 +5,7 @@ Only defaults follow from names. What a model's settings say (model.json, TOML),
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -81,21 +82,45 @@ def applied(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**recipe.settings, **settings, **({"sampler": sampler} if sampler else {})}
 
 
-def sampling(settings: Mapping[str, Any], recipe: Recipe | None) -> str:
-    """What a stream of a model will be sampled with, unless options say otherwise, and why."""
-    chunk = settings.get("chunk_frames", _default("Window", "chunk_frames"))
+@dataclass(frozen=True)
+class Sampling:
+    """What a stream of a model is sampled with, unless options say otherwise."""
+
+    chunk_frames: Any
+    timesteps: Any
+    first_timesteps: Any
+    shift: Any
+    because: str
+    """What says so, as the rest of a sentence."""
+
+    def __str__(self) -> str:
+        first = f" ({_listed(self.first_timesteps)} for the first chunk)" if self.first_timesteps else ""
+        frames = f"{self.chunk_frames} frame{'s' if self.chunk_frames != 1 else ''} a chunk"
+        return f"{frames}, timesteps {_listed(self.timesteps)}{first}, shift {_listed(self.shift)}{self.because}"
+
+
+def sampling(settings: Mapping[str, Any], recipe: Recipe | None) -> Sampling:
     sampler = settings.get("sampler", {})
-    steps = {name: sampler.get(name) or _default("Sampler", name) for name in ("timesteps", "first_timesteps", "shift")}
-    first = f" ({_listed(steps['first_timesteps'])} for the first chunk)" if steps["first_timesteps"] else ""
-    told = f"{chunk} frame{'s' if chunk != 1 else ''} a chunk, timesteps {_listed(steps['timesteps'])}{first}, shift {steps['shift']:g}"
+    steps = {name: _plain(sampler.get(name) or _default("Sampler", name)) for name in ("timesteps", "first_timesteps", "shift")}
     if recipe is not None:
-        return f"{told}, {recipe}"
-    return f"{told}, as the model's settings say" if sampler or "chunk_frames" in settings else told + NOTHING_SAYS
+        because = f", {recipe}"
+    else:
+        because = ", as the model's settings say" if sampler or "chunk_frames" in settings else NOTHING_SAYS
+    return Sampling(settings.get("chunk_frames", _default("Window", "chunk_frames")), **steps, because=because)
 
 
 def _default(dataclass: str, name: str) -> Any:
     return next(found.default for found in fields_of(dataclass) if found.name == name)
 
 
+def _plain(value: Any) -> Any:
+    """As JSON takes it: what a model's settings hold is checked when they are used."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or type(value) is int or (type(value) is float and math.isfinite(value)) else str(value)
+
+
 def _listed(steps: Any) -> str:
-    return ", ".join(map(str, steps)) if isinstance(steps, list | tuple) else str(steps)
+    if isinstance(steps, list):
+        return ", ".join(map(str, steps))
+    return f"{steps:g}" if isinstance(steps, float) else str(steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lolrt.cli.options import Commands, HelpWithDefaults
+from lolrt.cli.options import Commands, HelpWithDefaults, add_weights
 
 
 def add_command(commands: Commands) -> None:
@@ -14,6 +14,7 @@ def add_command(commands: Commands) -> None:
     convert.set_defaults(run=run)
     convert.add_argument("source", metavar="SRC", help="a folder, a file of weights, or a .toml file")
     convert.add_argument("destination", metavar="DST", help="a folder that is not there yet")
+    add_weights(convert)
     convert.add_argument("--dtype", choices=["bfloat16", "float32"], help="of the weights; by default as they are")
 
 
@@ -22,4 +23,5 @@ def run(arguments: argparse.Namespace) -> None:
 
     from lolrt.checkpoint.convert import convert
 
-    print(convert(arguments.source, arguments.destination, getattr(torch, arguments.dtype) if arguments.dtype else None))
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    print(convert(arguments.source, arguments.destination, dtype, arguments.weights))

@@ -21,6 +21,7 @@ from lolrt.cli.options import (
     add_kv,
     add_lora,
     add_vae,
+    add_weights,
     field_values,
     kv_dtype,
     positive,
@@ -69,6 +70,7 @@ def add_command(commands: Commands) -> None:
     generate.add_argument("--start", metavar="FILE", help="an image or a video that the video begins with and goes on from")
     generate.add_argument("--seed", type=int, default=0, help="of the noise")
     generate.add_argument("--probe", action="store_true", help="write each chunk's attention mass per page to FILE.mass.csv")
+    add_weights(generate)
     add_lora(generate)
     add_vae(generate)
     add_kv(generate)
@@ -123,7 +125,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         cues = read_script(arguments.script) if arguments.script else [Cue(0, arguments.prompt)]
     needed = {"dit", "vae" if arguments.vae == "full" else "taehv", *([] if arguments.text else ["text_encoder"])}
-    files = files_of(arguments.model, needed)
+    files = files_of(arguments.model, needed, arguments.weights)
     check_lora(files, arguments.lora)
     text = lolrt.EmbeddingFile(arguments.text) if arguments.text else lolrt.load_text(files)
     text.encode([cue.prompt for cue in cues])  # all, before the rest of the model needs the memory, and an error can end a long run

@@ -6,7 +6,18 @@ import argparse
 import os
 
 from lolrt import __version__
-from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_fields, add_kv, add_vae, field_values, frame_size, kv_dtype
+from lolrt.cli.options import (
+    MODEL_HELP,
+    Commands,
+    HelpWithDefaults,
+    add_fields,
+    add_kv,
+    add_vae,
+    add_weights,
+    field_values,
+    frame_size,
+    kv_dtype,
+)
 from lolrt.errors import Error
 
 
@@ -23,6 +34,7 @@ def add_command(commands: Commands) -> None:
     info.set_defaults(chunk_frames=None)  # the model's own
     info.add_argument("--dtype", choices=["bfloat16", "float32"], help="of weights and activations; by default what the kernels prefer")
     info.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the model would run; cuda need not be there")
+    add_weights(info)
     add_vae(info)
     add_kv(info)
 
@@ -73,7 +85,7 @@ def print_memory(arguments: argparse.Namespace) -> None:
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else preferred_dtype(arguments.device)
     if arguments.device == "cuda" and dtype != torch.bfloat16:
         raise Error("on CUDA models run in bfloat16: ask for that, or for the memory on the CPU")
-    files = files_of(arguments.model, {"dit"})
+    files = files_of(arguments.model, {"dit"}, arguments.weights)
     window = replace(window_of(files.settings, files.source), **field_values(arguments, "Window"))
     plan, (height, width) = plan_model(
         files, arguments.size, dtype, window, vae=arguments.vae, vae_tile=arguments.vae_tile, device=arguments.device,

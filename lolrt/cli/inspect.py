@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 
-from lolrt.cli.options import Commands
+from lolrt.cli.options import Commands, add_weights
 
 
 def add_command(commands: Commands) -> None:
     inspect = commands.add_parser("inspect", help="what a checkpoint or a snapshot is, and what it lacks")
     inspect.set_defaults(run=run)
+    inspect.add_argument("--json", action="store_true", help="the same as JSON")
+    add_weights(inspect)
     inspect.add_argument("path", metavar="PATH", help="a folder, a file of weights, a .toml file, or a snapshot")
 
 
@@ -20,5 +23,9 @@ def run(arguments: argparse.Namespace) -> None:
     from lolrt.session.snapshot import Snapshot, is_snapshot
 
     snapshot = os.path.isfile(arguments.path) and is_snapshot(arguments.path)  # a device would be read to no end
-    for line in Snapshot.read(arguments.path).lines() if snapshot else inspect(arguments.path):
-        print(line)
+    found = Snapshot.read(arguments.path) if snapshot else inspect(arguments.path, arguments.weights)
+    if arguments.json:
+        plain = {"snapshot": found.plain()} if snapshot else found.plain()
+        print(json.dumps(plain, indent=2).replace("\x7f", "\\u007f"))  # the one character that a terminal may obey and JSON leaves
+    else:
+        print("\n".join(found.lines()))

@@ -78,6 +78,11 @@ def add_lora(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    which = "which weights of the DiT's file to use, such as generator, by the names that lolrt inspect lists; by default averaged ones"
+    parser.add_argument("--weights", metavar="NAME", help=which)
+
+
 def add_kv(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv", choices=["full", "fp8"], default="full", help="of the KV cache's pages; fp8: 8 bits and scales, half the memory, on CUDA"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_lora, add_vae, positive
+from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_lora, add_vae, add_weights, positive
 from lolrt.errors import Error
 from lolrt.media import CRF
 
@@ -31,6 +31,7 @@ def add_command(commands: Commands) -> None:
     serve.add_argument("--dvr", **seconds, default=60.0, help="that viewers can go back, or be away")
     serve.add_argument("--max-video-seconds", **seconds, default=60.0, help="the longest clip of /v1/videos")
     serve.add_argument("--crf", type=int, choices=range(1, 52), metavar="1..51", default=CRF, help="loss of the video: 1 is the least")
+    add_weights(serve)
     add_lora(serve)
     add_vae(serve)
     serve.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, or a GPU by its number, such as cuda:1")
@@ -63,5 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if arguments.threads:
         lolrt.set_threads(arguments.threads)
-    pipe = lolrt.load(arguments.model, vae=arguments.vae, vae_tile=arguments.vae_tile, lora=arguments.lora, device=usable(arguments.device))
+    pipe = lolrt.load(
+        arguments.model, vae=arguments.vae, vae_tile=arguments.vae_tile, lora=arguments.lora, group=arguments.weights,
+        device=usable(arguments.device),
+    )  # fmt: skip
     serve(pipe, settings, arguments.host, arguments.port)

@@ -49,13 +49,21 @@ class Snapshot:
         """The latent frame that it goes on with."""
         return int(self.tensors["next_frame"])
 
+    def plain(self) -> dict[str, Any]:
+        """What it is, as JSON takes it."""
+        return {
+            "kind": self.kind, "format": FORMAT, "tensors": len(self.tensors), "bytes": sum(x.nbytes for x in self.tensors.values()),
+            "next_frame": self.next_frame, "video_frame": (self.run.get("position") or {}).get("frames"), "prompt": self.prompt,
+            "model": self.model, "config": self.config,
+        }  # fmt: skip
+
     def lines(self) -> list[str]:
         """What it is, for people."""
-        size = sum(tensor.nbytes for tensor in self.tensors.values()) / 2**20
-        video = self.run.get("position")
+        facts = self.plain()
+        video = facts["video_frame"]
         rows = {
-            "snapshot": f"{self.kind}, format {FORMAT}, {len(self.tensors)} tensors, {size:.1f} MiB, checksums right",
-            "goes on at": f"latent frame {self.next_frame}" + (f", video frame {video['frames']}" if video else ""),
+            "snapshot": f"{self.kind}, format {FORMAT}, {facts['tensors']} tensors, {facts['bytes'] / 2**20:.1f} MiB, checksums right",
+            "goes on at": f"latent frame {self.next_frame}" + (f", video frame {video}" if video is not None else ""),
             "prompt": "" if self.prompt is None else printable(self.prompt),
             **{name: f"{value}" for name, value in self.model.items()},
             **{name: " ".join(f"{key}={value}".lstrip("=") for key, value in _flat(part).items()) for name, part in self.config.items()},
