@@ -16,7 +16,12 @@ from safetensors.torch import load_file, save_file
 import lolrt
 from lolrt.checkpoint import read_component
 from lolrt.checkpoint.assembly import MOST_CONFIG_BYTES
+from lolrt.checkpoint.convert import convert
+from lolrt.checkpoint.packed import Packed
+from lolrt.checkpoint.quantise import FORMS
+from lolrt.checkpoint.synth import synth
 from lolrt.cli import main
+from lolrt.cli.convert import FORMS as OFFERED
 
 # ComfyUI's library alone takes seconds to import.
 with_kitchen = [pytest.mark.whole, pytest.mark.skipif(not find_spec("comfy_kitchen"), reason="no comfy_kitchen")]
@@ -248,3 +253,115 @@ def test_what_is_packed_is_read_from_the_file_and_nothing_else(tmp_path):
     assert weight.shape == (128, 160) and weight.numel() == 128 * 160
     assert [tensor.dtype for tensor in weight.stored] == [torch.int8, torch.float32]
     assert torch.equal(weight.stored[0], load_file(path)[f"model.{LAYER}.weight"])
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("source", ["ComfyUI, bf16", "LightX2V, fp8", "TurboDiffusion, int8"])
+def test_what_convert_quantises_is_the_model_within_the_forms_step(source, form, tmp_path, capsys):
+    """From any source; what the public converters leave in floats is as it was."""
+    path = packings.save(tmp_path / "x.safetensors", PACKINGS[source](packings.dit_tensors()))
+    assert main(["convert", str(path), str(tmp_path / "out"), "--dtype", form]) == 0
+    before, after = (lolrt.load_dit(place, torch.float32).state_dict() for place in (path, tmp_path / "out"))
+    quantised = 0
+    for name, weight in before.items():
+        if not packings.is_linear(name, weight):
+            assert torch.equal(after[name], weight.bfloat16().float()), name
+        elif form == "int8":
+            quantised += 1
+            assert ((after[name] - weight).abs() <= 0.501 * weight.abs().amax(1, keepdim=True) / 127).all(), name
+        else:
+            quantised += 1
+            least = weight.abs().max() / 448 * 2**-10  # half of e4m3's smallest step
+            assert ((after[name] - weight).abs() <= (weight.abs() * 2**-4).clamp(min=least) * 1.001).all(), name
+    assert quantised == 20
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert f"packed     20 in {'int8 with a scale for each row' if form == 'int8' else 'fp8 (e4m3) with a scale for each weight'}" in told
+    assert "complete   every tensor" in told
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_convert_writes_is_what_public_tools_write(form, tmp_path):
+    """Values to the bit of the public rule."""
+    tensors = packings.dit_tensors()
+    tensors["blocks.1.ffn.2.weight"][3] = 0  # a row that has no scale of its own
+    layouts.save_safetensors(tmp_path / "in", tensors)
+    convert(tmp_path / "in", tmp_path / "out", form=form)
+    ours = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
+    if form == "fp8_scaled":
+        theirs, _, _ = packings.scaled_fp8(())(tensors)
+        theirs["scaled_fp8"] = theirs["scaled_fp8"][:0]
+    else:
+        theirs, _, _ = packings.lightx2v(torch.int8)(tensors)
+        theirs = {name.removeprefix("model."): tensor for name, tensor in theirs.items()}
+        theirs["blocks.1.ffn.2.weight_scale"][3] = ours["blocks.1.ffn.2.weight_scale"][3]  # which LightX2V makes another, of nothing
+        assert bytes(ours["blocks.0.ffn.0.comfy_quant"].tolist()) == b'{"format": "int8_tensorwise"}'
+        ours = {name: tensor for name, tensor in ours.items() if not name.endswith("comfy_quant")}
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        if packings.is_linear(name, tensor) or "scale" in name:
+            assert ours[name].dtype == tensor.dtype and torch.equal(ours[name].float(), tensor.float()), name
+
+
+@pytest.mark.whole
+@pytest.mark.skipif(not find_spec("comfy_kitchen"), reason="no comfy_kitchen")
+@pytest.mark.parametrize("form", FORMS)
+def test_comfyuis_library_makes_the_same_of_what_convert_writes(form, tmp_path):
+    from comfy_kitchen.tensor import QuantizedTensor
+    from comfy_kitchen.tensor.fp8 import TensorCoreFP8Layout
+    from comfy_kitchen.tensor.int8 import TensorWiseINT8Layout
+
+    layouts.save_safetensors(tmp_path / "in", packings.dit_tensors())
+    convert(tmp_path / "in", tmp_path / "out", form=form)
+    file = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
+    layout, scale = (TensorWiseINT8Layout, "weight_scale") if form == "int8" else (TensorCoreFP8Layout, "scale_weight")
+    read = lolrt.load_dit(tmp_path / "out", torch.float32).state_dict()
+    for name in ("blocks.0.self_attn.q.weight", f"{LAYER}.weight"):
+        values, scales = file[name], file[name.removesuffix("weight") + scale]
+        params = layout.Params(scale=scales, orig_dtype=torch.float32, orig_shape=tuple(values.shape))
+        assert torch.equal(QuantizedTensor(values, layout.__name__, params).dequantize(), read[name])
+        if form == "int8":
+            theirs = QuantizedTensor.from_float(packings.dit_tensors()[name], "TensorWiseINT8Layout", per_channel=True)
+            assert torch.equal(theirs.state_dict("x")["x"], values)
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("form", FORMS)
+def test_a_whole_model_in_8_bits_makes_video(form, tmp_path, capsys):
+    model = synth(tmp_path / "small", "small")
+    assert main(["convert", str(model), str(tmp_path / "out"), "--dtype", form]) == 0
+    written = load_file(tmp_path / "out" / "vae.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}, "the VAE is left as it is"
+    sizes = [(folder / "diffusion_pytorch_model.safetensors").stat().st_size for folder in (tmp_path / "out", model)]
+    assert sizes[0] < 0.75 * sizes[1]
+    made = ["generate", "a red car by the sea", "-o", str(tmp_path / "v.mp4"), "--frames", "3", "--threads", "1", "--quiet"]
+    assert main([*made, "--model", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "v.mp4").stat().st_size > 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_text_encoder_is_written_in_8_bits_too(form, tmp_path):
+    tensors = layouts.text_encoder_tensors()
+    torch.save(tensors, tmp_path / "t5.pth")
+    convert(tmp_path / "t5.pth", tmp_path / "out", form=form)
+    found = read_component(tmp_path / "out", "text_encoder").tensors
+    packed = {name for name, weight in found.items() if isinstance(weight, Packed)}
+    assert packed == {name for name in tensors if ".attn." in name or ".ffn." in name}
+    for name, tensor in tensors.items():
+        weight = found[name]
+        step = tensor.abs().max() / 16
+        assert ((weight.unpack(torch.float32) if isinstance(weight, Packed) else weight) - tensor).abs().max() <= step, name
+
+
+def test_the_command_offers_every_form():
+    assert OFFERED == FORMS
+
+
+def test_adapters_are_merged_before_weights_are_quantised(tmp_path):
+    layouts.save_wan(tmp_path / "in", layouts.dit_tensors())
+    torch.save(layouts.lora_tensors(rank=4), tmp_path / "in" / "lora.pt")
+    convert(tmp_path / "in", tmp_path / "out", form="int8")
+    merged, read = (lolrt.load_dit(tmp_path / name, torch.float32).state_dict() for name in ("in", "out"))
+    weight = merged["blocks.0.ffn.0.weight"]
+    assert ((read["blocks.0.ffn.0.weight"] - weight).abs() <= 0.501 * weight.abs().amax(1, keepdim=True) / 127).all()

@@ -10,24 +10,33 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lolrt.checkpoint.folder import WAN_SETTINGS, new_folder, write_dit, write_json, write_vae, write_weights
+from lolrt.checkpoint.folder import WAN_SETTINGS, WEIGHTS, new_folder, write_config, write_json, write_weights
 from lolrt.checkpoint.formats import KINDS, Component
 from lolrt.checkpoint.load import read_dit, weight
 from lolrt.checkpoint.lora import Adapters
 from lolrt.checkpoint.model_files import TOKENIZER, find_files, read_component
+from lolrt.checkpoint.names import Kind
 from lolrt.checkpoint.packed import Packed, give_back
+from lolrt.checkpoint.quantise import Form, is_quantised
 from lolrt.checkpoint.safetensors_file import write_safetensors
 from lolrt.checkpoint.shapes import WEIGHT_DTYPES, Shapes, dit_config, expected_shapes, faults, read_json, vae_config
 from lolrt.checkpoint.tokenizer import read_tokenizer
 from lolrt.checkpoint.vocabulary import ROWS, read_rows
 from lolrt.errors import CheckpointError, OutputError
+from lolrt.models.dit import DiTConfig
+from lolrt.models.vae.layers import VAEConfig
+
+CONFIGS: dict[Kind, Callable[[Component], DiTConfig | VAEConfig]] = {"dit": dit_config, "vae": vae_config}
 
 
-def convert(source: str | Path, destination: str | Path, dtype: torch.dtype | None = None, group: str | None = None) -> Path:
+def convert(
+    source: str | Path, destination: str | Path, dtype: torch.dtype | None = None, group: str | None = None, form: Form | None = None
+) -> Path:
     """Writes all parts of a model that are found in `source` to the new folder `destination`, adapters merged; returns it.
 
     dtype: of the weights, by default each part's own (the widest in its file, bfloat16 of one in 8 bits or less; a merged DiT's is the
-    DiT's). group: as of `lolrt.load_dit`. Memory: one tensor at a time.
+    DiT's). group: as of `lolrt.load_dit`. form: "fp8_scaled" or "int8", in which the linear layers of DiT and text encoder are quantised.
+    Memory: one tensor at a time.
     Raises `lolrt.CheckpointError` where there are no weights, or adapters without their DiT, and for what `lolrt.load_dit` would refuse,
     and `lolrt.OutputError` when the folder is there already or cannot be written; nothing is left behind then.
     """
@@ -39,18 +48,13 @@ def convert(source: str | Path, destination: str | Path, dtype: torch.dtype | No
     if not any(getattr(files, kind) for kind in KINDS):
         raise CheckpointError(f"{source} holds no weights that are known here; nothing was written")
     with new_folder(destination) as folder:
-        if files.dit:
-            dit, adapters = read_dit(files)
-            config = dit_config(dit)
-            write_dit(folder, config, dtype or own_dtype(dit), _checked(dit, expected_shapes(dit), dtype or own_dtype(dit), adapters))
-        if files.vae:
-            vae = read_component(files, "vae")
-            write_vae(folder, vae_config(vae), dtype or own_dtype(vae), _checked(vae, expected_shapes(vae), dtype or own_dtype(vae)))
-        for kind in ("text_encoder", "taehv"):
+        for kind in WEIGHTS:
             if getattr(files, kind):
-                part = read_component(files, kind)
-                shapes = expected_shapes(part)
-                write_weights(folder, kind, shapes, dtype or own_dtype(part), _checked(part, shapes, dtype or own_dtype(part)))
+                part, adapters = read_dit(files) if kind == "dit" else (read_component(files, kind), None)
+                shapes, own = expected_shapes(part), dtype or own_dtype(part)
+                if kind in CONFIGS:
+                    write_config(folder, CONFIGS[kind](part))
+                write_weights(folder, kind, shapes, own, _checked(part, shapes, own, adapters, form), form)
         if files.tokenizer:
             (folder / "tokenizer").mkdir()
             _copy_json(files.tokenizer / TOKENIZER, folder / "tokenizer" / TOKENIZER, "model")
@@ -81,15 +85,16 @@ def own_dtype(component: Component) -> torch.dtype:
     return reduce(torch.promote_types, dtypes) if dtypes else torch.float32
 
 
-def _checked(component: Component, shapes: Shapes, dtype: torch.dtype, lora: Adapters | None = None) -> Callable[[str], Tensor]:
-    """Tensors of a part, checked as a model's are when it is loaded."""
+def _checked(component: Component, shapes: Shapes, dtype: torch.dtype, lora: Adapters | None, form: Form | None) -> Callable[[str], Tensor]:
+    """Tensors of a part, checked as a model's are when it is loaded; of this dtype, but float32 where they are to be quantised."""
     if wrong := faults(shapes, component.tensors):
         raise CheckpointError(f"{component.source} does not hold this model's tensors; {'; '.join(wrong)}")
     if lora:
         lora.check(shapes)
 
     def tensor(name: str) -> Tensor:
-        converted = weight(component.tensors[name], dtype, name, lora)
+        exact = form is not None and is_quantised(component.kind, name)
+        converted = weight(component.tensors[name], torch.float32 if exact else dtype, name, lora)
         if converted is None:
             raise CheckpointError(f"{component.source} has values that are not finite, in {name}; fetch the file again")
         give_back([component.tensors[name]])

@@ -19,14 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lolrt.checkpoint.safetensors_file import write_safetensors
-from lolrt.checkpoint.shapes import Shapes, dit_shapes, vae_shapes
+from lolrt.checkpoint.names import Kind
+from lolrt.checkpoint.quantise import LINEAR, Form, in_8_bits
+from lolrt.checkpoint.safetensors_file import write_safetensors, write_tensors
+from lolrt.checkpoint.shapes import Shapes
 from lolrt.errors import OutputError
 from lolrt.files import sync
 from lolrt.models.dit import DiTConfig
 from lolrt.models.vae.layers import VAEConfig
 
-WEIGHTS = {
+WEIGHTS: dict[Kind, str] = {
     "dit": "diffusion_pytorch_model.safetensors",
     "vae": "vae.safetensors",
     "text_encoder": "text_encoder.safetensors",
@@ -62,19 +64,22 @@ def new_folder(destination: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_dit(folder: Path, config: DiTConfig, dtype: torch.dtype, tensors: Callable[[str], Tensor]) -> None:
-    """Writes config and weights of a DiT; `tensors` gives each tensor by its name, of the shape that the config says."""
-    write_json(folder / "config.json", {"_class_name": "WanModel", "model_type": "t2v", **asdict(config)})
-    write_weights(folder, "dit", dit_shapes(config), dtype, tensors)
+def write_config(folder: Path, config: DiTConfig | VAEConfig) -> None:
+    """Writes the JSON that lies beside a DiT or a VAE."""
+    if isinstance(config, DiTConfig):
+        write_json(folder / "config.json", {"_class_name": "WanModel", "model_type": "t2v", **asdict(config)})
+    else:
+        write_json(folder / "vae_config.json", asdict(config))
 
 
-def write_vae(folder: Path, config: VAEConfig, dtype: torch.dtype, tensors: Callable[[str], Tensor]) -> None:
-    write_json(folder / "vae_config.json", asdict(config))
-    write_weights(folder, "vae", vae_shapes(config), dtype, tensors)
-
-
-def write_weights(folder: Path, kind: str, shapes: Shapes, dtype: torch.dtype, tensors: Callable[[str], Tensor]) -> None:
-    write_safetensors(folder / WEIGHTS[kind], shapes, dtype, tensors)
+def write_weights(
+    folder: Path, kind: Kind, shapes: Shapes, dtype: torch.dtype, tensors: Callable[[str], Tensor], form: Form | None = None
+) -> None:
+    """Writes the weights of a part; `tensors` gives each by its name. form: as of `quantise.in_8_bits`."""
+    if form is None or kind not in LINEAR:
+        write_safetensors(folder / WEIGHTS[kind], shapes, dtype, tensors)
+    else:
+        write_tensors(folder / WEIGHTS[kind], *in_8_bits(form, kind, shapes, dtype, tensors))
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

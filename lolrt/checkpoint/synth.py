@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lolrt.checkpoint.folder import WAN_SETTINGS, new_folder, write_dit, write_json, write_vae, write_weights
+from lolrt.checkpoint.folder import WAN_SETTINGS, new_folder, write_config, write_json, write_weights
+from lolrt.checkpoint.names import Kind
 from lolrt.checkpoint.safetensors_file import write_safetensors
 from lolrt.checkpoint.shapes import Shapes, dit_shapes, read_json, taehv_shapes, vae_shapes, with_values
 from lolrt.errors import Error
@@ -63,12 +64,14 @@ def synth(destination: str | Path, config: str = "1.3b", seed: int = 0, dtype: t
     """
     model = sizes(config)
     with new_folder(Path(destination)) as folder:
-        write_dit(folder, model.dit, dtype, _random(dit_shapes(model.dit), f"{seed} dit"))
-        write_vae(folder, model.vae, dtype, _random(vae_shapes(model.vae), f"{seed} vae"))
+        write_config(folder, model.dit)
+        write_config(folder, model.vae)
+        parts: list[tuple[Kind, Shapes]] = [("dit", dit_shapes(model.dit)), ("vae", vae_shapes(model.vae))]
         taehv = TAEHVConfig(z_dim=model.vae.z_dim)
         if (taehv.spatial_factor, taehv.temporal_factor) == (model.vae.spatial_factor, model.vae.temporal_factor):
-            shapes = taehv_shapes(taehv)
-            write_weights(folder, "taehv", shapes, dtype, _random(shapes, f"{seed} taehv"))
+            parts.append(("taehv", taehv_shapes(taehv)))
+        for kind, shapes in parts:
+            write_weights(folder, kind, shapes, dtype, _random(shapes, f"{seed} {kind}"))
         shutil.copyfile(VOCABULARY / "text.json", folder / "text.json")
         words = json.loads((VOCABULARY / "text.json").read_text())["words"]
         table: Shapes = {"embedding.weight": (len(words), model.dit.text_dim)}

@@ -6,6 +6,9 @@ import argparse
 
 from lolrt.cli.options import Commands, HelpWithDefaults, add_weights
 
+FORMS = ("fp8_scaled", "int8")  # `lolrt.checkpoint.quantise.FORMS`, which needs torch
+DTYPE_HELP = "of the weights, by default as they are; fp8_scaled, int8: of the linear layers in DiT and text encoder, as ComfyUI reads them"
+
 
 def add_command(commands: Commands) -> None:
     convert = commands.add_parser(
@@ -15,7 +18,7 @@ def add_command(commands: Commands) -> None:
     convert.add_argument("source", metavar="SRC", help="a folder, a file of weights, or a .toml file")
     convert.add_argument("destination", metavar="DST", help="a folder that is not there yet")
     add_weights(convert)
-    convert.add_argument("--dtype", choices=["bfloat16", "float32"], help="of the weights; by default as they are")
+    convert.add_argument("--dtype", choices=["bfloat16", "float32", *FORMS], help=DTYPE_HELP)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -23,5 +26,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     from lolrt.checkpoint.convert import convert
 
-    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
-    print(convert(arguments.source, arguments.destination, dtype, arguments.weights))
+    form = arguments.dtype if arguments.dtype in FORMS else None
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype and not form else None
+    print(convert(arguments.source, arguments.destination, dtype, arguments.weights, form))
