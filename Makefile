@@ -16,7 +16,7 @@ test: .venv/installed
 test-fast: .venv/installed
 	$(BIN)/pytest -m "not whole and not slow"
 
-test-slow: .venv/installed
+test-slow: .venv/installed .venv/jax
 	$(BIN)/pytest -m slow
 
 dev: .venv/installed .venv/linters
@@ -82,6 +82,12 @@ BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -t
 
 .venv/benchmarks: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
+
+# The handlers for JAX are built where it is: after it, and not in an isolated build.
+.venv/jax: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[jax]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 # Dependency groups need this pip.

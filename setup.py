@@ -1,5 +1,6 @@
 """Builds the C++ core with CMake; everything else about the package is in pyproject.toml."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ class CMakeBuild(build_ext):
         subprocess.run(
             ["cmake", "-S", ".", "-B", self._build_tree(), "-DLOLRT_PYTHON=ON"]
             + [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+            + [f"-DLOLRT_JAX_INCLUDE={_jax_headers()}"]
             + [f"-DLOLRT_CUDA={os.environ.get('LOLRT_CUDA', 'AUTO')}"]
             + (["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
             check=True,
@@ -37,6 +39,12 @@ class CMakeBuild(build_ext):
 
     def _install(self, package: Path) -> None:
         subprocess.run(["cmake", "--install", self._build_tree(), "--prefix", str(package.resolve())], check=True)
+
+
+def _jax_headers() -> str:
+    """The folder of JAX's headers, where JAX is: in a build that is not isolated."""
+    found = importlib.util.find_spec("jaxlib")
+    return "" if found is None or found.origin is None else str(Path(found.origin).parent / "include")
 
 
 setup(ext_modules=[Extension("lolrt._core", [])], cmdclass={"build_ext": CMakeBuild})
