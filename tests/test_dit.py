@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import lolrt
 from lolrt import DiTConfig
 from lolrt.models.dit import Attention
 
@@ -59,3 +60,20 @@ def test_parameters_may_be_made_and_used_in_inference_mode(made_for_inference: b
     with torch.inference_mode(used_for_inference):
         for _ in range(2):
             torch.testing.assert_close(attn.qkv(h), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.whole
+@torch.inference_mode()
+def test_a_pass_is_one_graph(small_dit: lolrt.CausalDiT, rollout_inputs: dict[str, torch.Tensor]) -> None:
+    """To torch.compile, without a break; run as it is, the graph gives what the pass gives."""
+    stream = lolrt.LatentStream(small_dit, rollout_inputs["prompt_embeds"], 8, 8)
+    next(stream)
+    inputs = stream.session.pending()
+    expected, written = small_dit(inputs).clone(), inputs.write_table.long()
+    pages = [layer[written] for layer in inputs.layer_pages]
+    for layer in inputs.layer_pages:
+        layer[written] = torch.nan
+    compiled = torch.compile(small_dit.forward, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(inputs), expected, atol=1e-5, rtol=0)
+    for layer, before in zip(inputs.layer_pages, pages, strict=True):
+        torch.testing.assert_close(layer[written], before, atol=1e-5, rtol=0)

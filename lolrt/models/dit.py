@@ -122,6 +122,8 @@ class Attention(nn.Module):
 
     def qkv(self, h: Tensor) -> Tensor:
         """q, k and v of h [..., dim] by one product: [..., 3 * dim]."""
+        if torch.compiler.is_compiling():  # which cannot follow where parameters lie
+            return torch.cat([linear(parts(self)[name], h) for name in "qkv"], -1)
         return F.linear(h, *self.fused_qkv())
 
     def fused_qkv(self) -> tuple[Tensor, Tensor]:
