@@ -125,6 +125,9 @@ class Crowd:
         except urllib.error.HTTPError as error:
             self.done[f"refused with {error.code}"] += 1
             return None
+        except OSError as error:  # a machine that is busy with other things
+            self.done[type(error).__name__] += 1
+            return None
         self.done[name] += 1
         return json.loads(content).get("id") if content[:1] == b"{" else None
 
@@ -166,8 +169,7 @@ def sample(server: Server, begun: float) -> dict[str, float]:
     """A line of the log."""
     text = server.ask("GET", "/metrics").decode()
     row = {"seconds": round(time.monotonic() - begun, 1), "cpu_seconds": server.cpu_seconds()}
-    status = Path(f"/proc/{server.pid}/status").read_text()
-    row |= {"rss_bytes": 1024 * int(re.search(r"VmRSS:\s+(\d+)", status)[1]), "threads": int(re.search(r"Threads:\s+(\d+)", status)[1])}  # type: ignore[index]
+    row |= {"rss_bytes": server.rss_bytes(), "threads": len(os.listdir(f"/proc/{server.pid}/task"))}
     row["files"] = len(os.listdir(f"/proc/{server.pid}/fd"))
     for name, metric in METRICS.items():
         values = re.findall(rf"^{metric}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
@@ -186,13 +188,14 @@ async def soak(plan: Plan, folder: Path) -> None:
             using = asyncio.create_task(crowd.run())
             while time.monotonic() < begun + 60 * plan.minutes and not using.done():
                 await asyncio.sleep(SAMPLE_SECONDS)
-                log.writerow(await asyncio.to_thread(sample, server, begun))
-                file.flush()
+                with contextlib.suppress(OSError):
+                    log.writerow(await asyncio.to_thread(sample, server, begun))
+                    file.flush()
             using.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await using
             for id in [session["id"] for session in json.loads(server.ask("GET", "/v1/sessions"))["data"]]:
-                with contextlib.suppress(urllib.error.HTTPError):  # its lease has ended it meanwhile
+                with contextlib.suppress(OSError):  # its lease has ended it meanwhile
                     server.ask("DELETE", f"/v1/sessions/{id}")
             await asyncio.sleep(30)  # sockets of those who have vanished are found out by pings
             after = sample(server, begun)

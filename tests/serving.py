@@ -84,7 +84,7 @@ class Viewer:
 
     def __init__(self, server: Server, id: str, first: int | None = 0) -> None:
         asked = "" if first is None else f"?from={first}"
-        self._connection = connect(f"{server.sockets}/v1/sessions/{id}/watch{asked}", max_size=None)
+        self._connection = connect(f"{server.sockets}/v1/sessions/{id}/watch{asked}", max_size=None, ping_interval=None)
 
     def __enter__(self) -> Viewer:
         self.socket: ClientConnection = self._connection.__enter__()

@@ -62,6 +62,29 @@ def no_pass(session: Session) -> None:
     stream.pending = wrong  # type: ignore[method-assign]
 
 
+def test_a_server_ends_while_a_session_does(quick, capsys):
+    """By itself, between the first and the last that is left: the others are told, and all pages are given back."""
+
+    async def run() -> None:
+        sessions = Sessions(quick, Settings(max_sessions=2))
+        await sessions.start()
+        first, second = [await sessions.open(Stream(prompt=PROMPT, seed=seed)) for seed in range(2)]
+        leave = sessions._leave
+
+        async def leave_later(session: Session) -> None:
+            await sessions.end(second, State("ended", "closed"))
+            await leave(session)
+
+        sessions._leave = leave_later  # type: ignore[method-assign]
+        await sessions.close()
+        assert (first.hub.state.reason, second.hub.state.reason) == ("shutdown", "closed")
+        pool = sessions.factory.engine.engine.pool
+        assert pool.unreserved_pages == pool.free_pages == pool.pages.shape[1]
+
+    asyncio.run(run())
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "fault,told",
     [(not_finite, "not finite"), (no_encoder, "OSError"), (no_decoder, "MemoryError"), (no_pass, "")],

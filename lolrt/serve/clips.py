@@ -46,10 +46,15 @@ class Clip:
     error: str = ""
     created: float = field(default_factory=time.time)
     completed: float | None = None
+    over_at: float | None = None
+    """When it was, by the clock that nobody sets."""
 
     @property
     def over(self) -> bool:
         return self.status in ("completed", "failed")
+
+    def end(self, status: str, error: str = "") -> None:
+        self.status, self.error, self.completed, self.over_at = status, error, time.time(), time.monotonic()
 
     @property
     def expires(self) -> float | None:
@@ -114,11 +119,11 @@ class Clips:
 
     def _expire(self) -> None:
         for clip in list(self._clips.values()):
-            if clip.expires is not None and clip.expires < time.time():
+            if clip.over_at is not None and clip.over_at + KEPT_SECONDS < time.monotonic():
                 self.remove(clip)
 
     def _fail(self, clip: Clip, message: str) -> None:
-        clip.status, clip.error, clip.completed = "failed", printable(message), time.time()
+        clip.end("failed", printable(message))
         with contextlib.suppress(OSError):
             self.path(clip).unlink()
 
@@ -146,7 +151,7 @@ class Clips:
                         raise RequestError("the disk was slower than the video was made")
                     elif event.name == "ended" and event.reason != "complete":
                         raise RequestError(event.message or f"its session ended: {event.reason}")
-            clip.status, clip.completed = "completed", time.time()
+            clip.end("completed")
         finally:
             session.hub.viewers -= 1
             await self._sessions.end(session, State("ended", "closed"))

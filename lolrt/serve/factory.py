@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -76,6 +77,7 @@ class Factory:
             place = Place(record.id, record.lease_seconds, record.client)
             live = self._live(place, stream, record.sequence, record.frames, record.fragments)
             live.created, live.frames_left, live.paused, live.active = record.created, record.frames_left, record.paused, record.active
+            live.opened -= max(0.0, time.time() - record.created)
             live.interactions = record.interactions
             for plain in record.known:
                 live.remember(Interaction(**plain))

@@ -82,6 +82,8 @@ class Live:
     client: str = ""
     """Who has opened it, by address."""
     created: float = field(default_factory=time.time)
+    opened: float = field(default_factory=time.monotonic)
+    """The same, by the clock that nobody sets."""
     background: bool = False
     """Whether it waits for all others, and has no deadlines."""
     sequence: int = 0
@@ -115,6 +117,11 @@ class Live:
     _begun: float = 0.0
     _stages: dict[str, float] = field(default_factory=dict)
     _made_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=8))
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was created."""
+        return time.monotonic() - self.opened
 
     @property
     def between_chunks(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 import uuid
 from typing import Any, TypeVar
 
@@ -24,6 +23,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 START_SECONDS = 10.0
 STALL_SECONDS = 60.0
+# How often that is looked at.
+LOOK_SECONDS = 1.0
 # A message after the first, in bytes of text.
 MOST_CONTROL = 128 << 10
 # Messages that make no sense, after which it is no use.
@@ -53,7 +54,8 @@ class Conversation:
         self._request_id = f"video-{uuid.uuid4().hex}"
         self._sending = asyncio.Lock()  # a fragment comes right after its metadata
         self._errors = self._chunks = 0
-        self._moved = time.monotonic()
+        self._still = 0.0
+        """Seconds without a chunk or a ping, those in which the whole process was stopped left out."""
 
     async def run(self) -> None:
         try:
@@ -138,7 +140,7 @@ class Conversation:
                 with self._sessions.metrics.sending(len(event.data)):
                     await self._tell(self._metadata(event, len(init)), init + event.data)
                 self._chunks += 1
-                self._moved = time.monotonic()
+                self._still = 0.0
                 init = b""
             elif isinstance(event, State):
                 await self._tell_state(event)
@@ -185,11 +187,11 @@ class Conversation:
         try:
             while True:
                 coming = coming or asyncio.create_task(self._text())
-                stalls = self._moved + STALL_SECONDS - time.monotonic()
-                if stalls <= 0:
-                    raise EndedError(f"neither a chunk nor a session.ping for {STALL_SECONDS:g} s", "stalled")
-                done, _ = await asyncio.wait([coming], timeout=stalls)
+                done, _ = await asyncio.wait([coming], timeout=LOOK_SECONDS)
                 if not done:
+                    self._still += LOOK_SECONDS
+                    if self._still >= STALL_SECONDS:
+                        raise EndedError(f"neither a chunk nor a session.ping for {STALL_SECONDS:g} s", "stalled")
                     continue
                 text, coming = coming.result(), None
                 session.renew()
@@ -208,7 +210,7 @@ class Conversation:
                     await self._tell_done(True, "stopped")
                     return True
                 case "session.ping":
-                    self._moved = time.monotonic()
+                    self._still = 0.0
                     await self._tell({"type": "session.pong"})
                 case "session.interaction":
                     await self._interact(session, message)

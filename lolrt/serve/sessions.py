@@ -106,7 +106,8 @@ class Sessions:
             return
         self._closing = True
         self._reaper.cancel()
-        for session, failure in zip(self, await asyncio.gather(*map(self._leave, self), return_exceptions=True), strict=True):
+        leaving = list(self)  # some may end by themselves meanwhile
+        for session, failure in zip(leaving, await asyncio.gather(*map(self._leave, leaving), return_exceptions=True), strict=True):
             if failure is not None:
                 print(f"lolrt: session {session.live.id} could not be saved: {printable(str(failure))}", file=sys.stderr)
         self._thread.stop()
@@ -132,13 +133,16 @@ class Sessions:
 
     async def _reap(self) -> None:
         """Ends sessions whose time is over."""
+        most = self.settings.max_lifetime_seconds
         while True:
+            slept = time.monotonic()
             await asyncio.sleep(REAP_SECONDS)
-            most = self.settings.max_lifetime_seconds
+            stopped = time.monotonic() - slept - REAP_SECONDS  # the whole process was, and nobody could ask for anything
             for session in self:
+                session.renewed += stopped
                 if session.hub.viewers:
                     session.renew()
-                if most is not None and time.time() - session.live.created > most:
+                if most is not None and session.live.age > most:
                     await self.end(session, State("ended", "lifetime"))
                 elif session.expires_in < 0:
                     await self.end(session, State("ended", "expired"))
