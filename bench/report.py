@@ -6,6 +6,7 @@ Nothing is measured here. Every section says what its figures contain and which 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from bench.targets import TARGETS
 from lolrt.bench.row import duration
 
 DOCS = Path(__file__).parent.parent / "docs"
+# The section that `python -m bench.serving` writes: another run, on another day.
+SERVING = "Serving"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,20 @@ def report(results: Results, pictures: Path) -> str:
         "the same process, seconds before. An instruction set holds our kernels and, as far as they can be held, torch's libraries.\n"
     )
     return "\n".join([head, *map(str, filter(None, sections))])
+
+
+def parts(document: str) -> dict[str, str]:
+    """What a document has under each title of the second level."""
+    found = re.split(r"^(?=## )", document, flags=re.MULTILINE)[1:]
+    return {part.partition("\n")[0].removeprefix("## "): part for part in found}
+
+
+def with_section(document: str, section: Section) -> str:
+    """A document with a section in place of what it has under that title, or at its end."""
+    found = parts(document)
+    head = document[: document.index(next(iter(found.values())))] if found else document
+    found[section.title] = str(section)
+    return "\n".join(part.strip() + "\n" for part in [head, *found.values()] if part.strip())
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -202,7 +219,8 @@ def main() -> None:
     parser.add_argument("json", type=Path, nargs="*", default=[Path("out/bench.json")], help="of one machine, the best kernels' first")
     results = Results.read(*parser.parse_args().json)
     path = DOCS / "benchmarks.md"
-    path.write_text(report(results, DOCS))
+    serving = parts(path.read_text()).get(SERVING, "") if path.exists() else ""
+    path.write_text("\n".join(filter(None, [report(results, DOCS), serving])))
     print(path)
 
 

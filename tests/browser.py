@@ -39,6 +39,10 @@ class Browser:
         with urllib.request.urlopen(request) as answer:
             return Page(json.load(answer)["webSocketDebuggerUrl"], url, width, height)
 
+    def version(self) -> str:
+        with urllib.request.urlopen(f"{self._address}/json/version") as answer:
+            return json.load(answer)["Browser"]
+
     def close(self) -> None:
         self._process.terminate()
         self._process.wait(timeout=SECONDS)

@@ -16,7 +16,7 @@ from commands import output_of
 from bench import full_size
 from bench import stages as bench_stages
 from bench.models import MODEL_CASES, decoder_work, diffusers_decode
-from bench.report import report
+from bench.report import Section, parts, report, with_section
 from bench.results import Results
 from bench.targets import TARGETS
 from lolrt import CausalVAE, VAEConfig, _core, ops
@@ -262,3 +262,15 @@ def test_a_full_size_model_is_timed_in_a_whole_chunk(tmp_path):
     assert {"attention", "linear", "VAE", "writer"} < stages.keys()
     shares = [float(cells[1].strip().rstrip("%")) for name, cells in stages.items() if name != "all"]
     assert sum(shares) == pytest.approx(100, abs=len(shares))
+
+
+def test_a_section_takes_the_place_of_its_old_one():
+    """And nothing else changes, so that runs of different days can make parts of one document."""
+    document = "# B\n\nhead\n\n## A\n\nx\n\n## C\n\ny\n"
+    section = Section("Serving", "What it is.", "| 1 |", "python -m it")
+    added = with_section(document, section)
+    assert added == document + "\n## Serving\n\nWhat it is. Made by `python -m it`.\n\n| 1 |\n"
+    assert with_section(added, section) == added
+    changed = with_section(added, Section("A", "Other.", "z", "that"))
+    assert changed == added.replace("## A\n\nx\n", "## A\n\nOther. Made by `that`.\n\nz\n")
+    assert parts(changed)["C"] == "## C\n\ny\n\n"

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,8 @@ from lolrt.errors import Error
 BUFFER_SECONDS = 0.25
 # Chunks until the window is full; rates are of those after.
 WARM_CHUNKS = 4
+# The name of a row.
+DEADLINES = "chunks before their deadline, %"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Watched:
     steered: float | None = None
     followed: float | None = None
     refused: str | None = None
+    held_bytes: int | None = None
+    """What the server has for it at the end."""
 
     def underruns(self) -> tuple[int, float]:
         """How often a viewer who began `BUFFER_SECONDS` after the first chunk had nothing to show, and for how long in all."""
@@ -93,6 +97,16 @@ class Server:
             fields = file.read().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def rss_bytes(self) -> int:
+        """Of its memory that is resident."""
+        with open(f"/proc/{self.pid}/status") as file:
+            return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmRSS:"))
+
+    def kill(self) -> None:
+        """Without a moment to save anything."""
+        self._process.kill()
+        self._process.wait()
+
     def ask(self, method: str, path: str, body: Any = None) -> bytes:
         """What is answered. Raises `urllib.error.HTTPError` where it is refused."""
         data = None if body is None else json.dumps(body).encode()
@@ -106,18 +120,26 @@ class Server:
     def prompts(self) -> list[str]:
         return json.loads(self.ask("GET", "/v1/models"))["data"][0]["example_prompts"]
 
-    async def chunks(self, id: str, first: int) -> AsyncIterator[dict[str, Any]]:
-        """What is said of each chunk, when its fragment has come."""
+    async def messages(self, id: str, first: int) -> AsyncIterator[tuple[dict[str, Any], bytes]]:
+        """What a viewer is told and sent: the beginning, chunks, and whatever has no bytes."""
         from websockets.asyncio.client import connect
 
         path = f"{self.address.replace('http', 'ws', 1)}/v1/sessions/{id}/watch?from={first}"
         async with connect(path, max_size=None) as socket:
             header: dict[str, Any] = {}
             async for message in socket:
-                if isinstance(message, str):
-                    header = json.loads(message)
-                elif header["type"] == "video.chunk_metadata":
-                    yield header
+                if isinstance(message, bytes):
+                    yield header, message
+                    continue
+                header = json.loads(message)
+                if "byte_length" not in header:
+                    yield header, b""
+
+    async def chunks(self, id: str, first: int) -> AsyncIterator[dict[str, Any]]:
+        """What is said of each chunk, when its fragment has come."""
+        async for header, _ in self.messages(id, first):
+            if header["type"] == "video.chunk_metadata":
+                yield header
 
 
 async def watch(server: Server, prompt: str, after: str, seed: int, seconds: float) -> Watched:
@@ -142,6 +164,7 @@ async def watch(server: Server, prompt: str, after: str, seed: int, seconds: flo
         if now > end:
             break
     with contextlib.suppress(OSError):
+        seen.held_bytes = json.loads(await asyncio.to_thread(server.ask, "GET", f"/v1/sessions/{id}"))["bytes"]
         await asyncio.to_thread(server.ask, "DELETE", f"/v1/sessions/{id}")
     return seen
 
@@ -209,12 +232,16 @@ def figures(seen: Sequence[Watched]) -> dict[str, str]:
         "time to the first chunk, mean and most, s": f"{sum(first) / len(first):.2f}, {max(first):.2f}",
         "between chunks, p50 / p95 / p99, s": " / ".join(f"{percentile(gaps, rank):.3f}" for rank in ranks) if gaps else "",
         "real-time factor, windows full, p50 / p95 / p99": " / ".join(f"{percentile(made, rank):.2f}" for rank in ranks) if made else "",
-        "chunks before their deadline, %": f"{100 * sum(slack >= 0 for slack in timed) / max(1, len(timed)):.1f}",
+        DEADLINES: f"{100 * sum(slack >= 0 for slack in timed) / max(1, len(timed)):.1f}",
         "underruns of a viewer with 0.25 s in hand, and seconds stalled": f"{sum(n for n, _ in under)}, {sum(s for _, s in under):.2f}",
         "from a new prompt to its first chunk, mean and most, s": f"{sum(control) / len(control):.2f}, {max(control):.2f}"
         if control
         else "",
     }
+    seconds, sent = (sum(chunk[name] for one in served for chunk in one.chunks) for name in ("seconds", "byte_length"))
+    held = [one.held_bytes / 2**20 for one in served if one.held_bytes is not None]
+    rows["held by a session, at most, MiB"] = f"{max(held):.1f}" if held else ""
+    rows["sent to a viewer for a second of video, kB"] = f"{sent / seconds / 1000:.0f}"
     stages = sorted({stage for one in served for chunk in one.chunks for stage in chunk["stage_seconds"]})
     for stage in stages:
         spent = [chunk["stage_seconds"].get(stage, 0.0) for one in served for chunk in one.chunks[WARM_CHUNKS:]]
@@ -222,8 +249,42 @@ def figures(seen: Sequence[Watched]) -> dict[str, str]:
     return rows
 
 
-def measure(plan: Plan) -> Iterator[str]:
-    """The lines of the report, as they are known. Raises `lolrt.Error` where a server does not start."""
+@dataclass(frozen=True)
+class Report:
+    plan: Plan
+    rows: list[list[str]]
+    """A header, and measures: of one server, and of as many servers as sessions."""
+    answers_seconds: float
+    """From the start of the server until it answers."""
+    viewers_cost: float
+    """Of all viewers of a session but the first, as a share of a core."""
+
+    def __str__(self) -> str:
+        return "\n".join([self.about, "", aligned(self.rows, [0, 1, 2]), "", self.more])
+
+    @property
+    def about(self) -> str:
+        plan = self.plan
+        return (
+            f"{plan.sessions} sessions of {plan.model}, {plan.seconds:g} s each, which arrive {plan.arrivals_per_second:g} times a second "
+            f"on average, at random times (seed {plan.seed}); each is steered once."
+        )
+
+    @property
+    def more(self) -> str:
+        return (
+            f"From the start of the server until it answers: {self.answers_seconds:.2f} s. "
+            f"{self.plan.viewers} viewers of one session take {100 * self.viewers_cost:.1f} % of a core more than one."
+        )
+
+    @property
+    def attainment(self) -> float:
+        """Chunks of one server that were there before their deadline, in percent."""
+        return next(float(row[1]) for row in self.rows if row[0] == DEADLINES)
+
+
+def measure(plan: Plan) -> Report:
+    """Raises `lolrt.Error` where a server does not start."""
     options = ["--model", plan.model, "--lease", 60]
     with Server(*options, "--max-sessions", plan.sessions) as server:
         server.prompts()
@@ -234,13 +295,5 @@ def measure(plan: Plan) -> Iterator[str]:
         servers = [stack.enter_context(Server(*options, "--max-sessions", 1)) for _ in range(plan.sessions)]
         apart = figures(asyncio.run(arrive(servers, plan)))
     names = list(dict.fromkeys([*together, *apart]))
-    yield (
-        f"{plan.sessions} sessions of {plan.model}, {plan.seconds:g} s each, which arrive {plan.arrivals_per_second:g} times a second on "
-        f"average, at random times (seed {plan.seed}); each is steered once."
-    )
-    yield ""
-    header = ["", "one server", f"{plan.sessions} servers of one session"]
-    yield aligned([header, *([name, together.get(name, ""), apart.get(name, "")] for name in names)], [0, 1, 2])
-    yield ""
-    yield f"From the start of the server until it answers: {begun:.2f} s."
-    yield f"{plan.viewers} viewers of one session take {100 * cost:.1f} % of a core more than one."
+    header = ["measure", "one server", f"{plan.sessions} servers of one session"]
+    return Report(plan, [header, *([name, together.get(name, ""), apart.get(name, "")] for name in names)], begun, cost)

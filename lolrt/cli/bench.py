@@ -36,8 +36,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
         raise Error(f"lolrt bench serve needs {error.name}: install it with pip install 'lolrt[serve]'") from None
     print("\n".join(f"{name}: {value}" for name, value in describe().items()))
     plan = Plan(arguments.model, arguments.sessions, arguments.seconds, arguments.arrivals, arguments.viewers, arguments.seed)
-    for line in measure(plan):
-        print(line, flush=True)
+    print(measure(plan))
 
 
 def run(arguments: argparse.Namespace) -> None:
