@@ -97,6 +97,21 @@ def test_every_frame_comes_once_and_in_order(page):
     assert {url.split("/")[2] for url in asked if not url.startswith("blob:")} == {page.js("location.host")}, "its server is all it needs"
 
 
+def test_the_live_edge_is_kept_for_ten_minutes(server, page):
+    """At the frame rate, never behind by more than the player lets itself be, and nothing is lost on the way."""
+    behind = "(({buffered}) => buffered.end(buffered.length - 1) - video().currentTime)(video())"
+    begun, (first, at) = time.monotonic(), page.js("[look(video()).number, performance.now()]")
+    seen, most = [first], 0.0
+    while time.monotonic() < begun + 600:
+        time.sleep(2)
+        number, at_end, left = page.js(f"[look(video()).number, performance.now(), {behind}]")
+        seen.append(number)
+        most = max(most, left)
+    assert seen == sorted(seen) and most < 3.5
+    assert (seen[-1] - first) / 16 == pytest.approx((at_end - at) / 1000, rel=0.01)
+    assert page.js("video().buffered.length") == 1 and text(page, "#lost") in ("", "so far")
+
+
 def test_a_new_prompt_is_on_the_screen_within_three_chunks(page):
     before, asked_at = page.js("brightness()"), page.js("look(video()).number")
     steer(page, "a red car in the desert at night")

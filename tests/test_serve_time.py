@@ -60,10 +60,10 @@ def test_the_wall_clock_jumps(quick_model, tmp_path, clock):
     options = ["--model", quick_model, "--state", tmp_path, "--save-every", 0.5, "--max-lifetime", 3600]
     offset = Path(clock["CLOCK_OFFSET"])
     with Server(*options, environment=clock) as server:
-        id = server.open(lease_seconds=600)
         clip = server.json("POST", "/v1/videos", {"prompt": PROMPT, "seconds": 0.2})["id"]
         while server.json("GET", f"/v1/videos/{clip}")["status"] != "completed":
             time.sleep(0.1)
+        id = server.open(lease_seconds=600)
         with Viewer(server, id) as viewer:
             seen = viewer.chunks(2)
             created = server.json("GET", f"/v1/sessions/{id}")["created"]

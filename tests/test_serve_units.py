@@ -288,21 +288,21 @@ def test_an_address_of_others_needs_a_token():
 
 
 def test_the_benchmark_of_a_server_counts_as_its_viewers_do():
-    """By hand: a viewer plays from 0.25 s after the first chunk on, waits twice, and then has all that follows later."""
+    """By hand: a viewer plays from 0.2 s after the first chunk on, waits twice, and then has all that follows later."""
     seen = Watched(asked=10.0, steered=13.0, followed=13.5, held_bytes=3 << 20)
     for arrival, made, slack in ((11.0, 0.5, None), (12.0, 0.3, 0.1), (13.0, 0.3, -0.5), (13.5, 0.3, 0.2)):
         seen.arrivals.append(arrival)
         seen.chunks.append(
             {"seconds": 0.5, "made_seconds": made, "slack_seconds": slack, "byte_length": 4000, "stage_seconds": {"decode": 0.1}}
         )
-    assert BUFFER_SECONDS == 0.25
-    # Due at 11.25, 11.75 (comes at 12), 12.5 (comes at 13) and 13.5.
-    assert seen.underruns() == (2, 0.75)
+    assert BUFFER_SECONDS == 0.2
+    # Due at 11.2, 11.7 (comes at 12), 12.5 (comes at 13) and 13.5.
+    assert seen.underruns() == (2, pytest.approx(0.8))
     rows = figures([seen, Watched(asked=10.0, refused="429")])
     assert rows["sessions served, and refused"] == "1, 1"
     assert rows["time to the first chunk, mean and most, s"] == "1.00, 1.00"
     assert rows["between chunks, p50 / p95 / p99, s"] == "1.000 / 1.000 / 1.000"
     assert rows["chunks before their deadline, %"] == "66.7"
-    assert rows["underruns of a viewer with 0.25 s in hand, and seconds stalled"] == "2, 0.75"
+    assert rows["underruns of a viewer with 0.2 s in hand, and seconds stalled"] == "2, 0.80"
     assert rows["held by a session, at most, MiB"] == "3.0" and rows["sent to a viewer for a second of video, kB"] == "8"
     assert rows["from a new prompt to its first chunk, mean and most, s"] == "0.50, 0.50"

@@ -23,7 +23,7 @@ from lolrt.bench.table import aligned
 from lolrt.errors import Error
 
 # What a viewer has in hand when it begins to play, in seconds.
-BUFFER_SECONDS = 0.25
+BUFFER_SECONDS = 0.2
 # Chunks until the window is full; rates are of those after.
 WARM_CHUNKS = 4
 # The name of a row.
@@ -233,7 +233,9 @@ def figures(seen: Sequence[Watched]) -> dict[str, str]:
         "between chunks, p50 / p95 / p99, s": " / ".join(f"{percentile(gaps, rank):.3f}" for rank in ranks) if gaps else "",
         "real-time factor, windows full, p50 / p95 / p99": " / ".join(f"{percentile(made, rank):.2f}" for rank in ranks) if made else "",
         DEADLINES: f"{100 * sum(slack >= 0 for slack in timed) / max(1, len(timed)):.1f}",
-        "underruns of a viewer with 0.25 s in hand, and seconds stalled": f"{sum(n for n, _ in under)}, {sum(s for _, s in under):.2f}",
+        f"underruns of a viewer with {BUFFER_SECONDS:g} s in hand, and seconds stalled": (
+            f"{sum(n for n, _ in under)}, {sum(stalled for _, stalled in under):.2f}"
+        ),
         "from a new prompt to its first chunk, mean and most, s": f"{sum(control) / len(control):.2f}, {max(control):.2f}"
         if control
         else "",

@@ -22,7 +22,7 @@ from lolrt.session.stream import Chunk, Stream
 Result = TypeVar("Result")
 
 # Seconds from a first chunk until it is shown: what the viewer has in hand by whom deadlines are counted.
-START_BUFFER_SECONDS = 0.25
+START_BUFFER_SECONDS = 0.2
 # Interactions that wait for the chunk in hand, and those that are remembered so that none happens twice.
 MOST_WAITING = 16
 MOST_REMEMBERED = 1000

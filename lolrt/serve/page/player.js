@@ -2,7 +2,7 @@
 
 // What is to be left of the buffer when the next chunk comes: playing begins so much after the first chunk has come, and after a stall. With
 // more of it the picture runs a little faster, with less a little slower.
-const SPARE_SECONDS = 0.25;
+const SPARE_SECONDS = 0.2;
 const RATE_PER_SECOND = 0.15; // change of rate for a second too much
 const FASTEST = 1.1;
 const SLOWEST = 0.95;
