@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_cli import error_of
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -57,6 +58,29 @@ def test_frames_are_encoded_and_decoded_on_the_device(far_dit):
     assert [tuple(chunk.frames.shape) for chunk in islice(stream, 2)] == [(9, 64, 64, 3), (12, 64, 64, 3)]
     stream.load_state_dict(stream.state_dict())
     assert len(next(stream).frames) == 12
+
+
+def test_attention_asks_for_its_workspace_where_its_tensors_are(monkeypatch):
+    """Another GPU than the current one may want another: the tensors are fakes, and so are the kernels."""
+    current, calls = [0], []
+
+    @contextlib.contextmanager
+    def made_current(device):
+        current.append(device.index)
+        yield
+        current.pop()
+
+    kernels = SimpleNamespace(
+        frame_attention_workspace=lambda *_: calls.append(("workspace", current[-1])) or 100,
+        frame_attention=lambda *arguments, stream: calls.append((arguments[-1].device.index, current[-1], stream)),
+    )
+    monkeypatch.setattr(torch.cuda, "device", made_current)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=7))
+    monkeypatch.setattr(ops.library, "_core", kernels)
+    with FakeTensorMode():
+        q, pages = (torch.empty(*size, dtype=torch.bfloat16, device="cuda:1") for size in ((2, 3, 1, 64), (1, 384)))
+        ops.library.frame_attention(q, pages, torch.zeros(1, dtype=torch.int32, device="cuda:1"), 3, None, None, None)
+    assert calls == [("workspace", 1), (1, 1, 7)]
 
 
 def test_passes_over_a_full_window_find_everything_where_the_last_one_did(small_dit, rollout_inputs, monkeypatch):

@@ -155,8 +155,13 @@ def test_modulated_norm_matches_the_oracle(
     generator = torch.Generator().manual_seed(channels)
     x, residual = (torch.randn(frames, tokens, channels, generator=generator).to(dtype) + 2 for _ in range(2))
     gate, scale, shift = (torch.randn(n, channels, generator=generator) for n in (frames, 1, frames))
-    updated, out = x.clone(), torch.full_like(x, torch.nan)
+    # Beside the rows of both there are numbers, which would be others if they were taken for channels.
+    wide = torch.randn(2, frames, tokens, channels + 3, generator=generator).to(dtype)
+    beside = wide[..., channels:].clone()
+    updated, out = wide[..., :channels]
+    updated.copy_(x)
     _core.modulated_norm(updated, residual if with_residual else None, gate if with_gate else None, scale, shift, 1e-6, out)
+    assert torch.equal(wide[..., channels:], beside)
     if not with_residual:
         assert torch.equal(updated, x)
     else:
@@ -192,16 +197,18 @@ def test_modulated_norm_takes_strided_rows_and_any_threads(dtype: torch.dtype) -
 @given(data=st.data())
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_gelu_matches_the_oracle(dtype: torch.dtype, data: st.DataObject) -> None:
-    """Rows of any length within wider ones, of values of any size; what lies beside them stays NaN."""
+    """Rows of any length within wider ones, of values of any size; the numbers beside them stay as they are."""
     frames, tokens, channels = (data.draw(st.integers(1, most), name) for name, most in (("frames", 3), ("tokens", 40), ("channels", 70)))
     size = data.draw(st.sampled_from([0.01, 1.0, 4.0, 30.0]), "size")
-    wide = torch.full((frames, tokens, channels + 3), torch.nan, dtype=dtype)
+    wide = torch.randn(frames, tokens, channels + 3, generator=torch.Generator().manual_seed(7)).to(dtype)
+    beside = wide.clone()
     x = wide[..., 1 : 1 + channels]
     x.copy_(size * torch.randn(x.shape, generator=torch.Generator().manual_seed(channels)))
     before = x.clone()
     _core.gelu(x)
     check(x, F.gelu(before, approximate="tanh"), oracle.gelu(fp64(before)), 1)
-    assert wide[..., 0].isnan().all() and wide[..., 1 + channels :].isnan().all()
+    beside[..., 1 : 1 + channels] = x
+    assert torch.equal(wide, beside)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
@@ -257,9 +264,9 @@ def test_sampler_step_is_the_published_one(elements: int, level: float, after: f
         public_step(sample, level, velocity, after, noise),
         oracle.sampler_step(fp64(sample), level, fp64(velocity), after, None if noise is None else fp64(noise)),
     )
-    out = torch.full((elements + 2,), torch.nan)
+    out = torch.full((elements + 2,), 3.0)
     _core.sampler_step(sample, level, velocity, after, noise, out[1:-1])
-    assert torch.equal(out[1:-1], expected) and out[0].isnan() and out[-1].isnan()
+    assert torch.equal(out[1:-1], expected) and out[0] == out[-1] == 3
     assert np.abs(fp64(out[1:-1]) - ref).max() <= 2**-23 * (1 + np.abs(ref).max() + float(fresh.abs().max()))
     _core.sampler_step(sample, level, velocity, after, noise, sample)
     assert torch.equal(sample, expected)

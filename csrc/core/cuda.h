@@ -16,7 +16,7 @@ struct CudaOutcome {
 struct CudaKernels {
   const char *version;  // that of liblolrt.so, or the two do not belong together
   CudaOutcome (*kv_write)(const KvWrite &);
-  uint64_t (*frame_attention_workspace)(const FrameAttention &);  // bytes
+  CudaOutcome (*frame_attention_workspace)(const FrameAttention &, uint64_t *bytes);
   CudaOutcome (*frame_attention)(const FrameAttention &);
   CudaOutcome (*modulated_norm)(const ModulatedNorm &);
   CudaOutcome (*gelu)(const Gelu &);

@@ -111,8 +111,10 @@ FrameAttention checked_descriptor(const lolrt_frame_attention_desc *desc) {
 }
 
 uint64_t workspace_bytes(const FrameAttention &op) {
-  if (op.target.device.type == LOLRT_DEVICE_CUDA) return cuda_kernels().frame_attention_workspace(op);
-  return kernels().frame_attention_workspace(op);
+  if (op.target.device.type != LOLRT_DEVICE_CUDA) return kernels().frame_attention_workspace(op);
+  uint64_t bytes = 0;
+  check_outcome(cuda_kernels().frame_attention_workspace(op, &bytes));
+  return bytes;
 }
 
 }  // namespace

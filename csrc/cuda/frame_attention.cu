@@ -4,7 +4,6 @@
 #include "frame_attention.cuh"
 #include "frame_attention_sm90.h"
 #include "kernels.h"
-#include "outcome.h"
 
 #include <device/launch.cuh>
 
@@ -84,9 +83,11 @@ struct Workspace {
 
 }  // namespace
 
-uint64_t frame_attention_workspace(const FrameAttention &op) {
-  const Device device = current_device();
-  return device.problem != nullptr ? 0 : Workspace(op, split_of(op, device)).bytes;
+CudaOutcome frame_attention_workspace(const FrameAttention &op, uint64_t *bytes) {
+  Device device{};
+  const CudaOutcome found = find_device("frame_attention", op.target, attention_combine_kernel, &device);
+  if (found.status == LOLRT_OK) *bytes = Workspace(op, split_of(op, device)).bytes;
+  return found;
 }
 
 CudaOutcome frame_attention(const FrameAttention &op) {
@@ -102,8 +103,9 @@ CudaOutcome frame_attention(const FrameAttention &op) {
   }
   const CudaOutcome checked = check(op);
   if (checked.status != LOLRT_OK) return checked;
-  const Device device = current_device();
-  if (device.problem != nullptr) return problem(LOLRT_UNSUPPORTED, "frame_attention: CUDA: %s", device.problem);
+  Device device{};
+  const CudaOutcome found = find_device("frame_attention", op.target, attention_combine_kernel, &device);
+  if (found.status != LOLRT_OK) return found;
   const auto dim = static_cast<int>(op.dim), stored_bytes = static_cast<int>(element_bytes(op.page_dtype));
   const int keys = attention_keys(device.architecture, stored_bytes);
   const bool warpgroups = runs_on_warpgroups(op, device);
@@ -117,6 +119,7 @@ CudaOutcome frame_attention(const FrameAttention &op) {
                    attention_frames(op.batch_frames(), op.tokens), op.tokens, op.pairs);
   }
   const PageLayout layout(LOLRT_DEVICE_CUDA, op.page_dtype, op.page_tokens, op.heads, op.dim);
+  if (const CudaOutcome boxes = warpgroups ? check_attention_sm90(op, layout) : kDone; boxes.status != LOLRT_OK) return boxes;
   const WorkSplit split = split_of(op, device);
   const Workspace offsets(op, split);
   auto *workspace = static_cast<char *>(op.workspace);
@@ -134,18 +137,19 @@ CudaOutcome frame_attention(const FrameAttention &op) {
                                    reinterpret_cast<float *>(workspace)};
   const auto batch = static_cast<unsigned>(op.batch);
   const Grid grid{static_cast<unsigned>(split.blocks()), batch, 1, kAttentionThreads, static_cast<unsigned>(shared_bytes)};
-  const char *error = warpgroups ? launch_attention_sm90(argument)
-                                 : launch(choice->kernel[keys == 64][op.mass != nullptr], grid, op.target.stream, argument);
-  if (error == nullptr && split.cut > 0) {
+  CudaOutcome outcome =
+      warpgroups ? launch_attention_sm90(argument)
+                 : launch("frame_attention", choice->kernel[keys == 64][op.mass != nullptr], grid, op.target, argument);
+  if (outcome.status == LOLRT_OK && split.cut > 0) {
     const Grid rows{static_cast<unsigned>(split.cut), kAttentionRows / kCombineRows, batch, kCombineThreads, 0};
-    error = launch(attention_combine_kernel, rows, op.target.stream, argument);
+    outcome = launch("frame_attention", attention_combine_kernel, rows, op.target, argument);
   }
-  if (error == nullptr && op.mass) {
+  if (outcome.status == LOLRT_OK && op.mass) {
     const Grid masses{static_cast<unsigned>(op.pages), static_cast<unsigned>(op.frames), static_cast<unsigned>(op.heads),
                       kMassThreads, kMassThreads / kWarpLanes * sizeof(float)};
-    error = launch(attention_mass_kernel, masses, op.target.stream, argument);
+    outcome = launch("frame_attention", attention_mass_kernel, masses, op.target, argument);
   }
-  return launched("frame_attention", error);
+  return outcome;
 }
 
 }  // namespace lolrt::cuda

@@ -370,6 +370,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   if constexpr (kArchitecture == 0 || (Keys == attention_keys(kArchitecture, sizeof(Stored)) &&
                                        !runs_on_warpgroups(kArchitecture, sizeof(Stored), Dim))) {
     AttentionBlock<Element, Stored, Dim, Keys, Probe>(argument).run();
+  } else {
+    trap();
   }
 }
 

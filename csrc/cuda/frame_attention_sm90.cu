@@ -5,6 +5,8 @@
 
 #include <device/launch.cuh>
 
+#include <cinttypes>
+
 namespace lolrt::cuda {
 namespace {
 
@@ -31,16 +33,25 @@ int64_t attention_sm90_shared_bytes(const FrameAttention &op) {
   return Sm90Shared::bytes(turned_steps(rounded_pairs(op.pairs) / 4), attention_frames(op.batch_frames(), op.tokens));
 }
 
-const char *launch_attention_sm90(const AttentionArgument &argument) {
+CudaOutcome check_attention_sm90(const FrameAttention &op, const PageLayout &layout) {
+  if (op.page_stride > 0 && op.page_stride % layout.key_head == 0) return kDone;
+  return problem(LOLRT_UNSUPPORTED,
+                 "frame_attention: pages are %" PRId64 " elements apart; on sm_90 that has to be a multiple of the %" PRId64
+                 " of a head's keys, which the elements of a page are: copy the pool without what lies between",
+                 op.page_stride, layout.key_head);
+}
+
+CudaOutcome launch_attention_sm90(const AttentionArgument &argument) {
   const FrameAttention &op = argument.op;
   Sm90Argument all{argument, {}, {}};
   const char *error = encode_tensor_map(&all.keys, box_of(op, 0, argument.head_elements));
   if (error == nullptr) error = encode_tensor_map(&all.values, box_of(op, argument.values, argument.head_elements));
-  if (error != nullptr) return error;
+  if (error != nullptr) return problem(LOLRT_INTERNAL, "frame_attention: CUDA: %s", error);
   const Grid grid{static_cast<unsigned>(argument.split.blocks()), static_cast<unsigned>(op.batch), 1, kSm90Threads,
                   static_cast<unsigned>(attention_sm90_shared_bytes(op))};
   const bool probe = op.mass != nullptr;
-  return launch(op.dtype == DType::bfloat16 ? kernel_of<Bf16>(probe) : kernel_of<Fp16>(probe), grid, op.target.stream, all);
+  const Kernel kernel = op.dtype == DType::bfloat16 ? kernel_of<Bf16>(probe) : kernel_of<Fp16>(probe);
+  return launch("frame_attention", kernel, grid, op.target, all);
 }
 
 }  // namespace lolrt::cuda

@@ -123,6 +123,8 @@ template <class Element, bool Probe>
 __global__ void __launch_bounds__(kSm90Threads, 1) frame_attention_sm90_kernel(const __grid_constant__ Sm90Argument argument) {
   if constexpr (kArchitecture == 0 || runs_on_warpgroups(kArchitecture, sizeof(Element), kSm90Dim)) {
     attend_on_warpgroups<Element, Probe>(argument);
+  } else {
+    trap();
   }
 }
 

@@ -2,13 +2,17 @@
 #pragma once
 
 #include "attention.cuh"
+#include "outcome.h"
 
 namespace lolrt::cuda {
 
 // Shared memory of a block.
 int64_t attention_sm90_shared_bytes(const FrameAttention &op);
 
-// Queues the kernel on the op's stream; returns what is wrong, or NULL.
-const char *launch_attention_sm90(const AttentionArgument &argument);
+// What its boxes of the pool want of that beyond what the other kernel does.
+CudaOutcome check_attention_sm90(const FrameAttention &op, const PageLayout &layout);
+
+// Queues the kernel on the op's stream.
+CudaOutcome launch_attention_sm90(const AttentionArgument &argument);
 
 }  // namespace lolrt::cuda

@@ -50,7 +50,7 @@ CudaOutcome gelu(const Gelu &op) {
   }
   const bool whole = op.channels % kLaneChannels == 0 && rows_aligned(2, op.x.data, op.x.frame, op.x.token);
   const Grid grid{row_blocks(op.frames, op.tokens), 1, 1, kRowThreads, 0};
-  return launched("gelu", launch(gelu_kernel, grid, op.target.stream, Argument{op, {op.dtype == DType::bfloat16, whole}}));
+  return launch("gelu", gelu_kernel, grid, op.target, Argument{op, {op.dtype == DType::bfloat16, whole}});
 }
 
 }  // namespace lolrt::cuda

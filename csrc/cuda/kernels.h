@@ -6,7 +6,7 @@
 namespace lolrt::cuda {
 
 CudaOutcome kv_write(const KvWrite &op);
-uint64_t frame_attention_workspace(const FrameAttention &op);
+CudaOutcome frame_attention_workspace(const FrameAttention &op, uint64_t *bytes);
 CudaOutcome frame_attention(const FrameAttention &op);
 CudaOutcome modulated_norm(const ModulatedNorm &op);
 CudaOutcome gelu(const Gelu &op);

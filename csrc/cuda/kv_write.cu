@@ -9,7 +9,6 @@
 #include "kernels.h"
 #include "kv_write.cuh"
 #include "kv_write_fp8.h"
-#include "outcome.h"
 
 #include <device/launch.cuh>
 
@@ -60,9 +59,8 @@ CudaOutcome kv_write(const KvWrite &op) {
   const bool fp8 = op.k.data && op.page_dtype == DType::float8_e4m3fn;
   const unsigned parts = (op.q.data ? 1u : 0u) + (op.k.data && !fp8 ? 2u : 0u);
   const Grid grid{row_blocks(op.frames, op.tokens), parts, 1, kRowThreads, 0};
-  const char *error = parts > 0 ? launch(kv_write_kernel, grid, op.target.stream, argument) : nullptr;
-  if (error == nullptr && fp8) error = launch_kv_write_fp8(argument);
-  return launched("kv_write", error);
+  const CudaOutcome rows = parts > 0 ? launch("kv_write", kv_write_kernel, grid, op.target, argument) : kDone;
+  return rows.status == LOLRT_OK && fp8 ? launch_kv_write_fp8(argument) : rows;
 }
 
 }  // namespace lolrt::cuda

@@ -135,14 +135,14 @@ __global__ void __launch_bounds__(kRowThreads) kv_write_quantise_kernel(const __
 
 }  // namespace
 
-const char *launch_kv_write_fp8(const KvArgument &argument) {
+CudaOutcome launch_kv_write_fp8(const KvArgument &argument) {
   const KvWrite &op = argument.op;
   const Grid rows{row_blocks(op.frames, op.tokens), 2, 1, kRowThreads, 0};
   const Grid heads{static_cast<unsigned>(op.frames), 2, static_cast<unsigned>(op.heads), kRowThreads,
                    kRowThreads / kWarpLanes * sizeof(float)};
-  const char *error = launch(kv_write_maxima_kernel, rows, op.target.stream, argument);
-  if (error == nullptr) error = launch(kv_write_scales_kernel, heads, op.target.stream, argument);
-  return error != nullptr ? error : launch(kv_write_quantise_kernel, rows, op.target.stream, argument);
+  CudaOutcome outcome = launch("kv_write", kv_write_maxima_kernel, rows, op.target, argument);
+  if (outcome.status == LOLRT_OK) outcome = launch("kv_write", kv_write_scales_kernel, heads, op.target, argument);
+  return outcome.status != LOLRT_OK ? outcome : launch("kv_write", kv_write_quantise_kernel, rows, op.target, argument);
 }
 
 }  // namespace lolrt::cuda

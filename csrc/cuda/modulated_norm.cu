@@ -94,8 +94,7 @@ CudaOutcome modulated_norm(const ModulatedNorm &op) {
   const bool all_whole = op.channels % kLaneChannels == 0 && whole(op.x) && whole(op.residual) && whole(op.out) &&
                          whole(op.gate) && whole(op.scale) && whole(op.shift);
   const Grid grid{row_blocks(op.frames, op.tokens), 1, 1, kRowThreads, 0};
-  return launched("modulated_norm",
-                  launch(modulated_norm_kernel, grid, op.target.stream, Argument{op, {op.dtype == DType::bfloat16, all_whole}}));
+  return launch("modulated_norm", modulated_norm_kernel, grid, op.target, Argument{op, {op.dtype == DType::bfloat16, all_whole}});
 }
 
 }  // namespace lolrt::cuda

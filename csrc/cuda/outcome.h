@@ -3,15 +3,21 @@
 
 #include "core/cuda.h"
 
+#include <cstdarg>
+#include <cstdio>
+
 namespace lolrt::cuda {
 
 constexpr CudaOutcome kDone{LOLRT_OK, ""};
 
 // The text (printf style) is in a buffer of the calling thread.
-CudaOutcome problem(lolrt_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
-inline CudaOutcome launched(const char *operation, const char *error) {
-  return error == nullptr ? kDone : problem(LOLRT_INTERNAL, "%s: CUDA: %s", operation, error);
+__attribute__((format(printf, 2, 3))) inline CudaOutcome problem(lolrt_status status, const char *format, ...) {
+  thread_local char text[512];
+  va_list args;
+  va_start(args, format);
+  std::vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  return {status, text};
 }
 
 inline bool aligned(int64_t alignment, const void *data) { return reinterpret_cast<uintptr_t>(data) % alignment == 0; }

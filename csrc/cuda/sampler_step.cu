@@ -32,7 +32,7 @@ CudaOutcome sampler_step(const SamplerStep &op) {
     return problem(LOLRT_UNSUPPORTED, "sampler_step: %" PRId64 " elements; a grid has at most 2^39", op.elements);
   }
   const Grid grid{static_cast<unsigned>(blocks), 1, 1, kStepThreads, 0};
-  return launched("sampler_step", launch(sampler_step_kernel, grid, op.target.stream, op));
+  return launch("sampler_step", sampler_step_kernel, grid, op.target, op);
 }
 
 }  // namespace lolrt::cuda

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,12 +15,17 @@ from lolrt import _core
 _local = threading.local()
 
 
+def _device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Inside, the device of x is the current one, which the kernels want."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
 def _run(kernel: Callable[..., None], x: Tensor, *arguments: Any) -> None:
     """Calls a kernel where its tensor x is."""
     if not x.is_cuda:
         kernel(*arguments)
         return
-    with torch.cuda.device(x.device):
+    with _device_of(x):
         kernel(*arguments, stream=torch.cuda.current_stream().cuda_stream)
 
 
@@ -41,7 +47,8 @@ def frame_attention(
     rotation: Tensor | None, bias: Tensor | None, mass: Tensor | None,
 ) -> Tensor:  # fmt: skip
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    needed = _core.frame_attention_workspace(q, pages, page_table, page_tokens, rotation, bias, out, mass)
+    with _device_of(q):  # whose multiprocessors say how much it is
+        needed = _core.frame_attention_workspace(q, pages, page_table, page_tokens, rotation, bias, out, mass)
     workspace = _workspace(needed, q.device)
     _run(_core.frame_attention, q, q, pages, page_table, page_tokens, rotation, bias, 0.0, out, mass, workspace)
     return out

@@ -13,6 +13,7 @@ import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +79,44 @@ class AbiError(Exception):
         self.status = status
 
 
-def _view(tensor: Tensor) -> _Tensor:
-    code, bits = _CODES[tensor.dtype]
-    sizes = ctypes.c_int64 * tensor.ndim
-    device = (ctypes.c_int32 * 2)(CUDA, 0)
-    return _Tensor(tensor.data_ptr(), device, tensor.ndim, code, bits, 1, sizes(*tensor.shape), sizes(*tensor.stride()), 0)
+@dataclass(frozen=True)
+class Manner:
+    """How a call is made."""
+
+    device: int = 0
+    """Where its tensors are."""
+    stream: int = 0
+    by_offset: bool = False
+    """By where their storage begins and `byte_offset`, without strides where they have no gaps, as DLPack lets a library do."""
+
+    def view(self, tensor: Tensor) -> _Tensor:
+        code, bits = _CODES[tensor.dtype]
+        sizes = ctypes.c_int64 * tensor.ndim
+        device = (ctypes.c_int32 * 2)(CUDA, self.device)
+        offset = tensor.storage_offset() * tensor.element_size() if self.by_offset else 0
+        strides = None if self.by_offset and tensor.is_contiguous() else sizes(*tensor.stride())
+        return _Tensor(tensor.data_ptr() - offset, device, tensor.ndim, code, bits, 1, sizes(*tensor.shape), strides, offset)
 
 
-def describe(kind: type[ctypes.Structure], arguments: dict[str, Any]) -> ctypes.Structure:
-    fields = {name: ctypes.pointer(_view(value)) if isinstance(value, Tensor) else value for name, value in arguments.items()}
-    return kind(struct_size=ctypes.sizeof(kind), **fields)
+def describe(kind: type[ctypes.Structure], arguments: dict[str, Any], manner: Manner = Manner()) -> ctypes.Structure:
+    fields = {name: ctypes.pointer(manner.view(value)) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    return kind(struct_size=ctypes.sizeof(kind), stream=manner.stream, **fields)
+
+
+class Note(ctypes.Structure):
+    """A call of the CUDA runtime: `Note` of tests/cuda/simt/runtime.h."""
+
+    _fields_ = (
+        ("name", ctypes.c_char * 32),
+        ("kernel", ctypes.c_void_p),
+        ("stream", ctypes.c_void_p),
+        ("blocks", ctypes.c_uint32 * 3),
+        ("threads", ctypes.c_uint32),
+        ("shared_bytes", ctypes.c_uint32),
+        ("device", ctypes.c_int32),
+        ("value", ctypes.c_int32),
+        ("error", ctypes.c_int32),
+    )
 
 
 class Abi:
@@ -146,11 +175,32 @@ class Emulated:
         self._abi = Abi(library)
         self._simt = ctypes.CDLL(str(library.with_name("liblolrt_cuda.so")))
         self._simt.lolrt_simt_run.restype = ctypes.c_char_p
+        self.manner = Manner()
         self.settings()
 
-    def settings(self, seed: int = 0, architecture: int = 800, multiprocessors: int = 2) -> None:
-        """With a seed other than 0 threads, blocks and copies come in a random order; architecture as of __CUDA_ARCH__."""
-        self._simt.lolrt_simt_settings(ctypes.c_uint64(seed), architecture, multiprocessors)
+    def settings(self, seed: int = 0, architecture: int = 800, multiprocessors: int = 2, device: int = 0, last_blocks: int = 0) -> None:
+        """With a seed other than 0 threads, blocks and copies come in a random order; architecture, as of __CUDA_ARCH__, is what the code
+        was made for that is loaded, device the GPU's own, the same by default; of each launch the last blocks alone may be run."""
+        self._simt.lolrt_simt_settings(ctypes.c_uint64(seed), architecture, multiprocessors, device, last_blocks)
+        self.restart_runtime()
+
+    def restart_runtime(self, device: int = 0, failing_call: int = 0) -> None:
+        """The CUDA runtime as new, with that device current; the call of that number, counted from 1, will fail."""
+        self._simt.lolrt_simt_restart_runtime(device, failing_call)
+
+    def notes(self) -> list[Note]:
+        """Calls of the CUDA runtime since then."""
+        notes = (Note * self._simt.lolrt_simt_notes(None, 0))()
+        self._simt.lolrt_simt_notes(notes, len(notes))
+        return list(notes)
+
+    def last_error(self) -> int:
+        """What the runtime would say to whoever asks next."""
+        return self._simt.lolrt_simt_last_error()
+
+    def leave_error(self, error: int) -> None:
+        """As if somebody else had left it with the runtime."""
+        self._simt.lolrt_simt_leave_error(error)
 
     def counts(self) -> dict[str, int]:
         """Of all launches since the last call."""
@@ -176,7 +226,7 @@ class Emulated:
 
     def frame_attention(self, **arguments: Any) -> None:
         needed = ctypes.c_uint64()
-        self._abi("frame_attention_workspace", ctypes.byref(describe(_FrameAttention, arguments)), ctypes.byref(needed))
+        self._abi("frame_attention_workspace", ctypes.byref(describe(_FrameAttention, arguments, self.manner)), ctypes.byref(needed))
         workspace = torch.full((needed.value // 4 + 16,), torch.nan)
         start = -(-workspace.data_ptr() // 64) * 64
         space = {"workspace": start if needed.value else None, "workspace_bytes": needed.value}
@@ -201,4 +251,4 @@ class Emulated:
 
     def _call(self, op: str, kind: type[ctypes.Structure], arguments: dict[str, Any], *others: Tensor) -> None:
         self.buffers([x for x in (*arguments.values(), *others) if isinstance(x, Tensor)])
-        self._abi(op, ctypes.byref(describe(kind, arguments)))
+        self._abi(op, ctypes.byref(describe(kind, arguments, self.manner)))

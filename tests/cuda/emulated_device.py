@@ -29,10 +29,11 @@ _capsule_pointer.restype, _capsule_pointer.argtypes = ctypes.c_void_p, (ctypes.p
 
 
 class OnCuda:
-    """A tensor of torch's on the CPU that says of itself that it is on CUDA, by DLPack's protocol: as an array of CuPy's would."""
+    """A tensor of torch's on the CPU that says of itself that it is on CUDA, by DLPack's protocol: as an array of CuPy's would; by_offset:
+    by where its storage begins, and an offset."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor
+    def __init__(self, tensor: Tensor, by_offset: bool = False) -> None:
+        self._tensor, self._by_offset = tensor, by_offset
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return CUDA, 0
@@ -42,6 +43,9 @@ class OnCuda:
         capsule = self._tensor.__dlpack__()
         managed = _capsule_pointer(capsule, b"dltensor")
         ctypes.cast(managed, ctypes.POINTER(ctypes.c_int32))[2] = CUDA  # the device's type, after the pointer to the data
+        if self._by_offset:
+            words = ctypes.cast(managed, ctypes.POINTER(ctypes.c_uint64))
+            words[0], words[5] = self._tensor.untyped_storage().data_ptr(), self._tensor.storage_offset() * self._tensor.element_size()
         return capsule
 
 

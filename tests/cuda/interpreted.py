@@ -62,6 +62,9 @@ class Interpreted(Emulated):
         """found: kernels by their mangled names; architecture as of __CUDA_ARCH__."""
         super().__init__(library)
         self.architecture = architecture
+        self.device = 0
+        self.last_blocks = 0
+        """As of `Emulated.settings`."""
         self.kernels = found
         self._kernels = dict(zip(_signatures(list(found)), found.values(), strict=True))
         self._programs: dict[str, Program] = {}
@@ -78,7 +81,7 @@ class Interpreted(Emulated):
 
     def not_run(self) -> set[str]:
         """Signatures of the kernels that no call has run so far, less the empty ones: tiles of another architecture."""
-        return {name for name, kernel in self._kernels.items() if len(kernel.code) > 1} - set(self._programs)
+        return {name for name, kernel in self._kernels.items() if kernel.code[0].opcode != "trap"} - set(self._programs)
 
     def _host_names(self, library: Path) -> dict[int, str]:
         """Signatures of the functions of the library by their addresses in this process."""
@@ -93,7 +96,7 @@ class Interpreted(Emulated):
         self._memory = Memory([(storage.data_ptr(), storage.nbytes()) for storage in storages])
         self._failure = None
         self.runs_with(self._runner)
-        self.settings(architecture=self.architecture)
+        self.settings(architecture=self.architecture, device=self.device)
         try:
             super()._call(op, kind, arguments, *others)
         finally:
@@ -111,7 +114,7 @@ class Interpreted(Emulated):
                 self._programs[name] = Program(self._kernels[name])
             parameters = ctypes.string_at(launch.argument, launch.argument_bytes)
             what = Launch(tuple(launch.blocks), launch.threads, launch.shared_bytes, parameters)
-            self._counts += run(self._programs[name], what, self._memory)
+            self._counts += run(self._programs[name], what, self._memory, self.last_blocks)
             self._counts["shared_bytes"] = max(self._counts["shared_bytes"], launch.shared_bytes)
             return None
         except PtxError as error:

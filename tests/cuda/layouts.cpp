@@ -60,6 +60,10 @@ void use_warpgroup(const Warpgroup all) {
   std::copy_n(columns, kSm90Dim / 2, all.columns[thread]);
 }
 
+constexpr Target kTarget{{LOLRT_DEVICE_CUDA, 0}, nullptr};
+
+const char *problem_of(const CudaOutcome &outcome) { return outcome.status == LOLRT_OK ? nullptr : outcome.text; }
+
 }  // namespace
 }  // namespace lolrt::cuda
 
@@ -68,14 +72,15 @@ using namespace lolrt::cuda;
 // Returns what is wrong, or NULL.
 extern "C" LOLRT_API const char *layouts_use_tensor_core(const uint32_t (*a)[4], const uint32_t (*b)[2], const uint4 *matrices,
                                                          float (*d)[4], uint32_t (*loaded)[4], uint32_t (*loaded_transposed)[4]) {
-  return launch(use_tensor_core, Grid{1, 1, 1, kWarpLanes, kWarpLanes * sizeof(uint4)}, nullptr,
-                Warp{a, b, matrices, d, loaded, loaded_transposed});
+  const Grid grid{1, 1, 1, kWarpLanes, kWarpLanes * sizeof(uint4)};
+  return problem_of(launch("layouts", use_tensor_core, grid, kTarget, Warp{a, b, matrices, d, loaded, loaded_transposed}));
 }
 
 // Products of 64 x 16 with the 16 x 112 matrix whose columns are rows in b, and with the 16 x 128 one whose rows are.
 extern "C" LOLRT_API const char *layouts_use_warpgroup(const uint32_t (*a)[4], const unsigned char *b,
                                                        float (*rows)[kSm90Keys / 2], float (*columns)[kSm90Dim / 2]) {
-  return launch(use_warpgroup, Grid{1, 1, 1, kWarpgroupThreads, kBoxBytes}, nullptr, Warpgroup{a, b, rows, columns});
+  const Grid grid{1, 1, 1, kWarpgroupThreads, kBoxBytes};
+  return problem_of(launch("layouts", use_warpgroup, grid, kTarget, Warpgroup{a, b, rows, columns}));
 }
 
 // Bytes from the start of a tile of shared memory to 8 elements of a row.

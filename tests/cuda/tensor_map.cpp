@@ -24,6 +24,7 @@ enum Driver { kUsual, kNoDriver, kTooOld, kRefuses };
 
 Driver driver;
 Asked asked;
+cudaError_t last;  // what the runtime keeps for whoever asks next
 
 CUresult encode(CUtensorMap *, CUtensorMapDataType type, cuuint32_t rank, void *data, const cuuint64_t *sizes,
                 const cuuint64_t *strides, const cuuint32_t *box, const cuuint32_t *steps, CUtensorMapInterleave interleave,
@@ -47,9 +48,15 @@ extern "C" {
 
 const char *cudaGetErrorString(cudaError_t) { return "no driver"; }
 
+cudaError_t cudaGetLastError() {
+  const cudaError_t error = last;
+  last = cudaSuccess;
+  return error;
+}
+
 cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **entry, unsigned version, unsigned long long,
                                              cudaDriverEntryPointQueryResult *found) {
-  if (driver == kNoDriver) return cudaErrorInsufficientDriver;
+  if (driver == kNoDriver) return last = cudaErrorInsufficientDriver;
   std::strncpy(asked.name, name, sizeof asked.name - 1);
   asked.version = version;
   *entry = driver == kTooOld ? nullptr : reinterpret_cast<void *>(&encode);
@@ -63,6 +70,6 @@ const char *ask(const lolrt::TensorBox *box, int of, Asked *to) {
   lolrt::cuda::TensorMap map;
   const char *problem = lolrt::cuda::encode_tensor_map(&map, *box);
   *to = asked;
-  return problem;
+  return last == cudaSuccess ? problem : "an error is left with the runtime";
 }
 }

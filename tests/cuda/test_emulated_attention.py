@@ -185,18 +185,21 @@ def test_bias_is_added_to_the_scores(cuda: Emulated, dtype: torch.dtype, dim: in
 def test_a_finite_bias_may_be_of_any_size(cuda: Emulated, dtype: torch.dtype, dim: int, bias: float) -> None:
     """It shuts pages out, the first among them, or all others; and where all pages have it, nothing changes. Beside it scores are less
     than float32's last place, and times log2(e) it may be infinite."""
-    case = CudaAttention(dtype, dim=dim, tokens=11, pages=3, page_tokens=40, scale=1.0, cuda=cuda)
+    check_a_finite_bias(CudaAttention(dtype, dim=dim, tokens=11, pages=3, page_tokens=40, scale=1.0, cuda=cuda), bias)
+
+
+def check_a_finite_bias(case: CudaAttention, bias: float) -> None:
     (ref, ref_mass), baseline = case.oracle(), case.torch()
-    case.bias = torch.full((3, 2), bias)
+    case.bias = torch.full((case.pages, 2), bias)
     out, mass = case.run(probe=True)
-    check(out, baseline, ref, dim)
+    check(out, baseline, ref, case.dim)
     assert np.abs(fp64(mass) - ref_mass).max() <= 5e-2
     case.bias[1] = 0
     out, mass = case.run(probe=True)
     shut = case.bias < case.bias.max()
-    case.bias = torch.zeros(3, 2).masked_fill(shut, -torch.inf)  # beside such a bias float64 has no room for scores either
+    case.bias = torch.zeros(case.pages, 2).masked_fill(shut, -torch.inf)  # beside such a bias float64 has no room for scores either
     ref, ref_mass = case.oracle()
-    check(out, case.torch(), ref, dim)
+    check(out, case.torch(), ref, case.dim)
     assert (mass.transpose(1, 2)[shut] == 0).all() and np.abs(fp64(mass) - ref_mass).max() <= 5e-2
 
 
@@ -214,6 +217,34 @@ def test_scores_of_any_size(cuda: Emulated, dtype: torch.dtype, dim: int) -> Non
     check_scores_of_any_size(case, 5e-2)
 
 
+CUT = dict(tokens=3, frames=1, page_tokens=512, heads=2)  # a part for each page, where there are slots for them
+
+
+@pytest.mark.parametrize("architecture", [800, 860, 900])
+def test_scores_of_any_size_in_tiles_that_are_cut(emulated_library: Emulated, architecture: int) -> None:
+    """The maximum of all parts is that of any of them, the first, the last or one between."""
+    emulated_library.settings(architecture=architecture, multiprocessors=4)
+    case = CudaAttention(torch.bfloat16, dim=128, pages=3, scale=1.0, cuda=emulated_library, **CUT)
+    assert case.run()[0].isfinite().all() and emulated_library.counts()["blocks"] > case.heads, "nothing is cut"
+    check_scores_of_any_size(case, 5e-2)
+    for page in range(3):
+        case.bias = torch.full((3, 2), -300.0)
+        case.bias[page] = 300.0
+        out, mass = case.run(probe=True)
+        ref, ref_mass = case.oracle()
+        check(out, case.torch(), ref, case.dim)
+        assert np.abs(fp64(mass) - ref_mass).max() <= 5e-2
+    emulated_library.settings()
+
+
+@pytest.mark.parametrize("bias", [-1e9, torch.finfo(torch.float32).min, torch.finfo(torch.float32).max])
+def test_a_finite_bias_of_any_size_in_tiles_that_are_cut(emulated_library: Emulated, bias: float) -> None:
+    emulated_library.settings(multiprocessors=4)
+    case = CudaAttention(torch.bfloat16, dim=64, pages=2, cuda=emulated_library, **CUT)
+    check_a_finite_bias(case, bias)
+    emulated_library.settings()
+
+
 def test_nan_in_use_is_not_swallowed(cuda: Emulated) -> None:
     case = CudaAttention(torch.bfloat16, pages=2, tokens=7, page_tokens=40, cuda=cuda)
     case.k[1, 5, 0, 3] = torch.nan
@@ -227,11 +258,30 @@ def test_same_bits_at_any_frame_and_wherever_the_pages_lie(cuda: Emulated, dtype
     case = CudaAttention(dtype, dim=dim, tokens=10, page_tokens=35, pages=4, cuda=cuda)
     expected, _ = case.run()
     assert torch.equal(case.run(case.rotation(shift_frames=10**9))[0], expected)
-    wide = torch.full((20, case.pool.shape[1] + 16), torch.nan, dtype=dtype)[:, 8:-8]
+    elements = case.pool.shape[1]
+    wide = torch.full((20, elements + case.page_tokens * dim), torch.nan, dtype=dtype)[:, 8 : 8 + elements]
     placed = torch.randperm(20)[: case.pages].int()
     wide[placed.long()] = case.pool[case.page_table.long()]
     case.pool, case.page_table = wide, placed
     assert torch.equal(case.run()[0], expected)
+
+
+@pytest.mark.parametrize(("architecture", "gap", "fits"), [(800, 16, True), (900, 35 * 128, True), (900, 16, False)])
+def test_pages_that_lie_apart(emulated_library: Emulated, architecture: int, gap: int, fits: bool) -> None:
+    """On sm_90 the pool is a tensor map, and the driver takes none whose strides are not multiples of one another."""
+    emulated_library.settings(architecture=architecture)
+    case = CudaAttention(torch.bfloat16, dim=128, tokens=10, page_tokens=35, pages=2, cuda=emulated_library)
+    expected, _ = case.run()
+    wide = torch.full((len(case.pool), case.pool.shape[1] + gap), torch.nan, dtype=torch.bfloat16)
+    wide[:, :-gap] = case.pool
+    case.pool = wide[:, :-gap]
+    if fits:
+        assert torch.equal(case.run()[0], expected)
+    else:
+        with pytest.raises(AbiError, match=r"pages are 17936 elements apart; on sm_90 that has to be a multiple of the 4480 of a") as error:
+            case.run()
+        assert error.value.status == 2
+    emulated_library.settings()
 
 
 @pytest.mark.parametrize(("architecture", "dim"), [(800, 64), (900, 128)])

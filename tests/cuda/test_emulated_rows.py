@@ -78,11 +78,14 @@ def test_modulated_norm_matches_the_oracle(
     generator = torch.Generator().manual_seed(channels)
     x, residual = (torch.randn(frames, tokens, channels, generator=generator).to(dtype) + 2 for _ in range(2))
     gate, scale, shift = (torch.randn(n, channels, generator=generator) for n in (frames, 1, frames))
-    wide = torch.full((frames, tokens, channels + 8), torch.nan, dtype=dtype)
-    updated, out = x.clone(), wide[..., :channels]
+    # Beside the rows of both there are numbers, which would be others if they were taken for channels.
+    wide = torch.randn(2, frames, tokens, channels + 8, generator=generator).to(dtype)
+    before = wide.clone()
+    updated, out = wide[..., :channels]
+    updated.copy_(x)
     shared = dict(scale=scale, shift=shift, eps=1e-6)
     cuda.modulated_norm(x=updated, residual=residual if with_residual else None, gate=gate if with_gate else None, out=out, **shared)
-    assert wide[..., channels:].isnan().all()
+    assert torch.equal(wide[..., channels:], before[..., channels:])
     if not with_residual:
         assert torch.equal(updated, x)
     else:
@@ -100,15 +103,17 @@ def test_modulated_norm_matches_the_oracle(
 @dtypes
 @pytest.mark.parametrize(("frames", "tokens", "channels", "offset"), [(1, 1, 1, 1), (3, 7, 70, 1), (2, 3, 264, 0), (2, 5, 264, 4)])
 def test_gelu_matches_the_oracle(cuda: Emulated, dtype: torch.dtype, frames: int, tokens: int, channels: int, offset: int) -> None:
-    """Rows of any length and alignment within wider ones, of values of any size; what lies beside them stays NaN."""
+    """Rows of any length and alignment within wider ones, of values of any size; the numbers beside them stay as they are."""
     for size in (0.01, 1.0, 4.0, 30.0):
-        wide = torch.full((frames, tokens, channels + 8), torch.nan, dtype=dtype)
+        wide = torch.randn(frames, tokens, channels + 8, generator=torch.Generator().manual_seed(7)).to(dtype)
+        beside = wide.clone()
         x = wide[..., offset : offset + channels]
         x.copy_(size * torch.randn(x.shape, generator=torch.Generator().manual_seed(channels)))
         before = x.clone()
         cuda.gelu(x)
         check(x, F.gelu(before, approximate="tanh"), oracle.gelu(fp64(before)), 1)
-        assert wide[..., :offset].isnan().all() and wide[..., offset + channels :].isnan().all()
+        beside[..., offset : offset + channels] = x
+        assert torch.equal(wide, beside)
 
 
 @dtypes
@@ -129,9 +134,9 @@ def test_gelu_of_small_and_of_large_numbers(cuda: Emulated, dtype: torch.dtype) 
 def test_sampler_step_is_the_published_one(cuda: Emulated, elements: int, noisy: bool) -> None:
     sample, velocity, noise = torch.randn(3, elements, generator=torch.Generator().manual_seed(elements))
     expected = public_step(sample, 0.9, velocity, 0.3, noise if noisy else None)
-    out = torch.full((elements + 2,), torch.nan)
+    out = torch.full((elements + 2,), 3.0)
     cuda.sampler_step(level=0.9, after=0.3, sample=sample, velocity=velocity, noise=noise if noisy else None, out=out[1:-1])
-    assert torch.equal(out[1:-1], expected) and out[0].isnan() and out[-1].isnan()
+    assert torch.equal(out[1:-1], expected) and out[0] == out[-1] == 3
 
 
 def test_rows_that_do_not_fit(cuda: Emulated) -> None:

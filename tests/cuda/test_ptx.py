@@ -64,6 +64,17 @@ def test_tiles_that_are_cut_in_a_batch(ptx: Interpreted) -> None:
     compare_batch(BatchedAttention(ptx, table=[[0, 1], [NOT_THERE, 0]], dim=64, page_tokens=520, heads=1, frames=1), probes=(True,))
 
 
+@pytest.mark.parametrize("device", [860, 870, 890, 900, 1000, 1200])
+def test_later_devices_by_the_ptx_of_sm_80(ptx: Interpreted, device: int) -> None:
+    """Where the driver compiles the PTX for devices to come, asked to or because there is no other code, the kernels are those of sm_80:
+    those of the device's own tiles have no code in it."""
+    ptx.device = device
+    try:
+        compare(CudaAttention(torch.bfloat16, dim=128, tokens=9, page_tokens=20, pages=2, frames=1, heads=1, cuda=ptx))
+    finally:
+        ptx.device = 0
+
+
 def test_a_window_of_sinks_alone(ptx: Interpreted) -> None:
     attention.test_a_window_of_sinks_alone(ptx)
 

@@ -74,11 +74,14 @@ void copies(const Argument argument) {
   own(argument)[thread * 4] = value + early;
 }
 
-// A block's own part of the buffer. 1: all blocks write the same; 2: beyond it; 3: beyond shared memory.
+// A block's own part of the buffer. 1: all blocks write the same; 2: beyond it; 3: beyond shared memory; 4: where there is no
+// memory; 5: a vector at an address that is not its own.
 void parts(const Argument argument) {
   float *part = argument.mistake == 1 ? argument.data : own(argument);
   part[argument.mistake == 2 ? threadIdx.x + 1024 : threadIdx.x] = 1.0f;
   if (argument.mistake == 3) shared()[4096 + threadIdx.x] = 1.0f;
+  if (argument.mistake == 4) part[threadIdx.x + (uint64_t{1} << 42)] = 1.0f;
+  if (argument.mistake == 5) store_vector(part + 1, {0, 0, 0, 0});
 }
 
 // The value of each lane's partner, and whether any lane is the last. 1: one lane has left.
@@ -139,7 +142,9 @@ const Case kCases[] = {
      copies,
      {"copies that nobody waits for|a copy under way", "not ordered", "a copy under way", "outside every buffer", "not aligned",
       "copies that nobody waits for|a copy under way"}},
-    {"parts", parts, {"accesses of two blocks", "outside every buffer", "outside every buffer"}},
+    {"parts",
+     parts,
+     {"accesses of two blocks", "outside every buffer", "outside every buffer", "outside every buffer", "not aligned"}},
     {"lanes", lanes, {"deadlock"}},
     {"product",
      product,
@@ -172,10 +177,10 @@ void run(const Case &test, uint64_t seed) {
     std::vector<float> data(4096, 2.0f);  // of which the kernels may use the first 1024
     simt::clear_buffers();
     simt::add_buffer(data.data(), 1024 * sizeof(float));
-    const char *problem = launch(test.kernel, Grid{2, 1, 1, test.kernel == product ? kWarpgroupThreads : kThreads, 16384},
-                                 nullptr, Argument{mistake, data.data()});
-    const std::string said = problem ? problem : "";
-    expect(mistake == 0 ? problem == nullptr : contains_one(said, test.problems[mistake - 1]), test.name, mistake, seed, said);
+    const Grid grid{2, 1, 1, test.kernel == product ? kWarpgroupThreads : kThreads, 16384};
+    const std::string said =
+        launch(test.name, test.kernel, grid, Target{{LOLRT_DEVICE_CUDA, 0}, nullptr}, Argument{mistake, data.data()}).text;
+    expect(mistake == 0 ? said.empty() : contains_one(said, test.problems[mistake - 1]), test.name, mistake, seed, said);
   }
 }
 

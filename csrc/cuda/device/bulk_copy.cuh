@@ -20,7 +20,10 @@ inline const char *encode_tensor_map(TensorMap *map, const TensorBox &box) {
   void *entry = nullptr;
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
   const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
-  if (error != cudaSuccess) return cudaGetErrorString(error);
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // it is not the caller's next call that has failed
+    return cudaGetErrorString(error);
+  }
   if (found != cudaDriverEntryPointSuccess) return "the driver has no cuTensorMapEncodeTiled: it is older than CUDA 12";
   constexpr cuuint32_t steps[4] = {1, 1, 1, 1};
   const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(

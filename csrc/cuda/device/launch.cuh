@@ -1,5 +1,8 @@
-// Launching a kernel on a stream: the one call that differs between a GPU and the emulator.
+// Asking the CUDA runtime for launches. The emulator's tests compile this file as it is, against a runtime that takes notes.
 #pragma once
+
+#include "core/ops.h"
+#include "outcome.h"
 
 #include <cuda_runtime.h>
 
@@ -11,35 +14,59 @@ struct Grid {
   unsigned shared_bytes;  // of a block
 };
 
-// Tensor cores, shared memory and so tiles differ between architectures: 100 * major + 10 * minor of the current device, or 0 and
-// what is wrong.
+// Tensor cores, shared memory and so tiles differ between architectures. `architecture` is what the code was made for that is
+// loaded on the device, in the units of __CUDA_ARCH__: not the device's own where the driver has compiled PTX of an earlier one.
 struct Device {
   int architecture, multiprocessors;
-  const char *problem;
 };
 
-inline Device current_device() {
-  int device = 0, major = 0, minor = 0, multiprocessors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess) return {0, 0, cudaGetErrorString(error)};
-  return {100 * major + 10 * minor, multiprocessors, nullptr};
+// What an op fails with when a call of the runtime does. The runtime keeps the error for whoever asks for the last one: that is
+// this op, not the caller's next.
+inline CudaOutcome runtime_failed(const char *operation, cudaError_t error) {
+  cudaGetLastError();
+  return problem(LOLRT_INTERNAL, "%s: CUDA: %s", operation, cudaGetErrorString(error));
 }
 
-// Queues kernel(argument); returns what is wrong, or NULL.
+// Kernels run on the current device; its memory is what they find there.
+inline CudaOutcome check_current_device(const char *operation, const Target &target) {
+  int current = 0;
+  const cudaError_t error = cudaGetDevice(&current);
+  if (error != cudaSuccess) return runtime_failed(operation, error);
+  if (current == target.device.id) return kDone;
+  return problem(LOLRT_UNSUPPORTED, "%s: the tensors are on CUDA device %d, but the current one is %d; make theirs current first",
+                 operation, target.device.id, current);
+}
+
+// Of the current device, and of the code of one of the op's kernels there.
 template <class Argument>
-const char *launch(void (*kernel)(Argument), const Grid &grid, void *stream, const Argument &argument) {
+CudaOutcome find_device(const char *operation, const Target &target, void (*kernel)(Argument), Device *device) {
+  const CudaOutcome current = check_current_device(operation, target);
+  if (current.status != LOLRT_OK) return current;
+  cudaFuncAttributes code{};
+  cudaError_t error = cudaFuncGetAttributes(&code, kernel);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, target.device.id);
+  }
+  device->architecture = 10 * code.ptxVersion;
+  return error == cudaSuccess ? kDone : runtime_failed(operation, error);
+}
+
+// Queues kernel(argument) on the op's stream.
+template <class Argument>
+CudaOutcome launch(const char *operation, void (*kernel)(Argument), const Grid &grid, const Target &target,
+                   const Argument &argument) {
+  const CudaOutcome current = check_current_device(operation, target);
+  if (current.status != LOLRT_OK) return current;
   cudaError_t error = cudaSuccess;
   if (grid.shared_bytes > 48 * 1024) {  // more has to be asked for
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes));
   }
   if (error == cudaSuccess) {
-    kernel<<<dim3(grid.x, grid.y, grid.z), grid.threads, grid.shared_bytes, static_cast<cudaStream_t>(stream)>>>(argument);
-    error = cudaGetLastError();
+    void *arguments[] = {const_cast<Argument *>(&argument)};
+    error = cudaLaunchKernel(kernel, dim3(grid.x, grid.y, grid.z), dim3(grid.threads), arguments, grid.shared_bytes,
+                             static_cast<cudaStream_t>(target.stream));
   }
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return error == cudaSuccess ? kDone : runtime_failed(operation, error);
 }
 
 }  // namespace lolrt::cuda

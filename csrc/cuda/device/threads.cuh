@@ -26,6 +26,9 @@ __device__ __forceinline__ int computed_here(int value) {
   return value;
 }
 
+// In a kernel that has no code for this architecture: an error, where nobody would see that the output was never written.
+__device__ __forceinline__ void trap() { __trap(); }
+
 // After it each thread sees what the others of its block wrote before.
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
 

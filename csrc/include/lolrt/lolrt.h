@@ -11,9 +11,11 @@
  * nothing has been written. Views are borrowed for the call. Kernels do not allocate, print, abort or keep pointers. Calls from
  * several threads are safe as long as they do not share outputs, workspaces, pools or windows.
  *
- * Devices. The tensors of a call are all on the CPU or all on one CUDA device, which must be the current one; those that an op
- * takes as pointers, a workspace too, are there as well. A call on CUDA queues its work on the descriptor's `stream` and returns;
- * what its tensors hold is not looked at by the host, so entries of a page_table are the caller's responsibility.
+ * Devices. The tensors of a call are all on the CPU or all on one CUDA device, which must be the current one, or the call fails;
+ * those that an op takes as pointers, a workspace too, are there as well. A call on CUDA queues its work on the descriptor's
+ * `stream` and returns; what its tensors hold is not looked at by the host, so entries of a page_table are the caller's
+ * responsibility. What the CUDA runtime says is wrong is the call's failure, and no longer the runtime's last error; what of the
+ * call's work is queued by then stays so.
  *
  * CUDA graphs. Calls may be captured: they launch kernels on `stream` and do nothing else there. What is launched follows from
  * the descriptor alone, that is from sizes, strides, numbers and pointers. What changes from chunk to chunk is behind the

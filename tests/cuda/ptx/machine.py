@@ -36,8 +36,8 @@ class Launch:
     parameters: bytes
 
 
-def run(program: Program, launch: Launch, memory: Memory) -> Counter[str]:
-    """All blocks of a launch; returns counts of what has been executed. Raises PtxError for what a thread does wrong."""
+def run(program: Program, launch: Launch, memory: Memory, last_blocks: int = 0) -> Counter[str]:
+    """All blocks of a launch, or so many, its last. Returns counts of what has been executed; PtxError is for what a thread does wrong."""
     if program.parameter_bytes != len(launch.parameters):
         raise PtxError(f"{program.name} has {program.parameter_bytes} bytes of parameters, not {len(launch.parameters)}")
     if launch.threads % LANES != 0:
@@ -45,7 +45,7 @@ def run(program: Program, launch: Launch, memory: Memory) -> Counter[str]:
     if launch.threads % WARPGROUP_THREADS != 0 and any(block.meets == WARPGROUP for block in program.blocks):
         raise PtxError("a block with products of warpgroups is whole warpgroups")
     counts: Counter[str] = Counter()
-    blocks = np.arange(np.prod(launch.grid))
+    blocks = np.arange(np.prod(launch.grid))[-last_blocks:]
     for first in range(0, len(blocks), max(1, AT_ONCE // launch.threads)):
         machine = Machine(program, launch, memory, blocks[first : first + max(1, AT_ONCE // launch.threads)])
         with np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""Instructions that move values: between registers, and between them and memory."""
+"""Instructions that move values: between registers, and between them and memory; and the one that does nothing but fail."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .memory import FaultError
 from .operands import TYPES, Execute, Mask, Operands, elementwise, instruction
 from .parse import parts
 
@@ -84,5 +85,13 @@ def store(x: Operands, space: str, count: str | None, kind: str) -> Execute:
         active = m.active(mask)
         values = np.stack([m.spread(read(m))[active] for read in reads], -1)
         m.spaces[space].store(active, address(m)[active], values)
+
+    return execute
+
+
+@instruction(r"trap")
+def trap(x: Operands) -> Execute:
+    def execute(m: Machine, mask: Mask) -> None:
+        raise FaultError(int(m.active(mask)[0]), "the kernel has no code for this architecture")
 
     return execute

@@ -118,7 +118,12 @@ const char *tensor_problem(const TensorBox &box) {
   constexpr uint64_t kMaxStride = uint64_t{1} << 40, kMaxSize = uint64_t{1} << 32;
   if (reinterpret_cast<uintptr_t>(box.data) % 16 != 0) return "a tensor map's data is not aligned to 16 bytes";
   for (const uint64_t stride : box.strides) {
-    if (stride % 16 != 0 || stride >= kMaxStride) return "a tensor map's stride is not a multiple of 16 bytes below 2^40";
+    if (stride == 0 || stride % 16 != 0 || stride >= kMaxStride) {
+      return "a tensor map's stride is not a multiple of 16 bytes below 2^40";
+    }
+  }
+  for (int i = 1; i < 3; ++i) {
+    if (box.strides[i] % box.strides[i - 1] != 0) return "a tensor map's stride is not a multiple of the one before";
   }
   for (const uint64_t size : box.sizes) {
     if (size == 0 || size > kMaxSize) return "a tensor map's size is not from 1 to 2^32";

@@ -1,4 +1,5 @@
 // How tests speak to the emulator in liblolrt_cuda.so.
+#include "runtime.h"
 #include "simt.h"
 
 #include "lolrt/lolrt.h"
@@ -7,9 +8,15 @@ using namespace lolrt::simt;
 
 extern "C" {
 
-LOLRT_API void lolrt_simt_settings(uint64_t seed, int architecture, int multiprocessors) {
-  settings() = {seed, architecture, multiprocessors};
+LOLRT_API void lolrt_simt_settings(uint64_t seed, int architecture, int multiprocessors, int device, int last_blocks) {
+  settings() = {seed, architecture, multiprocessors, device, last_blocks};
 }
+
+// As in runtime.h.
+LOLRT_API void lolrt_simt_restart_runtime(int device, int failing_call) { restart_runtime(device, failing_call); }
+LOLRT_API int lolrt_simt_notes(Note *notes, int most) { return read_notes(notes, most); }
+LOLRT_API int lolrt_simt_last_error() { return last_error(); }
+LOLRT_API void lolrt_simt_leave_error(int error) { leave_error(error); }
 
 LOLRT_API void lolrt_simt_buffers(const void *const *starts, const uint64_t *bytes, int count) {
   clear_buffers();

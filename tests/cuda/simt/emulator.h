@@ -153,6 +153,7 @@ void stop_at(const char *where);
 // ---- memory ----
 
 bool in_shared(const void *address, uint64_t bytes);
+// A thread that touches what it may not goes no further.
 void check_bounds(const void *address, uint64_t bytes);
 // Reports what a race is.
 void check(Races::Kind kind, uint64_t offset, unsigned thread);

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -189,12 +190,20 @@ void check_bounds(const void *address, uint64_t bytes) {
   if (std::none_of(e.buffers.begin(), e.buffers.end(), holds)) {
     report("%s: thread %u touches %u bytes there", "an address outside every buffer", e.current->index,
            static_cast<unsigned>(bytes));
+    stop_at("an access that is refused");
   }
 }
 
 namespace {
 
-void access(const void *address, uint64_t bytes, bool write) {
+void check_alignment(const void *address, unsigned bytes) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes == 0) return;
+  report("%s: thread %u touches %u bytes there", "an address that is not aligned to them", emulator().current->index, bytes);
+  stop_at("an access that is refused");
+}
+
+// Of a thread, which gets no further than this where it may not. `aligned`: the access is one instruction on a GPU.
+void access(const void *address, uint64_t bytes, bool write, bool aligned) {
   Emulator &e = emulator();
   if (e.current == nullptr) return;
   const auto *at = static_cast<const unsigned char *>(address);
@@ -202,6 +211,7 @@ void access(const void *address, uint64_t bytes, bool write) {
     return touch_registers(*e.current, reinterpret_cast<uintptr_t>(address), bytes, write);
   }
   const unsigned thread = e.current->index;
+  if (aligned) check_alignment(address, static_cast<unsigned>(bytes));
   if (in_shared(address, bytes)) {
     const uint64_t offset = at - e.shared;
     check(write ? e.races.write_shared(thread, offset, bytes) : e.races.read_shared(thread, offset, bytes), offset, thread);
@@ -259,8 +269,9 @@ const char *run(Index blocks, unsigned threads, unsigned shared_bytes, void (*en
   e.shared_bytes = shared_bytes;
   e.counts.shared_bytes = std::max<uint64_t>(e.counts.shared_bytes, shared_bytes);
   e.races.begin_launch();
-  std::vector<uint32_t> order(static_cast<uint64_t>(blocks.x) * blocks.y * blocks.z);
-  for (uint32_t i = 0; i < order.size(); ++i) order[i] = i;
+  const auto all = static_cast<uint64_t>(blocks.x) * blocks.y * blocks.z;
+  std::vector<uint32_t> order(e.settings.last_blocks > 0 ? std::min<uint64_t>(e.settings.last_blocks, all) : all);
+  std::iota(order.begin(), order.end(), static_cast<uint32_t>(all - order.size()));
   if (e.settings.seed != 0) std::shuffle(order.begin(), order.end(), e.random);
   for (const uint32_t number : order) {
     e.block = {number % blocks.x, number / blocks.x % blocks.y, number / blocks.x / blocks.y};
@@ -273,6 +284,12 @@ const char *run(Index blocks, unsigned threads, unsigned shared_bytes, void (*en
 unsigned thread_index() { return emulator().current->index; }
 Index block_index() { return emulator().block; }
 unsigned char *shared_memory() { return emulator().shared; }
+
+void check_vectors(const void *to, const void *from, unsigned bytes) {
+  if (emulator().current == nullptr) return;
+  check_alignment(to, bytes);
+  check_alignment(from, bytes);
+}
 
 void sync_block() { sync_named(0, emulator().threads); }
 
@@ -333,11 +350,12 @@ void wait_for_copies(unsigned pending) {
 
 using lolrt::simt::access;
 
-#define LOLRT_ACCESS(bytes)                                                           \
-  void __tsan_read##bytes(void *address) { access(address, bytes, false); }           \
-  void __tsan_write##bytes(void *address) { access(address, bytes, true); }           \
-  void __tsan_unaligned_read##bytes(void *address) { access(address, bytes, false); } \
-  void __tsan_unaligned_write##bytes(void *address) { access(address, bytes, true); }
+// Unaligned are those of types whose alignment is smaller, which a GPU goes by too.
+#define LOLRT_ACCESS(bytes)                                                                  \
+  void __tsan_read##bytes(void *address) { access(address, bytes, false, true); }            \
+  void __tsan_write##bytes(void *address) { access(address, bytes, true, true); }            \
+  void __tsan_unaligned_read##bytes(void *address) { access(address, bytes, false, false); } \
+  void __tsan_unaligned_write##bytes(void *address) { access(address, bytes, true, false); }
 
 extern "C" {
 LOLRT_ACCESS(1)
@@ -345,8 +363,8 @@ LOLRT_ACCESS(2)
 LOLRT_ACCESS(4)
 LOLRT_ACCESS(8)
 LOLRT_ACCESS(16)
-void __tsan_read_range(void *address, size_t bytes) { access(address, bytes, false); }
-void __tsan_write_range(void *address, size_t bytes) { access(address, bytes, true); }
+void __tsan_read_range(void *address, size_t bytes) { access(address, bytes, false, false); }
+void __tsan_write_range(void *address, size_t bytes) { access(address, bytes, true, false); }
 void __tsan_init() {}
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit() {}

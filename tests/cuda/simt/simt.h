@@ -3,7 +3,8 @@
 // The threads of a block are fibers that one host thread runs in turns; they change only where they meet. Blocks run one after
 // the other. It is as unkind as the rules allow:
 //   - shared memory starts as NaNs; what cp.async brings arrives as late as possible, and the target is NaN meanwhile
-//   - whoever touches memory is checked (race.h): unordered accesses, copies under way, addresses outside every buffer
+//   - whoever touches memory is checked (race.h): unordered accesses, copies under way
+//   - what lies outside every buffer, or is not aligned to what is moved there, is not even touched
 //   - lanes that meet must meet at the same instruction, all of them; who waits for ever is a deadlock; copies that nobody waits
 //   for
 //     are reported
@@ -26,8 +27,10 @@ struct Index {
 
 struct Settings {
   uint64_t seed = 0;
-  int architecture = 800;  // as of __CUDA_ARCH__
+  int architecture = 800;  // what the code that is loaded was made for, as of __CUDA_ARCH__
   int multiprocessors = 2;
+  int device = 0;       // its own architecture; 0: the same
+  int last_blocks = 0;  // of a launch as many are run; 0: all
 };
 
 // Of all launches since they were last set to zero; of shared memory what the largest block had.
@@ -72,6 +75,9 @@ inline const char *run(const Launch &launch) {
 unsigned thread_index();
 Index block_index();
 unsigned char *shared_memory();
+
+// Of a thread that copies a vector of so many bytes.
+void check_vectors(const void *to, const void *from, unsigned bytes);
 
 void sync_block();
 // Of `threads` threads that name the same barrier, 1 to 15; whole warps.

@@ -1,6 +1,7 @@
 // The emulator's csrc/cuda/device/bulk_copy.cuh.
 #pragma once
 
+#include "runtime.h"
 #include "tensor_box.h"
 
 #include <device/barrier.cuh>
@@ -12,7 +13,7 @@ struct alignas(128) TensorMap : TensorBox {};
 
 inline const char *encode_tensor_map(TensorMap *map, const TensorBox &box) {
   static_cast<TensorBox &>(*map) = box;
-  return simt::tensor_problem(box);
+  return simt::call_fails("cuTensorMapEncodeTiled") ? "unknown error" : simt::tensor_problem(box);
 }
 
 __forceinline__ void copy_box(void *shared, const TensorMap *map, Barrier *barrier, int x, int y, int z, int w) {

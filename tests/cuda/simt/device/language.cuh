@@ -15,14 +15,30 @@
 
 namespace lolrt::cuda {
 
-struct alignas(8) float2 {
-  float x, y;
+// Vectors move in one instruction, to and from multiples of their size. The compiler announces the accesses to their parts alone;
+// so they say themselves where they are copied.
+template <unsigned Bytes>
+struct alignas(Bytes) Vector {
+  Vector() = default;
+  Vector(const Vector &from) { simt::check_vectors(this, &from, Bytes); }
+  Vector &operator=(const Vector &from) {
+    simt::check_vectors(this, &from, Bytes);
+    return *this;
+  }
 };
-struct alignas(16) float4 {
+
+struct float2 : Vector<8> {
+  float x, y;
+  float2() = default;
+  float2(float x, float y) : x(x), y(y) {}
+};
+struct float4 : Vector<16> {
   float x, y, z, w;
 };
-struct alignas(16) uint4 {
+struct uint4 : Vector<16> {
   uint32_t x, y, z, w;
+  uint4() = default;
+  uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) : x(x), y(y), z(z), w(w) {}
 };
 
 inline uint32_t __float_as_uint(float value) { return __builtin_bit_cast(uint32_t, value); }
