@@ -224,7 +224,7 @@ def plan(
     transient["decoding of a chunk"] = decoding.transient
     stream["VAE's past frames"] = sessions * decoding.carried
     stream["latents that were decoded"] = sessions * decoding.remembered
-    stream["workspace of attention"] = (_cuda_workspace if on_cuda else _workspace)(dit, window, tokens, dtype)
+    stream["workspace of attention"] = _cuda_workspace(dit, window, tokens) if on_cuda else _workspace(dit, window, tokens, dtype)
     weights = {"DiT": _bytes(model.parameters()), "VAE": decoding.weights, "VAE's decoder, packed": decoding.packed}
     loaded = weights["DiT"] + encoding.weights
     before_stream = {
@@ -292,8 +292,34 @@ def _workspace(config: DiTConfig, window: Window, tokens: int, dtype: torch.dtyp
     return _core.frame_attention_workspace(q, pages, table, tokens, rotation, None, torch.empty_like(q), None)
 
 
-def _cuda_workspace(config: DiTConfig, window: Window, tokens: int, dtype: torch.dtype) -> int:
-    """Bytes of the probe: maximum and sum, float32, of each row of queries and head at the end of each page. Written down here because a
-    machine that plans may have no CUDA half to ask. Tiles of queries that are cut, as many as the device's multiprocessors want, take
-    more: 9 MiB at the 1.3B shape on 108 or 132 of them."""
-    return 8 * config.num_heads * (window.pages + window.recall_frames) * window.chunk_frames * tokens
+# More than any GPU has; the largest so far have 188.
+MOST_MULTIPROCESSORS = 256
+
+
+def _cuda_workspace(config: DiTConfig, window: Window, tokens: int) -> int:
+    """Bytes, as csrc/cuda/frame_attention.cu has them; written down here because a machine that plans may have no CUDA half to ask.
+
+    Of the probe: maximum and sum, float32, of each row of queries and head at each page's end. Of each part of a tile of 128 rows that is
+    cut: the same, and the output. How many parts there are is decided by the GPU's multiprocessors; without a GPU, the most of any.
+    """
+    pages, rows = window.pages + window.recall_frames, window.chunk_frames * tokens
+    there = torch.cuda.is_available()
+    counts = [torch.cuda.get_device_properties().multi_processor_count] if there else range(1, MOST_MULTIPROCESSORS + 1)
+    tiles = -(-rows // 128) * config.num_heads
+    parts = max(_parts_of_tiles(tiles, pages, tokens, blocks * count) for count in counts for blocks in (1, 2))
+    return 8 * config.num_heads * pages * rows + 4 * parts * 128 * (config.head_dim + 2)
+
+
+def _parts_of_tiles(tiles: int, pages: int, page_tokens: int, slots: int) -> int:
+    """Parts of all tiles that are cut where so many blocks run at once, as csrc/cuda/work_split.cuh deals them out."""
+    cut = tiles % slots
+
+    def most(part: int) -> int:
+        """Pages of the slot that does most, when all parts but the last of a tile are so many."""
+        rounds, busy = divmod(cut * (pages // part), slots)
+        rest = pages % part
+        small, beside = cut if rest else 0, (slots - busy) * (part // (rest or 1)) if busy else 0
+        return (rounds + (busy > 0)) * part + -(-max(small - beside, 0) // slots) * rest
+
+    best = min((part for part in range(pages, 0, -1) if part == pages or part * page_tokens >= 512), key=lambda part: (most(part), -part))
+    return cut * -(-pages // best) if best < pages else 0

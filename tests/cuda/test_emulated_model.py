@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +18,7 @@ from test_parity import BF16_MAX, BF16_RMS, POLICIES
 from torch import Tensor
 
 import lolrt
-from lolrt import _core
-from lolrt.memory_plan import plan
+from lolrt import _core, memory_plan
 
 pytestmark = pytest.mark.whole
 
@@ -131,24 +131,52 @@ def test_recall_and_a_synchronised_gate_decide_as_on_the_cpu(device: str, window
     assert rms(on_cuda - on_cpu) <= 2 * BF16_RMS * on_cpu.std().item()
 
 
-def test_the_planned_workspace_is_what_the_kernels_ask_for(core: EmulatedCore) -> None:
-    window = lolrt.Window(1, 4, 2, recall_frames=1)
-    planned = plan(small_model(BF16).config, lolrt.VAEConfig(dim=16), 32, 48, window=window, device="cuda")
-    tokens, pages = 6, 6
-    q, pool = torch.empty(2, tokens, 2, 64, dtype=BF16), torch.empty(8, 2 * 2 * tokens * 64, dtype=BF16)
-    table, mass = torch.zeros(pages, dtype=torch.int32), torch.empty(pages, 2, 2)
+@pytest.mark.parametrize("multiprocessors", [1, 54, 108, 128, 132, 142, 148])
+def test_the_planned_workspace_is_what_the_kernels_ask_for(
+    core: EmulatedCore, emulated_library: Emulated, multiprocessors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the published size, for a GPU of so many multiprocessors, and no less where there is none to ask. By the larger of the kernels,
+    that of sm_80 or of sm_90: pages of 8 bits have the first on sm_90 as well."""
+    config, window, tokens = lolrt.DiTConfig(), lolrt.Window(3, 9), 1560
+    pages, heads = 12, config.num_heads
+    q, pool = torch.empty(3, tokens, heads, 128, dtype=BF16), torch.empty(12, 2 * heads * tokens * 128, dtype=BF16)
+    table, mass = torch.zeros(pages, dtype=torch.int32), torch.empty(pages, 3, heads)
     room_to_align = 63
-    asked = core.frame_attention_workspace(q, pool, table, tokens, None, None, q, mass)
-    assert planned.stream["workspace of attention"] == asked - room_to_align
+    asked = []
+    for architecture in (800, 900):
+        emulated_library.settings(architecture=architecture, multiprocessors=multiprocessors)
+        asked.append(core.frame_attention_workspace(q, pool, table, tokens, None, None, q, mass) - room_to_align)
+    emulated_library.settings()
+    assert memory_plan._cuda_workspace(config, window, tokens) >= max(asked)
+    properties = SimpleNamespace(multi_processor_count=multiprocessors)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: properties)
+    assert memory_plan._cuda_workspace(config, window, tokens) == max(asked)
 
 
-def test_arrays_of_other_libraries_reach_the_kernels(core: EmulatedCore, emulated_library: Emulated) -> None:
+@pytest.mark.parametrize("by_offset", [False, True])
+def test_arrays_of_other_libraries_reach_the_kernels(core: EmulatedCore, emulated_library: Emulated, by_offset: bool) -> None:
     """By DLPack's protocol alone, as CuPy's do."""
     x = torch.randn(2, 3, 64).bfloat16()
-    out = x.clone()
+    out = torch.randn(3, 3, 64).bfloat16()[1:].copy_(x)
     emulated_library.buffers([out])
-    core._core.gelu(OnCuda(out), stream=0)
+    core._core.gelu(OnCuda(out, by_offset), stream=0)
     torch.testing.assert_close(out, torch.nn.functional.gelu(x, approximate="tanh"))
+    # A workspace too: NaN is what lies before it.
+    pages, table = torch.randn(2, 2 * 520 * 64).bfloat16(), torch.tensor([1, 0], dtype=torch.int32)
+    results = []
+    for start in (0, 1000):
+        workspace = torch.full((1 << 20,), 0xFF, dtype=torch.uint8)[start:]
+        arguments = [OnCuda(each, by_offset) for each in (x[:1, :1, None], pages, table)]
+        results.append(torch.empty(1, 1, 1, 64, dtype=BF16))
+        emulated_library.buffers([x, pages, table, workspace, results[-1]])
+        last = OnCuda(results[-1], by_offset), None, OnCuda(workspace, by_offset)
+        core._core.frame_attention(*arguments, 520, None, None, 0.0, *last)
+    assert torch.equal(*results) and results[0].isfinite().all()
+
+
+def test_what_does_not_belong_together_is_refused(core: EmulatedCore) -> None:
+    x = torch.zeros(2, 3, 64, dtype=BF16)
     with pytest.raises(core._core.UnsupportedError, match="q_out is on device 1:0, expected 2:0"):
         q = x[None, :, :, :]
         core._core.kv_write(OnCuda(q), None, None, None, None, 0.0, None, 0, q.clone(), None, None)
