@@ -1,0 +1,28 @@
+"""Tensors far larger than memory, of which only what is touched is there."""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+from torch import Tensor
+
+APART = 2**31 + 512
+"""Elements, a multiple of 640; in none of the element types but that of 8 bits less than 4 GiB."""
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python 3.11 names it
+
+
+def sparse(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Zeros."""
+    elements = torch.Size(shape).numel()
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
+    return torch.frombuffer(mmap.mmap(-1, elements * dtype.itemsize, flags=flags), dtype=dtype).view(shape)
+
+
+def apart(x: Tensor, dim: int) -> Tensor:
+    """x, with `APART` elements from one index of that dimension to the next, and all other dimensions packed."""
+    others = [size for d, size in enumerate(x.shape) if d != dim]
+    strides = [torch.Size(others[d + 1 :]).numel() for d in range(len(others))]
+    strides.insert(dim, APART)
+    memory = sparse((x.shape[dim] - 1) * APART + torch.Size(others).numel(), dtype=x.dtype)
+    return memory.as_strided(x.shape, strides).copy_(x)

@@ -1,0 +1,147 @@
+"""Addresses beyond 2^31 elements and 4 GiB, of every op on the CPU: each tensor that may have strides, once with each of its dimensions so
+far apart, which changes no bit; and those that may have none, as large. In sparse memory: what is not touched is not there."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from rule import DTYPES, empty_pages, name_of
+from sparse import APART, apart, sparse
+from torch import Tensor
+
+from lolrt import _core
+
+HEADS, TOKENS, DIM = 3, 5, 64
+Call = Callable[[dict[str, Tensor], torch.dtype], None]
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def frame_attention(t: dict[str, Tensor], dtype: torch.dtype) -> None:
+    table = torch.tensor([2, 0], dtype=torch.int32)
+    shared = (t["q"], t["pages"], table, TOKENS, None, None)
+    workspace = torch.empty(_core.frame_attention_workspace(*shared, t["out"], None), dtype=torch.uint8)
+    _core.frame_attention(*shared, 0.0, t["out"], None, workspace)
+
+
+def kv_write(t: dict[str, Tensor], dtype: torch.dtype) -> None:
+    table, weight = torch.tensor([2, 0], dtype=torch.int32), torch.ones(HEADS, DIM, dtype=dtype)
+    _core.kv_write(t["q"], t["k"], t["v"], weight, None, 1e-6, None, 0, t["out"], t["pages"], table)
+
+
+def modulated_norm(t: dict[str, Tensor], dtype: torch.dtype) -> None:
+    gate, ones = randn(2, DIM), torch.ones(1, DIM)
+    _core.modulated_norm(t["out2"], t["x"], gate, ones, ones, 1e-6, t["out"])
+
+
+def gelu(t: dict[str, Tensor], dtype: torch.dtype) -> None:
+    _core.gelu(t["out"])
+
+
+def channel_norm(t: dict[str, Tensor], dtype: torch.dtype) -> None:
+    _core.channel_norm(t["pixels"], torch.ones(16), True, t["margins"])
+
+
+def conv3d(t: dict[str, Tensor], dtype: torch.dtype) -> None:
+    _core.conv3d(t["past"], t["wide"], randn(1, 3, 3, 3, 16, 16), randn(1, 16), t["residual"], t["pixels"])
+
+
+def tensors(op: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """With "out" and the like filled, so that they are compared whole."""
+    heads, rows = (2, TOKENS, HEADS, DIM), (2, TOKENS, DIM)
+    pages = empty_pages(dtype, 3, TOKENS, HEADS, DIM).fill_(0.5)
+    return {
+        "frame_attention": {"q": randn(*heads, dtype=dtype), "pages": randn(*pages.shape, dtype=dtype), "out": randn(*heads, dtype=dtype)},
+        "kv_write": {name: randn(*heads, dtype=dtype) for name in ("q", "k", "v", "out")} | {"pages": pages},
+        "modulated_norm": {name: randn(*rows, dtype=dtype) for name in ("x", "out", "out2")},
+        "gelu": {"out": randn(*rows, dtype=dtype)},
+        "channel_norm": {"pixels": randn(2, 3, 4, 16), "margins": torch.zeros(2, 5, 6, 16)},
+        "conv3d": {
+            "past": randn(2, 5, 6, 16), "wide": randn(2, 5, 6, 16), "residual": randn(2, 3, 4, 16), "pixels": torch.zeros(2, 3, 4, 16),
+        },
+    }[op]  # fmt: skip
+
+
+# Of the dimensions from the first on, how many may have strides; of some tensors fewer.
+FREE = {"pages": 1, "past": 2, "wide": 2}
+OPS: dict[str, tuple[Call, int]] = {
+    "frame_attention": (frame_attention, 3), "kv_write": (kv_write, 3), "modulated_norm": (modulated_norm, 2), "gelu": (gelu, 2),
+    "channel_norm": (channel_norm, 3), "conv3d": (conv3d, 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("op", OPS)
+def test_rows_that_are_far_apart(op: str, dtype: torch.dtype) -> None:
+    call, dims = OPS[op]
+    if dtype != torch.float32 and "pixels" in tensors(op, dtype):
+        pytest.skip("one of the VAE's ops, which are in float32")
+    packed = tensors(op, dtype)
+    call(packed, dtype)
+    for name in packed:
+        for dim in range(FREE.get(name, dims)):
+            far = tensors(op, dtype)
+            far[name] = apart(far[name], dim)
+            call(far, dtype)
+            assert all(torch.equal(far[each], packed[each]) for each in packed), f"{name}, dimension {dim}"
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("isa", _core.isas())
+def test_a_rotation_of_more_elements(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a page that is the last of many, most of which are not there."""
+    frames, pages, pairs = 520, 65536, 32
+    before = _core.isa()
+    _core.set_isa(isa)
+    try:
+        q, table = randn(frames, 1, 1, DIM), torch.full((pages,), -1, dtype=torch.int32)
+        pool, out = randn(2, _core.page_elements("float32", 1, 1, DIM)), torch.empty(frames, 1, 1, DIM)
+        angles = randn(1, frames, 1, pairs)
+        rotation = sparse(pages, frames, 1, pairs, 2, dtype=torch.float32)
+        assert rotation.numel() > 2**31
+        table[-1], rotation[-1:] = 1, torch.stack([angles.cos(), angles.sin()], -1)
+        shared = (q, pool, table, 1, rotation, None)
+        workspace = torch.empty(_core.frame_attention_workspace(*shared, out, None), dtype=torch.uint8)
+        _core.frame_attention(*shared, 0.0, out, None, workspace)
+        expected, one = torch.empty_like(out), (q, pool, table[-1:].clone(), 1, rotation[-1:].clone(), None)
+        _core.frame_attention(*one, 0.0, expected, None, workspace)
+        assert torch.equal(out, expected)
+    finally:
+        _core.set_isa(before)
+
+
+def repeated(elements: int, part: int, own_tail: int) -> tuple[Tensor, Tensor]:
+    """float32 [elements] that is the same `part` elements of memory again and again, but for a tail; and the part."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+    shared_fixed = 0x01 | 0x10
+    whole = sparse(elements, dtype=torch.float32)
+    file = os.memfd_create("repeated")
+    os.ftruncate(file, part * 4)
+    for start in range(0, elements - own_tail - part + 1, part):
+        address = libc.mmap(whole.data_ptr() + start * 4, part * 4, mmap.PROT_READ | mmap.PROT_WRITE, shared_fixed, file, 0)
+        assert address == whole.data_ptr() + start * 4
+    os.close(file)
+    return whole, whole[:part]
+
+
+@pytest.mark.slow
+def test_a_sampler_step_of_more_elements() -> None:
+    """2^31 and some: nearly all of them in the same memory."""
+    part, tail = 2**22, 1000
+    elements = 2**31 + part
+    values, out = (repeated(elements, part, part) for _ in range(2))
+    for x in (values[1], values[0][-part:]):
+        x.copy_(randn(part))
+    _core.sampler_step(values[0], 0.9, values[0], 0.0, None, out[0])
+    for x, result in ((values[1], out[1]), (values[0][-part:], out[0][-part:])):
+        assert torch.equal(result[-tail:], (x[-tail:].double() - 0.9 * x[-tail:].double()).float())
+    assert elements > APART
