@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import test_emulated_rows as rows
+import test_mutations_launch as launchers
 import torch
 from emulated import AbiError
 from interpreted import KERNELS, Interpreted, compile_ptx, has_nvcc
@@ -18,6 +19,7 @@ from ptx import Instruction, PtxError
 from rule import check, name_of
 from test_emulated_attention import CudaAttention
 from test_emulated_fp8 import fp8_attention
+from test_mutations_launch import compile_mutant as compile_mutant_of_launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_nvcc(), reason="there is no nvcc, whose PTX would be run")]
 
@@ -202,6 +204,16 @@ def test_mutation_is_found(mutation: Mutation, ptx: Interpreted, tmp_path: Path)
     assert re.search(mutation.finds, report), f"found: {report or 'nothing'}"
 
 
+def test_the_tile_of_the_device_is_found(ptx: Interpreted, tmp_path: Path) -> None:
+    """Planted in the launcher: tiles by the device's architecture, where the PTX of sm_80 is what is loaded. What has no code says so."""
+    (by_device,) = (mutation for mutation in launchers.MUTATIONS if mutation.name == "the tile of the device, not of the code")
+    launcher = compile_mutant_of_launch(by_device, ptx.path.with_name("objects"), tmp_path)
+    mutant = Interpreted(launcher.path, ptx.kernels)
+    mutant.device = 860
+    with pytest.raises(AbiError, match="has no code for this architecture: trap"):
+        attend(mutant, torch.bfloat16, 128, 77, 2)
+
+
 def reports_without(cuda: Interpreted, name: str, opcode: str, kernel: str) -> list[str]:
     """What is found when one after the other of those instructions is removed from a compiled kernel for bfloat16."""
     (mangled,) = (mangled for mangled in cuda.kernels if name in mangled)
@@ -245,5 +257,6 @@ def test_all_fences_of_products_but_one_are_missed(ptx_of_sm90: Interpreted) -> 
 
 
 def test_the_emulator_compiles_none_of_these_files(ptx: Interpreted) -> None:
+    """But the one that asks the runtime for launches."""
     headers = ptx.path.with_name("headers").read_text()
-    assert "cuda/simt/device/matrix.cuh" in headers and "csrc/cuda/device" not in headers
+    assert "cuda/simt/device/matrix.cuh" in headers and set(re.findall(r"csrc/cuda/device/(\w+)", headers)) == {"launch"}
