@@ -121,16 +121,16 @@ def functions(disassembly: str) -> Iterator[Function]:
 def loops(function: Function) -> list[Loop]:
     """In the order of their first instructions. A loop is entered at its first instruction only: a branch back into the midst of other
     code, where a thread goes on that has waited at the function's end, makes none."""
-    successors = _successors(function)
+    after = successors(function)
     ends: dict[int, list[int]] = {}
     for i in function.body:
         # A branch to itself is what fills the end of a function.
-        if i.target is not None and i.target < i.address and not _reaches(successors, i.address, without=i.target):
+        if i.target is not None and i.target < i.address and not _reaches(after, i.address, without=i.target):
             ends.setdefault(i.target, []).append(i.address)
     return [Loop(function, start, tuple(sorted(addresses))) for start, addresses in sorted(ends.items())]
 
 
-def _successors(function: Function) -> dict[int, list[int]]:
+def successors(function: Function) -> dict[int, list[int]]:
     """Addresses of what may come after each instruction; the first one's come first."""
     following = [i.address for i in function.body[1:]]
     return {
@@ -139,17 +139,17 @@ def _successors(function: Function) -> dict[int, list[int]]:
     }
 
 
-def _reaches(successors: Mapping[int, list[int]], goal: int, without: int) -> bool:
+def _reaches(after: Mapping[int, list[int]], goal: int, without: int) -> bool:
     """Whether there is a way from the first instruction to another that avoids a third."""
-    ways, seen = [next(iter(successors))], {without}
+    ways, seen = [next(iter(after))], {without}
     while ways:
         address = ways.pop()
         if address == goal:
             return True
-        if address in seen or address not in successors:
+        if address in seen or address not in after:
             continue
         seen.add(address)
-        ways += successors[address]
+        ways += after[address]
     return False
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+import in_flight
 import pytest
 from commands import output_of
 from emulated import ROOT
@@ -253,6 +254,50 @@ def test_one_warp_copies_a_tile(machine_code: list[sass.Function]) -> None:
         assert (found["UTMALDG"], found["SYNCS"]) == (4, 4) and found.total() <= 80, found
 
 
+def without(function: sass.Function, at: int) -> sass.Function:
+    """With an instruction there that does nothing."""
+    body = tuple(replace(i, opcode="NOP", operands="", guard="") if i.address == at else i for i in function.body)
+    return replace(function, body=body)
+
+
+def test_nobody_touches_registers_of_products_under_way(machine_code: list[sass.Function]) -> None:
+    """On sm_90a, along every way through the code; and each of the waits is missed when it is taken out."""
+    kernels = [f for f in machine_code if f.architecture == "sm_90a" and "frame_attention_sm90_kernel" in f.name]
+    assert len(kernels) == 4
+    for function in kernels:
+        assert in_flight.violations(function) == [], function.name
+    waits = [i.address for i in kernels[0].body if i.opcode.startswith("WARPGROUP.DEPBAR")]
+    assert len(waits) == 4  # for a page's first scores; in the loop for scores and values; for the last values
+    for wait in waits:
+        assert in_flight.violations(without(kernels[0], wait)), f"{wait:#x}"
+
+
+# ---- what the build's flags leave in the code ----
+
+DIVIDES = ("gelu_kernel", "kv_write_kernel", "modulated_norm_kernel", "attention_mass_kernel")
+ROUNDED_TWICE = ("sampler_step_kernel",)
+"""Has products and sums, of which the source fuses none."""
+
+
+def approximations(function: sass.Function) -> list[str]:
+    """Instructions that are there when the compiler may round as it likes: fused, without subnormal numbers, by approximate functions."""
+    opcodes = [i.opcode for i in function.body]
+    wrong = {opcode for opcode in opcodes if opcode.startswith("FFMA") and ".FTZ" in opcode}
+    wrong |= {opcode for opcode in opcodes if opcode.startswith(("MUFU.SQRT", "MUFU.SIN", "MUFU.COS", "MUFU.TANH"))}
+    if any(name in function.name for name in ROUNDED_TWICE):
+        wrong |= {opcode for opcode in opcodes if opcode.startswith(("DFMA", "FFMA")) or ".FTZ" in opcode}
+    # Tells numbers whose quotient takes more care.
+    if any(name in function.name for name in DIVIDES) and "FCHK" not in opcodes:
+        wrong.add("a division without FCHK")
+    return sorted(wrong)
+
+
+def test_nothing_is_rounded_as_the_compiler_likes(machine_code: list[sass.Function]) -> None:
+    assert {(f.architecture, f.name): wrong for f in machine_code if (wrong := approximations(f))} == {}
+    for name in (*DIVIDES, *ROUNDED_TWICE):
+        assert {f.architecture for f in machine_code if name in f.name} == ARCHITECTURES, name
+
+
 def test_no_kernel_touches_local_memory(machine_code: list[sass.Function]) -> None:
     assert {(f.architecture, f.name) for f in machine_code if any(i.name in LOCAL_MEMORY for i in f.body)} == set()
 
@@ -333,6 +378,25 @@ template __global__ void lolrt::cuda::frame_attention_kernel<lolrt::cuda::Bf16, 
 def test_nothing_is_found_in_the_kernel_as_it_is(nvcc: str, tmp_path: Path) -> None:
     function = compile_one(nvcc, tmp_path)
     assert violations(function, Tile(128, 64, False)) == []
+
+
+@pytest.mark.parametrize(
+    ("unit", "flags", "finds"),
+    [
+        ("sampler_step", ["-fmad=false", "--use_fast_math"], "FMUL.FTZ"),
+        ("sampler_step", ["-fmad=true"], "DFMA"),
+        ("modulated_norm", ["-fmad=false", "--use_fast_math"], "FFMA.FTZ"),
+        ("modulated_norm", ["-fmad=false", "-prec-div=false"], "a division without FCHK"),
+        ("modulated_norm", ["-fmad=false", "-prec-sqrt=false"], "MUFU.SQRT"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else value,
+)
+def test_flags_that_let_it_are_found(nvcc: str, unit: str, flags: list[str], finds: str, tmp_path: Path) -> None:
+    csrc = ROOT / "csrc"
+    includes = [f"-I{folder}" for folder in (csrc / "cuda", csrc, csrc / "include")]
+    output_of(nvcc, "-cubin", "-arch=sm_80", "-std=c++17", *flags, *includes, csrc / "cuda" / f"{unit}.cu", "-o", tmp_path / "one.cubin")
+    (function,) = sass.functions(sass.disassemble(tmp_path / "one.cubin"))
+    assert finds in approximations(function)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
