@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -284,6 +285,14 @@ def test_schemas_are_kept_to(server):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert re.search(r"Tested: [2-9]\d", done.stdout), done.stdout[-1000:]
+
+
+def test_metrics_are_those_of_the_document(server):
+    """Each of ours by its name, and no other."""
+    families = text_string_to_metric_families(server.ask("GET", "/metrics")[2].decode())
+    names = {family.name for family in families if family.name.startswith("lolrt_") and not family.name.endswith("_created")}
+    document = (Path(__file__).parents[1] / "docs" / "serve.md").read_text().partition("## Metrics")[2]
+    assert names == set(re.findall(r"`(lolrt_\w+)", document))
 
 
 def test_metrics_are_those_of_what_happened(server):

@@ -18,9 +18,9 @@ export class RtcPlayer {
     this.watchPictures();
   }
 
-  /** Connects, unless it is connected still. */
+  /** Connects, also after a break: what there was may be of a server that is gone, which shows only later. */
   start() {
-    if (!["new", "connecting", "connected"].includes(this.connection?.connectionState)) this.connect();
+    this.connect();
   }
 
   async connect() {
@@ -47,7 +47,7 @@ export class RtcPlayer {
 
   again() {
     clearTimeout(this.later);
-    if (!this.closed) this.later = setTimeout(() => this.connect(), 1000 * AGAIN_SECONDS);
+    if (!this.closed && !this.held) this.later = setTimeout(() => this.connect(), 1000 * AGAIN_SECONDS);
   }
 
   append(_, chunk) {
@@ -60,6 +60,7 @@ export class RtcPlayer {
 
   goOn() {
     this.held = false;
+    if (["failed", "closed"].includes(this.connection?.connectionState)) this.connect();
   }
 
   /** Seconds of video that are made and not shown. */
