@@ -2,6 +2,7 @@
 
 const PAST_SECONDS = 60;
 const COMING_SECONDS = 15;
+const LABEL_HEIGHT = 14;
 const MOST_PHASE = 0.6; // of the phase kernel: what it reaches when it comes back
 const MOST_ROWS = 48; // of the score's map; with more, a row is a layer's mean
 
@@ -98,12 +99,13 @@ export function drawScore(canvas, stream) {
   drawMean(pen, lanes.mean, shown, x, stream.mostMean, { accent, quiet, rule, width });
   drawMade(pen, lanes.made, shown, x, stream.deadline, { ink, quiet, alarm, rule, width });
 
+  const ends = []; // of the labels in each row: where there is no room beside one, the next goes below it
   for (const { time, frame } of stream.returns.filter(({ time }) => time >= from && time <= to)) {
     pen.strokeStyle = pen.fillStyle = ink;
     pen.setLineDash([3, 3]);
     line(pen, x(time), lanes.map[0], x(time), lanes.made[1]);
     pen.setLineDash([]);
-    label(pen, `frame ${frame}`, x(time) + 4, lanes.map[0] + 4, width);
+    label(pen, `frame ${frame}`, x(time) + 4, lanes.map[0] + 4, width, ends);
   }
   pen.textBaseline = "middle";
   stream.prompts.forEach(({ time, prompt }, i) => {
@@ -194,10 +196,14 @@ function line(pen, x1, y1, x2, y2) {
   pen.stroke();
 }
 
-function label(pen, text, x, y, width) {
+function label(pen, text, x, y, width, ends) {
   pen.textBaseline = "top";
   const wide = pen.measureText(text).width;
-  pen.fillText(text, x + wide > width ? x - wide - 8 : x, y);
+  const left = x + wide > width ? x - wide - 8 : x;
+  let row = 0;
+  while (ends[row] > left - 6) row++;
+  ends[row] = left + wide;
+  pen.fillText(text, left, y + LABEL_HEIGHT * row);
 }
 
 function fitted(pen, text, width) {
