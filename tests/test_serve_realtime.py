@@ -3,18 +3,29 @@ lolrt; and against clients that know nothing of anything."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 import av
 import pytest
+import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import PROMPT, Server
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
+
+import lolrt
+from lolrt.serve import realtime
+from lolrt.serve.app import make_app
+from lolrt.serve.server import listening
+from lolrt.serve.settings import Settings
 
 pytestmark = pytest.mark.whole
 
@@ -252,3 +263,41 @@ def test_whatever_is_sent_is_answered_with_events(server, messages):
         except ConnectionClosed as closed:
             assert closed.rcvd is not None and closed.rcvd.code == 1000
     assert server.ask("GET", "/health")[0] == 200
+
+
+@contextlib.contextmanager
+def in_this_process(pipe: lolrt.Pipeline) -> Iterator[str]:
+    """The address of a server in a thread."""
+    listener = listening("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(make_app(pipe, Settings(max_sessions=1)), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield f"127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def test_who_gets_no_chunk_and_says_nothing_is_left(quick, monkeypatch):
+    """A session.ping keeps the connection, also where the session is paused."""
+    monkeypatch.setattr(realtime, "STALL_SECONDS", 3.0)
+    monkeypatch.setattr(realtime, "LOOK_SECONDS", 0.1)
+    with in_this_process(quick) as address, connect(f"ws://{address}/v1/realtime/video", max_size=None, ping_interval=None) as socket:
+
+        def until(kind: str) -> dict[str, Any]:
+            while True:
+                message = socket.recv(timeout=60)
+                if isinstance(message, str) and (told := json.loads(message))["type"] == kind:
+                    return told
+
+        socket.send(json.dumps({"type": "session.start", "prompt": PROMPT}))
+        sessions = f"http://{address}/v1/sessions"
+        pause = urllib.request.Request(f"{sessions}/{until('video.start')['session_id']}/pause", b"", method="POST")
+        urllib.request.urlopen(pause).close()
+        until("session.paused")
+        for _ in range(4):  # longer, in all, than it may say nothing
+            time.sleep(1.0)
+            socket.send(json.dumps({"type": "session.ping"}))
+            until("session.pong")
+        assert until("error")["code"] == "stalled"
+        with urllib.request.urlopen(sessions) as answer:
+            assert not json.load(answer)["data"]  # it was the connection's own
