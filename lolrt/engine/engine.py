@@ -65,7 +65,7 @@ class Engine:
         self.dit, self.height, self.width, self.batch_invariant = dit, height, width, batch_invariant
         tokens = dit.tokens_per_frame(height, width)
         stored = page_dtype(kv_dtype, dit.dtype, config.head_dim, device)
-        self.pool = PagePool(pages, config.num_layers, tokens, config.num_heads, config.head_dim, stored, device)
+        self.pool = PagePool(pages, config.num_layers, tokens, dit.page_heads, config.head_dim, stored, device, dit.ulysses)
         self.latents = torch.zeros(pages, config.in_dim, height, width, dtype=torch.float32, device=device)
         """What the cache pass read, by page: with it K and V can be made again."""
         elements = ops.page_elements(dit.dtype, config.text_len, config.num_heads, config.head_dim, device)
@@ -75,7 +75,7 @@ class Engine:
         self._spatial: weakref.WeakValueDictionary[float, Tensor] = weakref.WeakValueDictionary()
         self.at_work = Exclusive("the engine")
         """Held while it steps, and by whoever reads or changes what a step changes."""
-        self._graphs = GraphedPasses(dit) if device.type == "cuda" else None
+        self._graphs = _graphs_of(dit)
 
     def use(self, dit: CausalDiT) -> None:
         """Runs another model of the same sizes from the next pass on. What sessions have from the one before (modulations, keys and values
@@ -83,7 +83,7 @@ class Engine:
         self.dit = dit
         self._modulations.clear()
         self.__dict__.pop("description", None)
-        self._graphs = GraphedPasses(dit) if dit.device.type == "cuda" else None
+        self._graphs = _graphs_of(dit)
 
     @property
     def max_sessions(self) -> int:
@@ -176,3 +176,8 @@ class Engine:
                 except Exception as failure:
                     results[i] = failure
         return results
+
+
+def _graphs_of(dit: CausalDiT) -> GraphedPasses | None:
+    """CUDA graphs of its passes; none where ranks exchange parts of them."""
+    return GraphedPasses(dit) if dit.device.type == "cuda" and dit.ulysses is None else None

@@ -82,6 +82,10 @@ class KVWindow:
 
     def __init__(self, config: Window, pool: PagePool) -> None:
         """Raises `lolrt.Error` when the pool has too few pages left."""
+        if config.recall_frames and pool.ulysses is not None:
+            raise Error(
+                "recalled frames are found by the keys of all heads, of which each rank has some: stream with recall_frames=0 on ranks"
+            )
         self.config, self.pool = config, pool
         self._reserved = 0
         pool.reserve(config.pool_pages)
@@ -173,20 +177,20 @@ class KVWindow:
         whether pages are CUDA's."""
         state = {
             "frames": torch.tensor(self.frames, dtype=torch.int64),
-            "pages": self.pool.pages[:, self.page_table.long()],
+            "pages": self.pool.read(self.page_table.long()),
             "on_cuda": torch.tensor(self.pool.pages.is_cuda),
         }
         if self._bank is not None:
             state["stored_frames"] = torch.tensor(self._bank.frames, dtype=torch.int64)
-            state["stored_pages"] = self.pool.pages[:, self._bank.pages]
+            state["stored_pages"] = self.pool.read(self._bank.pages)
         return state
 
     def check_state(self, state: dict[str, Tensor]) -> None:
         """Raises `lolrt.Error` unless `load_state_dict` can take it."""
-        saved, pages = state["pages"], self.pool.pages
-        if saved.ndim != 3 or saved.dtype != pages.dtype or saved.shape[0] != pages.shape[0] or saved.shape[2] != pages.shape[2]:
+        saved, pages, elements = state["pages"], self.pool.pages, self.pool.saved_elements
+        if saved.ndim != 3 or saved.dtype != pages.dtype or saved.shape[0] != pages.shape[0] or saved.shape[2] != elements:
             raise Error(
-                f"saved pages are {saved.dtype} {list(saved.shape)}, this stream's are {pages.dtype} {list(pages.shape)}: "
+                f"saved pages are {saved.dtype} {list(saved.shape)}, this stream's are {pages.dtype} {[*pages.shape[:2], elements]}: "
                 "the state belongs to another model, frame size or dtype"
             )
         if bool(state["on_cuda"]) is not pages.is_cuda:
@@ -222,11 +226,10 @@ class KVWindow:
         if frames:  # none: it was saved before its first chunk
             self._window.restore(frames)
         self._read()
-        pages = self.pool.pages
-        pages[:, self.page_table.long()] = state["pages"].to(pages.device)
+        self.pool.write(self.page_table.long(), state["pages"])
         if self._bank is not None and stored is not None:
             for i, frame in enumerate(stored.tolist()):
                 page = self.pool.bookkeeping.acquire()
-                pages[:, page] = state["stored_pages"][:, i].to(pages.device)
+                self.pool.write([page], state["stored_pages"][:, i : i + 1])
                 self._bank.keep(frame, page, self.pool.mean_key(page))
                 self.pool.bookkeeping.release(page)  # the bank's alone

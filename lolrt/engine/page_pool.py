@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from lolrt import _core, ops
 from lolrt.errors import Error
+from lolrt.models.ulysses import Ulysses
 
 
 def page_dtype(asked: torch.dtype | None, dtype: torch.dtype, head_dim: int, device: torch.device) -> torch.dtype:
@@ -33,15 +36,26 @@ class PagePool:
 
     A page holds K and V of one latent frame, of all heads of a layer, and has the same number in every layer. Windows take pages
     (`lolrt.engine.kv_window`) and give them back. A window that is opened reserves as many as it may ever hold, so that it never runs out.
+
+    ulysses: where several ranks have the heads of a page, who they are; `heads` are then this rank's.
     """
 
     def __init__(
-        self, pages: int, layers: int, tokens: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device = ops.CPU
+        self,
+        pages: int,
+        layers: int,
+        tokens: int,
+        heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device = ops.CPU,
+        ulysses: Ulysses | None = None,
     ) -> None:
         elements = ops.page_elements(dtype, tokens, heads, head_dim, device)
         self.pages = torch.empty(layers, pages, elements, dtype=dtype, device=device)
         self.layer_pages = self.pages.unbind(0)
         self.page_shape = tokens, heads, head_dim
+        self.ulysses = ulysses
         self.bookkeeping = _core.Pool(pages)
         self.unreserved_pages = pages
 
@@ -58,6 +72,35 @@ class PagePool:
     def page_bytes(self) -> int:
         """Bytes of one page in all layers."""
         return self.pages[:, 0].numel() * self.pages.element_size()
+
+    @property
+    def saved_elements(self) -> int:
+        """Elements of a page with the heads of all ranks, as snapshots have it."""
+        return self.pages.shape[2] * (1 if self.ulysses is None else self.ulysses.ranks)
+
+    def read(self, pages: Tensor | Sequence[int]) -> Tensor:
+        """Copies of some pages with the heads of all ranks, [layers, n, saved_elements]. Every rank has to ask for the same ones."""
+        own = self.pages[:, pages]
+        if self.ulysses is None:
+            return own
+        keys, values = (self.ulysses.all_heads(part.contiguous(), 2) for part in self._halves(own, 1))
+        return torch.cat([keys, values], 2)
+
+    def write(self, pages: Tensor | Sequence[int], saved: Tensor) -> None:
+        """Puts back what `read` gave."""
+        if self.ulysses is not None:
+            ranks, rank = self.ulysses.ranks, self.ulysses.rank
+            saved = torch.cat([part.chunk(ranks, 2)[rank] for part in self._halves(saved, ranks)], 2)
+        self.pages[:, pages] = saved.to(self.device)
+
+    def _halves(self, pages: Tensor, ranks: int) -> tuple[Tensor, ...]:
+        """The K part and the V part of pages [layers, n, elements] of the heads of so many ranks: each is head by head, without padding
+        between (lolrt.h). Raises `lolrt.Error` for pages in 8 bits, where scales follow the parts."""
+        tokens, heads, dim = self.page_shape
+        if pages.dtype == torch.float8_e4m3fn:
+            raise Error("pages in 8 bits cannot be saved from several ranks, nor put back on them: keep them in the model's own type")
+        rows = -(-tokens // 16) * 16 if not self.pages.is_cuda else tokens
+        return pages.split([ranks * heads * rows * dim, pages.shape[2] - ranks * heads * rows * dim], 2)
 
     def reserve(self, pages: int) -> None:
         """Raises `lolrt.Error` when fewer are left."""

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from lolrt import ops
 from lolrt.errors import Error
 from lolrt.models.pass_inputs import PassInputs, TextContext
+from lolrt.models.ulysses import Ulysses
 from lolrt.ops.device import upload
 
 
@@ -168,6 +170,8 @@ class CausalDiT(nn.Module):
         self.head = Head(config)
         self.adapters: tuple[str, ...] = ()
         """Files whose adapters were merged into the weights, each with its strength; for people, and to tell models apart."""
+        self.ulysses: Ulysses | None = None
+        """This rank's part, where the model runs on several (`shard`)."""
         self.origin: object = None
         """Where the weights came from, for whoever loads them (`lolrt.checkpoint.origin`)."""
 
@@ -182,6 +186,16 @@ class CausalDiT(nn.Module):
     @property
     def _blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.blocks))
+
+    def shard(self, group: dist.ProcessGroup | None = None) -> None:
+        """From now on runs as one rank of several, which all make the same calls: tokens are divided for linear layers, heads for
+        attention and the KV cache (`lolrt.models.ulysses`). Call it before streams are made. group and errors: as of `Ulysses`."""
+        self.ulysses = Ulysses(self.config.num_heads, group)
+
+    @property
+    def page_heads(self) -> int:
+        """Heads whose K and V are in this rank's pages."""
+        return self.config.num_heads if self.ulysses is None else self.ulysses.heads
 
     def fuse_qkv(self) -> None:
         """Makes the weights of q, k and v one tensor in each layer now rather than in the first pass."""
@@ -249,6 +263,9 @@ class CausalDiT(nn.Module):
         modulation = inputs.modulation.transpose(0, 1).contiguous()  # [rows, 1 or frames, dim]: the ops take each row in one piece
         height, width = inputs.sample.shape[2:]
         x = self._product(self._patchify, inputs.sample, inputs)
+        ulysses, tokens = self.ulysses, x.shape[1]
+        if ulysses is not None:
+            x = x[:, ulysses.own_tokens(tokens)].contiguous()
         residual: Tensor | None = None
         gate: Tensor | None = None
         blocks = [parts(block) for block in self._blocks]
@@ -264,7 +281,8 @@ class CausalDiT(nn.Module):
 
         shift, scale = modulation[-2:].unbind(0)
         h = ops.modulated_norm(x, scale, shift, residual=residual, gate=gate, eps=config.eps)
-        return self._unpatchify(self._product(partial(linear, self.head.head), h, inputs), height, width)
+        flow = self._product(partial(linear, self.head.head), h, inputs)
+        return self._unpatchify(flow if ulysses is None else ulysses.all_tokens(flow, tokens), height, width)
 
     @staticmethod
     def _product(layer: Callable[[Tensor], Tensor], x: Tensor, inputs: PassInputs) -> Tensor:
@@ -278,17 +296,21 @@ class CausalDiT(nn.Module):
         pages, spatial, first, eps = inputs.layer_pages[i], inputs.spatial_rotation, self.config.axes[0], self.config.eps
         own = parts(attn)
         q_weight, k_weight = self._head_weight(own["norm_q"]), self._head_weight(own["norm_k"])
+        rotation = inputs.rotation[min(i, len(inputs.rotation) - 1)]
+        bias = None if inputs.bias is None else inputs.bias[min(i, len(inputs.bias) - 1)]
+        mass = None if inputs.mass is None else inputs.mass[i]
+        tokens = len(spatial)
+        if self.ulysses is not None:
+            spatial = spatial[self.ulysses.own_tokens(tokens)]
         q = ops.normalize_queries(q, weight=q_weight, rotation=spatial, rotation_first_channel=first, eps=eps)
-        ops.kv_write(k, v, pages, inputs.write_table, weight=k_weight, rotation=spatial, rotation_first_channel=first, eps=eps)
-        for frames, query in inputs.queries:
-            query[i].copy_(q[frames].mean((0, 1), dtype=torch.float32))
-        rotation, bias, mass = inputs.rotation, inputs.bias, inputs.mass
-        out = ops.frame_attention(
-            q, pages, inputs.page_table, q.shape[1],
-            rotation=rotation[min(i, len(rotation) - 1)],
-            bias=None if bias is None else bias[min(i, len(bias) - 1)],
-            mass=None if mass is None else mass[i],
-        )  # fmt: skip
+        if self.ulysses is None:
+            ops.kv_write(k, v, pages, inputs.write_table, weight=k_weight, rotation=spatial, rotation_first_channel=first, eps=eps)
+            for frames, query in inputs.queries:
+                query[i].copy_(q[frames].mean((0, 1), dtype=torch.float32))
+            out = ops.frame_attention(q, pages, inputs.page_table, tokens, rotation=rotation, bias=bias, mass=mass)
+        else:
+            k = ops.normalize_queries(k, weight=k_weight, rotation=spatial, rotation_first_channel=first, eps=eps)
+            out = self.ulysses.attend(q, k, v, pages, inputs.write_table, inputs.page_table, tokens, rotation, bias, mass)
         return self._product(partial(linear, own["o"]), out.flatten(2), inputs)
 
     def _cross_attention(self, attn: Attention, h: Tensor, inputs: PassInputs, i: int) -> Tensor:

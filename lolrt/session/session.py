@@ -360,8 +360,8 @@ class Session:
             self.load_state_dict(snapshot.tensors)
             return
         frames = snapshot.tensors.get("cache.frames", torch.empty(0))
-        layers, _, elements = self.engine.pool.pages.shape
-        pages = torch.zeros(layers, len(frames), elements, dtype=self.engine.pool.pages.dtype)
+        pool = self.engine.pool
+        pages = torch.zeros(len(pool.layer_pages), len(frames), pool.saved_elements, dtype=pool.pages.dtype)
         self.load_state_dict({**snapshot.tensors, "cache.pages": pages})
         with torch.inference_mode():
             for inputs in self._recache(0, as_made=True):
