@@ -22,14 +22,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lolrt import DiTConfig
-from lolrt.checkpoint import load_dit
+from lolrt.checkpoint import load_dit, load_taehv, load_vae
 from lolrt.checkpoint.ggml import BLOCKS, TYPES
 from lolrt.checkpoint.inspect import inspect
 from lolrt.checkpoint.model_files import components_of, find_files
 from lolrt.checkpoint.packed import Packed, stored
-from lolrt.checkpoint.shapes import dit_shapes
+from lolrt.checkpoint.shapes import dit_shapes, taehv_shapes
 from lolrt.checkpoint.tokenizer import read_tokenizer
 from lolrt.errors import CheckpointError
+from lolrt.models.vae.taehv import TAEHVConfig
 
 TARGETS = ("safetensors", "archive", "pickle", "config", "index", "toml", "gguf", "lora", "adapter_config")
 TENSORS = {
@@ -179,9 +180,11 @@ def seeds() -> dict[str, bytes]:
     vae = {"decoder.up_blocks.0.resnets.0.norm1.gamma": torch.zeros(4, 1, 1, 1), "encoder.conv_in.bias": torch.zeros(4)}
     text = {"shared.weight": torch.zeros(4, 8), "encoder.block.0.layer.0.SelfAttention.q.weight": torch.zeros(8, 8)}
     taehv = {"encoder.0.weight": torch.zeros(2, 3, 3, 3), "decoder.1.weight": torch.zeros(4, 2, 3, 3)}
+    small = taehv_shapes(TAEHVConfig(z_dim=2, encoder_width=2, decoder_widths=(2, 2, 2, 2)))
+    found = {"safetensors-whole-taehv": b"\0" + save({name: torch.zeros(shape) for name, shape in small.items()})}
     spiece = {**text, "spiece_model": torch.tensor(list(SPIECE), dtype=torch.uint8)}
     partial = {"wan": TENSORS, "diffusers": diffusers, "vae": vae, "lora": adapters(), "text": text, "spiece": spiece, "taehv": taehv}
-    found = {f"safetensors-{name}": b"\0" + save(tensors) for name, tensors in {**partial, "model": whole_model()}.items()}
+    found |= {f"safetensors-{name}": b"\0" + save(tensors) for name, tensors in {**partial, "model": whole_model()}.items()}
     found |= {f"safetensors-{form}": b"\0" + save(packed(form)) for form in ("fp8_scaled", "comfy_quant", "rows", "blocks")}
     layers = {name.removesuffix(".weight"): {"format": "float8_e4m3fn"} for name in packed("rows") if f"{name}_scale" in packed("rows")}
     found["safetensors-header"] = b"\0" + save(packed("rows"), {"_quantization_metadata": json.dumps({"layers": layers})})
@@ -220,9 +223,14 @@ def run(data: bytes, folder: Path) -> None:
         found = inspect(place)
         assert all(line.isprintable() for line in found.lines())
         json.dumps(found.plain(), allow_nan=False)
-        assert all(parameter.isfinite().all() for parameter in load_dit(place).parameters())
     except CheckpointError as error:
         assert str(error).isprintable()
+        return
+    for load in (load_dit, load_vae, load_taehv):
+        try:
+            assert all(parameter.isfinite().all() for parameter in load(parts).parameters())
+        except CheckpointError as error:
+            assert str(error).isprintable()
 
 
 def follow(tokenizer: dict[str, Any]) -> None:

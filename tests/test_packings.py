@@ -106,6 +106,53 @@ def test_a_vae_in_8_bits_is_read(tmp_path):
     assert all(torch.equal(tensor, tensors[name].to(E4M3).float()) for name, tensor in vae.state_dict().items())
 
 
+def kijai(tensors: packings.Tensors) -> tuple[packings.Tensors, packings.Tensors]:
+    """umt5-xxl-enc-fp8_e4m3fn: Wan's names, all matrices cast, the table too."""
+    file = {name: tensor.to(E4M3 if tensor.ndim > 1 else torch.bfloat16) for name, tensor in tensors.items()}
+    return file, {name: tensor.float() for name, tensor in file.items()}
+
+
+def comfy(tensors: packings.Tensors) -> tuple[packings.Tensors, packings.Tensors]:
+    """umt5_xxl_fp8_e4m3fn_scaled: transformers' names, linear layers with a scale, the rest in fp16."""
+    file, meaning = {"scaled_fp8": torch.zeros(2).to(E4M3)}, {}
+    for name, tensor in tensors.items():
+        (theirs,) = [other for other in layouts.to_diffusers("text_encoder", tensors)[name] if "embed_tokens" not in other]
+        if ".attn." in name or ".ffn." in name:
+            scale = tensor.abs().max() / 448
+            file |= {theirs: (tensor / scale).to(E4M3), f"{theirs.removesuffix('weight')}scale_weight": scale}
+            meaning[name] = packings.product(file[theirs], scale)
+        else:
+            file[theirs], meaning[name] = tensor.half(), tensor.half().float()
+    return file, meaning
+
+
+def lightx2v(tensors: packings.Tensors) -> tuple[packings.Tensors, packings.Tensors]:
+    """models_t5_umt5-xxl-enc-int8.pth: Wan's names, a scale a row."""
+    file, meaning = {}, {}
+    for name, tensor in tensors.items():
+        if ".attn." in name or ".ffn." in name:
+            scale = tensor.abs().amax(1, keepdim=True) / 127
+            file |= {name: (tensor / scale).round().to(torch.int8), f"{name}_scale": scale}
+            meaning[name] = packings.product(file[name], scale)
+        else:
+            file[name], meaning[name] = tensor.bfloat16(), tensor.bfloat16().float()
+    return file, meaning
+
+
+@pytest.mark.parametrize("write", [kijai, comfy, lightx2v])
+def test_a_text_encoder_in_8_bits_is_read_in_every_packing(write, tmp_path):
+    tensors = layouts.text_encoder_tensors()
+    file, meaning = write(tensors)
+    path = tmp_path / ("x.pth" if write is lightx2v else "x.safetensors")
+    torch.save(file, path) if write is lightx2v else save_file(file, path)
+    read = {n: w.unpack(torch.float32) if isinstance(w, Packed) else w for n, w in read_component(path, "text_encoder").tensors.items()}
+    assert read.keys() == tensors.keys()
+    for name, value in meaning.items():
+        assert torch.equal(read[name].float(), value), name
+        assert ((value - tensors[name]).abs() <= tensors[name].abs() / 8 + 2**-9).all(), "within the form's own step"
+    assert main(["inspect", str(path)]) == 0
+
+
 def test_inspect_says_how_weights_are_packed(tmp_path, capsys):
     packings.save(tmp_path / "x.safetensors", PACKINGS["LightX2V, int8"](packings.dit_tensors()))
     assert main(["inspect", str(tmp_path)]) == 0

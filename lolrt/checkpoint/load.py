@@ -142,10 +142,10 @@ def assign(
 ) -> Model:
     """Gives a model that was built `unfilled` its weights, after checking all of them; returns it for inference.
 
-    They are copies, made one at a time, q, k and v of a layer side by side: a file that is overwritten would change a model that is mapped
-    from it, and one that is cut would end the process. `mapped`: on the CPU, tensors of this dtype are taken as they are, and others
-    converted each into memory of its own, for a model that is large and soon let go. kept: weights that are taken as they are, but where
-    others lie beside them that are not.
+    They are copies, q, k and v of a layer side by side, each made in one pass from the file's pages, which are given back then: a file that
+    is overwritten would change a model that is mapped from it, and one that is cut would end the process. `mapped`: on the CPU, tensors of
+    this dtype are taken as they are, and others converted each into memory of its own, for a model that is large and soon let go. kept:
+    weights that are taken as they are, but where others lie beside them that are not.
     """
     if dtype not in (torch.bfloat16, torch.float32):
         raise CheckpointError(f"dtype is {dtype}; expected torch.bfloat16 or torch.float32")
@@ -164,15 +164,19 @@ def assign(
             continue
         room = None if mapped else torch.empty(sum(math.prod(expected[name]) for name in names), dtype=dtype, device=device)
         for name in names:
-            checked = tied.get(id(tensors[name])) if mapped else None
-            checked = checked if checked is not None else weight(tensors[name], dtype, name, lora)
-            if checked is None:
-                broken.append(name)
-            elif room is None:
-                weights[name] = tied[id(tensors[name])] = checked
+            if room is None:
+                found = tied.get(id(tensors[name]))
+                made = weight(tensors[name], dtype, name, lora) if found is None else found
+                if made is not None:
+                    tied[id(tensors[name])] = made
             else:
-                weights[name], room = room[: checked.numel()].view(checked.shape).copy_(checked), room[checked.numel() :]
-                give_back([tensors[name]])
+                count = math.prod(expected[name])
+                made = weight(tensors[name], dtype, name, lora, room[:count].view(expected[name]))
+                room = room[count:]
+            if made is None:
+                broken.append(name)
+            else:
+                weights[name] = made
     if broken:
         among = f", or what {lora} adds to them" if lora and lora.changed & set(broken) else ""
         raise CheckpointError(f"{source} has values that are not finite, in {listed(broken)}{among}; fetch the file again")
@@ -180,14 +184,21 @@ def assign(
     return model.requires_grad_(False).eval()
 
 
-def weight(found: Weight, dtype: torch.dtype, name: str = "", lora: Adapters | None = None) -> Tensor | None:
-    """A mapped or packed weight, merged with its adapters, in this dtype; None if it has values that are not finite."""
-    tensor = found.unpack(torch.float32 if lora else dtype) if isinstance(found, Packed) else found
-    merged = lora.merge(name, tensor) if lora else tensor
-    converted = merged.to(dtype).contiguous()
-    if converted.data_ptr() % dtype.itemsize:  # a mapped tensor behind a header of an odd length
-        converted = converted.clone()
-    if isinstance(found, Packed) or converted.data_ptr() != found.data_ptr():
+def weight(found: Weight, dtype: torch.dtype, name: str = "", lora: Adapters | None = None, out: Tensor | None = None) -> Tensor | None:
+    """A mapped or packed weight, merged with its adapters, in this dtype; None if it has values that are not finite.
+
+    It is written to `out`; without that, a mapped one that is as it should be stays as it is.
+    """
+    adapted = lora is not None and name in lora.changed
+    if isinstance(found, Packed) and not adapted and (out is None or out.device == CPU):
+        made = found.unpack(dtype, out)
+    else:
+        tensor = found.unpack(torch.float32) if isinstance(found, Packed) else found
+        merged = lora.merge(name, tensor) if lora else tensor
+        made = merged.to(dtype).contiguous() if out is None else out.copy_(merged)
+        if made.data_ptr() % dtype.itemsize:  # a mapped tensor behind a header of an odd length
+            made = made.clone()
+    if isinstance(found, Packed) or made.data_ptr() != found.data_ptr():
         give_back([found])
-    finite = converted.numel() == 0 or all(map(torch.isfinite, torch.aminmax(converted)))  # NaN is passed on by both
-    return converted if finite else None
+    finite = made.numel() == 0 or all(map(torch.isfinite, torch.aminmax(made)))  # NaN is passed on by both
+    return made if finite else None

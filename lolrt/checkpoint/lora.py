@@ -187,7 +187,8 @@ class Adapters:
             return weight
         merged = base = weight.float()
         for strength, delta in deltas:
-            merged = torch.add(merged, delta.of(base), alpha=strength)
+            added = delta.of(base)
+            merged = torch.add(merged, added, alpha=strength, out=added)
         return merged
 
 

@@ -34,10 +34,13 @@ class Packed(ABC):
         Raises `lolrt.CheckpointError` for what is stored beside the values, such as scales, and cannot be.
         """
 
-    def unpack(self, dtype: torch.dtype) -> Tensor:
-        """The weight, each value rounded to float32 as its format says, and to `dtype` then. Memory: the result and a piece of it."""
+    def unpack(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        """The weight, each value rounded to float32 as its format says, and to `dtype` then.
+
+        Memory: the result, which is `out` where that is given, and a piece of it.
+        """
         count = self.shape[0] if self.shape else 1
-        out = torch.empty(self.shape, dtype=dtype, device="cpu")
+        out = torch.empty(self.shape, dtype=dtype, device="cpu") if out is None else out
         matrix = out.view(count, -1) if out.numel() else out
         step = max(1, PIECE // max(1, math.prod(self.shape[1:])))
         for first in range(0, count if out.numel() else 0, step):
