@@ -8,7 +8,7 @@ import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from lolrt.errors import OutputError
 
@@ -51,17 +51,18 @@ def write_whole(path: Path, content: bytes) -> None:
 def new_file(path: Path) -> BinaryIO:
     """Creates a file, locked, to write to. Raises `lolrt.OutputError` where another process is writing it or has left something in it, and
     OSError."""
-    file = locked(path, "ab")
+    file = locked(path, create=True)
     if os.fstat(file.fileno()).st_size:
         file.close()
         raise OutputError(f"{path} is what an earlier run had written when it was stopped: move it or remove it, or choose another name")
     return file
 
 
-def locked(path: Path, mode: Literal["ab", "r+b"]) -> BinaryIO:
-    """Opens a file for this process alone, until it is closed. Raises `lolrt.OutputError` where another process has it, and OSError."""
+def locked(path: Path, create: bool = False) -> BinaryIO:
+    """Opens a file for this process alone, as it is, until it is closed. Raises `lolrt.OutputError` where another process has it, and
+    OSError."""
     with contextlib.ExitStack() as on_error:
-        file = on_error.enter_context(open(path, mode))
+        file = on_error.enter_context(open(path, "r+b", opener=lambda name, flags: os.open(name, flags | create * os.O_CREAT, 0o666)))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             own = os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # else the other one has just finished and renamed it

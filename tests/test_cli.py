@@ -1,22 +1,16 @@
-"""The command line as a user meets it, in processes of its own."""
+"""What the command line says, and how it fails, in processes of its own."""
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
-import av
 import pytest
-import torch
+from lolrt_command import command, decode, error_of, run
 
 import lolrt
 from lolrt import cli
@@ -25,254 +19,9 @@ from lolrt.pipeline import MODELS
 pytestmark = pytest.mark.whole
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "lolrt", *map(str, arguments)]
-
-
-def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
-
-
 @pytest.fixture(scope="module")
 def prompt(tiny) -> str:
     return tiny.example_prompts[0]
-
-
-def decode(path: Path) -> tuple[int, tuple[int, int]]:
-    """Frames in a video, and the size of the last."""
-    with av.open(str(path)) as container:
-        frames = [frame for frame in container.decode(video=0)]
-    return len(frames), (frames[-1].width, frames[-1].height)
-
-
-def test_generates_exactly_the_frames_asked_for(tmp_path, prompt):
-    path = tmp_path / "deep" / "video.mp4"
-    done = run("generate", prompt, "-o", path, "--frames", 20, "--threads", 1)
-    assert done.returncode == 0, done.stderr
-    assert decode(path) == (20, (384, 256))
-    assert str(path) in done.stdout and "20 frames" in done.stdout
-    assert "sink mass" not in done.stderr, "while the window fills, sinks are most of what there is"
-    assert [entry.name for entry in path.parent.iterdir()] == ["video.mp4"]
-
-
-def test_the_same_seed_gives_the_same_file(tmp_path, prompt):
-    for name in ("a.mp4", "b.mp4"):
-        assert run("generate", prompt, "-o", tmp_path / name, "--frames", 9, "--seed", 5, "--threads", 1).returncode == 0
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
-
-
-def test_a_run_without_a_bar_ends_as_well(tmp_path, prompt):
-    path = tmp_path / "v.mp4"
-    done = run("generate", prompt, "-o", path, "--frames", 9, env={**os.environ, "TQDM_DISABLE": "1"})
-    assert done.returncode == 0 and "9 frames" in done.stdout, done.stderr
-    assert decode(path)[0] == 9
-
-
-def test_standard_output_is_an_mp4(tmp_path, prompt):
-    with open(tmp_path / "out.mp4", "wb") as out:
-        done = subprocess.run(command("generate", prompt, "-o", "-", "--seconds", 1), stdout=out, stderr=subprocess.PIPE, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert decode(tmp_path / "out.mp4")[0] == 16
-
-
-def test_probe_writes_the_attention_mass(tmp_path, prompt, tiny):
-    assert run("generate", prompt, "-o", tmp_path / "v.mp4", "--frames", 21, "--probe").returncode == 0
-    with open(tmp_path / "v.mass.csv") as file:
-        rows = list(csv.DictReader(file))
-    config = tiny.dit.config
-    assert len(rows) == config.num_layers * config.num_heads * (3 + 6)
-    second = [float(row["mass"]) for row in rows if row["first_frame"] == "3" and row["layer"] == "0" and row["head"] == "1"]
-    assert sum(second) == pytest.approx(1, abs=1e-3)
-
-
-def test_chunks_of_another_size_and_another_sampler(tmp_path, prompt):
-    path = tmp_path / "v.mp4"
-    options = ["--frames", "9", "--chunk-frames", "2", "--recent", "4", "--timesteps", "1000:500", "--probe"]
-    assert cli.main(["generate", prompt, "-o", str(path), *options]) == 0
-    assert decode(path)[0] == 9
-    with open(tmp_path / "v.mass.csv") as file:
-        assert {row["first_frame"] for row in csv.DictReader(file)} == {"0", "2"}
-
-
-def test_the_mass_on_the_sinks_is_shown_from_the_first_full_window_on(tmp_path, prompt):
-    done = run("generate", prompt, "-o", tmp_path / "v.mp4", "--frames", 21, "--recent", 3, "--timesteps", 1000)
-    assert done.returncode == 0 and "sink mass" in done.stderr, done.stderr
-
-
-def test_options_and_prompts_that_change_nothing_are_told(tmp_path, capsys):
-    """Those that are given, not the defaults; and not with --quiet."""
-    script = tmp_path / "script.txt"
-    script.write_text("0 a red car by the sea at noon\n5 a blue car by the sea at night\n")
-    options = ["generate", "--script", str(script), "-o", str(tmp_path / "v.mp4"), "--frames", "9", "--anchor", "5", "--gate", "realigned"]
-    assert cli.main(options) == 0
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    assert told == [
-        "note: 1 of the script's 2 prompts come after the video's end, the first at 5.0 s",
-        "note: --anchor changes nothing: it takes --positions anchored",
-        "note: --gate changes nothing: it takes --sink-bias other than 0",
-    ]
-    assert cli.main([*options, "--quiet"]) == 0
-    assert "note" not in capsys.readouterr().err
-
-
-def test_a_script_switches_prompts_and_says_how_fast(tmp_path):
-    script, path = tmp_path / "script.txt", tmp_path / "video.mp4"
-    script.write_text("0 a red car by the sea at noon\n0.5 a blue car by the sea at night\n")
-    done = run("generate", "--script", script, "-o", path, "--frames", 30, "--recache", "sinks", "--switch-chunks", 2)
-    assert done.returncode == 0, done.stderr
-    assert decode(path)[0] == 30
-    assert "1.31 s: the new prompt counts from here on, mixed in over 2 chunks; sinks and recent frames re-cached; " in done.stderr
-    script.write_text("0 a red car by the sea at noon\n0.5 a unicorn\n")
-    assert "unicorn" in error_of("generate", "--script", script, "-o", path)
-
-
-def test_embeddings_that_were_encoded_before_give_the_same_video(tmp_path, prompt):
-    done = run("encode", prompt, "a blue boat", "-o", tmp_path / "text.safetensors")
-    assert done.returncode == 0 and "2 prompts" in done.stdout, done.stderr
-    for name, arguments in (("a.mp4", ()), ("b.mp4", ("--text", tmp_path / "text.safetensors"))):
-        assert run("generate", prompt, "-o", tmp_path / name, "--frames", 9, "--threads", 1, *arguments).returncode == 0
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
-    assert "nothing to encode" in error_of("encode", "-o", tmp_path / "none.safetensors")
-
-
-def test_a_video_goes_on_from_another(tmp_path, prompt):
-    for name, arguments in (("a.mp4", ()), ("b.mp4", ("--start", tmp_path / "a.mp4"))):
-        done = run("generate", prompt, "-o", tmp_path / name, "--frames", 20, *arguments)
-        assert done.returncode == 0, done.stderr
-    assert decode(tmp_path / "b.mp4")[0] == 20
-    # Said before the prompt is encoded, and the model loaded.
-    line = error_of("generate", "a red unicorn", "-o", tmp_path / "c.mp4", "--start", tmp_path / "nothing.png")
-    assert "cannot read" in line and "nothing.png" in line
-
-
-def started(*arguments: object, partial: Path, size: int = 20_000, **options: object) -> subprocess.Popen[str]:
-    """A run that has begun to write its video."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
-    process = subprocess.Popen(command(*arguments), **pipes)  # type: ignore[call-overload]
-    deadline = time.monotonic() + 60
-    while not (partial.exists() and partial.stat().st_size > size):
-        assert process.poll() is None and time.monotonic() < deadline, "no video came"
-        time.sleep(0.1)
-    return process
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_endless_run_leaves_a_playable_file(number, tmp_path, prompt):
-    path, partial = tmp_path / "endless.mp4", tmp_path / "endless.partial.mp4"
-    process = started("generate", prompt, "-o", path, "--endless", partial=partial)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert "finishing this chunk; again to stop now" in err
-    frames, _ = decode(path)
-    assert frames >= 16 and f"{frames} frames" in out
-    assert not partial.exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_run_of_some_length_is_no_success(number, tmp_path, prompt):
-    """Its status and its name say that the video is a part."""
-    path, partial = tmp_path / "v.mp4", tmp_path / "v.partial.mp4"
-    process = started("generate", prompt, "-o", path, "--seconds", 600, "--save-every", 10_000, partial=partial)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number and not path.exists()
-    (told,) = re.findall(r"lolrt: stopped after (\d+) of 9600 frames; (.*)", err)
-    assert told[1] == f"{partial} holds them; go on with lolrt generate --resume {tmp_path / 'v.snapshot.safetensors'}"
-    assert decode(partial)[0] == int(told[0])
-    assert (tmp_path / "v.snapshot.safetensors").exists()
-
-
-def test_the_second_interrupt_stops_at_once(tmp_path, prompt):
-    """In a chunk of so many passes that it would take minutes."""
-    process = subprocess.Popen(
-        command("generate", prompt, "-o", tmp_path / "v.mp4", "--endless", "--timesteps", ":".join(map(str, range(1000, 10, -1)))),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    said = process.stderr.read(10)  # the bar
-    process.send_signal(signal.SIGTERM)
-    while "again to stop now" not in said:
-        said += process.stderr.read(1)
-    assert process.poll() is None
-    begun = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM and time.monotonic() - begun < 10
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_signal_that_is_to_be_ignored_is_ignored(tmp_path, prompt):
-    """As nohup asks for."""
-    path, partial = tmp_path / "v.mp4", tmp_path / "v.partial.mp4"
-
-    def nohup() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    process = started("generate", prompt, "-o", path, "--frames", 57, partial=partial, size=0, preexec_fn=nohup)
-    process.send_signal(signal.SIGHUP)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and decode(path)[0] == 57, err
-
-
-def test_a_killed_run_leaves_what_it_wrote_as_partial(tmp_path, prompt):
-    path = tmp_path / "endless.mp4"
-    partial = path.with_name("endless.partial.mp4")
-    process = started("generate", prompt, "-o", path, "--endless", partial=partial, size=60_000)
-    process.kill()
-    process.communicate()
-    assert not path.exists()
-    with av.open(str(partial)) as container:
-        assert sum(1 for _ in container.demux(video=0)) >= 16
-
-
-@pytest.mark.parametrize("error", [lolrt.OutputError("a file beside it cannot be written"), KeyboardInterrupt()])
-def test_what_fails_before_the_first_picture_leaves_nothing(error, tmp_path):
-    with pytest.raises(type(error)), lolrt.VideoWriter(tmp_path / "v.mp4", 64, 96, 16):
-        raise error
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_size_that_cannot_be_encoded_leaves_nothing(tmp_path):
-    frames = torch.zeros(1, 2, 20_000, 3, dtype=torch.uint8)  # enlarged to 256 x 2,560,000
-    with pytest.raises(lolrt.OutputError, match="nothing was written"), lolrt.VideoWriter(tmp_path / "v.mp4", 2, 20_000, 16) as writer:
-        writer.write(frames)
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_encoder_that_is_not_there_leaves_nothing(tmp_path, monkeypatch):
-    def add_stream(*_: object, **__: object) -> None:
-        raise av.codec.codec.UnknownCodecError("libx264")
-
-    class Container:
-        def __init__(self, *_: object, **__: object) -> None:
-            self.add_stream, self.close = add_stream, lambda: None
-
-    monkeypatch.setattr(av, "open", Container)
-    with pytest.raises(lolrt.OutputError, match="cannot encode video: libx264"):
-        lolrt.VideoWriter(tmp_path / "v.mp4", 64, 96, 16)
-    assert not list(tmp_path.iterdir())
-
-
-def limit_file_size() -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-
-
-def test_a_disk_that_fills_up(tmp_path, prompt):
-    done = run("generate", prompt, "-o", tmp_path / "v.mp4", "--endless", preexec_fn=limit_file_size)
-    assert done.returncode == 2
-    assert "cannot go on writing" in done.stderr.splitlines()[-1] and "v.partial.mp4" in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "v.mp4").exists()
-
-
-def test_a_reader_that_goes_away(prompt):
-    process = subprocess.Popen(command("generate", prompt, "-o", "-", "--endless"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.read(100)
-    process.stdout.close()
-    assert process.wait(timeout=60) == 2
-    assert process.stderr is not None and b"standard output is gone" in process.stderr.read()
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-", "2>/dev/full", "2>/dev/full >/dev/full"])
@@ -318,21 +67,6 @@ def test_a_name_that_the_terminal_has_no_letters_for(tmp_path, prompt):
     assert decode(path)[0] == 9
 
 
-def test_a_mass_log_that_cannot_be_written_leaves_the_video(tmp_path, prompt):
-    """The disk is full when its last rows are written, after the last frame."""
-    (tmp_path / "v.mass.csv").symlink_to("/dev/full")
-    line = error_of("generate", prompt, "-o", tmp_path / "v.mp4", "--frames", 21, "--probe")
-    assert "cannot go on writing" in line and "v.mass.csv: No space left on device" in line
-    assert decode(tmp_path / "v.partial.mp4")[0] == 21
-
-
-@pytest.mark.parametrize("window", [["--recent", 10**9], ["--recall", 3, "--store", 10**9], ["--recent", 10**21], ["--sinks", 10**7]])
-def test_a_window_for_which_there_is_no_memory(window, tmp_path, prompt):
-    line = error_of("generate", prompt, "-o", tmp_path / "v.mp4", "--frames", 9, *window)
-    assert "take fewer with --sinks, --recent or --store" in line
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")])
 def test_memory_that_does_not_suffice_is_one_line(error, monkeypatch, capsys):
     raised = [error, RuntimeError("a fault of ours")]
@@ -346,79 +80,6 @@ def test_memory_that_does_not_suffice_is_one_line(error, monkeypatch, capsys):
     assert line.startswith("lolrt: the memory does not suffice")
     with pytest.raises(RuntimeError, match="a fault of ours"):
         cli.main(["info"])
-
-
-def test_a_script_with_a_byte_order_mark(tmp_path, prompt):
-    """And with the line ends of the system that writes one."""
-    (tmp_path / "script.txt").write_bytes(b"\xef\xbb\xbf" + f"0 {prompt}\r\n".encode())
-    assert cli.main(["generate", "--script", str(tmp_path / "script.txt"), "-o", str(tmp_path / "v.mp4"), "--frames", "9"]) == 0
-
-
-def test_two_runs_on_one_output(tmp_path, prompt, capsys):
-    """The second is refused, and touches nothing that is the first one's."""
-    with lolrt.VideoWriter(tmp_path / "v.mp4", 64, 96, 16) as first:
-        first.write(torch.zeros(9, 64, 96, 3, dtype=torch.uint8))
-        beside = [tmp_path / "v.snapshot.safetensors", tmp_path / "v.snapshot.safetensors.1.partial", tmp_path / "v.mass.csv"]
-        for path in beside:
-            path.write_bytes(b"the first one's")
-        assert cli.main(["generate", prompt, "-o", str(tmp_path / "v.mp4"), "--save-every", "9", "--probe"]) == 2
-        assert "another run is writing" in capsys.readouterr().err
-    assert all(path.read_bytes() == b"the first one's" for path in beside)
-    assert decode(tmp_path / "v.mp4")[0] == 9
-
-
-def test_the_video_of_a_killed_run_is_kept(tmp_path, prompt):
-    (tmp_path / "v.partial.mp4").write_bytes(b"hours of video")
-    assert "v.partial.mp4 is what an earlier run had written" in error_of("generate", prompt, "-o", tmp_path / "v.mp4", "--frames", 9)
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("v.partial.mp4", b"hours of video")]
-
-
-def test_what_a_run_says(tmp_path, prompt):
-    path = tmp_path / "v.mp4"
-    asked = "generate", prompt, "-o", path, "--frames", 9
-    done = run(*asked, "--quiet")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    done = run(*asked, "--json", "--probe")
-    told = {"output": str(path), "frames": 9, "fps": 16, "seconds": 9 / 16, "mass_log": str(tmp_path / "v.mass.csv")}
-    assert json.loads(done.stdout) == told and "9/9" in done.stderr
-    assert "--json goes to standard output" in error_of("generate", prompt, "-o", "-", "--json")
-
-
-def test_a_video_that_is_not_to_be_overwritten(tmp_path, prompt):
-    path = tmp_path / "v.mp4"
-    path.write_bytes(b"mine")
-    assert "v.mp4 is there already" in error_of("generate", prompt, "-o", path, "--frames", 9, "--no-overwrite")
-    assert path.read_bytes() == b"mine"
-
-
-def test_the_encoders_loss_is_chosen(tmp_path, prompt):
-    sizes = []
-    for crf in (1, 40):
-        assert cli.main(["generate", prompt, "-o", str(tmp_path / "v.mp4"), "--frames", "9", "--crf", str(crf)]) == 0
-        sizes.append((tmp_path / "v.mp4").stat().st_size)
-    assert sizes[0] > 4 * sizes[1]
-
-
-def error_of(*arguments: object, **options: object) -> str:
-    """The one line that a failing command prints."""
-    done = run(*arguments, **options)
-    assert done.returncode == 2, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("lolrt: ")]
-    assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
-    return lines[0]
-
-
-def test_options_of_the_jitter_reach_the_stream(monkeypatch, prompt, tmp_path):
-    made = []
-
-    def seen(*arguments, **options):
-        made.append(options["rope"])
-        raise lolrt.Error("seen")
-
-    monkeypatch.setattr(lolrt.Pipeline, "stream", seen)
-    options = ["--sigma", "0.5", "--jitter-seed", "3", "--spread", "stratified", "--scope", "layer", "--positions", "window"]
-    assert cli.main(["generate", prompt, "-o", str(tmp_path / "v.mp4"), *options]) == 2
-    assert made == [lolrt.Rope("window", 0.5, 3, "stratified", "layer")]
 
 
 def test_wrong_input_is_one_clear_line(tmp_path, prompt, data):
@@ -485,10 +146,10 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 def test_help_says_something_of_every_option_and_no_default_that_is_none():
     commands = list(parsers(cli.parser()))
     assert {"lolrt generate", "lolrt serve", "lolrt lab phase"} <= {command.prog for command in commands}
-    for command in commands:
-        for action in command._actions:
-            assert action.help or isinstance(action, argparse._SubParsersAction), f"{command.prog} {action.dest}"
-        assert not re.search(r"default: (None|False|\[\])", command.format_help()), command.prog
+    for parsed in commands:
+        for action in parsed._actions:
+            assert action.help or isinstance(action, argparse._SubParsersAction), f"{parsed.prog} {action.dest}"
+        assert not re.search(r"default: (None|False|\[\])", parsed.format_help()), parsed.prog
     told = next(command for command in commands if command.prog.endswith("generate")).format_help()
     assert "(default: 0.8)" in told and "of the noise (default: 0)" in told
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 import lolrt
 from lolrt import ops
 from lolrt.checkpoint import unfilled
-from lolrt.cli.generate import one_ahead
+from lolrt.cli.video import one_ahead
 from lolrt.models.vae.layers import RMSNorm
 from lolrt.models.vae.streaming import Norm
 from lolrt.ops.device import Coming, on_side_stream, upload, usable

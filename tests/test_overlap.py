@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lolrt
-from lolrt.cli.generate import one_ahead
+from lolrt.cli.video import one_ahead
 from lolrt.ops import device
 from lolrt.session.stream import LatentChunk
 

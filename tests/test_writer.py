@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from av.video.reformatter import ColorRange, Colorspace
+from PIL import Image
 
 import lolrt
 from lolrt.media.destination import Position
@@ -144,3 +145,67 @@ def test_a_name_in_capitals_is_a_name(tmp_path):
         assert writer.partial_path == tmp_path / "V.partial.MP4"
         writer.write(stripes(64, 128))
     assert [entry.name for entry in tmp_path.iterdir()] == ["V.MP4"]
+
+
+def moving(count: int) -> torch.Tensor:
+    """uint8 [count, 64, 96, 3], smooth noise."""
+    coarse = torch.rand(count, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    return (torch.nn.functional.interpolate(coarse, (64, 96), mode="bilinear") * 255).byte().permute(0, 2, 3, 1).contiguous()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "least_psnr"), [(".mkv", "h264", 40), (".webm", "vp9", 40), (".gif", "gif", 33), (".MKV", "h264", 40)]
+)
+def test_other_files_hold_the_frames_at_their_times(suffix, codec, least_psnr, tmp_path):
+    frames, path = moving(24), tmp_path / f"v{suffix}"
+    with lolrt.VideoWriter(path, 64, 96, 16) as writer:
+        assert writer.partial_path == tmp_path / f"v.partial{suffix}"
+        for chunk in frames.split(9):
+            writer.write(chunk)
+    assert list(tmp_path.iterdir()) == [path]
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == codec
+        shown = list(container.decode(video=0))
+        assert container.duration == pytest.approx(24 / 16 * 1e6, abs=1e4), "the muxer has gone back to write it"
+    assert [float(picture.time) for picture in shown] == pytest.approx([i / 16 for i in range(24)], abs=0.0051)
+    seen = np.stack([np.asarray(picture.to_image().resize((96, 64), Image.Resampling.BOX), float) for picture in shown])
+    assert 10 * np.log10(255**2 / np.mean((seen - frames.numpy()) ** 2)) > least_psnr
+    if codec != "gif":
+        assert (shown[0].colorspace, shown[0].color_range) == (Colorspace.ITU709, ColorRange.MPEG)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".gif"])
+def test_what_there_is_of_another_file_can_be_played(suffix, tmp_path):
+    with pytest.raises(KeyboardInterrupt), lolrt.VideoWriter(tmp_path / f"v{suffix}", 64, 96, 16) as writer:
+        writer.write(moving(20))
+        raise KeyboardInterrupt
+    (partial,) = tmp_path.iterdir()
+    with av.open(str(partial)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 20
+    with pytest.raises(lolrt.OutputError, match="earlier run"):
+        lolrt.VideoWriter(tmp_path / f"v{suffix}", 64, 96, 16)
+    with pytest.raises(lolrt.OutputError, match="cannot be gone on with"):
+        lolrt.VideoWriter(tmp_path / f"w{suffix}", 64, 96, 16, resume=Position(9, 1, 100, 0))
+
+
+def test_png_files_are_the_frames(tmp_path):
+    frames = moving(11)
+    with lolrt.VideoWriter(tmp_path / "f" / "x-%03d.PNG", 64, 96, 16) as writer:
+        writer.write(frames[:9])
+        with pytest.raises(lolrt.OutputError, match="another run is writing"):
+            lolrt.VideoWriter(tmp_path / "f" / "y-%d.png", 64, 96, 16)
+        writer.write(frames[9:])
+    found = sorted((tmp_path / "f").iterdir())
+    assert [path.name for path in found] == [f"x-{i:03d}.PNG" for i in range(1, 12)]
+    assert all(np.array_equal(Image.open(path), frame) for path, frame in zip(found, frames, strict=True))
+    with pytest.raises(lolrt.OutputError, match="has frames of this name already"):
+        lolrt.VideoWriter(tmp_path / "f" / "x-%03d.PNG", 64, 96, 16)
+    with lolrt.VideoWriter(tmp_path / "f" / "z-%d.png", 64, 96, 16) as writer:
+        writer.write(frames[:1])
+    assert (tmp_path / "f" / "z-1.png").exists()
+
+
+@pytest.mark.parametrize("name", ["x.png", "%05d-%05d.png", "100%.png", "%s.png", "%05d/x.png"])
+def test_a_name_without_a_place_for_the_number(name, tmp_path):
+    with pytest.raises(lolrt.OutputError, match="expected a place for the frame's number"):
+        lolrt.VideoWriter(tmp_path / name, 64, 96, 16)

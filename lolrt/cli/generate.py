@@ -1,18 +1,16 @@
-"""`lolrt generate`: a video of a prompt."""
+"""`lolrt generate`: videos of prompts."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lolrt.cli.interrupt import Interrupt, Stopped
-from lolrt.cli.mass_log import MassLog
 from lolrt.cli.options import (
     MODEL_HELP,
     Commands,
@@ -26,28 +24,39 @@ from lolrt.cli.options import (
     kv_dtype,
     positive,
 )
+from lolrt.cli.resumed import given_options, resumed_run
+from lolrt.cli.video import Video, bar, report, write
 from lolrt.cli.without_effect import without_effect
 from lolrt.errors import Error
-from lolrt.files import remove_partials
+from lolrt.fields import integers
 from lolrt.media import CRF
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
+    from lolrt.checkpoint import ModelFiles
     from lolrt.engine.kv_window import Window
     from lolrt.pipeline import Pipeline
-    from lolrt.session.stream import Chunk
+    from lolrt.session.stream import Stream
+    from lolrt.text.encoder import TextEncoder
 
 DEFAULT_SECONDS = 20.0
-OUTPUT_HELP = "an .mp4 file; an .m3u8 playlist, for HLS; - for standard output; or an address of udp, rtmp or srt, where video goes live"
+OUTPUT_HELP = (
+    "an .mp4, .mkv, .webm or .gif file; an .m3u8 playlist, for HLS; PNG files, such as frames/%%05d.png; - for standard output; or an "
+    "address of udp, rtmp or srt, where video goes live"
+)
+START_HELP = "an image, a video, or latents of --latents, that the video begins with and goes on from"
 RECACHE_HELP = "what of the past a new prompt of the script is applied to: the recent frames, the sinks as well, or nothing"
 
 
 def add_command(commands: Commands) -> None:
-    generate = commands.add_parser("generate", help="write a video of a prompt", formatter_class=HelpWithDefaults)
+    generate = commands.add_parser("generate", help="write a video of a prompt, or of several", formatter_class=HelpWithDefaults)
     generate.set_defaults(run=run, command=generate)
     prompts = generate.add_mutually_exclusive_group()
-    prompts.add_argument("prompt", metavar="PROMPT", nargs="?", help="what the video shows")
+    prompts.add_argument(
+        "prompts", metavar="PROMPT", nargs="*", default=[], help="what the video shows; of several, each has its own video"
+    )
     prompts.add_argument("--script", metavar="FILE", help='prompts and when they begin: lines such as "0 a car" and "1:08.5 a boat"')
     prompts.add_argument("--resume", metavar="SNAPSHOT", help="go on with the video of an earlier run with --save-every")
     generate.add_argument("-o", "--output", metavar="FILE", help=OUTPUT_HELP)
@@ -67,9 +76,10 @@ def add_command(commands: Commands) -> None:
     generate.add_argument("--text", metavar="FILE", help="embeddings that lolrt encode wrote, instead of the model's text encoder")
     generate.add_argument("--recache", choices=["window", "sinks", "none"], default="window", help=RECACHE_HELP)
     generate.add_argument("--switch-chunks", type=positive(int), default=1, help="chunks over which the script's next prompt takes over")
-    generate.add_argument("--start", metavar="FILE", help="an image or a video that the video begins with and goes on from")
-    generate.add_argument("--seed", type=int, default=0, help="of the noise")
+    generate.add_argument("--start", metavar="FILE", help=START_HELP)
+    generate.add_argument("--seed", type=integers, default="0", help="of the noise; several, such as 0:1:2, make a video each")
     generate.add_argument("--probe", action="store_true", help="write each chunk's attention mass per page to FILE.mass.csv")
+    generate.add_argument("--latents", action="store_true", help="write the latents to FILE.latents.safetensors, for --start")
     add_weights(generate)
     add_lora(generate)
     add_vae(generate)
@@ -84,210 +94,151 @@ def add_command(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from dataclasses import asdict, replace
-    from itertools import islice
-
-    from tqdm import tqdm
-
     import lolrt
-    from lolrt.checkpoint.load import check_lora
-    from lolrt.checkpoint.recipes import sampling
-    from lolrt.media.destination import Position
-    from lolrt.media.output import check_output, open_output
-    from lolrt.media.reader import check_readable, read_frames
-    from lolrt.ops.device import usable
-    from lolrt.pipeline import files_of
-    from lolrt.session.config import to_plain
-    from lolrt.session.saver import Saver
-    from lolrt.session.script import Cue, follow, read_script
 
-    resumed = resumed_run(arguments) if arguments.resume else None
-    if resumed is None and (arguments.output is None or not (arguments.prompt or arguments.script)):
-        raise Error("expected a prompt (or --script) and an output file (-o), or --resume SNAPSHOT")
     # A wrong name should not cost the minutes in which a large model encodes its prompts and is loaded.
-    path = check_output(arguments.output, arguments.dvr)
-    for option in ("probe", "save_every"):
-        if getattr(arguments, option) and path is None:
-            raise Error(f"--{option.replace('_', '-')} writes beside the video, so it needs a file: choose one with -o")
-    if arguments.json and arguments.output == "-":
-        raise Error("--json goes to standard output, where the video is to go: choose a file with -o")
-    if arguments.no_overwrite and resumed is None and path is not None and path.exists():
-        raise Error(f"{path} is there already: choose another name with -o, or leave --no-overwrite out")
-    if arguments.start and resumed is None:
-        check_readable(arguments.start)
+    videos = videos_of(arguments)
     if arguments.threads:
         lolrt.set_threads(arguments.threads)
-    device, pages = usable(arguments.device), kv_dtype(arguments)
-    if not 0 <= arguments.seed < 2**64:
+    files, pipe = load(arguments, [cue.prompt for video in videos for cue in video.cues])
+    total = None if arguments.endless else arguments.frames or round((arguments.seconds or DEFAULT_SECONDS) * pipe.fps) or 1
+    start = read_start(arguments, pipe, total) if arguments.start and not arguments.resume else None
+    for video in videos:
+        stream, notes = (pipe.resume(arguments.resume), []) if video.resumed else begin(video, pipe, files, start)
+        for note in [*late_prompts(video, pipe, total), *notes] if video is videos[0] and not arguments.quiet else []:
+            print(f"note: {note}", file=sys.stderr)
+        written = write(video, pipe, stream, total)
+        del stream  # its pages, before the next one's
+        report(video, written, written != total, pipe.fps)
+
+
+def videos_of(arguments: argparse.Namespace) -> list[Video]:
+    """The videos that are asked for, and their names. Raises `lolrt.Error` for what can be seen to be wrong before a model is there."""
+    from lolrt.media.output import check_output
+    from lolrt.media.writer import goes_on
+    from lolrt.session.script import Cue, read_script
+
+    resumed = resumed_run(arguments) if arguments.resume else None
+    if resumed is None and (arguments.output is None or not (arguments.prompts or arguments.script)):
+        raise Error("expected a prompt (or --script) and an output file (-o), or --resume SNAPSHOT")
+    if not all(0 <= seed < 2**64 for seed in arguments.seed):
         raise Error("--seed must be in 0 .. 2^64 - 1")
-    if resumed is not None:
-        cues = [Cue(*cue) for cue in resumed.cues]
-    else:
-        cues = read_script(arguments.script) if arguments.script else [Cue(0, arguments.prompt)]
+    several = len(arguments.prompts) > 1 or len(arguments.seed) > 1
+    if several and arguments.endless:
+        raise Error("--endless makes one video, which never ends: give one prompt and one seed, or a length")
+    videos = []
+    for number, prompt in enumerate(arguments.prompts or [None], 1):
+        for seed in arguments.seed:
+            own = [f"-{number}"] * (len(arguments.prompts) > 1) + [f"-seed{seed}"] * (len(arguments.seed) > 1)
+            options = argparse.Namespace(**vars(arguments) | {"prompts": [prompt] if prompt else [], "seed": (seed,)})
+            options.output = numbered(arguments.output, "".join(own))
+            if resumed:
+                cues = [Cue(*cue) for cue in resumed.cues]
+            else:
+                cues = read_script(arguments.script) if arguments.script else [Cue(0, prompt)]
+            videos.append(Video(options, cues, resumed, check_output(options.output, arguments.dvr, resumed is not None)))
+    for video in videos:
+        check_files(video, several)
+    if arguments.save_every and not goes_on(videos[0].path):
+        raise Error("--save-every is for an .mp4 or .m3u8, the videos that a run can go on with: choose such a name with -o")
+    if arguments.start and resumed is None:
+        check_start(arguments.start)
+    return videos
+
+
+def numbered(output: str, own: str) -> str:
+    """The name of one of several videos: v.mp4 becomes v-1-seed7.mp4, and frames/%05d.png becomes frames/1-seed7/%05d.png."""
+    if not own or output == "-" or "://" in output:
+        return output
+    path = Path(output)
+    if path.suffix.lower() == ".png":
+        return str(path.parent / own[1:] / path.name)
+    return str(path.with_name(f"{path.stem}{own}{path.suffix}"))
+
+
+def check_files(video: Video, several: bool) -> None:
+    """Raises `lolrt.Error` where options do not go with a video's output."""
+    options = video.options
+    if video.path is None:
+        if several:
+            raise Error("several prompts or seeds make a file each: choose a name with -o")
+        for option in ("probe", "latents", "save_every"):
+            if getattr(options, option):
+                raise Error(f"--{option.replace('_', '-')} writes beside the video, so it needs a file: choose one with -o")
+    if options.json and options.output == "-":
+        raise Error("--json goes to standard output, where the video is to go: choose a file with -o")
+    if options.no_overwrite and video.resumed is None and video.path is not None and video.path.exists():
+        raise Error(f"{video.path} is there already: choose another name with -o, or leave --no-overwrite out")
+
+
+def check_start(start: str) -> None:
+    from lolrt.media.latents import is_latents
+    from lolrt.media.reader import check_readable
+
+    if not is_latents(start):
+        check_readable(start)
+    elif not Path(start).exists():
+        raise Error(f"cannot read {start}: it does not exist")
+
+
+def load(arguments: argparse.Namespace, prompts: Sequence[str]) -> tuple[ModelFiles, Pipeline]:
+    """A model's files, and the model, whose text encoder has met all prompts."""
+    import lolrt
+    from lolrt.checkpoint.load import check_lora
+    from lolrt.ops.device import usable
+    from lolrt.pipeline import files_of
+
+    device = usable(arguments.device)
+    kv_dtype(arguments)
     needed = {"dit", "vae" if arguments.vae == "full" else "taehv", *([] if arguments.text else ["text_encoder"])}
     files = files_of(arguments.model, needed, arguments.weights)
     check_lora(files, arguments.lora)
-    text = lolrt.EmbeddingFile(arguments.text) if arguments.text else lolrt.load_text(files)
-    text.encode([cue.prompt for cue in cues])  # all, before the rest of the model needs the memory, and an error can end a long run
-    pipe = lolrt.load(files, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, lora=arguments.lora, device=device)
-    total = None if arguments.endless else arguments.frames or round((arguments.seconds or DEFAULT_SECONDS) * pipe.fps) or 1
-    shown: dict[str, Any] = {"dynamic_ncols": True, "file": sys.stderr} | ({"disable": True} if arguments.quiet else {})
-    notes = []
-    if total is not None and (late := [cue for cue in cues if cue.seconds * pipe.fps >= total]):
-        notes.append(f"{len(late)} of the script's {len(cues)} prompts come after the video's end, the first at {late[0].seconds} s")
-    if resumed is None:
-        start = None
-        if arguments.start:
-            # No more than is asked for, in whole latent frames; a start is often longer.
-            factor = pipe.vae.config.temporal_factor
-            wanted = None if total is None else 1 + -(-(total - 1) // factor) * factor
-            given = islice(read_frames(arguments.start, pipe.height, pipe.width, pipe.fps), wanted)
-            start = pipe.encode_video(tqdm(given, "reading the start", unit=" frames", leave=False, **shown))
-        rope = replace(pipe.rope, **field_values(arguments, "Rope"))
-        window = replace(pipe.window, **field_values(arguments, "Window"), gate=lolrt.SinkGate(**field_values(arguments, "SinkGate")))
-        check_memory(pipe, window, pages)
-        notes += without_effect(given_options(arguments).keys(), rope, window)
-        sampler = replace(pipe.sampler, **field_values(arguments, "Sampler"))
-        said = {"chunk_frames", "sampler"} & files.settings.keys()
-        if not {"chunk_frames", "timesteps"} & given_options(arguments).keys() and (files.recipe or not said):
-            notes.append(f"sampled with {sampling(files.settings, files.recipe)}")
-        stream = pipe.stream(
-            cues[0].prompt, seed=arguments.seed, rope=rope, window=window, sampler=sampler, probe=True, start=start, kv_dtype=pages
-        )
-    else:
-        stream = pipe.resume(arguments.resume)
-    if not arguments.quiet:
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)
-    position = Position(**resumed.position) if resumed else None
-    written = position.frames if position else 0  # the bar does not count where TQDM_DISABLE hides it
-    if total is not None and written >= total:
-        raise Error(f"{arguments.resume} is at frame {written} of {total} already: ask for more with --frames or --seconds")
-    coming = [cue for cue in cues[1:] if resumed is None or cue.seconds * pipe.fps > resumed.last_chunk]
-    chunks = follow(stream, coming, pipe.fps, recache=arguments.recache, over_chunks=arguments.switch_chunks, frames=written)
-    if device.type == "cuda" and not arguments.save_every:  # a snapshot is of what has been written
-        chunks = one_ahead(chunks)
-    if arguments.dvr and arguments.save_every and arguments.save_every > arguments.dvr * pipe.fps:
-        raise Error(f"--save-every {arguments.save_every} is longer than the {arguments.dvr:g} s that --dvr keeps: save more often")
-    snapshot = Path(arguments.resume or snapshot_path(arguments.output))
-    saved = written
-    size = pipe.height, pipe.width, pipe.fps
-
-    with (
-        Interrupt() as interrupt,
-        Saver() as saver,
-        open_output(arguments.output, *size, crf=arguments.crf, resume=position, dvr_seconds=arguments.dvr) as writer,
-        MassLog(
-            Path(arguments.output).with_suffix(".mass.csv") if arguments.probe else None, resumed.mass_bytes if resumed else 0
-        ) as mass_log,
-        tqdm(total=total, initial=written, unit=" frames", **shown) as bar,
-    ):
-        if arguments.save_every:
-            remove_partials(snapshot)  # of a run that was killed while it saved
-        if resumed is None and path is not None:
-            snapshot.unlink(missing_ok=True)  # an earlier run's, of a video that is now overwritten
-        for chunk in chunks:
-            frames = chunk.frames if total is None else chunk.frames[: total - written]
-            if chunk.switch is not None and not arguments.quiet:
-                bar.write(f"{written / pipe.fps:.2f} s: {chunk.switch}", file=sys.stderr)
-            writer.write(frames)
-            mass_log.write(chunk)
-            if len(chunk.page_frames) >= stream.latent_stream.window.pages:  # until then sinks are most of what there is
-                bar.set_postfix_str(f"sink mass {chunk.sink_mass:.3f}", refresh=False)
-            bar.update(len(frames))
-            last_chunk, written = written, written + len(frames)
-            if written == total:
-                break
-            due = arguments.save_every and (written - saved >= arguments.save_every or interrupt.requested)
-            if due and isinstance(writer, lolrt.VideoWriter):
-                plain = {name: to_plain(value) for name, value in vars(arguments).items() if name in recorded(arguments)}
-                cut, mass_bytes = asdict(writer.cut()), mass_log.size()
-                run = Run(plain, [list(asdict(cue).values()) for cue in cues], cut, last_chunk, mass_bytes)
-                stream.save(snapshot, run=asdict(run), saver=saver)
-                saved = written
-            if interrupt.requested and total is None:
-                break
-            if interrupt.requested:
-                saver.wait()
-                where = [f"{writer.partial_path} holds them"] if writer.partial_path else []
-                where += [f"go on with lolrt generate --resume {snapshot}"] if arguments.save_every else []
-                raise Stopped(interrupt.requested, "; ".join([f"stopped after {written} of {total} frames", *where]))
-    if arguments.save_every and written == total:
-        snapshot.unlink(missing_ok=True)  # there is nothing left to go on with
-    unfinished = bool(arguments.save_every) and written != total
-    if arguments.json:
-        made = {"output": arguments.output, "frames": written, "fps": pipe.fps, "seconds": written / pipe.fps}
-        made |= {"mass_log": str(mass_log.path)} if arguments.probe else {}
-        print(json.dumps(made | ({"snapshot": str(snapshot)} if unfinished else {})))
-    elif arguments.output != "-" and not arguments.quiet:
-        print(f"{arguments.output}: {written} frames, {written / pipe.fps:.1f} s at {pipe.fps} frames/s")
-        if arguments.probe:
-            print(f"{mass_log.path}: attention mass per chunk, layer, head and page")
-        if unfinished:
-            print(f"{snapshot}: go on with lolrt generate --resume {snapshot}")
+    text: TextEncoder = lolrt.EmbeddingFile(arguments.text) if arguments.text else lolrt.load_text(files)
+    text.encode(list(prompts))  # before the rest of the model needs the memory, and an error can end a long run
+    return files, lolrt.load(files, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, lora=arguments.lora, device=device)
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a snapshot knows of the run that saved it."""
+def read_start(arguments: argparse.Namespace, pipe: Pipeline, total: int | None) -> Tensor:
+    """Latents to begin with: no more than is asked for, in whole latent frames; a start is often longer."""
+    from lolrt.media.latents import is_latents, read_latents
+    from lolrt.media.reader import read_frames
 
-    arguments: dict[str, Any]
-    cues: list[list[Any]]
-    """Seconds and prompt of each."""
-    position: dict[str, int]
-    """`lolrt.media.writer.Position` of the video."""
-    last_chunk: int
-    """Video frame that the newest chunk began at."""
-    mass_bytes: int
-    """Size of the file of attention mass."""
-
-
-# Options that may be given anew when a run goes on; all others are those of the run that is gone on with.
-FREE = {"resume", "seconds", "frames", "endless", "save_every", "threads", "quiet", "json", "no_overwrite"}
+    factor = pipe.vae.config.temporal_factor
+    latent_frames = None if total is None else 1 + -(-(total - 1) // factor)
+    if is_latents(arguments.start):
+        return read_latents(arguments.start, (pipe.dit.config.out_dim, *pipe.latent_size))[:latent_frames]
+    wanted = None if latent_frames is None else 1 + (latent_frames - 1) * factor
+    frames = islice(read_frames(arguments.start, pipe.height, pipe.width, pipe.fps), wanted)
+    return pipe.encode_video(bar(arguments, frames, desc="reading the start", leave=False))
 
 
-def snapshot_path(output: str) -> Path:
-    """Beside the video."""
-    return Path(output).with_suffix(".snapshot.safetensors")
+def begin(video: Video, pipe: Pipeline, files: ModelFiles, start: Tensor | None) -> tuple[Stream, list[str]]:
+    """A new stream, and what is worth a note about its options."""
+    import lolrt
+    from lolrt.checkpoint.recipes import sampling
+
+    options, given = video.options, given_options(video.options).keys()
+    pages = kv_dtype(options)
+    rope = replace(pipe.rope, **field_values(options, "Rope"))
+    window = replace(pipe.window, **field_values(options, "Window"), gate=lolrt.SinkGate(**field_values(options, "SinkGate")))
+    check_memory(pipe, window, pages)
+    notes = list(without_effect(given, rope, window))
+    if "crf" in given and Path(options.output).suffix.lower() in (".gif", ".png"):
+        notes.append("--crf changes nothing: it takes video of H.264 or VP9")
+    sampler = replace(pipe.sampler, **field_values(options, "Sampler"))
+    said = {"chunk_frames", "sampler"} & files.settings.keys()
+    if not {"chunk_frames", "timesteps"} & given and (files.recipe or not said):
+        notes.append(f"sampled with {sampling(files.settings, files.recipe)}")
+    stream = pipe.stream(
+        video.cues[0].prompt, seed=options.seed[0], rope=rope, window=window, sampler=sampler, probe=True, start=start, kv_dtype=pages
+    )
+    return stream, notes
 
 
-def recorded(arguments: argparse.Namespace) -> set[str]:
-    """Names of the options that a snapshot keeps."""
-    return {action.dest for action in arguments.command._actions} - {"help", "resume", "threads", "quiet", "json", "no_overwrite"}
-
-
-def resumed_run(arguments: argparse.Namespace) -> Run:
-    """The run that a snapshot goes on with; `arguments` get its options. Raises `lolrt.Error` where others are asked for."""
-    from lolrt.session.config import to_plain
-    from lolrt.session.snapshot import Snapshot
-
-    try:
-        found = Run(**Snapshot.read(arguments.resume).run)
-    except TypeError:  # it has no run, or another program's
-        told = f"{arguments.resume} was not saved by lolrt generate; go on with it in Python: pipe.resume({arguments.resume!r})"
-        raise Error(told) from None
-    given = given_options(arguments)
-    differ = [
-        f"{name} is {found.arguments.get(name)} in the snapshot and {to_plain(value)} here"
-        for name, value in given.items()
-        if name not in FREE and to_plain(value) != found.arguments.get(name)
-    ]
-    if differ:
-        raise Error(f"{arguments.resume} is of another run: {'; '.join(differ)}; leave these options out, or begin a new video")
-    length = given.keys() & {"seconds", "frames", "endless"}
-    for name, value in found.arguments.items():
-        if name not in given and not (length and name in ("seconds", "frames", "endless")):
-            setattr(arguments, name, value)
-    return found
-
-
-def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options that stand on the command line, by name."""
-    absent = object()
-    names = {action.dest for action in arguments.command._actions if action.dest != "help"}
-    blank = argparse.Namespace(**{**dict.fromkeys(names, absent), "lora": None})  # which is added to
-    parsed = arguments.command.parse_args(arguments.argv[arguments.argv.index("generate") + 1 :], blank)
-    return {name: value for name, value in vars(parsed).items() if name in names and value is not absent and value is not None}
+def late_prompts(video: Video, pipe: Pipeline, total: int | None) -> list[str]:
+    late = [cue for cue in video.cues if total is not None and cue.seconds * pipe.fps >= total]
+    told = "{} of the script's {} prompts come after the video's end, the first at {} s"
+    return [told.format(len(late), len(video.cues), late[0].seconds)] if late else []
 
 
 def check_memory(pipe: Pipeline, window: Window, kv_dtype: torch.dtype | None) -> None:
@@ -309,12 +260,3 @@ def check_memory(pipe: Pipeline, window: Window, kv_dtype: torch.dtype | None) -
             f"the {window.pool_pages} frames of the window and the memory bank take {needed:.1f} GiB, and {device.type} has {has:.1f}; "
             "take fewer with --sinks, --recent or --store"
         )
-
-
-def one_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """The same chunks, each given when the next is queued: a GPU works on that one while this one is decoded and written."""
-    chunk = next(chunks)
-    for following in chunks:
-        yield chunk
-        chunk = following
-    yield chunk

@@ -10,9 +10,9 @@ import av
 import numpy as np
 from torch import Tensor
 
-from lolrt.errors import OutputError
+from lolrt.errors import OutputError, check_pixels
 from lolrt.media import CRF
-from lolrt.media.encoder import H264, WRITE_ERRORS
+from lolrt.media.encoder import WRITE_ERRORS, Encoder, check_video
 
 # The container that goes over each protocol.
 FORMATS = {"udp": "mpegts", "srt": "mpegts", "rtmp": "flv", "rtmps": "flv"}
@@ -51,11 +51,13 @@ class AddressWriter:
     def __init__(self, address: str, height: int, width: int, fps: int, *, crf: int = CRF) -> None:
         """Arguments as of `lolrt.VideoWriter`."""
         self._protocol, self._fps, self._broken = check_address(address), fps, False
+        check_video(height, width, fps, crf)
+        self._size = height, width
         self._frames, self._start = 0, 0.0  # frames so far, and when the first was due by the monotonic clock
         with contextlib.ExitStack() as on_error:
             container = on_error.enter_context(av.open(address, "w", format=FORMATS[self._protocol]))
             # Nothing is kept back to look ahead.
-            self._h264 = H264(container, height, width, fps, {"crf": str(crf), "tune": "zerolatency"})
+            self._h264 = Encoder(container, height, width, fps, {"crf": str(crf), "tune": "zerolatency"})
             try:
                 container.start_encoding()
             except (*WRITE_ERRORS, ValueError) as error:
@@ -63,7 +65,8 @@ class AddressWriter:
             on_error.pop_all()
 
     def write(self, frames: Tensor) -> None:
-        """Sends frames, uint8 [n, height, width, 3] RGB."""
+        """Sends frames, uint8 [n, height, width, 3] RGB. Raises `lolrt.Error` for others."""
+        check_pixels(frames, None, *self._size, 3)
         now = time.monotonic()
         if now > self._start + self._frames / self._fps:
             self._start = now - self._frames / self._fps  # what comes late is not made up for

@@ -81,13 +81,25 @@ class StandardOutput:
 
 
 class MovieFile:
-    """A file that grows as `<stem>.partial.mp4`, locked, and gets its own name when it is whole and on the disk."""
+    """A file that grows as `<stem>.partial<suffix>`, locked, and gets its own name when it is whole and on the disk."""
 
     def __init__(self, path: Path, resume: Position | None) -> None:
         """Raises `lolrt.OutputError`."""
         self.name, self._path = str(path), path
-        self.partial_path = path.with_name(f"{path.stem}.partial{path.suffix}")
-        self._file = self._open() if resume is None else self._reopen(resume)
+        self.suffix, self.partial_path = path.suffix.lower(), self._partial(path)
+        self.file = self._open() if resume is None else self._reopen(resume)
+
+    @staticmethod
+    def _partial(path: Path) -> Path:
+        return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+    @classmethod
+    def check_free(cls, path: Path) -> None:
+        """Raises `lolrt.OutputError` where the video cannot be begun, as far as that can be seen without writing anything."""
+        if path.is_dir():
+            raise OutputError(f"cannot write {path}: it is a folder; choose another place with -o")
+        if cls._partial(path).exists():
+            new_file(cls._partial(path)).close()
 
     def _open(self) -> BinaryIO:
         try:
@@ -103,7 +115,7 @@ class MovieFile:
         try:
             found = self.partial_path if self.partial_path.exists() else self._path
             with contextlib.ExitStack() as on_error:
-                file = on_error.enter_context(locked(found, "r+b"))
+                file = on_error.enter_context(locked(found))
                 if found.stat().st_size < position.bytes:
                     raise OutputError(f"{found} has fewer than the {position.bytes} bytes that were written before the snapshot")
                 if checksum(found, position.bytes) != position.checksum:
@@ -118,27 +130,27 @@ class MovieFile:
             raise OutputError(f"cannot go on with {self._path}: {error.strerror}; the earlier run wrote it there") from error
 
     def write(self, box: bytes, /) -> int:
-        return self._file.write(box)
+        return self.file.write(box)
 
     def flush(self) -> None:
-        self._file.flush()
+        self.file.flush()
 
     def cut(self) -> tuple[int, int]:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        end = self._file.tell()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        end = self.file.tell()
         return end, checksum(self.partial_path, end)
 
     def finish(self) -> None:
-        with self._file:  # locked until it has its name
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        with self.file:  # locked until it has its name
+            self.file.flush()
+            os.fsync(self.file.fileno())
             self.partial_path.replace(self._path)
             sync(self._path.parent)
 
     def leave(self, has_pictures: bool) -> None:
         try:
-            self._file.close()
+            self.file.close()
         finally:
             if not has_pictures:
                 self.partial_path.unlink(missing_ok=True)

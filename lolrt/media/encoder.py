@@ -1,6 +1,7 @@
-"""H.264 of frames as they come.
+"""Encoded video of frames as they come.
 
 Colours are those of BT.709 in limited range, and the stream says so: a player that had to guess would take small pictures for BT.601.
+A GIF has 256 colours a frame, of its own.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import av
 import numpy as np
 from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
+from PIL import Image
 from torch import Tensor
 
-from lolrt.errors import OutputError
+from lolrt.errors import OutputError, check_whole
 from lolrt.media import CRF
 from lolrt.media.fragments import Fragments, Sink
 
@@ -22,6 +24,9 @@ DISPLAY_HEIGHT = 256
 
 # The filters, by FFmpeg's names.
 Enlarge = Literal["LANCZOS", "POINT"]
+
+# By FFmpeg's names: H.264, VP9, and GIF's own.
+Codec = Literal["libx264", "libvpx-vp9", "gif"]
 
 # Options of libx264 for video that is watched as it is made: without B-frames, which players have to wait for.
 LIVE = {"preset": "veryfast", "bf": "0", "threads": "1"}
@@ -36,6 +41,14 @@ FRAME_UNITS = 1000
 WRITE_ERRORS = (OSError, av.FFmpegError)
 
 
+def check_video(height: int, width: int, fps: int, crf: int) -> None:
+    """Raises `lolrt.Error` for numbers that are not whole or out of range: pixels, frames a second, and constant rate factor."""
+    check_whole(height=height, width=width, fps=fps, crf=crf)
+    encoded_size(height, width)
+    if fps < 1 or not 1 <= crf <= 51:
+        raise OutputError(f"{fps} frames a second with crf {crf}; expected at least 1, and a crf of 1 to 51")
+
+
 def encoded_size(height: int, width: int) -> tuple[int, int]:
     """Height and width, in pixels, at which frames are encoded. Raises `lolrt.OutputError` where they are too small."""
     if height < 2 or width < 2:
@@ -45,29 +58,42 @@ def encoded_size(height: int, width: int) -> tuple[int, int]:
     return scale * height // 2 * 2, scale * width // 2 * 2
 
 
-class H264:
+class Encoder:
     """An encoder that writes into a container, and closes it."""
 
     def __init__(
-        self, container: OutputContainer, height: int, width: int, fps: int, options: dict[str, str], enlarge: Enlarge = "LANCZOS"
+        self,
+        container: OutputContainer,
+        height: int,
+        width: int,
+        fps: int,
+        options: dict[str, str],
+        *,
+        codec: Codec = "libx264",
+        enlarge: Enlarge = "LANCZOS",
     ) -> None:
-        """height, width: of the frames, in pixels; fps: frames a second; options: of libx264. Raises `lolrt.OutputError`."""
+        """height, width: of the frames, in pixels; fps: frames a second; options: of the codec. Raises `lolrt.OutputError`."""
         self.container, self._enlarge = container, enlarge
         self._height, self._width = encoded_size(height, width)
         try:
             # A key frame a second.
-            self._stream = container.add_stream("libx264", rate=fps, options={"g": str(fps), **options})
+            self._stream = container.add_stream(codec, rate=fps, options={"g": str(fps), **options})
         except (*WRITE_ERRORS, ValueError) as error:
             raise OutputError(f"cannot encode video: {error}; PyAV's own packages can") from error
         self._stream.height, self._stream.width = self._height, self._width
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.colorspace, self._stream.color_range = Colorspace.ITU709, ColorRange.MPEG
-        self._stream.color_primaries = self._stream.color_trc = BT709
+        self._stream.pix_fmt = "pal8" if codec == "gif" else "yuv420p"
+        if codec != "gif":
+            self._stream.colorspace, self._stream.color_range = Colorspace.ITU709, ColorRange.MPEG
+            self._stream.color_primaries = self._stream.color_trc = BT709
         self.has_pictures = False
 
     def write(self, image: np.ndarray) -> None:
         """Appends a frame, uint8 [height, width, 3] RGB."""
         frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        if self._stream.pix_fmt == "pal8":
+            large = frame.reformat(self._width, self._height, interpolation=self._enlarge).to_ndarray()
+            self._mux(_in_256_colours(large, of=image))
+            return
         self._mux(
             frame.reformat(
                 self._width, self._height, "yuv420p", interpolation=self._enlarge,
@@ -84,6 +110,16 @@ class H264:
         for packet in self._stream.encode(frame):
             self.container.mux(packet)
             self.has_pictures = True
+
+
+def _in_256_colours(image: np.ndarray, of: np.ndarray) -> av.VideoFrame:
+    """uint8 [height, width, 3] RGB in the colours that suit another best, the same before it was enlarged; dithered."""
+    colours_of = Image.fromarray(of).quantize(256, Image.Quantize.MEDIANCUT)
+    reduced = Image.fromarray(image).quantize(palette=colours_of, dither=Image.Dither.FLOYDSTEINBERG)
+    palette = np.zeros((256, 4), np.uint8)
+    colours = np.array(reduced.getpalette(), np.uint8).reshape(-1, 3)
+    palette[:, 0], palette[: len(colours), 1:] = 255, colours
+    return av.VideoFrame.from_ndarray((np.asarray(reduced), palette), format="pal8")  # type: ignore[arg-type]  # as its source says
 
 
 class Mp4Encoder:
@@ -122,7 +158,7 @@ class Mp4Encoder:
         options = {"movflags": movflags, "video_track_timescale": str(FRAME_UNITS * self._fps)}
         container = av.open(self._boxes, "w", format="mp4", options=options)
         try:
-            self._h264 = H264(container, *self._size, self._fps, self._options, self._enlarge)
+            self._h264 = Encoder(container, *self._size, self._fps, self._options, enlarge=self._enlarge)
         except OutputError:
             container.close()
             raise

@@ -42,14 +42,27 @@ class HlsFolder:
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:08d}.m4s"
 
+    @staticmethod
+    def _is_whole(playlist: Path) -> bool:
+        return playlist.is_file() and playlist.read_bytes().endswith(f"{END}\n".encode())
+
+    @classmethod
+    def check_free(cls, path: Path) -> None:
+        """Raises `lolrt.OutputError` where the video cannot be begun, as far as that can be seen without writing anything."""
+        if path.is_dir():
+            raise OutputError(f"cannot write {path}: it is a folder; choose another place with -o")
+        init = path.with_suffix("") / INIT
+        if init.exists():
+            (locked if cls._is_whole(path) else new_file)(init).close()
+
     def _open(self) -> BinaryIO:
         """Removes a whole video of the same name."""
         if self.partial_path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
         self._folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            if self.partial_path.read_bytes().endswith(f"{END}\n".encode()):
-                with locked(self._folder / INIT, "ab") as init:
+            if self._is_whole(self.partial_path):
+                with locked(self._folder / INIT, create=True) as init:
                     self.partial_path.unlink()
                     self._remove_segments(self._there())
                     init.truncate(0)
@@ -58,7 +71,7 @@ class HlsFolder:
     def _reopen(self, position: Position) -> BinaryIO:
         """The video of an earlier run, which was stopped or has ended, without what it has past the cut."""
         with contextlib.ExitStack() as on_error:
-            init = on_error.enter_context(locked(self._folder / INIT, "r+b"))
+            init = on_error.enter_context(locked(self._folder / INIT))
             there, last = self._there(), self._path(position.fragments)
             if position.fragments not in there or last.stat().st_size != position.bytes:
                 raise OutputError(f"{last}, the last segment before the snapshot, is gone or damaged, so {self.name} cannot go on")

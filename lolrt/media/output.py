@@ -1,4 +1,4 @@
-"""What `-o` names: a video file, an HLS playlist, standard output, or an address."""
+"""What `-o` names: a video file, an HLS playlist, a sequence of PNG files, standard output, or an address."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from lolrt.errors import OutputError
 from lolrt.media.address import AddressWriter, check_address, is_address
 from lolrt.media.destination import Position
 from lolrt.media.hls import Playlist
-from lolrt.media.writer import VideoWriter, is_hls, output_path
+from lolrt.media.writer import VideoWriter, destination_of, is_hls, output_path
 
 
-def check_output(output: str, dvr_seconds: float | None) -> Path | None:
+def check_output(output: str, dvr_seconds: float | None, resume: bool) -> Path | None:
     """The file that an output names; None for standard output and for an address. Raises `lolrt.OutputError` as `open_output` would, as far
-    as that can be known before anything is written."""
+    as that can be known before anything is written; resume: whether the video of an earlier run is gone on with."""
     path = None if is_address(output) else output_path(output)
     if is_address(output):
         check_address(output)
     if dvr_seconds is not None and not is_hls(path):
         raise OutputError("--dvr is for an .m3u8: choose such a name with -o, or leave it out")
     Playlist("", str, 1, dvr_seconds)
+    if path is not None and not resume:
+        destination_of(path).check_free(path)
     return path
 
 

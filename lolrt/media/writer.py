@@ -1,4 +1,4 @@
-"""Writes video as it comes: H.264 in fragmented mp4 or in HLS segments, playable at any moment up to its last second."""
+"""Writes video as it comes, playable at any moment up to its last second."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from types import TracebackType
 
 from torch import Tensor
 
-from lolrt.errors import OutputError
+from lolrt.errors import OutputError, check_pixels
 from lolrt.media import CRF
 from lolrt.media.destination import Destination, MovieFile, Position, StandardOutput
-from lolrt.media.encoder import WRITE_ERRORS, Mp4Encoder, encoded_size
+from lolrt.media.encoder import WRITE_ERRORS, Mp4Encoder, check_video
 from lolrt.media.hls_folder import HlsFolder
+from lolrt.media.movie import FORMATS, MovieEncoder
+from lolrt.media.png_sequence import PngEncoder, PngFolder, check_pattern
 
 # An HLS video's files say so in words of their own.
 FAILURES = (*WRITE_ERRORS, OutputError)
-SUFFIXES = (".mp4", ".m3u8")
+# What a run can go on with, and the others.
+GOING_ON = (".mp4", ".m3u8")
+SUFFIXES = (*GOING_ON, *FORMATS, ".png")
 
 
 def output_path(output: str | Path) -> Path | None:
@@ -29,17 +33,30 @@ def output_path(output: str | Path) -> Path | None:
         if sys.stdout.isatty():
             raise OutputError("standard output is a terminal, which shows no video; lead it to a program or a file, or choose one with -o")
         return None
-    if Path(output).suffix.lower() not in SUFFIXES:
-        raise OutputError(f"the output is {str(output)!r}; expected a name that ends in .mp4 or .m3u8, or - for standard output")
-    return Path(output)
+    path = Path(output)
+    if path.suffix.lower() not in SUFFIXES:
+        raise OutputError(f"the output is {str(output)!r}; expected a name that ends in {', '.join(SUFFIXES)}, or - for standard output")
+    if path.suffix.lower() == ".png":
+        check_pattern(path)
+    return path
+
+
+def goes_on(path: Path | None) -> bool:
+    """Whether a later run can go on with such a video."""
+    return path is not None and path.suffix.lower() in GOING_ON
 
 
 def is_hls(path: Path | None) -> bool:
     return path is not None and path.suffix.lower() == ".m3u8"
 
 
+def destination_of(path: Path) -> type[MovieFile | HlsFolder | PngFolder]:
+    return PngFolder if path.suffix.lower() == ".png" else HlsFolder if is_hls(path) else MovieFile
+
+
 class VideoWriter:
-    """A context manager that writes frames to an mp4 file, to an HLS playlist and its segments, or to standard output for the output "-".
+    """A context manager that writes frames to a file, by the end of its name .mp4, .mkv, .webm or .gif; to an HLS playlist .m3u8 and its
+    segments; to PNG files, such as `frames/%05d.png`; or as an mp4 to standard output for the output "-".
 
     A file grows under the name `<stem>.partial.mp4`, locked, and gets its own name when it is whole and on the disk. If writing fails,
     what has been written stays under the partial name, where it can be played but not be taken for the whole; nothing stays where no
@@ -59,16 +76,23 @@ class VideoWriter:
         resume: Position | None = None,
         dvr_seconds: float | None = None,
     ) -> None:
-        """height, width: of the frames, in pixels; fps: frames a second; crf: H.264's constant rate factor, from 1, the best, to 51.
-        resume: goes on with the video of an earlier run, from its cut. dvr_seconds: of HLS, how much is kept; by default all."""
+        """height, width: of the frames, in pixels; fps: frames a second; crf: constant rate factor of H.264 and VP9, from 1, the best, to
+        51. resume: goes on with the video of an earlier run, from its cut. dvr_seconds: of HLS, how much is kept; by default all."""
         path = output_path(output)
-        encoded_size(height, width)
+        check_video(height, width, fps, crf)
+        self._size = height, width
         if dvr_seconds is not None and not is_hls(path):
             raise OutputError("only an .m3u8 can leave its beginning out: choose such a name with -o, or leave --dvr out")
-        if path is None and resume is not None:
-            raise OutputError("a video on standard output cannot be gone on with; expected the file of the earlier run")
+        if resume is not None and not goes_on(path):
+            where = path or "a video on standard output"
+            raise OutputError(f"{where} cannot be gone on with; expected the .mp4 or .m3u8 of the earlier run")
         self._broken = False
         self._destination: Destination
+        self._encoder: Mp4Encoder | MovieEncoder | PngEncoder
+        if path is not None and path.suffix.lower() == ".png":
+            self._destination = folder = PngFolder(path)
+            self._encoder = PngEncoder(folder)
+            return
         if path is None:
             self._destination = StandardOutput()
         elif is_hls(path):
@@ -77,7 +101,10 @@ class VideoWriter:
             self._destination = MovieFile(path, resume)
         frames, fragments = (resume.frames, resume.fragments) if resume else (0, 0)
         try:
-            self._encoder = Mp4Encoder(self._destination, height, width, fps, crf=crf, frames=frames, fragments=fragments)
+            if isinstance(self._destination, MovieFile) and not goes_on(path):
+                self._encoder = MovieEncoder(self._destination.file, self._destination.suffix, height, width, fps, crf=crf)
+            else:
+                self._encoder = Mp4Encoder(self._destination, height, width, fps, crf=crf, frames=frames, fragments=fragments)
         except OutputError:
             self._destination.leave(has_pictures=resume is not None)
             raise
@@ -88,7 +115,8 @@ class VideoWriter:
         return self._destination.partial_path
 
     def write(self, frames: Tensor) -> None:
-        """Appends frames, uint8 [n, height, width, 3] RGB."""
+        """Appends frames, uint8 [n, height, width, 3] RGB. Raises `lolrt.Error` for others."""
+        check_pixels(frames, None, *self._size, 3)
         try:
             self._encoder.write(frames)
         except FAILURES as error:
@@ -96,7 +124,7 @@ class VideoWriter:
 
     def cut(self) -> Position:
         """Brings all frames so far to the disk, and ends the encoder's past there; what follows does not depend on what came before, so
-        that a video that goes on from a cut has the bits of one that was never interrupted."""
+        that a video that goes on from a cut has the bits of one that was never interrupted. Only .mp4 and .m3u8 can be cut."""
         try:
             self._encoder.end()
             size, checksum = self._destination.cut()
