@@ -22,7 +22,7 @@ from lolrt.checkpoint.lora import LoRAFiles
 from lolrt.engine.kv_window import Window
 from lolrt.engine.sampler import Sampler
 from lolrt.engine.scheduler import RoundRobin, Scheduler
-from lolrt.errors import Error
+from lolrt.errors import Error, check_pixels
 from lolrt.models.dit import CausalDiT, DiTConfig
 from lolrt.models.vae.codec import Codec, CodecConfig, State
 from lolrt.models.vae.tiles import Tiled
@@ -308,9 +308,9 @@ class Pipeline:
         state: State = {}
         latents = []
         while len(batch := list(itertools.islice(coming, size))) == size:
+            for frame in batch:
+                check_pixels(frame, self.height, self.width, 3)
             video = upload(torch.stack(batch), self.dit.device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-            if video.shape[2:] != (self.height, self.width):
-                raise Error(f"frames of {video.shape[2]} x {video.shape[3]} pixels; expected {self.height} x {self.width}")
             latents.append(self.vae.encode(video, state))
             size = self.vae.config.temporal_factor
         if not latents:

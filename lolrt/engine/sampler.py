@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from lolrt import ops
 from lolrt.engine.noise import NoiseSource
-from lolrt.errors import Error
+from lolrt.errors import Error, check_real
 
 # The published schedule has 1000 training timesteps; noise level 1 is timestep 1000.
 TRAIN_TIMESTEPS = 1000
@@ -43,8 +44,10 @@ class Sampler:
     """Noise level of the clean chunk in the pass that writes its final K and V."""
 
     def __post_init__(self) -> None:
+        check_real(shift=self.shift, context_noise=self.context_noise)
         for name, steps in ("timesteps", self.timesteps), ("first_timesteps", self.first_timesteps or self.timesteps):
-            if not steps or any(not 1 <= t <= TRAIN_TIMESTEPS or t % 1 for t in steps) or any(a <= b for a, b in itertools.pairwise(steps)):
+            known = all(isinstance(t, Real) and 1 <= t <= TRAIN_TIMESTEPS and t % 1 == 0 for t in steps)
+            if not steps or not known or any(a <= b for a, b in itertools.pairwise(steps)):
                 raise Error(
                     f"{name} are {list(steps)}; expected whole numbers from {TRAIN_TIMESTEPS} down to 1, each less than the one before"
                 )

@@ -212,6 +212,8 @@ class CausalDiT(nn.Module):
     def check_text(self, prompt_embeds: Tensor) -> None:
         """Raises `lolrt.Error` unless they are rows of text for this model, [1 .. text_len, text_dim], finite."""
         text_len, text_dim = self.config.text_len, self.config.text_dim
+        if not isinstance(prompt_embeds, Tensor):
+            raise Error(f"prompt_embeds are {prompt_embeds!r:.100}; expected a tensor of rows of text, as a text encoder gives it")
         if prompt_embeds.ndim != 2 or prompt_embeds.shape[1] != text_dim or not 1 <= prompt_embeds.shape[0] <= text_len:
             raise Error(f"prompt_embeds are {list(prompt_embeds.shape)}; expected [1 to {text_len} text tokens, {text_dim}]")
         if not prompt_embeds.is_meta and not prompt_embeds.isfinite().all():

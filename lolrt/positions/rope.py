@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lolrt import _core
-from lolrt.errors import Error
+from lolrt.errors import Error, check_real, check_whole
 from lolrt.positions.frequencies import POLICIES, yarn_amplitude
 
 
@@ -65,6 +65,8 @@ class Rope:
     ("kept"). See `lolrt.engine.memory_bank`."""
 
     def __post_init__(self) -> None:
+        check_whole(jitter_seed=self.jitter_seed, anchor_frames=self.anchor_frames)
+        check_real(sigma=self.sigma, theta=self.theta, share=self.share, stretch=self.stretch, length_frames=self.length_frames)
         if self.positions not in ("absolute", "window", "anchored"):
             raise Error(f'positions is {self.positions!r}; expected "absolute", "window" or "anchored"')
         if self.recall_positions not in ("near", "kept"):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lolrt.errors import Error
+from lolrt.errors import Error, check_real
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class SinkGate:
     """Share of a layer's heads above which a "synchronised" gate is shut."""
 
     def __post_init__(self) -> None:
+        check_real(bias=self.bias, kernel_level=self.kernel_level, after_frames=self.after_frames, head_share=self.head_share)
         if self.when not in ("always", "realigned", "synchronised"):
             raise Error(f'when is {self.when!r}; expected "always", "realigned" or "synchronised"')
         if math.isnan(self.bias) or self.bias == math.inf:

@@ -31,6 +31,9 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         check_whole(start_frame=self.start_frame)
+        for name, kind in (("rope", Rope), ("window", Window), ("sampler", Sampler)):
+            if not isinstance(getattr(self, name), kind):
+                raise Error(f"{name} is {getattr(self, name)!r}; expected a lolrt.{kind.__name__}")
 
 
 def to_plain(value: Any) -> Any:

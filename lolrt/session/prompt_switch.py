@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lolrt.errors import Error
+from lolrt.errors import Error, check_whole
 
 # What is run again with a new text, so that it is no longer answered by keys and values of the old one: the recent frames in the window
 # (LongLive's KV re-cache), its sinks as well, or nothing.
@@ -56,6 +56,7 @@ class PromptSwitch:
     def __post_init__(self) -> None:
         if self.recache not in RECACHES:
             raise Error(f"recache is {self.recache!r}; expected one of {', '.join(RECACHES)}")
+        check_whole(over_chunks=self.chunks)
         if self.chunks < 1:
             raise Error(f"a switch over {self.chunks} chunks; expected 1 or more")
 

@@ -77,8 +77,9 @@ class Session:
         dit, rope, window = engine.dit, config.rope, config.window
         dit.check_text(prompt_embeds)
         in_dim, sizes = dit.config.in_dim, (engine.height, engine.width)
-        if start is not None and start.shape[1:] != (in_dim, *sizes):
-            raise Error(f"start is {list(start.shape)}; expected latents [frames, {in_dim}, {sizes[0]}, {sizes[1]}]")
+        if start is not None and (not isinstance(start, Tensor) or start.shape[1:] != (in_dim, *sizes)):
+            given = list(start.shape) if isinstance(start, Tensor) else repr(start)
+            raise Error(f"start is {given}; expected latents [frames, {in_dim}, {sizes[0]}, {sizes[1]}]")
         if start is not None and not start.isfinite().all():
             raise Error("start has values that are not finite; expected the latents of frames, as encode_video gives them")
         self.engine, self.config = engine, config

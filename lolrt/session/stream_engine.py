@@ -13,7 +13,7 @@ from lolrt.engine.engine import Engine
 from lolrt.engine.kv_window import Window
 from lolrt.engine.sampler import Sampler
 from lolrt.engine.scheduler import RoundRobin, Scheduler, Turn
-from lolrt.errors import Error
+from lolrt.errors import Error, check_whole
 from lolrt.models.dit import CausalDiT
 from lolrt.models.vae.codec import Codec
 from lolrt.positions.rope import Rope
@@ -49,6 +49,9 @@ class StreamEngine:
     ) -> None:
         """height, width: of a latent frame. memory: bytes of all pages and prompts; by default what `max_sessions` sessions with `window`
         need. Raises `lolrt.Error` when not even one such session fits."""
+        check_whole(max_sessions=max_sessions)
+        if max_sessions < 1:
+            raise Error(f"max_sessions is {max_sessions}; expected 1 or more")
         self.vae, self.encode_text, self.sampler, self.fps, self.scheduler = vae, encode_text, sampler, fps, scheduler
         self.window, self.rope = window, rope
         pages = max_sessions * window.pool_pages

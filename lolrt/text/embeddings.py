@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lolrt.checkpoint.foreign import open_file
-from lolrt.errors import CheckpointError, PromptError
+from lolrt.errors import CheckpointError, PromptError, check_prompts
 from lolrt.files import write_whole
 from lolrt.text.encoder import TextEncoder
 
@@ -40,6 +40,7 @@ class EmbeddingFile(TextEncoder):
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """The embedding of each prompt, [text_tokens, text_dim]. Raises `lolrt.PromptError` for one that is not in the file."""
+        check_prompts(prompts)
         unknown = [prompt for prompt in prompts if prompt not in self._rows]
         if unknown:
             known = ", ".join(map(repr, self._rows))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lolrt.checkpoint import read_json
 from lolrt.checkpoint.vocabulary import read_rows
-from lolrt.errors import CheckpointError, PromptError
+from lolrt.errors import CheckpointError, PromptError, check_prompts
 
 
 class TextEncoder(ABC):
@@ -60,6 +60,7 @@ class VocabularyEncoder(TextEncoder):
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """[text_tokens, text_dim] each; raises `lolrt.PromptError`, which lists the vocabulary, for a word that is not in it."""
+        check_prompts(prompts)
         return [self._rows(prompt) for prompt in prompts]
 
     def _rows(self, prompt: str) -> Tensor:

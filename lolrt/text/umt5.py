@@ -20,7 +20,7 @@ from lolrt.checkpoint.model_files import TOKENIZER
 from lolrt.checkpoint.packed import Packed, give_back, stored
 from lolrt.checkpoint.shapes import text_encoder_config, unfilled
 from lolrt.checkpoint.tokenizer import read_tokenizer
-from lolrt.errors import CheckpointError, Error, OutputError, PromptError
+from lolrt.errors import CheckpointError, Error, OutputError, PromptError, check_prompts
 from lolrt.models.fingerprint import fingerprint
 from lolrt.text.embeddings import read_embedding, write_embedding
 from lolrt.text.encoder import TextEncoder
@@ -132,6 +132,7 @@ class CachedUMT5(TextEncoder):
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         _transformers()
+        check_prompts(prompts)
         paths = [self._folder / f"{hashlib.sha256((self._fingerprint + clean(p)).encode()).hexdigest()}.safetensors" for p in prompts]
         rows = [read_embedding(path) for path in paths]
         missing = [i for i, found in enumerate(rows) if found is None]
