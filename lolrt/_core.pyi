@@ -12,8 +12,9 @@ ValueError for arguments that do not fit, outputs that are read-only, and tensor
 RuntimeError) for what this build cannot do, MemoryError, and RuntimeError for a defect of the library.
 
 If torch was imported first, the library computes on torch's threads, on at most as many as torch does; otherwise on threads of its
-own. The results are the same. torch's threads do not survive a fork: in the child of a process that has computed, the library waits for
-ever, as torch does, so start such processes by spawning. The formulas, page layout and rules are in lolrt/include/lolrt/lolrt.h.
+own. The results are the same. torch's threads do not survive a fork: where `lolrt.ops` is loaded the child computes on one thread, and
+elsewhere it has to be told to (`set_threads(1)`): with more it would wait for ever. The formulas, page layout and rules are in
+lolrt/include/lolrt/lolrt.h.
 """
 
 from typing import Any, Literal, TypeAlias

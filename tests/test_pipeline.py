@@ -7,13 +7,16 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import lolrt
+from lolrt.text.embeddings import write_embeddings
 
 
 @pytest.fixture
@@ -95,3 +98,71 @@ def test_threads_that_share_a_core_do_not_spin_against_each_other() -> None:
         for n in "12"
     ]
     assert spent[1] < 2.5 * spent[0]
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"a red car", ["a red car"]])
+def test_prompts_are_text(wrong: object, tiny: lolrt.Pipeline, tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "text.safetensors", {"a red car": tiny.encode_text("a red car")})
+    stream = tiny.stream("a red car")
+    for asked in (tiny.stream, stream.set_prompt, tiny.engine(1).open, lolrt.EmbeddingFile(tmp_path / "text.safetensors")):
+        with pytest.raises(lolrt.Error, match="expected a prompt, which is text"):
+            asked(wrong)  # type: ignore[operator]
+    with pytest.raises(lolrt.Error, match="expected a list of prompts"):
+        tiny.encode_text.encode("a red car")
+
+
+FRAMES = torch.zeros(2, 64, 96, 3, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("wrong", [FRAMES.float(), FRAMES[:, :32], FRAMES[..., :2], FRAMES[0, 0], FRAMES.numpy(), [1], None])
+def test_frames_are_of_bytes_and_of_the_size(wrong: Any, tiny: lolrt.Pipeline, tmp_path: Path) -> None:
+    with lolrt.VideoWriter(tmp_path / "v.mp4", 64, 96, 16) as writer:
+        with pytest.raises(lolrt.Error, match=r"expected a torch tensor, uint8 \[n, 64, 96, 3\]"):
+            writer.write(wrong)
+        writer.write(FRAMES)  # it goes on
+    with pytest.raises(lolrt.Error, match=r"expected a torch tensor, uint8 \[64, 96, 3\]"):
+        tiny.encode_video([wrong])
+
+
+@pytest.mark.parametrize("wrong", [{"fps": 0}, {"fps": 1.5}, {"height": 64.0}, {"crf": 0}, {"crf": "18"}, {"width": 1}])
+def test_numbers_of_a_video(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(lolrt.Error):
+        lolrt.VideoWriter(tmp_path / "v.mp4", **{"height": 64, "width": 96, "fps": 16, **wrong})
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_are_numbers_and_of_their_kinds(tiny: lolrt.Pipeline) -> None:
+    """Whatever takes a number or a dataclass says so, and none ends in an error of something further down."""
+    for dataclass in (lolrt.Rope, lolrt.Window, lolrt.SinkGate, lolrt.Sampler):
+        for field in fields(dataclass):
+            if isinstance(field.default, int | float):
+                with pytest.raises(lolrt.Error, match=field.name):
+                    dataclass(**{field.name: "1"})
+    with pytest.raises(lolrt.Error, match="timesteps"):
+        lolrt.Sampler(timesteps=(1000, "x"))  # type: ignore[arg-type]
+    for name in ("rope", "window", "sampler", "start"):
+        with pytest.raises(lolrt.Error, match=name):
+            tiny.stream(tiny.example_prompts[0], **{name: "x"})
+    for wrong in (0, 1.5):
+        with pytest.raises(lolrt.Error, match="max_sessions"):
+            tiny.engine(wrong)  # type: ignore[arg-type]
+    with pytest.raises(lolrt.Error, match="prompt_embeds"):
+        lolrt.LatentStream(tiny.dit, "a red car", 8, 12)  # type: ignore[arg-type]
+
+
+@pytest.mark.whole
+def test_a_forked_child_computes_as_its_parent() -> None:
+    """In which GNU's OpenMP would wait for threads that are not there."""
+    code = """
+import os, lolrt, torch
+lolrt.set_threads(2)
+stream = lolrt.load("tiny").stream("a red car", sampler=lolrt.Sampler(timesteps=(1000,)))
+state, torch_product = stream.state_dict(), torch.ones(512, 512) @ torch.ones(512, 512)
+first = next(stream).latents
+child = os.fork()
+if child == 0:
+    stream.load_state_dict(state)
+    os._exit(not torch.allclose(next(stream).latents, first, atol=1e-2) or torch.get_num_threads() != 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

@@ -18,6 +18,7 @@ waits for the array's by DLPack's protocol, but nobody waits in turn for what is
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,9 +29,10 @@ from torch import Tensor
 
 from lolrt import _core
 from lolrt.ops import library
-from lolrt.ops.threads import respect_quota
+from lolrt.ops.threads import compute_alone, respect_quota
 
 respect_quota()
+os.register_at_fork(after_in_child=compute_alone)
 
 CPU = torch.device("cpu")
 

@@ -23,6 +23,12 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+def compute_alone() -> None:
+    """In a process that was forked: the threads of the one before are not there, and GNU's OpenMP, which torch computes with, would wait
+    for them for ever. On one thread it asks for none."""
+    set_threads(1)
+
+
 def respect_quota() -> None:
     """Takes from torch the threads that the quota of a container does not let run, of which torch knows nothing, unless OMP_NUM_THREADS
     says how many there are to be: threads that are stopped in turns wait for one another most of the time."""
