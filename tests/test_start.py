@@ -362,7 +362,7 @@ def test_no_more_frames_are_taken_than_one_latent_needs(tiny):
 def test_frames_that_cannot_be_a_start(tiny):
     with pytest.raises(lolrt.Error, match="no frame to start from"):
         tiny.encode_video([])
-    with pytest.raises(lolrt.Error, match="frames of 64 x 64 pixels; expected 64 x 96"):
+    with pytest.raises(lolrt.Error, match=r"frames are torch.uint8 \[64, 64, 3\]; expected a torch tensor, uint8 \[64, 96, 3\]"):
         tiny.encode_video([torch.zeros(64, 64, 3, dtype=torch.uint8)])
 
 
