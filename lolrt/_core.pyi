@@ -190,6 +190,15 @@ class Window:
 
     def __len__(self) -> int: ...
 
+def guard_mapping(address: int, bytes: int) -> int:
+    """From now on, pages of a mapped file that are gone when they are touched, because the file has become shorter, are zeros; without
+    this the process ends by SIGBUS, whose handler the first call sets. Gives a number for `unguard_mapping`; -1 where there are too
+    many."""
+
+def unguard_mapping(number: int) -> None: ...
+def take_lost_pages() -> int:
+    """How many pages of guarded mappings were gone since the last call."""
+
 def isas() -> list[str]:
     """Kernel sets that this build has and this CPU can run, best first: of "amx", "avx512bf16", "avx2", "scalar"."""
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import glob
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +21,7 @@ def replaced(path: Path) -> Iterator[Path]:
     File and folder are synced, so that after a power cut there is the old file or the new one. Makes the folder that it is in.
     Raises `lolrt.OutputError`, with the old file as it was.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = own_partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -35,11 +36,21 @@ def replaced(path: Path) -> Iterator[Path]:
         raise
 
 
+def own_partial(path: Path) -> Path:
+    """The name under which this process writes a file or a folder."""
+    return path.with_name(f"{path.name}.{os.getpid()}.partial")
+
+
 def remove_partials(path: Path) -> None:
-    """Removes what processes have left that were killed while they wrote `path`; to be called when no other is writing it."""
+    """Removes what processes have left that were killed while they wrote `path`, a file or a folder, and nothing of those that live."""
     for partial in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        pid = partial.name.removeprefix(f"{path.name}.").removesuffix(".partial")
+        if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
 
 
 def write_whole(path: Path, content: bytes) -> None:

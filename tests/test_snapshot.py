@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -334,10 +335,11 @@ def test_a_save_that_fails_half_way_leaves_the_old_one(error, monkeypatch, tmp_p
 
 
 def test_what_killed_runs_have_left_is_removed(tmp_path):
-    """Partial snapshots under this name alone; the snapshot itself, and those of other videos, stay."""
+    """Partial snapshots under this name alone, of processes that are not there any more; the snapshot itself, and all others, stay."""
     snapshot = tmp_path / "a[1].snapshot.safetensors"
-    others = [snapshot, tmp_path / "a1.snapshot.safetensors.7.partial", tmp_path / "a[1].partial.mp4"]
-    left = [tmp_path / f"{snapshot.name}.{pid}.partial" for pid in (7, 4711)]
+    others = [snapshot, tmp_path / "a1.snapshot.safetensors.99999999.partial", tmp_path / "a[1].partial.mp4"]
+    others += [tmp_path / f"{snapshot.name}.{os.getpid()}.partial", tmp_path / f"{snapshot.name}.mine.partial"]
+    left = [tmp_path / f"{snapshot.name}.{pid}.partial" for pid in (99999998, 99999999)]
     for path in (*others, *left):
         path.write_bytes(b"x")
     remove_partials(snapshot)

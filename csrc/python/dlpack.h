@@ -150,7 +150,7 @@ class Borrowed {
   pybind11::object capsule_;
 };
 
-// The contiguous elements of a tensor of one dimension on the CPU or CUDA; false for any other.
+// The contiguous elements of a tensor of one dimension on the CPU or CUDA, aligned; false for any other.
 template <class T>
 bool vector_of(const Borrowed &tensor, uint8_t code, T **data, int64_t *count) {
   const lolrt_tensor *view = tensor.get();
@@ -159,9 +159,10 @@ bool vector_of(const Borrowed &tensor, uint8_t code, T **data, int64_t *count) {
       (view->strides && view->shape[0] > 1 && view->strides[0] != 1)) {
     return false;
   }
-  *data = reinterpret_cast<T *>(reinterpret_cast<uintptr_t>(view->data) + view->byte_offset);
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(view->data) + view->byte_offset;
+  *data = reinterpret_cast<T *>(begin);
   *count = view->shape[0];
-  return true;
+  return begin % sizeof(T) == 0;
 }
 
 // Fails for what torch.from_dlpack takes and should not: strides that it ends the process for, and an offset that it overlooks.

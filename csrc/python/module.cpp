@@ -1,5 +1,6 @@
 // lolrt._core: DLPack tensors in, one C ABI call with the GIL released, nothing else. Documented in lolrt/_core.pyi.
 #include "dlpack.h"
+#include "mapping.h"
 #include "torch_threads.h"
 
 #include <pybind11/stl.h>
@@ -158,7 +159,7 @@ template <class T>
 std::pair<T *, int64_t> words_of(const Borrowed &tensor, const char *name, uint8_t code) {
   std::pair<T *, int64_t> words;
   if (!lolrt::vector_of(tensor, code, &words.first, &words.second) || tensor.get()->device.type != LOLRT_DEVICE_CPU) {
-    throw py::value_error(std::string("phase_increments: ") + name + ": expected a contiguous " +
+    throw py::value_error(std::string("phase_increments: ") + name + ": expected a contiguous and aligned " +
                           (code == LOLRT_CODE_FLOAT ? "float64" : "uint64") + " tensor of one dimension on the CPU");
   }
   return words;
@@ -307,6 +308,9 @@ PYBIND11_MODULE(_core, m) {
           },
           arg("frames"))
       .def("__len__", [](const Window &window) { return lolrt_window_size(window.handle); });
+  m.def("guard_mapping", &lolrt::GuardedMappings::add, arg("address"), arg("bytes"));
+  m.def("unguard_mapping", &lolrt::GuardedMappings::remove, arg("number"));
+  m.def("take_lost_pages", &lolrt::GuardedMappings::take_lost);
   m.def("isas", &isas);
   m.def("isa", [] { return std::string(lolrt_isa()); });
   m.def("set_isa", [](const std::string &name) { check(lolrt_set_isa(name.c_str())); }, arg("name"));

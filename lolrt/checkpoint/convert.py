@@ -14,6 +14,7 @@ from lolrt.checkpoint.folder import WAN_SETTINGS, WEIGHTS, new_folder, write_con
 from lolrt.checkpoint.formats import KINDS, Component
 from lolrt.checkpoint.load import read_dit, weight
 from lolrt.checkpoint.lora import Adapters
+from lolrt.checkpoint.mapped import check_whole_file
 from lolrt.checkpoint.model_files import TOKENIZER, find_files, read_component
 from lolrt.checkpoint.names import Kind
 from lolrt.checkpoint.packed import Packed, give_back
@@ -95,6 +96,7 @@ def _checked(component: Component, shapes: Shapes, dtype: torch.dtype, lora: Ada
     def tensor(name: str) -> Tensor:
         exact = form is not None and is_quantised(component.kind, name)
         converted = weight(component.tensors[name], torch.float32 if exact else dtype, name, lora)
+        check_whole_file(component.source)
         if converted is None:
             raise CheckpointError(f"{component.source} has values that are not finite, in {name}; fetch the file again")
         give_back([component.tensors[name]])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from lolrt.checkpoint.quantise import LINEAR, Form, in_8_bits
 from lolrt.checkpoint.safetensors_file import write_safetensors, write_tensors
 from lolrt.checkpoint.shapes import Shapes
 from lolrt.errors import OutputError
-from lolrt.files import sync
+from lolrt.files import own_partial, remove_partials, sync
 from lolrt.models.dit import DiTConfig
 from lolrt.models.vae.layers import VAEConfig
 
@@ -42,17 +41,17 @@ WAN_SETTINGS: dict[str, Any] = {"fps": 16, "height": 480, "width": 832, "sampler
 @contextmanager
 def new_folder(destination: Path) -> Iterator[Path]:
     """A folder of this process's own to write to, synced, which becomes `destination` when all went well and is not there at all
-    otherwise. Of two processes that make the same one, the first to end has it."""
+    otherwise. Of two processes that make the same one, the first to end has it. What an earlier one has left that was killed goes."""
     if destination.exists():
         raise OutputError(f"{destination} is there already; choose another name, or remove it first")
+    folder = own_partial(destination)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"{destination.name}.", suffix=".partial", dir=destination.parent))
+        remove_partials(destination)
+        folder.mkdir()
     except OSError as error:
         raise OutputError(f"cannot write {destination}: {error.strerror}") from error
     try:
-        folder = partial / "folder"
-        folder.mkdir()  # inside, as one for all to read, which a temporary one is not
         yield folder
         for path in [*folder.rglob("*"), folder]:
             sync(path)
@@ -61,7 +60,7 @@ def new_folder(destination: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_config(folder: Path, config: DiTConfig | VAEConfig) -> None:

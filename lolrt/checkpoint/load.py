@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lolrt.checkpoint.formats import Component
 from lolrt.checkpoint.lora import Adapters, LoRA, LoRAFiles, lora_files
+from lolrt.checkpoint.mapped import check_whole_file
 from lolrt.checkpoint.model_files import ModelFiles, find_files, read_component
 from lolrt.checkpoint.origin import Origin, origin_of
 from lolrt.checkpoint.packed import Packed, Weight, give_back
@@ -177,6 +178,7 @@ def assign(
                 broken.append(name)
             else:
                 weights[name] = made
+    check_whole_file(source)
     if broken:
         among = f", or what {lora} adds to them" if lora and lora.changed & set(broken) else ""
         raise CheckpointError(f"{source} has values that are not finite, in {listed(broken)}{among}; fetch the file again")

@@ -6,11 +6,13 @@ import ctypes
 import mmap
 import os
 import sys
+import weakref
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lolrt import _core
 from lolrt.checkpoint.foreign import open_file
 from lolrt.errors import CheckpointError
 
@@ -29,11 +31,20 @@ def map_file(path: Path) -> Tensor:
             if not os.fstat(file.fileno()).st_size:
                 return torch.empty(0, dtype=torch.uint8, device="cpu")
             flags, access = mmap.MAP_PRIVATE | NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-            return torch.frombuffer(mmap.mmap(file.fileno(), 0, flags=flags, prot=access), dtype=torch.uint8)
+            mapping = mmap.mmap(file.fileno(), 0, flags=flags, prot=access)
+            data = torch.frombuffer(mapping, dtype=torch.uint8)
+            weakref.finalize(mapping, _core.unguard_mapping, _core.guard_mapping(data.data_ptr(), len(data))).atexit = False
+            return data
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist, and the model cannot be read without it") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def check_whole_file(source: object) -> None:
+    """Raises `lolrt.CheckpointError` where a file has become shorter since it was mapped: what was read of it since is in part zeros."""
+    if _core.take_lost_pages():
+        raise CheckpointError(f"{source} has become shorter while it was read; wait until nobody writes it, and fetch it again")
 
 
 def view(data: Tensor, dtype: torch.dtype) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults
 from lolrt.errors import Error
+from lolrt.files import remove_partials
 
 
 def add_command(commands: Commands) -> None:
@@ -29,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not prompts:
         raise Error("there is nothing to encode: give prompts, or a script with --script")
     rows = dict(zip(prompts, load_text(arguments.model).encode(prompts), strict=True))
+    remove_partials(Path(arguments.output))  # of a run that was killed
     write_embeddings(arguments.output, rows)
     tokens, dim = sum(map(len, rows.values())), next(iter(rows.values())).shape[1]
     print(f"{arguments.output}: {len(rows)} prompts, {tokens} rows of {dim}")

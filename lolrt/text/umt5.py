@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lolrt.checkpoint import ModelFiles, assign, read_component, to_diffusers
 from lolrt.checkpoint.formats import Component
+from lolrt.checkpoint.mapped import check_whole_file
 from lolrt.checkpoint.model_files import TOKENIZER
 from lolrt.checkpoint.packed import Packed, give_back, stored
 from lolrt.checkpoint.shapes import text_encoder_config, unfilled
@@ -53,7 +54,7 @@ class UMT5Encoder(TextEncoder):
                     feed_forward_proj="gated-gelu",
                 )
             )
-        self._tokenizer = _tokenizer(component, tokenizer)
+        self._source, self._tokenizer = component.source, _tokenizer(component, tokenizer)
         names = to_diffusers("text_encoder", component.tensors)
         tensors = {theirs: component.tensors[ours] for ours, both in names.items() for theirs in both}
         tensors |= {name: tensor for name, tensor in component.tensors.items() if name not in names}  # an unexpected one is an error
@@ -69,7 +70,9 @@ class UMT5Encoder(TextEncoder):
         for prompt, ids in zip(prompts, tokens, strict=True):
             if len(ids) > MOST_TOKENS:
                 raise PromptError(f"the prompt {prompt[:40]!r}... has {len(ids)} tokens; the model takes {MOST_TOKENS}: shorten it")
-        return [self._model(torch.tensor([ids], device="cpu")).last_hidden_state[0].clone() for ids in tokens]
+        rows = [self._model(torch.tensor([ids], device="cpu")).last_hidden_state[0].clone() for ids in tokens]
+        check_whole_file(self._source)
+        return rows
 
 
 def _transformers() -> Any:
@@ -115,6 +118,7 @@ def encoder_dtype(component: Component) -> torch.dtype:
 def encoder_fingerprint(component: Component, tokenizer: Path | None) -> str:
     """The fingerprint of an encoder and its tokenizer together."""
     digest = fingerprint(stored(component.tensors))
+    check_whole_file(component.source)
     digest.update(json.dumps(read_tokenizer(component, tokenizer)).encode())
     return digest.hexdigest()
 
