@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from lolrt.checkpoint.foreign import open_file
+from lolrt.checkpoint.mapped import check_whole_file
+from lolrt.checkpoint.safetensors_file import read_all, write_tensors
 from lolrt.errors import CheckpointError, PromptError, check_prompts
-from lolrt.files import write_whole
+from lolrt.files import replaced
 from lolrt.text.encoder import TextEncoder
 
 # The entry of a file's metadata that lists its prompts; the embedding of prompt i is the tensor of that name.
@@ -31,11 +30,11 @@ class EmbeddingFile(TextEncoder):
     def __init__(self, path: str | Path) -> None:
         """Reads all embeddings of the file. Raises `lolrt.CheckpointError` when it is no such file."""
         try:
-            open_file(Path(path)).close()  # it is a file, and no other kind of one
-            with safe_open(path, framework="pt") as file:
-                prompts = json.loads((file.metadata() or {})[PROMPTS])
-                self._rows = {prompt: file.get_tensor(str(i)) for i, prompt in enumerate(prompts)}
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+            tensors, metadata = read_all(Path(path))
+            prompts = json.loads(metadata[PROMPTS])
+            self._rows = {prompt: tensors[str(i)].clone() for i, prompt in enumerate(prompts)}
+            check_whole_file(path)
+        except (CheckpointError, KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} is no file of embeddings that lolrt encode wrote ({error})") from error
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
@@ -62,10 +61,11 @@ def cache_folder() -> Path:
 def read_embedding(path: Path) -> Tensor | None:
     """The one embedding in a file of the cache; None where there is no such file, or not what was written to it."""
     try:
-        with safe_open(path, framework="pt") as file:
-            rows = file.get_tensor("rows")
-            return rows if (file.metadata() or {}).get(DIGEST) == _digest(rows) else None
-    except (SafetensorError, OSError):
+        tensors, metadata = read_all(path)
+        rows = tensors["rows"].clone()
+        check_whole_file(path)
+        return rows if metadata.get(DIGEST) == _digest(rows) else None
+    except (CheckpointError, KeyError):
         return None
 
 
@@ -81,4 +81,6 @@ def _digest(rows: Tensor) -> str:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    write_whole(path, save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, metadata))
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with replaced(path) as partial:
+        write_tensors(partial, layout, tensors.__getitem__, metadata)
