@@ -43,14 +43,15 @@ def own_partial(path: Path) -> Path:
 
 def remove_partials(path: Path) -> None:
     """Removes what processes have left that were killed while they wrote `path`, a file or a folder, and nothing of those that live."""
-    for partial in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
-        pid = partial.name.removeprefix(f"{path.name}.").removesuffix(".partial")
-        if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+    with contextlib.suppress(OSError):
+        for partial in list(path.parent.glob(f"{glob.escape(path.name)}.*.partial")):
+            pid = partial.name.removeprefix(f"{path.name}.").removesuffix(".partial")
+            if not pid.isdecimal() or os.path.exists(f"/proc/{pid}"):
+                continue
             if partial.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)
             else:
-                with contextlib.suppress(OSError):
-                    partial.unlink()
+                partial.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:

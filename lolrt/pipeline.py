@@ -169,6 +169,8 @@ def sampler_of(settings: dict[str, Any], source: Path) -> Sampler:
         raise Error(f"{source} has unknown sampler settings: {', '.join(sorted(unknown))}; a newer lolrt may know them")
     try:
         return Sampler(**values)
+    except Error as error:
+        raise Error(f"{source}: sampler: {error}") from None
     except TypeError:
         raise Error(f"{source}: sampler is {str(values)[:200]}, of which something is no number that should be one") from None
 

@@ -1,5 +1,5 @@
-/* A library to be preloaded (LD_PRELOAD): makes the n-th call of a kind fail, as a full disk, a broken one or a lack of memory would,
-   or ends the process there, as a power cut would. Calls count that name a file of one folder, or a descriptor of one; of
+/* A library to be preloaded (LD_PRELOAD): makes the n-th call of a kind fail, as a full disk, a broken one or a lack of memory
+   would, or ends the process there, as a power cut would. Calls count that name a file of one folder, or a descriptor of one; of
    allocations, those of at least a size. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -61,12 +61,12 @@ static int no_memory(size_t bytes) { return armed == ALLOCATE && bytes >= LEAST_
 
 #define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
-#define OPENS(name)                                                \
-  int name(const char *path, int flags, ...) {                     \
-    va_list rest;                                                  \
-    va_start(rest, flags);                                         \
-    const mode_t mode = va_arg(rest, mode_t);                      \
-    va_end(rest);                                                  \
+#define OPENS(name)                                                   \
+  int name(const char *path, int flags, ...) {                        \
+    va_list rest;                                                     \
+    va_start(rest, flags);                                            \
+    const mode_t mode = va_arg(rest, mode_t);                         \
+    va_end(rest);                                                     \
     return fails_at(OPEN, path) ? -1 : NEXT(name)(path, flags, mode); \
   }
 OPENS(open)
@@ -116,7 +116,8 @@ int mkdir(const char *path, mode_t mode) { return fails_at(MAKE, path) ? -1 : NE
 int ftruncate64(int file, off64_t bytes) { return fails_on(TRUNCATE, file) ? -1 : NEXT(ftruncate64)(file, bytes); }
 int truncate64(const char *path, off64_t bytes) { return fails_at(TRUNCATE, path) ? -1 : NEXT(truncate64)(path, bytes); }
 
-extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t), *__libc_memalign(size_t, size_t);
+extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t),
+    *__libc_memalign(size_t, size_t);
 
 void *malloc(size_t bytes) { return no_memory(bytes) ? NULL : __libc_malloc(bytes); }
 void *calloc(size_t count, size_t bytes) { return no_memory(count * bytes) ? NULL : __libc_calloc(count, bytes); }

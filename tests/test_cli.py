@@ -86,7 +86,7 @@ def test_wrong_input_is_one_clear_line(tmp_path, prompt, data):
     out = tmp_path / "v.mp4"
     assert "unicorn" in (line := error_of("generate", "a red unicorn", "-o", out)) and "vocabulary" in line
     assert "neither an embedded model (tiny) nor a path" in error_of("generate", prompt, "-o", out, "--model", "huge")
-    assert "ends in .mp4" in error_of("generate", "a red unicorn", "-o", tmp_path / "v.gif")  # said before any text is encoded
+    assert "ends in .mp4" in error_of("generate", "a red unicorn", "-o", tmp_path / "v.avi")  # said before any text is encoded
     (tmp_path / "blocked").write_text("a file, where a folder should be")
     assert "cannot write" in error_of("generate", prompt, "-o", tmp_path / "blocked" / "v.mp4")
     assert "sigma" in error_of("generate", prompt, "-o", out, "--sigma", 1.5)
@@ -151,7 +151,7 @@ def test_help_says_something_of_every_option_and_no_default_that_is_none():
             assert action.help or isinstance(action, argparse._SubParsersAction), f"{parsed.prog} {action.dest}"
         assert not re.search(r"default: (None|False|\[\])", parsed.format_help()), parsed.prog
     told = next(command for command in commands if command.prog.endswith("generate")).format_help()
-    assert "(default: 0.8)" in told and "of the noise (default: 0)" in told
+    assert "(default: 0.8)" in told and "make a video each (default: 0)" in " ".join(told.split())
 
 
 def test_info_names_the_kernels_and_models():

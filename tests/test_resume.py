@@ -159,7 +159,7 @@ def test_the_options_of_the_run_may_be_given_again(folder, whole):
 
 
 @pytest.mark.parametrize("option, told", [
-    (["--seed", "3"], r"seed is \[0\] in the snapshot and \[3\] here"),
+    (["--seed", "3"], "seed is [0] in the snapshot and [3] here"),
     (["--timesteps", "1000"], "timesteps is [1000, 500] in the snapshot and [1000] here"),
     (["--sink-bias=-inf"], "bias is 0.0 in the snapshot and -inf here"),
     (["--sigma", "0.1", "--vae-tile", "64"], "vae_tile is None in the snapshot and 64 here"),
