@@ -101,6 +101,27 @@ def test_a_new_prompt_is_written_where_the_old_one_was(dit, captures):
     assert len(captures) == 2
 
 
+def test_a_launch_that_fails_while_a_pass_is_captured(dit, captures, emulated_library):
+    """Its error is the chunk's, and no graph is kept of what had been captured; from the state before, the bits are those of ordinary
+    passes."""
+    graphed, plain = streams(dit)
+    assert_same(graphed, plain, FULL - 1)
+    state = graphed.state_dict()
+    emulated_library.restart_runtime()
+    next(plain)
+    calls = len(emulated_library.notes())
+    passes = len(plain.config.sampler.timesteps) + 1  # and the one that fills the pages
+    emulated_library.restart_runtime(failing_call=calls // passes * 3 // 2)
+    with pytest.raises(RuntimeError, match="CUDA: unknown error"):
+        next(graphed)
+    assert captures == [] and graphed.engine._graphs._graphs == {}
+    emulated_library.restart_runtime()
+    for stream in graphed, plain:
+        stream.load_state_dict(state)
+    assert_same(graphed, plain, 2)
+    assert len(captures) == 2
+
+
 @pytest.mark.parametrize("when", ["always", "synchronised"])
 def test_a_gates_bias_is_an_input(dit, captures, when):
     gate = lolrt.SinkGate(-1.0, when, head_share=0.0)

@@ -77,7 +77,7 @@ MUTATIONS += [
     cast("channels of keys as they come", "code[c + 1] << 8 | code[c + 8] << 16 |", "code[c + 8] << 8 | code[c + 1] << 16 |"),
     cast("values not where they belong", "(part == kValues ? argument.values : 0)", "0", "accesses of two blocks"),
 ]  # fmt: skip
-BEYOND = "outside every buffer|numbers"
+BEYOND = "outside every buffer|numbers|accesses of two blocks"
 MUTATIONS += [
     Mutation("a row of the norm stored whole", "if (i < count) to[i] =", "to[i] =", "numbers", "rows.cuh", "modulated_norm"),
     Mutation("rows that are not aligned by vectors", "rows_aligned(2, op.x.data, op.x.frame, op.x.token)", "true", "not aligned",
@@ -90,7 +90,7 @@ MUTATIONS += [
              "kv_write.cu", "kv_write"),
     Mutation("heads by 32 bits", "head * rows.head + channel", "static_cast<int>(head * rows.head) + channel", BEYOND, "kv_write.cuh",
              "kv_write"),
-    Mutation("pages by 32 bits", "argument.op.page_table[frame] * argument.op.page_stride",
+    Mutation("pages of 8 bits by 32", "argument.op.page_table[frame] * argument.op.page_stride",
              "static_cast<int>(argument.op.page_table[frame] * argument.op.page_stride)", BEYOND, "kv_write_fp8.cu", "kv_write_fp8"),
     Mutation("elements by 32 bits", "const int64_t i = static_cast<int64_t>(blockIdx.x) * kStepThreads + threadIdx.x",
              "const int i = static_cast<int>(blockIdx.x * kStepThreads + threadIdx.x)", BEYOND, "sampler_step.cu", "sampler_step"),

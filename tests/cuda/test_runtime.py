@@ -13,6 +13,8 @@ import torch
 from emulated import AbiError, Emulated, Manner, Note
 from emulated_device import EmulatedCore
 from fp8 import FP8
+from interpreted import RUNNER
+from sparse import sparse
 from test_emulated_attention import CudaAttention
 from torch import Tensor
 
@@ -194,3 +196,58 @@ def test_the_kernel_is_that_of_the_code_that_is_loaded(runtime: Emulated, device
     runtime.settings(architecture=800, device=device)
     case.run()
     assert launches(runtime.notes())[0].kernel == kernels[800]
+
+
+# ---- sizes at the limits of grids, with which no kernel is run ----
+
+
+@pytest.fixture
+def noted(runtime: Emulated) -> Iterator[Emulated]:
+    runner = RUNNER(lambda _: None)
+    runtime.runs_with(runner)
+    yield runtime
+    runtime.runs_with(None)
+
+
+def grid(runtime: Emulated) -> tuple[int, ...]:
+    """Of the one launch."""
+    (launched,) = launches(runtime.notes())
+    runtime.restart_runtime()
+    return tuple(launched.blocks)
+
+
+def test_rows_at_the_limit_of_a_grid(noted: Emulated) -> None:
+    x = sparse(1, 2**32 + 1, 8, dtype=torch.bfloat16)
+    most, ones = x[:, :-1], torch.ones(1, 8)
+    noted.gelu(most)
+    assert grid(noted) == (2**30, 1, 1)
+    noted.modulated_norm(x=most, scale=ones, shift=ones, out=most)
+    assert grid(noted) == (2**30, 1, 1)
+    noted.sampler_step(level=0.9, after=0.0, sample=(values := sparse(2**34, dtype=torch.float32)), velocity=values, out=values)
+    assert grid(noted) == (2**26, 1, 1)
+    with pytest.raises(AbiError, match=r"gelu: 4294967297 rows; a grid has at most 2\^32"):
+        noted.gelu(x)
+    with pytest.raises(AbiError, match=r"modulated_norm: 4294967297 rows; a grid has at most 2\^32"):
+        noted.modulated_norm(x=x, scale=ones, shift=ones, out=x)
+    assert noted.notes() == []
+
+
+def test_batches_and_pages_at_the_limit_of_a_grid(noted: Emulated) -> None:
+    """65535 pages, which are cut into parts, or as many entries; and one more of each."""
+    pool, most = torch.zeros(1, noted.page_elements(torch.bfloat16, 1, 1, 64), dtype=torch.bfloat16), 65535
+
+    def attend(entries: int, pages: int) -> None:
+        q, table = torch.zeros(entries, 1, 1, 64, dtype=torch.bfloat16), torch.zeros(entries, pages, dtype=torch.int32)
+        mass = torch.zeros(entries, pages, 1, 1)
+        noted.frame_attention(q=q, pages=pool, page_tokens=1, page_table=table, out=q, mass=mass)
+
+    attend(most, 1)
+    assert [tuple(note.blocks) for note in launches(noted.notes())] == [(1, most, 1), (1, most, 1)]
+    noted.restart_runtime()
+    attend(1, most)
+    assert len(launches(noted.notes())) == 3
+    for entries, pages in ((most + 1, 1), (1, most + 1)):
+        noted.restart_runtime()
+        with pytest.raises(AbiError, match=r"frame_attention: 1 heads, .* rows of queries; there may be 65535"):
+            attend(entries, pages)
+        assert launches(noted.notes()) == []
