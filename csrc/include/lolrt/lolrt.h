@@ -202,7 +202,8 @@ typedef struct lolrt_frame_attention_desc {
   uint32_t struct_size;           /* sizeof(lolrt_frame_attention_desc) */
   float scale;                    /* positive; 0 means 1 / sqrt(dim) */
   const lolrt_tensor *q;          /* T [frames, tokens, heads, dim], strided */
-  const lolrt_tensor *pages;      /* T or float8_e4m3fn [pool_pages, page_elements], rows strided */
+  const lolrt_tensor *pages;      /* T or float8_e4m3fn [pool_pages, page_elements], rows strided; of 16 bits and dim 128, on
+                                     sm_90 by a multiple of page_tokens * dim elements, as page_elements is */
   const lolrt_tensor *page_table; /* int32 [pages], 1 or more, any order; or [batch, pages], frames being a multiple of batch */
   int64_t page_tokens;            /* tokens of a page; need not equal q's */
   const lolrt_tensor *rotation;   /* float32 [pages, frames, heads, pairs, 2], or NULL; with a batch
