@@ -145,3 +145,25 @@ def test_a_sampler_step_of_more_elements() -> None:
     for x, result in ((values[1], out[1]), (values[0][-part:], out[0][-part:])):
         assert torch.equal(result[-tail:], (x[-tail:].double() - 0.9 * x[-tail:].double()).float())
     assert elements > APART
+
+
+@pytest.mark.slow
+def test_attention_to_a_page_of_more_elements() -> None:
+    """K of the last of very many heads lies beyond 2^31 elements, and V beyond that: as in a page of that head alone."""
+    heads, tokens, dim, dtype = 4096, 4112, 128, torch.bfloat16
+    one = tokens * dim
+    page, large = empty_pages(dtype, 1, tokens, 1, dim), sparse(1, 2 * heads * one, dtype=dtype)
+    assert page.numel() == 2 * one and large.numel() == _core.page_elements("bfloat16", tokens, heads, dim) and heads * one > 2**31
+    k, v = (randn(1, tokens, 1, dim + start, dtype=dtype)[..., start:] for start in range(2))
+    table = torch.zeros(1, dtype=torch.int32)
+    _core.kv_write(None, k, v, None, None, 0.0, None, 0, None, page, table)
+    large[0, heads * one - one : heads * one], large[0, -one:] = page[0, :one], page[0, one:]
+    outs = []
+    for pool, count in ((page, 1), (large, heads)):
+        q = torch.zeros(1, 1, count, dim, dtype=dtype)
+        q[:, :, -1] = randn(1, 1, dim, dtype=dtype)
+        outs.append(torch.empty_like(q))
+        shared = (q, pool, table, tokens, None, None)
+        workspace = torch.empty(_core.frame_attention_workspace(*shared, outs[-1], None), dtype=torch.uint8)
+        _core.frame_attention(*shared, 0.0, outs[-1], None, workspace)
+    assert torch.equal(outs[1][:, :, -1:], outs[0]) and outs[0].any() and not outs[1][:, :, :-1].any()
