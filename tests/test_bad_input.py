@@ -237,7 +237,7 @@ def test_other_calls_say_what_is_wrong(call: Callable[[], object], error: type[E
 
 
 def test_a_capsule_without_a_shape_is_no_vector() -> None:
-    for wrong in (Capsule((4,), bits=64, shape=None), Capsule((-1,), bits=64)):
+    for wrong in (Capsule((4,), bits=64, shape=None), Capsule((-1,), bits=64), Capsule((4,), bits=64, byte_offset=4)):
         with pytest.raises(ValueError, match="radians: expected a contiguous float64"):
             _core.phase_increments(wrong.capsule, np.zeros(4, np.uint64))
     for wrong in (Capsule((64,), code=1, bits=8, shape=None), Capsule((-(2**62),), code=1, bits=8)):

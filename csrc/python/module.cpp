@@ -159,8 +159,8 @@ template <class T>
 std::pair<T *, int64_t> words_of(const Borrowed &tensor, const char *name, uint8_t code) {
   std::pair<T *, int64_t> words;
   if (!lolrt::vector_of(tensor, code, &words.first, &words.second) || tensor.get()->device.type != LOLRT_DEVICE_CPU) {
-    throw py::value_error(std::string("phase_increments: ") + name + ": expected a contiguous and aligned " +
-                          (code == LOLRT_CODE_FLOAT ? "float64" : "uint64") + " tensor of one dimension on the CPU");
+    throw py::value_error(std::string("phase_increments: ") + name + ": expected a contiguous " +
+                          (code == LOLRT_CODE_FLOAT ? "float64" : "uint64") + " tensor of one dimension, aligned, on the CPU");
   }
   return words;
 }
