@@ -414,6 +414,23 @@ def test_a_sweep_changes_nothing_but_positions(tiny):
     assert (masses[0] == masses[1]).all() and (masses[0] == masses[2]).all() and (masses > 0).any()
 
 
+def test_a_run_says_first_what_it_will_cost(tmp_path, monkeypatch, capsys):
+    """Counted here by hand: 3 cells of 1, 2 and 2 draws, 2 videos each, of 72 frames in chunks of 3; and a sweep has one chunk each."""
+
+    def stopped(*_: object) -> None:
+        raise lolrt.Error("before the first")
+
+    monkeypatch.setattr("lolrt.lab.rollout.record", stopped)
+    monkeypatch.setattr("lolrt.lab.experiments.swept", stopped)
+    asked = ["lab", "experiment", "baseline", "--videos", "2", "--draws", "2", "--frames", "72", "-o", str(tmp_path)]
+    for more, told in (
+        ([], "10 of 10 videos of 72 latent frames (18 s) are to be made, 240 chunks in all"),
+        (["--sweep"], "10 sweeps of one"),
+    ):
+        assert main([*asked, *more]) == 2
+        assert capsys.readouterr().err.startswith(told)
+
+
 def test_wrong_rollouts_are_told(tmp_path, capsys):
     def error(*arguments: str) -> str:
         assert main(["lab", *arguments, "-o", str(tmp_path / "out")]) == 2

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -44,6 +45,8 @@ def run(name: str, model: str, frames: int, videos: int, draws: int, only: Seque
     chosen = [(pipe.example_prompts[i % len(pipe.example_prompts)], i) for i in range(videos)]
     folder = Folder(output, Plan(model, frames, decode=False))
     if sweeps or name == "offsets":
+        asked = len(chosen) * sum(map(len, cells.values()))
+        print(f"{asked} sweeps of one chunk are to be made, over numbers up to {frames}", file=sys.stderr)
         found = {cell: swept(pipe, frames, policies, chosen, cell, every=not sweeps) for cell, policies in cells.items()}
     else:
         run_videos(folder, [Video(policy, *video) for policies in cells.values() for policy in policies for video in chosen], jobs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -94,6 +95,7 @@ def run(model: str, policies: Sequence[str], seeds: int, output: Path, jobs: int
     for prompt in {prompt for scenes in SCENES for prompt in scenes}:
         pipe.encode_text(prompt)
     asked = list(product(policies, SCENES, range(seeds)))
+    print(f"{len(asked)} streams of {OPENING + VISIT + AWAY + RETURN} chunks are to be made", file=sys.stderr)
     with workers.pool(jobs, partial(lolrt.set_threads, 1)) as pool:
         done = list(tqdm(pool.map(journey, *zip(*((model, *each) for each in asked), strict=True)), total=len(asked), unit=" streams"))
     groups = [done[i : i + seeds] for i in range(0, len(done), seeds)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
@@ -245,6 +246,13 @@ def _row(line: str) -> dict[str, Any] | None:
         return None
 
 
+def cost(plan: Plan, missing: Sequence[Video], videos: int, latent_fps: float) -> str:
+    """What is to be made, in a line: the bar tells the time, once it has seen a video."""
+    chunks = sum(-(-plan.frames // Policy.parse(video.policy).window.chunk_frames) for video in missing)
+    each = f"{plan.frames} latent frames ({plan.frames / latent_fps:.0f} s)"
+    return f"{len(missing)} of {videos} videos of {each} are to be made, {chunks} chunks in all; the others are there already"
+
+
 def run(folder: Folder, videos: Sequence[Video], jobs: int = 1) -> None:
     """Measures the videos that the folder does not hold yet; jobs: processes, each of one thread, or 1: this one, with its threads.
 
@@ -258,6 +266,7 @@ def run(folder: Folder, videos: Sequence[Video], jobs: int = 1) -> None:
         pipe.encode_text(prompt)
     predicted = predicted_frames(pipe, folder.plan.frames)
     missing = [video for video in videos if video.key not in folder.rows]
+    print(cost(folder.plan, missing, len(videos), pipe.fps / pipe.vae.config.temporal_factor), file=sys.stderr)
     bar = tqdm(_recorded(folder.plan, missing, jobs), total=len(missing), unit=" videos", disable=not missing)
     try:
         for video, series in bar:

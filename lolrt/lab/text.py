@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -161,9 +162,11 @@ def run(seeds: Sequence[int], steps: int, texts: int, tokens: int, draws: int, o
         raise Error(f"--tokens is {tokens}; expected {least} to {most}, of which there are {texts} different texts")
     rows = rows_of(held_out, torch.linspace(0, len(held_out) - tokens, texts).long(), tokens)
     output.mkdir(parents=True, exist_ok=True)
+    kept = {seed: output / f"model-{seed}-{steps}.safetensors" for seed in seeds}
+    new = sum(not weights.exists() for weights in kept.values())
+    print(f"{new} of {len(kept)} models are to be trained, {steps} steps each; then {texts} texts are measured with each", file=sys.stderr)
     parts = ["# Does a text model turn to its sinks where their phases come back?\n"]
-    for seed in seeds:
-        weights = output / f"model-{seed}-{steps}.safetensors"
+    for seed, weights in kept.items():
         if weights.exists():
             model = TextModel(config)
             model.load_state_dict(load_file(weights))

@@ -5,13 +5,14 @@ What is here is imported without torch and without FFmpeg: a server decodes what
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 import pillow_heif
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 pillow_heif.register_heif_opener()
 
@@ -51,8 +52,26 @@ def stills(file: BinaryIO) -> Iterator[Still]:
             if animated:
                 image.seek(number)
             image.load()
-            yield Still(time, ImageOps.exif_transpose(image))
+            yield Still(time, in_srgb(ImageOps.exif_transpose(image), image.info.get("icc_profile")))
             time += image.info.get("duration", 0) / 1000 or UNTIMED_SECONDS
+
+
+def in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """A picture whose colours are those of an ICC profile, such as Display P3 of phones, in sRGB; as it is where that cannot be read, or
+    has other channels than the picture."""
+    plain = {"RGBA": "RGB", "P": "RGB", "PA": "RGB", "LA": "L"}.get(image.mode, image.mode)
+    if profile is None or plain not in ("RGB", "L", "CMYK"):
+        return image
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    try:
+        given, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        shown = ImageCms.profileToProfile(image.convert(plain), given, srgb, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return image
+    assert shown is not None
+    if alpha is not None:
+        shown.putalpha(alpha)
+    return shown
 
 
 def opaque(image: Image.Image) -> Image.Image:
