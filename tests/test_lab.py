@@ -417,7 +417,7 @@ def test_a_sweep_changes_nothing_but_positions(tiny):
 def test_a_run_says_first_what_it_will_cost(tmp_path, monkeypatch, capsys):
     """Counted here by hand: 3 cells of 1, 2 and 2 draws, 2 videos each, of 72 frames in chunks of 3; and a sweep has one chunk each."""
 
-    def stopped(*_: object) -> None:
+    def stopped(*_: object, **__: object) -> None:
         raise lolrt.Error("before the first")
 
     monkeypatch.setattr("lolrt.lab.rollout.record", stopped)
