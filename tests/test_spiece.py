@@ -18,6 +18,7 @@ from spieces import CORPUS, train
 import lolrt
 from lolrt.checkpoint import find_files, read_component
 from lolrt.checkpoint.spiece import MOST_BYTES, tokenizer_of
+from lolrt.checkpoint.synth import synth
 from lolrt.cli import main
 from lolrt.text.umt5 import UMT5Encoder, clean
 
@@ -265,3 +266,17 @@ def test_the_rules_of_a_tokenizer_json_are_checked_too(small, tmp_path):
     (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(lolrt.CheckpointError, match=r"tokenizer\.json has rules of normalisation of 3 bytes"):
         lolrt.load_text(tmp_path / "model")
+
+
+def test_a_pipeline_with_such_an_encoder_makes_video_and_so_does_what_convert_makes_of_it(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LOLRT_CACHE", str(tmp_path / "cache"))
+    sizes = {"dim": 64, "num_heads": 2, "ffn_dim": 96, "num_layers": 1, "text_dim": 32, "vae": {"dim": 8}, "height": 64, "width": 64}
+    (tmp_path / "sizes.json").write_text(json.dumps(sizes))
+    model = synth(tmp_path / "random", str(tmp_path / "sizes.json"))
+    text = encoder(tmp_path / "text", small, "fp8_e4m3fn_scaled")
+    parts = f'dit = "{model}"\nvae = "{model}"\ntext_encoder = "{text}"\nheight = 64\nwidth = 64\n[sampler]\ntimesteps = [1000]\n'
+    (tmp_path / "model.toml").write_text(parts)
+    said(capsys, "convert", tmp_path / "model.toml", tmp_path / "out", "--dtype", "fp8_scaled")
+    for i, path in enumerate((tmp_path / "model.toml", tmp_path / "out")):
+        assert "nothing is missing for a pipeline" in said(capsys, "inspect", path)
+        assert "3 frames" in said(capsys, "generate", "a red boat", "-o", tmp_path / f"{i}.mp4", "--frames", 3, "--model", path)
