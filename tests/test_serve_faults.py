@@ -4,6 +4,8 @@ an error, all others go on, and all pages are given back."""
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,7 @@ from serving import PROMPT
 
 import lolrt
 from lolrt.serve.hub import Fragment, State
-from lolrt.serve.protocol import Stream
+from lolrt.serve.protocol import Branch, Interact, InteractionEvent, Stream
 from lolrt.serve.sessions import Session, Sessions
 from lolrt.serve.settings import Settings
 
@@ -60,6 +62,40 @@ def no_pass(session: Session) -> None:
         return inputs
 
     stream.pending = wrong  # type: ignore[method-assign]
+
+
+def test_nothing_refers_to_what_is_over(quick):
+    """Snapshots and sessions go when they are not needed any more, not when the collector of cycles comes, which may take hours."""
+
+    async def run() -> None:
+        sessions = Sessions(quick, Settings(max_sessions=2))
+        await sessions.start()
+        gc.collect()
+        gc.disable()
+
+        async def use() -> list[Any]:
+            session = await sessions.open(Stream(prompt=PROMPT))
+            await watched(session, 1)
+            snapshot = await sessions.snapshot(session)
+            branched = await sessions.branch(session, Branch())
+            await sessions.pause(session, True)
+            await sessions.interact(session, Interact(event=InteractionEvent(prompt=PROMPT)))
+            for one in (session, branched):
+                await sessions.end(one, State("ended", "closed"))
+            return [weakref.ref(each) for each in (session, session.live, session.live.stream, branched.live, snapshot)]
+
+        try:
+            gone = await use()
+            for _ in range(100):
+                if not any(each() for each in gone):
+                    break
+                await asyncio.sleep(0.05)
+            assert [each() for each in gone] == [None] * len(gone)
+        finally:
+            gc.enable()
+            await sessions.close()
+
+    asyncio.run(run())
 
 
 def test_a_server_ends_while_a_session_does(quick, capsys):

@@ -67,7 +67,8 @@ class EngineThread(threading.Thread):
         """Runs when no chunk of a session is on its way. Raises CancelledError for one that ends before."""
         call = Call(ask)
         waits = self.call(lambda: call.answer.cancel() if live.ended else live.between.append(call))
-        waits.add_done_callback(lambda _: waits.cancelled() and call.answer.cancel())
+        # Refers to nothing that refers to it: a collector of cycles comes too rarely for what answers hold.
+        waits.add_done_callback(lambda done: done.cancelled() and call.answer.cancel())
         return call.answer
 
     def stop(self) -> None:
@@ -108,19 +109,26 @@ class EngineThread(threading.Thread):
 
     def run(self) -> None:
         while not self._stopping:
-            self._run_calls()
-            for live in list(self.sessions.values()):
-                if live.between_chunks:
-                    self._between(live)
-            chosen, wait = self._choose()
-            if chosen:
-                self._step(chosen)
-            elif not self._stopping:
+            wait = self._turn()
+            if not self._stopping:
                 with contextlib.suppress(queue.Empty):
                     self._calls.get(timeout=wait).run()
         self._encoder.shutdown()
         self._ended = True
         self._cancel_calls()
+
+    def _turn(self) -> float | None:
+        """Runs what is to be run, a pass at most, and gives in how many seconds there is more; None: nobody knows. What it has looked at
+        is not held while the thread waits."""
+        self._run_calls()
+        for live in list(self.sessions.values()):
+            if live.between_chunks:
+                self._between(live)
+        chosen, wait = self._choose()
+        if chosen:
+            self._step(chosen)
+            return 0.0
+        return wait
 
     def _run_calls(self) -> None:
         with contextlib.suppress(queue.Empty):

@@ -133,19 +133,22 @@ class Sessions:
 
     async def _reap(self) -> None:
         """Ends sessions whose time is over."""
-        most = self.settings.max_lifetime_seconds
         while True:
             slept = time.monotonic()
             await asyncio.sleep(REAP_SECONDS)
-            stopped = time.monotonic() - slept - REAP_SECONDS  # the whole process was, and nobody could ask for anything
-            for session in self:
-                session.renewed += stopped
-                if session.hub.viewers:
-                    session.renew()
-                if most is not None and session.live.age > most:
-                    await self.end(session, State("ended", "lifetime"))
-                elif session.expires_in < 0:
-                    await self.end(session, State("ended", "expired"))
+            await self._reap_once(time.monotonic() - slept - REAP_SECONDS)
+
+    async def _reap_once(self, stopped: float) -> None:
+        """stopped: seconds in which the whole process was, and nobody could ask for anything."""
+        most = self.settings.max_lifetime_seconds
+        for session in self:
+            session.renewed += stopped
+            if session.hub.viewers:
+                session.renew()
+            if most is not None and session.live.age > most:
+                await self.end(session, State("ended", "lifetime"))
+            elif session.expires_in < 0:
+                await self.end(session, State("ended", "expired"))
 
     # From the engine's threads: `lolrt.serve.engine_thread.Listener`.
 

@@ -57,7 +57,7 @@ class NoWebRTCError(RequestError):
     status = 501
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def pictures(init: bytes, data: bytes) -> tuple[tuple[bytes, float], ...]:
     """A fragment's pictures as H.264 in Annex B, key frames with their parameter sets, each with its time in seconds of the stream.
     Converted once, whoever asks."""
