@@ -185,12 +185,12 @@ def test_interactions_happen_once_in_their_order(clock):
         assert live.accept(asked, "text").sequence == live.accept(asked, "text").sequence == number  # type: ignore[arg-type]
     with pytest.raises(NoRoomError):
         live.accept(Interaction("more", "a", 1), "text")  # type: ignore[arg-type]
-    with pytest.raises(ConflictError, match="was another"):
+    with pytest.raises(ConflictError, match="another interaction"):
         live.accept(Interaction("e0", "b", 1), "text")  # type: ignore[arg-type]
     made = make(live, clock, 0.2)
     assert made.about["started_event_ids"] == [f"e{number}" for number in range(MOST_WAITING)]
     assert live.stream.switches == [("text", number + 1) for number in range(MOST_WAITING)]
-    with pytest.raises(ConflictError, match="16 is the next"):
+    with pytest.raises(ConflictError, match="expected 16, the next one"):
         live.accept(Interaction("next", "a", 1, sequence=17), "text")  # type: ignore[arg-type]
     assert live.accept(Interaction("next", "a", 1, sequence=16), "text").sequence == 16  # type: ignore[arg-type]
     for number in range(2 * MOST_REMEMBERED):

@@ -1,2 +1,1 @@
-"""`lolrt serve`: live streams over HTTP and WebSocket. What goes over the wire is in docs/serve.md, who may do what in
-docs/threat-model.md."""
+"""`lolrt serve`: live streams over HTTP and WebSocket. docs/serve.md describes the protocol, docs/threat-model.md says who may do what."""

@@ -1,4 +1,4 @@
-"""The server: its routes over HTTP, and how errors are told."""
+"""The HTTP application: its routes, and the responses for errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lolrt.serve.start_image import start_of
 from lolrt.serve.watching import client_of
 
 PAGE = Path(__file__).parent / "page"
-# When to ask again for room that there is not.
+# The Retry-After header of a response that says that the server is full.
 RETRY_SECONDS = 5
 
 
@@ -51,7 +51,7 @@ def make_app(pipe: Pipeline, settings: Settings) -> FastAPI:
         await peers.close_all()
         await sessions.close()
 
-    # Without pages of documentation, whose scripts come from elsewhere.
+    # No pages of API documentation: they load scripts from other servers.
     app = FastAPI(title="lolrt", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.sessions = sessions
     app.add_middleware(Guard, token=settings.token)
@@ -74,7 +74,7 @@ def _add_errors(app: FastAPI, sessions: Sessions) -> None:
         return JSONResponse({"error": {"message": message_of(error), "code": code}}, status, headers)
 
     async def fail(request: Request, error: Exception) -> JSONResponse:
-        """One of ours; the log has it."""
+        """Answers an error that is a bug in the server; its traceback is in the log."""
         return JSONResponse({"error": {"message": f"{type(error).__name__} in the server", "code": "internal"}}, 500)
 
     for kind in (Error, RequestValidationError, HTTPException):

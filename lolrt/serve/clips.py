@@ -1,4 +1,5 @@
-"""`/v1/videos`: clips of some length, as OpenAI's jobs. A clip is a session that waits for all others, and one viewer who writes a file."""
+"""`/v1/videos`: jobs that make a clip of a given length, in the format of OpenAI's API. A clip is a session that gives way to all others,
+with one viewer, which writes a file."""
 
 from __future__ import annotations
 
@@ -25,11 +26,11 @@ from lolrt.serve.start_image import start_of
 from lolrt.serve.watching import client_of
 
 DEFAULT_SECONDS = 4.0
-# Clips that wait, and those that are there.
+# The most clips that are not finished yet, and the most in all.
 MOST_QUEUED = 8
 MOST_KEPT = 32
 KEPT_SECONDS = 3600
-# Between two looks whether there is room for a session.
+# Between two attempts to open a session.
 RETRY_SECONDS = 0.5
 
 
@@ -42,7 +43,7 @@ class Clip:
     id: str = field(default_factory=lambda: f"video_{uuid.uuid4().hex}")
     status: str = "queued"
     made: int = 0
-    """Video frames so far."""
+    """Video frames made so far."""
     error: str = ""
     created: float = field(default_factory=time.time)
     completed: float | None = None
@@ -78,7 +79,7 @@ class Clips:
         return Path(self._folder.name) / f"{clip.id}.mp4"
 
     async def run(self) -> None:
-        """Makes one clip after another, until it is cancelled."""
+        """Makes one clip after another, until this task is cancelled."""
         try:
             while True:
                 clip = await self._waiting.get()
@@ -91,7 +92,7 @@ class Clips:
             self._folder.cleanup()
 
     def add(self, clip: Clip) -> None:
-        """Raises `NoRoomError`."""
+        """Puts a clip into the queue. Raises `NoRoomError`."""
         self._expire()
         if sum(not one.over for one in self._clips.values()) >= MOST_QUEUED:
             raise NoRoomError(f"{MOST_QUEUED} clips wait already: wait until one is made")
@@ -101,10 +102,10 @@ class Clips:
         self._waiting.put_nowait(clip)
 
     def get(self, id: str) -> Clip:
-        """Raises `NotFoundError`."""
+        """The clip with this id. Raises `NotFoundError`."""
         self._expire()
         if id not in self._clips:
-            raise NotFoundError("there is no such video: it was removed, or the server has been started anew")
+            raise NotFoundError("there is no such video: it was removed, or the server has restarted")
         return self._clips[id]
 
     def __iter__(self) -> Any:
@@ -112,7 +113,7 @@ class Clips:
         return iter(list(self._clips.values()))
 
     def remove(self, clip: Clip) -> None:
-        """One that is being made ends when its next chunk comes."""
+        """Forgets a clip and deletes its file. A clip that is being made stops at its next chunk."""
         self._clips.pop(clip.id, None)
         with contextlib.suppress(OSError):
             self.path(clip).unlink()
@@ -182,7 +183,7 @@ def add_routes(app: FastAPI, sessions: Sessions, clips: Clips) -> None:
         frames = wanted.frames(pipe.fps) or round(DEFAULT_SECONDS * pipe.fps)
         if frames > sessions.settings.max_video_seconds * pipe.fps:
             raise RequestError(f"a video of {frames / pipe.fps:g} s; expected {sessions.settings.max_video_seconds:g} s at most")
-        await asyncio.to_thread(pipe.encode_text, wanted.prompt)  # a prompt that is not known is no job
+        await asyncio.to_thread(pipe.encode_text, wanted.prompt)  # raises here for a prompt that the model cannot take
         stream = Stream(prompt=wanted.prompt, seed=wanted.seed or 0, rope=wanted.rope, window=wanted.window)
         clip = Clip(stream, frames, client_of(request), await start_of(wanted.start, pipe))
         clips.add(clip)

@@ -1,4 +1,4 @@
-"""What is said of sessions: as JSON, and as gauges."""
+"""Descriptions of sessions: as JSON, and as gauges for `/metrics`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def describe(sessions: Sessions, session: Session) -> dict[str, Any]:
-    """A session as JSON takes it."""
+    """A session as a JSON object."""
     live, pipe, config = session.live, sessions.pipe, session.live.stream.latent_stream.config
     about = {
         "id": live.id,
@@ -43,7 +43,7 @@ def describe(sessions: Sessions, session: Session) -> dict[str, Any]:
 
 
 def radians(sessions: Sessions, session: Session) -> list[list[float]] | None:
-    """Frequencies of the heads, [heads][pairs] in radians per latent frame; None where sinks do not fall behind."""
+    """The temporal frequencies of the heads, [heads][pairs], in radians per latent frame; None where sinks do not fall behind."""
     config, dit = session.live.stream.latent_stream.config, sessions.pipe.dit.config
     if config.rope.positions != "absolute" or not config.window.sink_frames:
         return None
@@ -51,13 +51,13 @@ def radians(sessions: Sessions, session: Session) -> list[list[float]] | None:
 
 
 def held_bytes(sessions: Sessions, live: Live) -> int:
-    """What a session holds: its reserved pages, its prompt, and the fragments that viewers may ask for."""
+    """The memory of a session, in bytes: its reserved pages, its prompt, and the fragments that viewers may ask for."""
     engine = sessions.factory.engine.engine
     return live.stream.latent_stream.window.pool_pages * engine.page_bytes + engine.session_bytes + live.hub.held_bytes
 
 
 def gauges(sessions: Sessions) -> list[GaugeMetricFamily]:
-    """What `/metrics` says of now."""
+    """The gauges of `/metrics`: the state of the sessions at this moment."""
 
     def gauge(name: str, text: str, value: float | None = None, *labels: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"lolrt_{name}", text, value, labels or None)

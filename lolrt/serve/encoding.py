@@ -1,4 +1,4 @@
-"""Chunks of a session as fragments of mp4, each of which depends on no other."""
+"""Encodes the chunks of a session as mp4 fragments that do not depend on each other."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from lolrt.media.encoder import Mp4Encoder, encoded_size
 from lolrt.media.fragments import HEADER, box_kind
 
-# Small video stays what it is, squares.
+# Small video is enlarged without smoothing: its pixels stay squares.
 LIVE: dict[str, Any] = {"enlarge": "POINT", "live": True}
 JPEG_QUALITY = 90
 
 
 class Boxes:
-    """Where an encoder's boxes go: the header apart from the fragments."""
+    """The output of an encoder, in two parts: the header, and the fragments."""
 
     def __init__(self) -> None:
         self.header, self.fragments = b"", b""
@@ -31,20 +31,20 @@ class Boxes:
 
 
 class ChunkEncoder:
-    """Encodes chunks apart from one another: a viewer can begin with any, and one that is made again has the same bytes."""
+    """Encodes each chunk independently. A viewer can begin with any chunk, and a chunk that is made again has the same bytes."""
 
     def __init__(self, height: int, width: int, fps: int, crf: int, frames: int = 0, fragments: int = 0) -> None:
-        """height, width: of the frames, in pixels. frames, fragments: of the stream that were encoded before."""
+        """height, width: the size of the frames, in pixels. frames, fragments: how many of the stream were encoded before."""
         self._boxes = Boxes()
         self._encoder = Mp4Encoder(self._boxes, height, width, fps, crf=crf, frames=frames, fragments=fragments, **LIVE)
 
     @property
     def fragments(self) -> int:
-        """How many there were so far: a chunk of more than a second is several."""
+        """The number of fragments so far. A chunk of more than a second is several fragments."""
         return self._encoder.fragments
 
     def encode(self, frames: Tensor) -> bytes:
-        """A chunk, uint8 [n, height, width, 3] RGB. Raises one of `lolrt.media.encoder.WRITE_ERRORS`."""
+        """The mp4 fragments of a chunk, uint8 [n, height, width, 3] RGB. Raises one of `lolrt.media.encoder.WRITE_ERRORS`."""
         self._boxes.fragments = b""
         self._encoder.write(frames)
         self._encoder.end()
@@ -52,7 +52,7 @@ class ChunkEncoder:
 
 
 def jpegs(frames: Tensor) -> tuple[bytes, ...]:
-    """Frames, uint8 [n, height, width, 3] RGB, as JPEGs of the size of the video."""
+    """JPEG pictures of frames, uint8 [n, height, width, 3] RGB, in the size of the video."""
     height, width = encoded_size(*frames.shape[1:3])
     made = []
     for frame in frames.numpy():
@@ -63,7 +63,7 @@ def jpegs(frames: Tensor) -> tuple[bytes, ...]:
 
 
 def init_segment(height: int, width: int, fps: int, crf: int) -> bytes:
-    """What comes before the fragments of every session of this size."""
+    """The mp4 header, which comes before the fragments of every session of this size."""
     boxes = Boxes()
     encoder = Mp4Encoder(boxes, height, width, fps, crf=crf, **LIVE)
     encoder.write(torch.zeros(1, height, width, 3, dtype=torch.uint8))
@@ -72,6 +72,7 @@ def init_segment(height: int, width: int, fps: int, crf: int) -> bytes:
 
 
 def mime_type(init: bytes) -> str:
-    """As a browser wants to hear it: the profile and level that an init segment's avcC says. Source: ISO/IEC 14496-15, RFC 6381."""
+    """The MIME type that a browser needs, with the profile and level from the avcC box of an init segment. Source: ISO/IEC 14496-15, RFC
+    6381."""
     at = init.index(b"avcC")
     return f'video/mp4; codecs="avc1.{init[at + 5 : at + 8].hex()}"'

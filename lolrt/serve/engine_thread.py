@@ -1,4 +1,4 @@
-"""The one thread that runs the engine, and the one that encodes what it makes."""
+"""Two threads: one runs the engine, the other encodes the chunks that it makes."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from lolrt.session.stream_engine import StreamEngine
 
 Result = TypeVar("Result")
 
-# Chunks that may wait to be encoded; when there are more, the engine waits.
+# At most this many chunks wait to be encoded; when there are more, the engine waits.
 MOST_UNENCODED = 16
 
 
 class Listener(Protocol):
-    """Who is told what the threads make, in these threads."""
+    """Receives the results. The two threads call these methods."""
 
     def published(self, made: Made, fragment: Fragment, pictures: tuple[bytes, ...]) -> None:
-        """A chunk that viewers may see; pictures: its JPEGs, where somebody wants them."""
+        """A chunk is ready for viewers. pictures: its JPEGs, if some viewer wants them."""
 
     def replayed(self, made: Made, same: bool) -> None:
-        """A chunk that viewers have seen before the server was started anew; same: whether its bytes are those of then."""
+        """A chunk was made again that viewers had seen before the server restarted. same: whether its bytes are the same as then."""
 
     def failed(self, live: Live, error: Exception) -> None:
-        """A session that cannot go on."""
+        """A session cannot go on."""
 
     def completed(self, live: Live) -> None:
-        """A session that has all its frames."""
+        """A session has made all its frames."""
 
 
 class EngineThread(threading.Thread):
-    """Makes the chunks of all sessions. What others want of it they ask by `call`, or by `between_chunks` of one session."""
+    """Makes the chunks of all sessions. Other threads run functions in this one with `call`, or with `between_chunks` for one session."""
 
     def __init__(self, engine: StreamEngine, ahead_seconds: float, listener: Listener) -> None:
-        """ahead_seconds: the most that a session is made ahead of its viewers."""
+        """ahead_seconds: how far ahead of its viewers a session is made, at most."""
         super().__init__(name="lolrt engine", daemon=True)
         self.engine, self._ahead, self._listener = engine, ahead_seconds, listener
         self.sessions: dict[str, Live] = {}
@@ -56,7 +56,7 @@ class EngineThread(threading.Thread):
     # From any thread.
 
     def call(self, ask: Callable[[], Result]) -> Future[Result]:
-        """Runs between two passes. Raises CancelledError where the thread has ended."""
+        """Runs a function in this thread, between two passes. The future raises CancelledError if the thread has ended."""
         call = Call(ask)
         self._calls.put(call)
         if self._ended:
@@ -64,7 +64,8 @@ class EngineThread(threading.Thread):
         return call.answer
 
     def between_chunks(self, live: Live, ask: Callable[[], Result]) -> Future[Result]:
-        """Runs when no chunk of a session is on its way. Raises CancelledError for one that ends before."""
+        """Runs a function in this thread, when no chunk of the session is being made. The future raises CancelledError if the session ends
+        first."""
         call = Call(ask)
         waits = self.call(lambda: call.answer.cancel() if live.ended else live.between.append(call))
         # Refers to nothing that refers to it: a collector of cycles comes too rarely for what answers hold.
@@ -72,7 +73,7 @@ class EngineThread(threading.Thread):
         return call.answer
 
     def stop(self) -> None:
-        """Ends when the calls before are done."""
+        """Ends the thread, after the calls that were made before."""
 
         def ask() -> None:
             self._stopping = True
@@ -85,7 +86,7 @@ class EngineThread(threading.Thread):
         self.sessions[live.id] = live
 
     def remove(self, live: Live) -> None:
-        """Gives its pages back."""
+        """Takes a session out of the engine and gives its pages back."""
         if self.sessions.pop(live.id, None) is not None:
             live.ended = True
             for call in live.between:
@@ -93,18 +94,18 @@ class EngineThread(threading.Thread):
             self.engine.close(live.stream)
 
     def encoded(self, live: Live) -> Future[int]:
-        """How many fragments its chunks so far are, once they are encoded."""
+        """The number of fragments of a session's chunks so far. The future waits until these chunks are encoded."""
         return self._encoder.submit(lambda: live.encoder.fragments)
 
     def save(self, live: Live) -> Future[Future[None]]:
-        """Begins to write a session to the disk, between two chunks. The answer is there when it has been encoded up to here, and its
-        own answer when it is on the disk."""
+        """Begins to write a session to the disk; to be called between two chunks. The outer future is done when all chunks so far are
+        encoded, the inner one when the session is on the disk."""
         kept, record = live.kept, live.record()
         assert kept is not None
         kept.begin(time.monotonic(), live.sequence)
         taken = live.stream.snapshot()
         on_cpu: Snapshot = replace(taken, tensors={name: tensor.cpu() for name, tensor in taken.tensors.items()})
-        # All chunks before it are then on the disk as well.
+        # By then all chunks before the snapshot are on the disk as well.
         return self._encoder.submit(lambda: kept.save(on_cpu, replace(record, fragments=live.encoder.fragments)))
 
     def run(self) -> None:
@@ -151,7 +152,7 @@ class EngineThread(threading.Thread):
                 self.remove(live)
 
     def _choose(self) -> tuple[list[Live], float | None]:
-        """Whose pass comes next, and in how many seconds anybody's does."""
+        """The sessions that take part in the next pass, and how many seconds to wait if there are none."""
         now, waits = time.monotonic(), []
         chosen: list[Live] = []
         background: list[Live] = []
@@ -182,18 +183,18 @@ class EngineThread(threading.Thread):
                 self.remove(live)
 
     def _run_pass(self, chosen: list[Live]) -> dict[Live, Exception]:
-        """The errors of those that failed."""
+        """Runs one pass of these sessions. Returns the errors of the sessions that failed."""
         try:
             failures = self.engine.run_pass([live.stream for live in chosen])
             return {live: failures[live.stream] for live in chosen if live.stream in failures}
         except Exception as error:
             if len(chosen) == 1:
                 return {chosen[0]: error}
-        # Whose pass cannot be run is found out one by one; the pass is pending still.
+        # The pass as a whole failed, and is still pending. Run it for each session alone, to find the ones that fail.
         return {live: error for one in chosen for live, error in self._run_pass([one]).items()}
 
     def _give(self, made: Made) -> None:
-        """To the encoder's thread."""
+        """Hands a chunk to the encoder's thread."""
         self._unencoded.acquire()
         self._encoder.submit(self._encode, made)
 

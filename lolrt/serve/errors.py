@@ -1,4 +1,4 @@
-"""How errors are told to clients: a status for HTTP, a code for programs, a line for people."""
+"""Errors as clients see them: an HTTP status, a code for programs, and a line of text for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lolrt.errors import Error, printable
 
 
 class RequestError(Error):
-    """What a client is told, with a status of HTTP and a code."""
+    """An error that is sent to the client, with an HTTP status and a code."""
 
     status = 400
 
@@ -20,7 +20,7 @@ class RequestError(Error):
 
 
 class NotFoundError(RequestError):
-    """There is no such thing, or not any more."""
+    """What was asked for does not exist, or no longer exists."""
 
     status = 404
 
@@ -29,13 +29,13 @@ class NotFoundError(RequestError):
 
 
 class ConflictError(RequestError):
-    """It does not go with what was asked for before."""
+    """The request contradicts an earlier request."""
 
     status = 409
 
 
 class NoRoomError(RequestError):
-    """There is no room for it now, and may be later."""
+    """The server has no room now, but may have room later."""
 
     status = 429
 
@@ -44,7 +44,7 @@ class NoRoomError(RequestError):
 
 
 class UnavailableError(RequestError):
-    """The server cannot, now."""
+    """The server cannot answer the request now."""
 
     status = 503
 
@@ -60,7 +60,7 @@ def code_of(error: Exception) -> str:
 
 
 def message_of(error: Exception) -> str:
-    """On one line."""
+    """The text of an error, on one line."""
     if isinstance(error, (RequestValidationError, ValidationError)):
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")

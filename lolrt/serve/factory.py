@@ -1,4 +1,4 @@
-"""Makes live sessions: new ones, branches, and those that come back from the disk. Used in the engine's thread."""
+"""Makes live sessions: new ones, branches, and sessions read from the disk. Used in the engine's thread."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from lolrt.session.stream import Stream
 
 @dataclass(frozen=True)
 class Place:
-    """Where a session is to be, and whose it is."""
+    """The id, lease and owner of a session that is to be opened."""
 
     id: str
     lease_seconds: float
     client: str = ""
     background: bool = False
     lasts: bool = True
-    """Whether it outlives the server, where that keeps sessions."""
+    """Whether the session is kept on the disk, if the server keeps sessions."""
 
 
 class Factory:
     def __init__(self, pipe: Pipeline, settings: Settings, kept: Callable[[bool], None]) -> None:
-        """kept: is called after whatever was to be written to the disk, with whether it was. Raises `lolrt.Error` where the memory does not
-        suffice for a session, or the folder of the state cannot be used."""
+        """kept: called after each write to the disk, with whether it succeeded. Raises `lolrt.Error` if there is not enough memory for one
+        session, or if the folder of the state cannot be used."""
         self.pipe, self._settings = pipe, settings
         self.engine = pipe.engine(settings.max_sessions)
         self.init = init_segment(pipe.height, pipe.width, pipe.fps, settings.crf)
@@ -49,8 +49,8 @@ class Factory:
     def new(
         self, place: Place, prompt: str, *, seed: int, rope: Rope, window: Window, probe: bool, start: Tensor | None, frames: int | None
     ) -> Live:
-        """start: uint8 [height, width, 3], the frame that it begins with. frames: video frames after which it is complete. Raises
-        `lolrt.Error`."""
+        """A new session. start: uint8 [height, width, 3], its first frame. frames: the number of video frames after which it is complete.
+        Raises `lolrt.Error`."""
         self._check_room(window)
         latents = None if start is None else self.pipe.encode_video([start])
         stream = self.engine.open(prompt, seed=seed, rope=rope, window=window, probe=probe, start=latents)
@@ -60,7 +60,8 @@ class Factory:
         return live
 
     def branch(self, place: Place, source: Live, fragments: int) -> Live:
-        """A session that goes on from where another is, between two of its chunks. fragments: that its chunks so far are."""
+        """A new session that goes on from where `source` is, between two chunks. fragments: the number of fragments of the source so
+        far."""
         stream = self._restored(source.stream.snapshot())
         with self._closed_on_error(stream):
             live = self._live(place, stream, source.sequence, source.frames, fragments)
@@ -68,7 +69,7 @@ class Factory:
         return live
 
     def revive(self, saved: Saved) -> Live:
-        """A session that comes back from the disk: where its snapshot is, with all that its viewers have seen."""
+        """A session read from the disk. It goes on from its snapshot, and has all the chunks that its viewers may still ask for."""
         record = saved.record
         end = max(saved.fragments[-1].sequence + 1 if saved.fragments else 0, record.sequence)
         fragments = saved.fragments if saved.fragments and saved.fragments[-1].sequence + 1 == end else []
@@ -92,8 +93,8 @@ class Factory:
         return live
 
     def _take_waiting(self, live: Live, saved: Saved, end: int) -> None:
-        """Interactions that the snapshot lacks: those in the journal with the chunks that followed them, and then those that waited, which
-        no viewer has seen."""
+        """Adds the interactions that are newer than the snapshot: first the ones in the journal, at the chunks that followed them; then
+        the ones that were still waiting, whose effect no viewer has seen."""
         for chunk, interaction in saved.journal:
             live.remember(interaction)
             live.interactions = max(live.interactions, (interaction.sequence or 0) + 1)
@@ -140,7 +141,7 @@ class Factory:
         return Hub(first, chunk_frames * self.pipe.vae.config.temporal_factor / self.pipe.fps, self._settings.dvr_seconds)
 
     def check_fits(self, window: Window) -> None:
-        """Whether a session can have it at all. Raises `RequestError`."""
+        """Raises `RequestError` if no session of this server can have such a window."""
         most = self.engine.engine.pool.pages.shape[1]
         if window.pool_pages > most:
             raise RequestError(f"the window and its memory bank have {window.pool_pages} frames, and the server has room for {most}")

@@ -1,4 +1,5 @@
-"""Who is let in, by token, origin and host; how much a request may hold; and what browsers may do with answers: docs/threat-model.md."""
+"""Checks the token, origin, host and size of each request, and tells browsers what they may do with the responses. See
+docs/threat-model.md."""
 
 from __future__ import annotations
 
@@ -16,12 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lolrt.errors import Error
 
-# A token, as it can stand in a header and in the name of a subprotocol (RFC 9110, 5.6.2).
+# A token that is valid in a header and in the name of a subprotocol (RFC 9110, 5.6.2).
 TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{16,256}")
 TOKEN_SUBPROTOCOL = "token."
-# What a token guards; all else is the page, which says nothing of any session.
+# The paths that need the token. All others belong to the page, which shows nothing of any session.
 GUARDED = ("/v1/", "/metrics", "/openapi.json")
-# Of requests, in bytes. Those that open something may hold a start image.
+# The largest request body, in bytes. A request that opens a session or a clip may hold a start image.
 MOST_BODY = 256 << 10
 MOST_BODY_WITH_IMAGE = 8 << 20
 WITH_IMAGE = ("/v1/sessions", "/v1/videos")
@@ -40,7 +41,7 @@ HOST = re.compile(r"[A-Za-z0-9._\[\]:-]+")
 
 
 def read_token(path: Path) -> str:
-    """The token in a file. Raises `lolrt.Error` where it is none, or anybody on the machine can read it."""
+    """The token in a file. Raises `lolrt.Error` if the file holds no token, or if other users of the machine can read it."""
     try:
         text, mode = path.read_text("ascii").strip(), path.stat().st_mode
     except (OSError, UnicodeDecodeError) as error:
@@ -54,7 +55,7 @@ def read_token(path: Path) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen at can be reached from this machine alone."""
+    """Whether an address can be reached only from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -62,10 +63,10 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """An ASGI application around another."""
+    """An ASGI middleware: it refuses requests or passes them on to `app`."""
 
     def __init__(self, app: ASGIApp, token: str | None = None) -> None:
-        """token: that clients have to know; without one, only names of this machine are answered, whatever address they lead to."""
+        """token: clients have to send it. Without a token, the server answers only requests whose Host header names this machine."""
         self.app, self._token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +84,7 @@ class Guard:
 
     def _refused(self, scope: Scope, headers: Headers) -> tuple[int, str, str] | None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        # A page of somebody else whose name leads here (DNS rebinding) has that name in both.
+        # DNS rebinding: a page of a foreign name that resolves to this machine sends that name as both Host and Origin.
         if self._token is None and not is_loopback(_name(host)):
             return 403, "wrong_host", "this server answers to names of this machine alone: start it with --token-file for others"
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
@@ -107,14 +108,14 @@ class Guard:
         return any([hmac.compare_digest(text.encode(), self._token.encode()) for text in given])
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
-        """Counts what comes, and adds to what goes."""
+        """Passes a request on; limits the size of its body, and adds headers to the response."""
         taken, most = 0, _most(scope["path"])
 
         async def counted() -> Message:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > most:  # it did not say so
+            if taken > most:  # more than its content-length, or it had none
                 raise HTTPException(413, f"the request has more than {most} bytes")
             return message
 
@@ -133,7 +134,7 @@ class Guard:
 
 
 def _name(host: str) -> str:
-    """Of a Host header, without the port."""
+    """The name in a Host header, without the port."""
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:

@@ -1,6 +1,6 @@
-"""The newest chunks of a session, encoded once, and those who watch.
+"""The newest chunks of a session, encoded once, and its viewers.
 
-A viewer is a cursor: the sequence of the chunk that it gets next. So viewers cost no memory, and one that is slow or gone holds nobody up.
+A viewer is a cursor: the sequence number of its next chunk. So viewers cost no memory, and a slow viewer delays no other.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from lolrt.media.hls import Playlist
 
 @dataclass(frozen=True)
 class Fragment:
-    """A chunk as it goes over the wire."""
+    """An encoded chunk, as it is sent to viewers."""
 
     sequence: int
     about: dict[str, Any]
-    """What is said of it, as JSON takes it."""
+    """Its description, for JSON."""
     data: bytes
-    """Fragmented mp4 that needs no other fragment, without the init segment."""
+    """Fragmented mp4, without the init segment. It needs no other fragment."""
 
     @cached_property
     def text(self) -> str:
-        """The message before its bytes; one string for all viewers."""
+        """The message that is sent before the bytes; one string for all viewers."""
         return json.dumps({"type": "video.chunk_metadata", "sequence": self.sequence, "byte_length": len(self.data), **self.about})
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Chunks `first` to `end` - 1 are not there any more, and the viewer has not had them."""
+    """The viewer missed the chunks `first` to `end` - 1, and they are no longer held."""
 
     first: int
     end: int
@@ -41,7 +41,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class State:
-    """What a session does: "live", "paused" or "ended", and then why."""
+    """The state of a session: "live", "paused" or "ended"; for "ended" also the reason."""
 
     name: str = "live"
     reason: str = ""
@@ -52,17 +52,18 @@ Event = Fragment | Gap | State
 
 
 class Hub:
-    """Used in the event loop's thread alone."""
+    """Holds the chunks, the playlist and the state of one session for its viewers. Used only in the event loop's thread."""
 
     def __init__(self, first: int, chunk_seconds: float, dvr_seconds: float) -> None:
-        """first: sequence of the first chunk; chunk_seconds: of the longest; dvr_seconds: that viewers can go back at least."""
+        """first: the sequence number of the first chunk. chunk_seconds: the length of the longest chunk. dvr_seconds: viewers can go back
+        at least so far."""
         self._fragments: dict[int, Fragment] = {}
         self.playlist = Playlist("init.mp4", "{}.m4s".format, chunk_seconds, max(dvr_seconds, 4 * chunk_seconds + 3))
         self.next_sequence = first
         self.state = State()
         self.viewers = 0
         self.picture_viewers = 0
-        """Those among them who want JPEGs; while there are none, none are made."""
+        """The viewers who want JPEGs. While there are none, no JPEGs are made."""
         self.pictures: tuple[bytes, ...] = ()
         """JPEGs of the newest chunk."""
         self._changed = asyncio.Event()
@@ -72,11 +73,11 @@ class Hub:
         return sum(len(fragment.data) for fragment in self._fragments.values())
 
     def fragment(self, sequence: int) -> Fragment | None:
-        """None where it is not there yet, or not any more."""
+        """The chunk with this sequence number; None if it is not made yet, or no longer held."""
         return self._fragments.get(sequence)
 
     def publish(self, fragment: Fragment, pictures: tuple[bytes, ...] = ()) -> list[int]:
-        """Gives the sequences of those that nobody may ask for any more."""
+        """Adds a chunk. Returns the sequence numbers of the chunks that are no longer held."""
         self.pictures = pictures
         self._fragments[fragment.sequence] = fragment
         self.next_sequence = fragment.sequence + 1
@@ -87,7 +88,7 @@ class Hub:
         return gone
 
     def tell(self, state: State) -> None:
-        """A state that has ended stays so."""
+        """Sets the state, and wakes the viewers. A session that has ended stays ended."""
         if self.state.name != "ended":
             self.state = state
             self.playlist.ended = state.name == "ended"
@@ -98,17 +99,17 @@ class Hub:
         self._changed = asyncio.Event()
 
     async def changed(self) -> None:
-        """Returns when there is a chunk more, or another state."""
+        """Waits for the next chunk, or another state."""
         await self._changed.wait()
 
     @property
     def newest(self) -> int:
-        """Where who has no wish begins: the newest chunk, or the first."""
+        """The chunk that a viewer begins with by default: the newest one, or the first one if none is made yet."""
         return self.next_sequence - 1 if self.next_sequence - 1 in self._fragments else self.next_sequence
 
     async def follow(self, cursor: int) -> AsyncIterator[Event]:
-        """What a viewer is to be told, from the chunk `cursor` on; ends after the state "ended". Between two chunks that it takes there may
-        have been any number of others: those that are still held follow, for those that are not it gets a `Gap`, and then the newest."""
+        """The events for one viewer, from the chunk `cursor` on; ends after the state "ended". A slow viewer still gets all chunks that
+        are held. For chunks that are no longer held it gets a `Gap`, and then the newest chunk."""
         told = State()
         while True:
             changed = self._changed
@@ -119,7 +120,7 @@ class Hub:
                 else:
                     cursor += 1
                     yield self._fragments[cursor - 1]
-                    await asyncio.sleep(0)  # who has much to catch up with leaves time to the others
+                    await asyncio.sleep(0)  # a viewer with much to catch up must not block the event loop
             elif told != self.state:
                 told = self.state
                 yield told

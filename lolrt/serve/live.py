@@ -1,4 +1,4 @@
-"""A live session: a stream, and all that the engine's thread knows of it. Used in that thread alone, but where it says otherwise."""
+"""A live session: a stream, and all that the engine's thread knows about it. Used only in that thread, except where noted."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from lolrt.session.stream import Chunk, Stream
 
 Result = TypeVar("Result")
 
-# Seconds from a first chunk until it is shown: what the viewer has in hand by whom deadlines are counted.
+# Deadlines assume a viewer who buffers so much video: the first chunk is shown so many seconds after it is made.
 START_BUFFER_SECONDS = 0.2
-# Interactions that wait for the chunk in hand, and those that are remembered so that none happens twice.
+# The most interactions that wait for the next chunk, and the most that are remembered so that none is applied twice.
 MOST_WAITING = 16
 MOST_REMEMBERED = 1000
 
 
 class Call(Generic[Result]):
-    """What one thread asks another to do, and its answer."""
+    """A function that one thread asks another to run, and the future of its result."""
 
     def __init__(self, ask: Callable[[], Result]) -> None:
         self._ask = ask
@@ -45,29 +45,29 @@ class Call(Generic[Result]):
 
 @dataclass(frozen=True)
 class Waiting:
-    """An interaction that waits for a chunk: the first from `chunk` on."""
+    """An interaction that waits. It applies to the first chunk whose number is `chunk` or more."""
 
     interaction: Interaction
     embeds: Tensor
     chunk: int
     noted: bool = False
-    """Whether it is in the journal: it has happened before the server was started anew."""
+    """Whether it is in the journal already: it was applied before the server restarted."""
     accepted: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
 class Made:
-    """A chunk that was made, on its way to be encoded."""
+    """A chunk that is made and not yet encoded."""
 
     live: Live
     sequence: int
     frames: Callable[[], Tensor]
-    """Waits for them, where they are still on their way; raises `lolrt.Error` when they are not finite."""
+    """Waits for the frames to arrive from the GPU, and returns them. Raises `lolrt.Error` when they are not finite."""
     begun: float
-    """When its first pass began, by the monotonic clock."""
+    """The time when its first pass began, by the monotonic clock."""
     deadline: float | None
     accepted: float | None
-    """When the newest interaction was that it follows first."""
+    """The time when the newest interaction was accepted, if this is the first chunk that follows it."""
     about: dict[str, Any]
 
 
@@ -80,37 +80,37 @@ class Live:
     fps: int
     lease_seconds: float
     client: str = ""
-    """Who has opened it, by address."""
+    """The address of the client that opened the session."""
     created: float = field(default_factory=time.time)
     opened: float = field(default_factory=time.monotonic)
-    """The same, by the clock that nobody sets."""
+    """The same time, by the monotonic clock."""
     background: bool = False
-    """Whether it waits for all others, and has no deadlines."""
+    """Whether the session gives way to all others, and has no deadlines."""
     sequence: int = 0
-    """Of the next chunk."""
+    """The sequence number of the next chunk."""
     frames: int = 0
-    """Video frames before the next chunk."""
+    """The number of video frames before the next chunk."""
     frames_left: int | None = None
-    """Until it is complete; None: it has no end."""
+    """The number of video frames until the session is complete; None: it has no end."""
     paused: bool = False
     ended: bool = False
     broken: bool = False
-    """Whether a chunk could not be encoded; of the encoder's thread."""
+    """Whether a chunk could not be encoded. Used in the encoder's thread."""
     due: float | None = None
-    """When its next chunk is to be there, by the monotonic clock; None: as soon as can be."""
+    """The deadline of the next chunk, by the monotonic clock; None: as soon as possible."""
     interactions: int = 0
-    """How many there were."""
+    """The number of interactions so far."""
     known: OrderedDict[str, Interaction] = field(default_factory=OrderedDict)
-    """Interactions by their ids, the newest ones."""
+    """The newest interactions, by their ids."""
     waiting: deque[Waiting] = field(default_factory=deque)
     active: list[str] = field(default_factory=list)
-    """Events whose prompt is on its way."""
+    """The ids of the interactions whose prompt switch is not complete."""
     between: deque[Call[Any]] = field(default_factory=deque)
-    """What is to be done between two chunks."""
+    """Functions to run between two chunks."""
     kept: Kept | None = None
-    """Where it is kept on the disk."""
+    """The session's folder on the disk, if it is kept."""
     replay: dict[int, int] = field(default_factory=dict)
-    """Chunks that were sent before the server was started anew, and have to be made again: CRC-32 of their bytes by sequence."""
+    """The chunks that were sent before the server restarted and have to be made again: CRC-32 of their bytes, by sequence number."""
     statistics: Statistics = field(default_factory=Statistics)
     _started: list[str] = field(default_factory=list)
     _accepted: float | None = None
@@ -130,14 +130,19 @@ class Live:
     # Prompts.
 
     def accept(self, asked: Interaction, embeds: Tensor) -> Interaction:
-        """Takes an interaction, or knows that it has it already; gives it with its number. Raises `ConflictError` and `NoRoomError`."""
+        """Accepts an interaction and returns it with its number. An interaction that was accepted before is returned as it is. Raises
+        `ConflictError` and `NoRoomError`."""
         before = self.known.get(asked.event_id)
         if before is not None:
             if (before.prompt, before.transition_chunks) != (asked.prompt, asked.transition_chunks):
-                raise ConflictError(f"event {asked.event_id!r} has happened, and was another: give each its own id", "event_id_conflict")
+                raise ConflictError(
+                    f"event {asked.event_id!r} was used before, for another interaction: give each its own id", "event_id_conflict"
+                )
             return before
         if asked.sequence not in (None, self.interactions):
-            raise ConflictError(f"interaction {asked.sequence} was asked for, and {self.interactions} is the next", "sequence_conflict")
+            raise ConflictError(
+                f"the interaction has the number {asked.sequence}; expected {self.interactions}, the next one", "sequence_conflict"
+            )
         if len(self.waiting) >= MOST_WAITING:
             raise NoRoomError(f"{len(self.waiting)} interactions wait for the next chunk already")
         taken = Interaction(asked.event_id, asked.prompt, asked.transition_chunks, self.interactions)
@@ -152,7 +157,7 @@ class Live:
             self.known.popitem(last=False)
 
     def begin(self) -> None:
-        """To be called before the first pass of a chunk."""
+        """Applies the interactions that wait for the next chunk. To be called before the chunk's first pass."""
         while self.waiting and self.waiting[0].chunk <= self.sequence:
             one = self.waiting.popleft()
             if self.kept is not None and not one.noted:
@@ -167,15 +172,16 @@ class Live:
     # Time.
 
     def wait_seconds(self, now: float, most_ahead: float) -> float | None:
-        """How long its next chunk is not to be begun; None: nobody knows. It is begun before it is due by as long as chunks take of late,
-        and a little more, `most_ahead` at most."""
+        """The seconds until the next chunk should begin; None: unknown. A chunk begins earlier than its deadline by the time that recent
+        chunks took, and a little more; at most `most_ahead` earlier."""
         if self.paused or self.frames_left == 0:
             return None
         lead = min(most_ahead, 0.1 + 1.25 * max(self._made_seconds, default=0.0))
         return 0.0 if self.due is None else self.due - lead - now
 
     def pause(self, paused: bool) -> None:
-        """When it goes on, its viewers have nothing left: the next chunk begins their time anew."""
+        """Pauses the session or lets it go on. After a pause its viewers have no video left, so deadlines start again with the next
+        chunk."""
         self.paused, self.due = paused, None
         if self.kept is not None:
             self.kept.change()
@@ -196,7 +202,7 @@ class Live:
             self.frames_left -= frames
         seconds, deadline = frames / self.fps, self.due
         if not self.background and self.sequence not in self.replay:
-            # What has come too late is not made up for: its viewers have waited.
+            # A late chunk moves all later deadlines: its viewers have waited, and do not catch up.
             self.due = (now + START_BUFFER_SECONDS if deadline is None else max(deadline, now)) + seconds
         self._made_seconds.append(now - self._begun)
         about, accepted = self._about(chunk, frames, seconds), self._accepted
@@ -224,7 +230,7 @@ class Live:
         }
 
     def record(self) -> Record:
-        """What a snapshot of it lacks; between two chunks."""
+        """The state that a snapshot of the stream does not hold. To be called between two chunks."""
         return Record(
             id=self.id, created=self.created, lease_seconds=self.lease_seconds, client=self.client, sequence=self.sequence,
             frames=self.frames, frames_left=self.frames_left, paused=self.paused, interactions=self.interactions,
@@ -234,7 +240,7 @@ class Live:
 
 
 def sink_mass(chunk: Chunk) -> list[list[float]] | None:
-    """Attention mass on the sinks [layers][heads], mean over a chunk's frames, to four digits; None where it was not measured."""
+    """The attention mass on the sinks, [layers][heads], mean over a chunk's frames, rounded to four digits; None if it was not measured."""
     if chunk.mass is None:
         return None
     mass = chunk.mass[..., : chunk.sink_frames].sum(-1).mean(-1)

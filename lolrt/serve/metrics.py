@@ -1,4 +1,4 @@
-"""What `/metrics` says, for Prometheus. A name here is a promise; docs/serve.md lists them."""
+"""The metrics of `/metrics`, for Prometheus. Their names are part of the public interface; docs/serve.md lists them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-# Upper bounds in seconds, from what a pass takes to what a viewer gives up at.
+# Upper bounds of the buckets in seconds: from the time of one pass to a wait after which a viewer gives up.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
 FACTORS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 5.0, 10.0)
 
@@ -49,11 +49,12 @@ class Metrics:
         )
 
     def watch(self, gauges: Gauges) -> None:
-        """What is asked for whenever somebody looks."""
+        """Adds gauges, which are computed at each request of `/metrics`."""
         self.registry.register(_Gauges(gauges))
 
     def chunk(self, about: dict[str, Any], interval: float | None, control: float | None) -> None:
-        """A chunk, what is said of it, the seconds since the one before, and those since the interaction that it follows first."""
+        """Counts a chunk. about: its description. interval: seconds since the chunk before. control: seconds since the interaction, if
+        this is the first chunk that follows one."""
         self.chunks.inc()
         slack = about["slack_seconds"]
         if slack is not None:
@@ -70,7 +71,7 @@ class Metrics:
 
     @contextlib.contextmanager
     def sending(self, size: int) -> Iterator[None]:
-        """Around the sending of a fragment to a viewer."""
+        """A context manager around the sending of a fragment to a viewer."""
         begun = time.monotonic()
         yield
         self.stage.labels("send").observe(time.monotonic() - begun)
@@ -88,5 +89,5 @@ class _Gauges(Collector):
         yield from self._gauges()
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """Nothing, so that nobody looks before there is anything to see."""
+        """Nothing: otherwise registering would compute the gauges before the server is complete."""
         yield from ()

@@ -1,4 +1,4 @@
-"""What clients ask for, as schemas. Texts, numbers and names are limited here; whether they make sense, the model's own checks say."""
+"""Schemas of the requests. They limit texts, numbers and names; the model's own checks decide whether the values make sense."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Schema(BaseModel):
 
 
 def options_of(kind: Any) -> type[Schema]:
-    """The fields of a dataclass, each of which may be left out; those that hold another dataclass likewise."""
+    """A schema with the fields of a dataclass, all optional. Fields that hold another dataclass are treated the same way."""
     fields: dict[str, Any] = {}
     for name, annotation in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(annotation):
@@ -42,7 +42,7 @@ def options_of(kind: Any) -> type[Schema]:
 
 
 def with_options(base: Any, options: BaseModel | None) -> Any:
-    """A dataclass with what `options` say in place of its own. Raises `lolrt.Error` where that makes no sense."""
+    """The dataclass `base` with the fields that `options` sets. Raises `lolrt.Error` if the result makes no sense."""
     if options is None:
         return base
     given = {name: getattr(options, name) for name in options.model_fields_set if getattr(options, name) is not None}
@@ -55,7 +55,7 @@ WindowOptions = options_of(Window)
 
 
 class Stream(Schema):
-    """What a session is made with."""
+    """The options of a session."""
 
     prompt: Prompt
     seed: Seed = 0
@@ -89,7 +89,7 @@ class Interact(Schema):
 
 
 class Clip(BaseModel):
-    """What a video of some length is asked for with, here and in `session.start`. Fields that are not known are other servers'."""
+    """The request for a video of a given length, here and in `session.start`. Unknown fields are ignored: other servers have them."""
 
     model: str | None = None
     prompt: Prompt
@@ -105,7 +105,7 @@ class Clip(BaseModel):
     lora: Any = None
 
     def check(self, model: str, width: int, height: int, fps: int) -> None:
-        """Raises `RequestError` where another model, size or rate is asked for."""
+        """Raises `RequestError` if the request asks for another model, size or frame rate."""
         if self.lora:
             raise RequestError("adapters are the whole server's: start it with --lora FILE", "unsupported_lora")
         if self.model not in (None, model):
@@ -118,7 +118,7 @@ class Clip(BaseModel):
             raise RequestError(f"{self.fps:g} frames/s were asked for, and this model makes {fps}", "unsupported_fps")
 
     def frames(self, fps: int) -> int | None:
-        """How long it is to be, in video frames; None: nothing was said."""
+        """The length in video frames; None: the request does not say."""
         return self.num_frames or (None if self.seconds is None else max(1, round(self.seconds * fps)))
 
 
@@ -127,7 +127,7 @@ class NewClip(Clip):
 
 
 class Start(Clip):
-    """`session.start`."""
+    """The message `session.start`."""
 
     type: Literal["session.start"]
     prompt: Prompt | None = None  # type: ignore[assignment]
@@ -139,6 +139,6 @@ class Start(Clip):
 
 
 class InteractMessage(BaseModel):
-    """`session.interaction`."""
+    """The message `session.interaction`."""
 
     interaction: Interact

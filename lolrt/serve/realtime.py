@@ -1,4 +1,4 @@
-"""`WS /v1/realtime/video`: a session that a connection opens, steers and sees. The events are vLLM-Omni's (docs/serve.md)."""
+"""`WS /v1/realtime/video`: one connection opens, steers and watches a session. The events are vLLM-Omni's (docs/serve.md)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Model = TypeVar("Model", bound=BaseModel)
 
 START_SECONDS = 10.0
 STALL_SECONDS = 60.0
-# How often that is looked at.
+# How often the connection is checked for a stall.
 LOOK_SECONDS = 1.0
-# A message after the first, in bytes of text.
+# The longest message after the first, in characters.
 MOST_CONTROL = 128 << 10
-# Messages that make no sense, after which it is no use.
+# The connection ends after more invalid messages than this.
 MOST_ERRORS = 100
 
 
@@ -41,7 +41,7 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
 
 
 class EndedError(Error):
-    """The connection ends with it."""
+    """An error that ends the connection."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -52,10 +52,10 @@ class Conversation:
     def __init__(self, socket: WebSocket, sessions: Sessions) -> None:
         self._socket, self._sessions = socket, sessions
         self._request_id = f"video-{uuid.uuid4().hex}"
-        self._sending = asyncio.Lock()  # a fragment comes right after its metadata
+        self._sending = asyncio.Lock()  # so that a fragment comes right after its metadata
         self._errors = self._chunks = 0
         self._still = 0.0
-        """Seconds without a chunk or a ping, those in which the whole process was stopped left out."""
+        """Seconds without a chunk or a ping. Time in which the whole process was stopped does not count."""
 
     async def run(self) -> None:
         try:
@@ -88,7 +88,7 @@ class Conversation:
         return start
 
     async def _session(self, start: Start) -> tuple[Session, bool]:
-        """The session that is meant, and whether it ends with the connection."""
+        """The session that the message opens or resumes, and whether it ends with the connection."""
         if start.session_id is not None and start.resume_from is not None:
             return self._sessions.get(start.session_id), False
         if start.prompt is None:
@@ -101,7 +101,7 @@ class Conversation:
         return await self._sessions.open(wanted, client_of(self._socket), frames=frames, lasts=named), not named
 
     async def _run(self, session: Session, start: Start) -> None:
-        """Sends and hears at a time, until one of the two ends."""
+        """Sends and receives at the same time, until one of the two ends."""
         tasks = [asyncio.create_task(self._send(session, start)), asyncio.create_task(self._hear(session))]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -113,7 +113,7 @@ class Conversation:
             for task in done:
                 task.result()
         except EndedError as error:
-            with contextlib.suppress(asyncio.TimeoutError):  # who does not read is not told
+            with contextlib.suppress(asyncio.TimeoutError):  # the client may have stopped reading
                 await asyncio.wait_for(self._tell_error(error.code, str(error)), START_SECONDS)
 
     # To the client.
@@ -182,7 +182,7 @@ class Conversation:
         return message.get("text") or ""
 
     async def _hear(self, session: Session) -> None:
-        """Until the client stops it."""
+        """Receives messages until the client stops the session."""
         coming: asyncio.Task[str] | None = None
         try:
             while True:
@@ -202,7 +202,7 @@ class Conversation:
                 coming.cancel()
 
     async def _answered(self, session: Session, text: str) -> bool:
-        """Answers a message; whether it was the last."""
+        """Answers a message. Returns whether it was the last one."""
         try:
             message = parse(text, MOST_CONTROL)
             match message.get("type"):
@@ -233,28 +233,28 @@ class Conversation:
         await self._tell({"type": "session.interaction.queued", "request_id": self._request_id, **queued})
 
     async def _tell_wrong(self, code: str, error: Error, event_id: str | None = None) -> None:
-        """A message that made no sense; the session goes on, unless there are too many."""
+        """Answers an invalid message with an error. The session goes on, unless there were too many."""
         self._errors += 1
         if self._errors > MOST_ERRORS:
-            raise EndedError(f"more than {MOST_ERRORS} messages made no sense", "too_many_errors")
+            raise EndedError(f"more than {MOST_ERRORS} messages were invalid", "too_many_errors")
         await self._tell_error(code, str(error), event_id)
 
 
 def parse(text: str, most: int | None = None) -> dict[str, Any]:
-    """A message that is a JSON object. Raises `RequestError`."""
+    """The JSON object in a message. Raises `RequestError`."""
     if most is not None and len(text) > most:
         raise RequestError(f"the message has {len(text)} characters; expected {most} at most", "message_too_large")
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):
-        raise RequestError("the message is no JSON; expected an object, as text", "bad_json") from None
+        raise RequestError("the message is not JSON; expected a JSON object as text", "bad_json") from None
     if not isinstance(message, dict):
         raise RequestError("expected a JSON object with a type", "bad_message")
     return message
 
 
 def validated(kind: type[Model], message: dict[str, Any]) -> Model:
-    """Raises `RequestError`."""
+    """A message checked against its schema. Raises `RequestError`."""
     try:
         return kind.model_validate(message)
     except ValidationError as error:

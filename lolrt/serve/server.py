@@ -1,4 +1,4 @@
-"""Listens at an address, and ends when it is asked to."""
+"""Runs the application on a socket, and ends on a signal."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from lolrt.serve.guard import is_loopback
 from lolrt.serve.settings import Settings
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# A message of a client at most, in bytes: a start image is the largest.
+# The largest message of a client, in bytes: one with a start image.
 MOST_MESSAGE = 8 << 20
-# Connections that are open at a time.
+# The most connections that are open at the same time.
 MOST_CONNECTIONS = 1000
-# How long connections have to close when the server ends.
+# The time that connections have to close when the server ends.
 GRACE_SECONDS = 3
 
 
 class Server(uvicorn.Server):
-    """Saves sessions and tells viewers while there are connections to tell them by. The first signal ends it, a second one at once."""
+    """A uvicorn server that saves the sessions and informs the viewers before it closes connections. The first signal ends it in this
+    order, a second signal at once."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -49,7 +50,8 @@ class Server(uvicorn.Server):
 
 
 def serve(pipe: Pipeline, settings: Settings, host: str, port: int) -> None:
-    """Until SIGINT or SIGTERM. Raises `lolrt.Error` where it cannot listen there, or there is no room for a session."""
+    """Serves a model until SIGINT or SIGTERM. Raises `lolrt.Error` if it cannot listen at the address, or if there is no room for one
+    session."""
     if settings.token is None and not is_loopback(host):
         raise Error(f"whoever reaches {host} could use the server: give it a token with --token-file FILE, or listen at 127.0.0.1")
     with listening(host, port) as listener:
@@ -64,7 +66,7 @@ def serve(pipe: Pipeline, settings: Settings, host: str, port: int) -> None:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises `lolrt.Error`."""
+    """A listening socket. Raises `lolrt.Error`."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128)
     except (OSError, OverflowError) as error:

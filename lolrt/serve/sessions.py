@@ -1,4 +1,4 @@
-"""The sessions of a server, as the event loop sees them: who may open one, how long it lives, and what it is asked to do."""
+"""The sessions of a server: opens, steers and ends them. Used in the event loop's thread; it passes work on to the engine's thread."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Session:
 
     live: Live
     renewed: float = field(default_factory=time.monotonic)
-    """When somebody last asked anything of it, or watched it."""
+    """The time of the last request for the session, or of its last viewer."""
 
     @property
     def hub(self) -> Hub:
@@ -49,7 +49,7 @@ class Session:
 
     @property
     def expires_in(self) -> float:
-        """Seconds, unless the lease is renewed before."""
+        """The seconds until the session ends, unless its lease is renewed before."""
         return self.renewed + self.live.lease_seconds - time.monotonic()
 
     def renew(self) -> None:
@@ -58,13 +58,13 @@ class Session:
 
 class Sessions:
     def __init__(self, pipe: Pipeline, settings: Settings) -> None:
-        """Raises `lolrt.Error` where there is no room for a session, or the state cannot be used."""
+        """Raises `lolrt.Error` if there is no room for one session, or if the folder of the state cannot be used."""
         self.pipe, self.settings, self.metrics = pipe, settings, Metrics()
         self.metrics.watch(lambda: gauges(self))
         self.factory = Factory(pipe, settings, lambda whole: self.metrics.writes.labels("written" if whole else "failed").inc())
         self._open: dict[str, Session] = {}
         self._coming: dict[str, str] = {}
-        """Sessions that are being opened, and by whom."""
+        """The sessions that are being opened: client by id."""
         self._thread = EngineThread(self.factory.engine, settings.ahead_seconds, self)
         self._closing = False
 
@@ -73,13 +73,13 @@ class Sessions:
 
     @property
     def ready(self) -> bool:
-        """Whether it takes sessions."""
+        """Whether new sessions can be opened."""
         return self._thread.is_alive() and not self._closing
 
     # Beginning and end.
 
     async def start(self) -> None:
-        """Starts the engine's thread, and brings back what was kept."""
+        """Starts the engine's thread, and reads the kept sessions from the disk."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
         await self._revive()
@@ -101,7 +101,7 @@ class Sessions:
         return live
 
     async def close(self) -> None:
-        """Saves the sessions that are kept, tells viewers, and ends the engine's thread."""
+        """Saves the sessions that are kept, informs viewers, and ends the engine's thread."""
         if self._closing:
             return
         self._closing = True
@@ -116,7 +116,7 @@ class Sessions:
             await asyncio.to_thread(self.factory.store.close)
 
     async def _leave(self, session: Session) -> None:
-        """Where it stands, a chunk that is on its way included."""
+        """Finishes the chunk that is being made, saves the session if it is kept, and ends it."""
         live = session.live
 
         def leave() -> Future[Future[None]] | None:
@@ -132,7 +132,7 @@ class Sessions:
         session.hub.tell(State("ended", "shutdown"))
 
     async def _reap(self) -> None:
-        """Ends sessions whose time is over."""
+        """Ends sessions whose lease or lifetime is over."""
         while True:
             slept = time.monotonic()
             await asyncio.sleep(REAP_SECONDS)
@@ -150,7 +150,7 @@ class Sessions:
             elif session.expires_in < 0:
                 await self.end(session, State("ended", "expired"))
 
-    # From the engine's threads: `lolrt.serve.engine_thread.Listener`.
+    # Called in the engine's and the encoder's thread: `lolrt.serve.engine_thread.Listener`.
 
     def published(self, made: Made, fragment: Fragment, pictures: tuple[bytes, ...]) -> None:
         now, statistics = time.monotonic(), made.live.statistics
@@ -186,13 +186,13 @@ class Sessions:
         self._open.pop(live.id, None)
         live.hub.tell(state)
 
-    # From the event loop.
+    # Called in the event loop's thread.
 
     def get(self, id: str) -> Session:
-        """Renews its lease. Raises `NotFoundError`."""
+        """The session with this id; renews its lease. Raises `NotFoundError`."""
         session = self._open.get(id)
         if session is None:
-            raise NotFoundError("there is no such session: it has ended, or the server has been started anew")
+            raise NotFoundError("there is no such session: it has ended, or the server has restarted")
         session.renew()
         return session
 
@@ -200,8 +200,9 @@ class Sessions:
         self, wanted: Stream, client: str = "", *, start: Tensor | None = None, frames: int | None = None,
         background: bool = False, lasts: bool = True,
     ) -> Session:  # fmt: skip
-        """start: uint8 [height, width, 3], the frame that it begins with. frames: video frames after which it is complete. background: it
-        waits for all others. lasts: whether it outlives the server. Raises `lolrt.Error`, `ConflictError` and `NoRoomError`."""
+        """Opens a session. start: uint8 [height, width, 3], its first frame. frames: the number of video frames after which it is
+        complete. background: it gives way to all others. lasts: whether it is kept on the disk. Raises `lolrt.Error`, `ConflictError` and
+        `NoRoomError`."""
         rope: Rope = with_options(self.pipe.rope, wanted.rope)
         window: Window = with_options(self.pipe.window, wanted.window)
         self.factory.check_fits(window)
@@ -216,7 +217,7 @@ class Sessions:
         return await self._add(place, lambda: self._thread.call(lambda: self._added(make())))
 
     async def branch(self, session: Session, wanted: Branch, client: str = "") -> Session:
-        """A session that goes on from where another is."""
+        """Opens a session that goes on from where another one is."""
         place, source = self._place(wanted, client), session.live
 
         def make() -> Live:
@@ -225,12 +226,12 @@ class Sessions:
         return await self._add(place, lambda: self._thread.between_chunks(source, make))
 
     def _place(self, wanted: Stream | Branch, client: str, background: bool = False, lasts: bool = True) -> Place:
-        """Raises `ConflictError` and `NoRoomError`."""
+        """Checks that a session may be opened, and gives it an id. Raises `ConflictError` and `NoRoomError`."""
         id, most, own = wanted.session_id or uuid.uuid4().hex, self.settings.max_sessions, self.settings.max_client_sessions
         if self._closing:
             raise UnavailableError("the server is ending", "ending")
         if id in self._open or id in self._coming:
-            raise ConflictError(f"session {id} is there already: choose another id, or leave it out", "session_exists")
+            raise ConflictError(f"session {id} exists already: choose another id, or leave it out", "session_exists")
         clients = [session.live.client for session in self] + list(self._coming.values())
         if len(clients) >= most:
             raise NoRoomError(f"{most} sessions are open, and there is room for no more: close one, or wait")
@@ -246,7 +247,7 @@ class Sessions:
             del self._coming[place.id]
         self.metrics.opened.inc()
         session = Session(live)
-        if live.hub.state.name != "ended":  # it may have been quicker than we
+        if live.hub.state.name != "ended":  # it may have ended already
             self._open[place.id] = session
         return session
 
@@ -257,13 +258,13 @@ class Sessions:
             await self._asked(self._thread.call(lambda: self._thread.remove(live)))
 
     async def interact(self, session: Session, asked: Interact) -> Interaction:
-        """Raises `lolrt.PromptError`, `ConflictError` and `NoRoomError`."""
+        """Gives a session a new prompt. Raises `lolrt.PromptError`, `ConflictError` and `NoRoomError`."""
         interaction = Interaction(asked.event_id or uuid.uuid4().hex, asked.event.prompt, asked.transition_chunks or 1, asked.sequence)
         embeds = await asyncio.to_thread(self.pipe.encode_text, interaction.prompt)
         return await self._asked(self._thread.call(lambda: session.live.accept(interaction, embeds)))
 
     async def pause(self, session: Session, paused: bool) -> None:
-        """A chunk that is on its way is finished. Going on again is no pause."""
+        """Pauses a session, after the chunk that is being made, or lets it go on."""
         live = session.live
 
         def pause() -> Future[int]:
@@ -272,7 +273,7 @@ class Sessions:
 
         if paused != (session.hub.state.name == "paused"):
             encoded: Future[int] = await self._asked(self._thread.between_chunks(live, pause))
-            await asyncio.wrap_future(encoded)  # viewers are told after the last chunk
+            await asyncio.wrap_future(encoded)  # viewers get the last chunk before the new state
             session.hub.tell(State("paused" if paused else "live"))
 
     async def snapshot(self, session: Session) -> Snapshot:

@@ -1,4 +1,4 @@
-"""How a server is to be."""
+"""Settings of a server."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from lolrt.media import CRF
 @dataclass(frozen=True)
 class Settings:
     max_sessions: int = 4
-    """Sessions that may be open."""
+    """The most sessions that are open at the same time."""
     lease_seconds: float = 120.0
-    """A session ends when for so long nobody has watched it or asked anything of it, unless it was opened with another lease."""
+    """A session ends when it has had no viewer and no request for so long, unless it was opened with another lease."""
     ahead_seconds: float = 2.0
-    """The most that a session is made ahead of its viewers."""
+    """How far ahead of its viewers a session is made, at most."""
     dvr_seconds: float = 60.0
-    """That viewers can go back, or be away."""
+    """How far viewers can go back, and how long they can be disconnected without losing video."""
     crf: int = CRF
-    """Loss of the video, 1 to 51; 1 is the least."""
+    """Compression of the video, 1 to 51; 1 loses the least."""
     token: str | None = None
-    """That clients have to know."""
+    """The token that clients have to send."""
     max_client_sessions: int | None = None
-    """Sessions that one client, by its address, may have open; by default as many as there may be."""
+    """The most sessions that one client address may have open; by default no limit of its own."""
     max_lifetime_seconds: float | None = None
-    """A session ends after so long, whoever watches it."""
+    """A session ends after so long, even if it is watched."""
     max_video_seconds: float = 60.0
     """The longest clip that may be asked for."""
     save_every_seconds: float = 10.0
     """How often sessions are saved."""
     state: Path | None = None
-    """Where sessions are kept."""
+    """The folder in which sessions are kept."""

@@ -1,8 +1,8 @@
-"""The image that a session starts from, decoded in a process of its own that may do little: decoders of images are where files attack.
+"""Decodes the image that a session starts from, in a process of its own with few rights: image decoders are a common target of attacks.
 
     python -m lolrt.serve.start_image HEIGHT WIDTH < image > pixels
 
-The process has no torch, no files to write, a limit on memory and on time, and nothing of the server's.
+The process has no torch, may write no files, has limits on memory and time, and gets none of the server's data.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 SECONDS = 10
 MEMORY = 1 << 30
-# Of an image, and of decoders at a time.
+# The most pixels of an image, and the most decoders at the same time.
 MOST_PIXELS = 50_000_000
 MOST_AT_ONCE = 2
-# What the process is told of the server.
+# The environment variables that the process gets from the server.
 ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 _room = asyncio.Semaphore(MOST_AT_ONCE)
 
 
 async def decode(text: str, height: int, width: int) -> bytes:
-    """The pixels of an image in base64 (or a data URL of it), which cover height x width: RGB, a byte each, row by row.
+    """The pixels of an image given in base64 or as a data URL, scaled to cover height x width: RGB, one byte each, row by row.
 
-    Raises `lolrt.serve.errors.RequestError` where it is none, or takes too much.
+    Raises `lolrt.serve.errors.RequestError` if it is not an image, or takes too much memory or time.
     """
     from lolrt.serve.errors import RequestError
 
@@ -66,7 +66,7 @@ async def decode(text: str, height: int, width: int) -> bytes:
 
 
 async def start_of(text: str | None, pipe: Pipeline) -> Tensor | None:
-    """The frame that a session of a model starts from, uint8 [height, width, 3]; raises as `decode`."""
+    """The first frame of a session, uint8 [height, width, 3], from the text of a request. Raises the errors of `decode`."""
     if text is None:
         return None
     import torch
@@ -92,11 +92,11 @@ def main(height: int, width: int) -> int:
 
     from lolrt.media.stills import SIGNATURE_BYTES, fit, is_image, opaque, stills
 
-    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow refuses twice as many
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow raises above twice this number
     data = sys.stdin.buffer.read()
     try:
         if not is_image(data[:SIGNATURE_BYTES]):
-            raise ValueError("it is no image of a kind that is read")
+            raise ValueError("its format is not one that is read")
         picture = next(stills(io.BytesIO(data)))
         sys.stdout.buffer.write(fit(opaque(picture.image), 1.0, height, width).tobytes())
     except Exception as error:

@@ -1,12 +1,12 @@
-"""Sessions on the disk, so that they come back after a crash: `--state DIR`.
+"""Keeps sessions on the disk, so that they continue after a crash: `--state DIR`.
 
     DIR/lock
     DIR/sessions/ID/session.safetensors    a snapshot, and a `Record` in it
-    DIR/sessions/ID/journal.json           interactions since, each with the chunk that followed it first
-    DIR/sessions/ID/chunks/SEQUENCE        what viewers may still ask for: a line of JSON, and the fragment
+    DIR/sessions/ID/journal.json           interactions since then, each with the first chunk that followed it
+    DIR/sessions/ID/chunks/SEQUENCE        chunks that viewers may still ask for: a line of JSON, and the fragment
 
-A chunk is on the disk before a viewer sees it. After a crash the snapshot is older than the newest chunk: those between are made again,
-with the same interactions, and not sent again.
+A chunk is on the disk before a viewer sees it. After a crash the snapshot is older than the newest chunk. The chunks between the two are
+made again, with the same interactions, and are not sent again.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Interaction:
     prompt: str
     transition_chunks: int
     sequence: int | None = None
-    """Which interaction of its session it has to be, or became."""
+    """Its number among the interactions of the session: the one asked for, then the one it got."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a snapshot of the stream lacks; fields as of `lolrt.serve.live.Live`."""
+    """The state of a session that a snapshot of its stream does not hold; the fields are those of `lolrt.serve.live.Live`."""
 
     id: str
     created: float
@@ -57,26 +57,26 @@ class Record:
     waiting: list[str]
     active: list[str]
     fragments: int = 0
-    """That were encoded."""
+    """The number of fragments that were encoded."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A session as it is found on the disk."""
+    """A session as read from the disk."""
 
     snapshot: Snapshot
     record: Record
     journal: list[tuple[int, Interaction]]
-    """Chunk and interaction."""
+    """Pairs of chunk and interaction."""
     fragments: list[Fragment]
-    """One after another, the last of which is the newest that a viewer has seen."""
+    """Fragments without a gap; the last one is the newest that a viewer may have seen."""
 
 
 class Store:
-    """A folder that one server at a time uses."""
+    """The folder of the state. Only one server at a time uses it."""
 
     def __init__(self, folder: Path, told: Callable[[bool], None]) -> None:
-        """told: is called after whatever was to be written, with whether it was. Raises `lolrt.Error` where the folder cannot be used."""
+        """told: called after each write, with whether it succeeded. Raises `lolrt.Error` if the folder cannot be used."""
         self._folder, self._told = folder / "sessions", told
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -89,12 +89,12 @@ class Store:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="lolrt state")
 
     def kept(self, id: str, every_seconds: float) -> Kept:
-        """The place of a session; `every_seconds`: how often it is to be saved. Raises OSError."""
+        """The folder of a session. every_seconds: how often the session is saved. Raises OSError."""
         assert ID.fullmatch(id)
         return Kept(self._folder / id, self._writer, every_seconds, self._told)
 
     def ids(self) -> list[str]:
-        """Of sessions that were kept. Removes what was left of others."""
+        """The ids of the sessions on the disk. Removes the folders of sessions without a snapshot."""
         folders = [path for path in self._folder.iterdir() if ID.fullmatch(path.name)]
         for path in folders:
             if not (path / SNAPSHOT).exists():
@@ -102,7 +102,7 @@ class Store:
         return sorted(path.name for path in folders if path.exists())
 
     def read(self, id: str) -> Saved:
-        """Raises `lolrt.CheckpointError` for a session that is damaged, and OSError."""
+        """Reads a session. Raises `lolrt.CheckpointError` if it is damaged, and OSError."""
         folder = self._folder / id
         snapshot = Snapshot.read(folder / SNAPSHOT)
         try:
@@ -114,13 +114,13 @@ class Store:
         return Saved(snapshot, record, [entry for entry in journal if entry[0] >= record.sequence], _run(folder / CHUNKS))
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for the writes that are not finished, and releases the folder."""
         self._writer.shutdown()
         self._lock.close()
 
 
 class Kept:
-    """A session's folder."""
+    """The folder of one session."""
 
     def __init__(self, folder: Path, writer: ThreadPoolExecutor, every_seconds: float, told: Callable[[bool], None]) -> None:
         self._folder, self._writer, self._every, self._told = folder, writer, every_seconds, told
@@ -132,13 +132,13 @@ class Kept:
         self._writing: Future[None] | None = None
         self._begun, self._saved = -float("inf"), -1
         self.sequence = 0
-        """Of the chunk that the newest snapshot goes on with."""
+        """The sequence number of the first chunk after the newest snapshot."""
         self.failures = 0
         self.error: str | None = None
-        """Why what was to be kept last could not be."""
+        """Why the last write failed; None if it succeeded."""
 
     def take(self, saved: Saved) -> None:
-        """What there is of a session that has come back; all else is removed."""
+        """Takes over the journal and the fragments of a session that was read. Removes all other chunks."""
         self._journal = list(saved.journal)
         names = {str(fragment.sequence) for fragment in saved.fragments}
         for path in (self._folder / CHUNKS).iterdir():
@@ -146,20 +146,20 @@ class Kept:
                 path.unlink()
 
     def due(self, now: float, sequence: int) -> bool:
-        """Whether it is time to save a session whose next chunk is `sequence`; not while the last time has not ended."""
+        """Whether it is time to save the session, whose next chunk is `sequence`. It is not while the last save is still being written."""
         waited = now - self._begun >= self._every or self._saved < 0
         return waited and sequence != self._saved and (self._writing is None or self._writing.done())
 
     def begin(self, now: float, sequence: int) -> None:
-        """It is being saved."""
+        """Notes that the session is being saved."""
         self._begun, self._saved = now, sequence
 
     def change(self) -> None:
-        """It is to be saved though there is no chunk more."""
+        """Asks for a save though there is no new chunk."""
         self._saved = -1
 
     def note(self, chunk: int, interaction: Interaction) -> None:
-        """Brings an interaction to the disk, before the chunk that follows it is made."""
+        """Writes an interaction to the disk. To be called before the chunk that follows it is made."""
         self._journal = [*(entry for entry in self._journal if entry[0] >= self.sequence), (chunk, interaction)]
         text = json.dumps([(at, asdict(one)) for at, one in self._journal])
         with self._tried():
@@ -167,7 +167,7 @@ class Kept:
                 write_whole(self._folder / JOURNAL, text.encode())
 
     def keep(self, fragment: Fragment) -> None:
-        """To be called before a viewer can see it."""
+        """Writes a chunk to the disk. To be called before a viewer can see it."""
         path = self._folder / CHUNKS / str(fragment.sequence)
         partial = path.with_name(f"{path.name}.partial")
         with self._tried():
@@ -180,7 +180,7 @@ class Kept:
                 raise
 
     def forget(self, sequences: Iterable[int]) -> None:
-        """Removes chunks that nobody may ask for any more."""
+        """Removes chunks that viewers can no longer ask for."""
 
         def remove() -> None:
             for sequence in sequences:
@@ -190,7 +190,7 @@ class Kept:
         self._submit(remove)
 
     def save(self, snapshot: Snapshot, record: Record) -> Future[None]:
-        """Begins to write a snapshot; the answer comes when it is on the disk, or cannot be."""
+        """Begins to write a snapshot. The future is done when it is on the disk, or has failed."""
 
         def write() -> None:
             with self._tried():
@@ -202,7 +202,7 @@ class Kept:
         return self._writing
 
     def remove(self) -> None:
-        """The session has ended."""
+        """Deletes the folder: the session has ended."""
         self._removed = True
         self._submit(self._delete)
 
@@ -212,14 +212,14 @@ class Kept:
     def _submit(self, write: Any) -> Future[None]:
         try:
             return self._writer.submit(write)
-        except RuntimeError:  # the server has ended
+        except RuntimeError:  # the writer has shut down: the server has ended
             done: Future[None] = Future()
             done.set_result(None)
             return done
 
     @contextlib.contextmanager
     def _tried(self) -> Iterator[None]:
-        """The session goes on, whatever the disk does."""
+        """Counts a failed write instead of raising it: the session goes on, whatever the disk does."""
         try:
             yield
             self.error = None
@@ -230,12 +230,12 @@ class Kept:
                 self.error = str(error)
                 self._told(False)
         finally:
-            if self._removed:  # while this was written, maybe
+            if self._removed:  # perhaps while this was being written
                 self._delete()
 
 
 def _run(folder: Path) -> list[Fragment]:
-    """The newest fragments of a folder that follow one another."""
+    """The newest fragments of a folder, without a gap."""
     found: list[Fragment] = []
     numbers = sorted((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), reverse=True)
     for sequence in numbers:
@@ -247,7 +247,7 @@ def _run(folder: Path) -> list[Fragment]:
 
 
 def _fragment(path: Path, sequence: int) -> Fragment | None:
-    """None where the file is not whole, as after a power cut."""
+    """The fragment in a file; None if the file is incomplete, as after a power cut."""
     try:
         line, data = path.read_bytes().split(b"\n", 1)
         about = json.loads(line)

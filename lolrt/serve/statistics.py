@@ -1,4 +1,4 @@
-"""How a session does, by the measures that serving is judged by."""
+"""Statistics of a session: the usual measures of a serving system."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-# Chunks of which the figures are.
+# The figures are those of the newest chunks, at most so many.
 MOST_CHUNKS = 512
 
 
 def percentile(values: list[float], percent: int) -> float:
-    """By nearest rank."""
+    """The percentile of values, by the nearest-rank method."""
     return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
 
 
 @dataclass
 class Statistics:
-    """Of one session. Written by the thread that encodes, read by the event loop."""
+    """Statistics of one session. The encoder's thread writes them, the event loop reads them."""
 
     opened: float = field(default_factory=time.monotonic)
     first_chunk_seconds: float | None = None
-    """From when the session was asked for until its first chunk could be sent."""
+    """From the request for the session until its first chunk could be sent."""
     chunks: int = 0
     timed: int = 0
-    """Chunks with a deadline: all but first ones, after the opening and after a pause."""
+    """Chunks with a deadline: all but the first one after the opening and after each pause."""
     late: int = 0
-    """Chunks that missed it. A viewer who plays from a first chunk on, with `lolrt.serve.live.START_BUFFER_SECONDS` in hand, has nothing to
-    show as often, an underrun."""
+    """Chunks that missed their deadline. A viewer who plays from the first chunk on, with a buffer of
+    `lolrt.serve.live.START_BUFFER_SECONDS`, has as many underruns."""
     stall_seconds: float = 0.0
-    """How long that viewer has waited in all."""
+    """The total time that such a viewer has waited."""
     control_seconds: float | None = None
-    """From when the newest interaction was accepted until the first chunk that follows it could be sent."""
+    """From the acceptance of the newest interaction until the first chunk that follows it could be sent."""
     _published: float | None = None
     _intervals: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_CHUNKS))
     _factors: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_CHUNKS))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, now: float, about: dict[str, Any], control_seconds: float | None) -> float | None:
-        """A chunk that can be sent now, and what is said of it; gives the seconds since the one before, None where there was a pause."""
+        """Adds a chunk that can be sent now. about: its description. Returns the seconds since the chunk before; None after a pause."""
         with self._lock:
             if control_seconds is not None:
                 self.control_seconds = control_seconds
@@ -61,7 +61,7 @@ class Statistics:
             return interval
 
     def plain(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """The statistics as a JSON object."""
         with self._lock:
             intervals, factors = list(self._intervals), list(self._factors)
             figures: dict[str, Any] = {

@@ -18,7 +18,7 @@ from lolrt.serve.hub import Fragment, Gap
 from lolrt.serve.sessions import Session, Sessions
 
 SUBPROTOCOL = "lolrt"
-# WebSocket's own code for "what you ask for breaks my rules".
+# WebSocket's close code for a request that the server does not allow (RFC 6455, 7.4.1).
 POLICY_VIOLATION = 1008
 BOUNDARY = b"picture"
 
@@ -28,7 +28,7 @@ async def accept(socket: WebSocket) -> None:
 
 
 def client_of(connection: HTTPConnection) -> str:
-    """By address."""
+    """The address of a client."""
     return connection.client.host if connection.client is not None else ""
 
 
@@ -82,7 +82,7 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
 
 
 async def _motion_jpeg(session: Session, fps: int) -> AsyncIterator[bytes]:
-    """Pictures at their rate; who takes them more slowly gets those of the newest chunk."""
+    """The pictures at the frame rate. A viewer that is slower skips to the newest chunk."""
     hub = session.hub
     hub.viewers, hub.picture_viewers = hub.viewers + 1, hub.picture_viewers + 1
     try:
@@ -102,13 +102,13 @@ async def _motion_jpeg(session: Session, fps: int) -> AsyncIterator[bytes]:
 
 
 async def _gone(socket: WebSocket) -> None:
-    """Until the viewer has gone; what it says is not listened to."""
+    """Waits until the viewer disconnects; ignores its messages."""
     while (await socket.receive())["type"] != "websocket.disconnect":
         pass
 
 
 async def _watch(socket: WebSocket, sessions: Sessions, session: Session, first: int, video: bool) -> None:
-    """video: whether fragments are sent as well as what is said of them."""
+    """Sends the events of a session to a viewer. video: whether the fragments are sent too, or only their descriptions."""
     init = sessions.factory.init
     start = {
         "type": "video.start",

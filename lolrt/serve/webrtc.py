@@ -1,7 +1,7 @@
-"""WebRTC: what a session's viewers see, by RTP. WHEP (draft-ietf-wish-whep) makes the connection: an offer is posted, and answered.
+"""WebRTC: the video of a session over RTP. WHEP (draft-ietf-wish-whep) makes the connection: the viewer posts an offer and gets an answer.
 
-Pictures are those of the fragments, as they were encoded: however many watch, nothing is encoded anew. Each viewer has its own pace, and
-no queue: its track asks for the next picture when it has sent the one before.
+The pictures are those of the fragments, as they were encoded: nothing is encoded again for a viewer. Each viewer has its own pace and no
+queue: its track asks for the next picture when it has sent the one before.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MEDIA_TYPE = "application/sdp"
 MOST_PEERS = 64
 MOST_OFFER = 64 << 10
 CONNECT_SECONDS = 15.0
-# So much farther behind than sessions are made ahead, a viewer jumps to the newest chunk.
+# A viewer jumps to the newest chunk when its delay exceeds the time that sessions are made ahead by more than this.
 JUMP_SECONDS = 2.0
 CLOCK = 90_000  # of RTP, Hz: RFC 6184
 
@@ -47,20 +47,20 @@ _reached: ContextVar[str] = ContextVar("reached")
 
 
 def _addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
-    """Where media are sent from: the address at which the offer came in, and no other of this machine."""
+    """The addresses that media are sent from: only the one at which the offer came in."""
     return [_reached.get()]
 
 
 class NoWebRTCError(RequestError):
-    """What it takes is not installed."""
+    """The packages for WebRTC are not installed."""
 
     status = 501
 
 
 @lru_cache(maxsize=32)
 def pictures(init: bytes, data: bytes) -> tuple[tuple[bytes, float], ...]:
-    """A fragment's pictures as H.264 in Annex B, key frames with their parameter sets, each with its time in seconds of the stream.
-    Converted once, whoever asks."""
+    """The pictures of a fragment as H.264 in Annex B format, key frames with their parameter sets; each with its time in the stream, in
+    seconds. A fragment is converted once for all viewers."""
     with av.open(io.BytesIO(init + data)) as container:
         stream = container.streams.video[0]
         annex_b = BitStreamFilterContext("h264_mp4toannexb", stream)
@@ -69,7 +69,7 @@ def pictures(init: bytes, data: bytes) -> tuple[tuple[bytes, float], ...]:
 
 
 class Peers:
-    """The connections there are."""
+    """The open WebRTC connections."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
@@ -80,12 +80,12 @@ class Peers:
 
     @property
     def available(self) -> bool:
-        """Whether what it takes is installed."""
+        """Whether the packages for WebRTC are installed."""
         return aiortc is not None
 
     async def answer(self, session: Session, offer: str, address: str) -> tuple[str, str, int]:
-        """A new connection's id, its answer as SDP, and the sequence of the chunk that it begins with. address: at which the offer came in.
-        Raises `RequestError`."""
+        """Makes a connection. Returns its id, its answer as SDP, and the sequence number of its first chunk. address: the one at which the
+        offer came in. Raises `RequestError`."""
         if not self.available:
             raise NoWebRTCError("there is no WebRTC: install it with pip install 'lolrt[webrtc]'", "no_webrtc")
         if len(self._open) >= MOST_PEERS:
@@ -116,7 +116,7 @@ class Peers:
             raise
 
     async def _watch(self, id: str, connected: asyncio.Event, track: MediaStreamTrack) -> None:
-        """Until the viewer has gone, or there is no more to see."""
+        """Waits until the viewer disconnects or the session ends, then closes the connection."""
         session, peer = self._open[id]
         ended = asyncio.Event()
         track.add_listener("ended", ended.set)
@@ -125,14 +125,14 @@ class Peers:
             if track.readyState != "ended":
                 await ended.wait()
         except asyncio.TimeoutError:
-            pass  # who does not come is not waited for
+            pass  # the viewer did not connect in time
         finally:
             session.hub.viewers -= 1
             del self._open[id]
             await peer.close()
 
     async def close(self, session: Session, id: str) -> None:
-        """Raises `NotFoundError`."""
+        """Closes a connection. Raises `NotFoundError`."""
         found = self._open.get(id)
         if found is None or found[0] is not session:
             raise NotFoundError("there is no such connection: it has ended")
@@ -144,7 +144,7 @@ class Peers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _track(self, session: Session, first: int) -> MediaStreamTrack:
-        """A session's pictures, for one viewer, from the chunk `first` on."""
+        """A track with the pictures of a session, for one viewer, from the chunk `first` on."""
         sessions, packets = self._sessions, self._packets(session, first)
 
         class Track(aiortc.MediaStreamTrack):
@@ -162,7 +162,7 @@ class Peers:
         return Track()
 
     async def _packets(self, session: Session, first: int) -> AsyncIterator[av.Packet]:
-        """When it is time for each."""
+        """The packets of a session, each at its time."""
         factory, pipe = self._sessions.factory, self._sessions.pipe
         most_behind = self._sessions.settings.ahead_seconds + JUMP_SECONDS
         due = time.monotonic() + START_BUFFER_SECONDS
@@ -181,8 +181,8 @@ class Peers:
 
 
 async def _answer(peer: RTCPeerConnection, track: MediaStreamTrack, offer: str) -> str:
-    """Raises `RequestError`."""
-    # The viewer finds us, not we it: no address that a client names is sent anything before it has answered for itself.
+    """The SDP answer to an offer. Raises `RequestError`."""
+    # The viewer connects to us; we do not use the addresses in its offer. So nothing is sent to an address that has not sent to us first.
     lines = [line for line in offer.splitlines() if "candidate" not in line]
     codecs = aiortc.RTCRtpSender.getCapabilities("video").codecs
     sending = peer.addTransceiver(track, "sendonly")
