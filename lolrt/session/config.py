@@ -1,4 +1,4 @@
-"""What a stream is made with, in one object: all of it but the model, the prompt and the frames that it starts from."""
+"""The configuration of a stream in one object: everything except the model, the prompt and the frames that it starts from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StreamConfig:
     window: Window = Window()
     sampler: Sampler = Sampler()
     seed: int | None = 0
-    """Key of the noise, 0 .. 2^64 - 1; None: the noise is a function that was given."""
+    """The key of the noise, 0 .. 2^64 - 1; None: the noise comes from a function given by the caller."""
     start_frame: int = 0
     """The number of the first latent frame."""
     probe: bool = False
@@ -37,7 +37,7 @@ class StreamConfig:
 
 
 def to_plain(value: Any) -> Any:
-    """A dataclass as JSON takes it; infinite numbers, which JSON has not, become text."""
+    """A dataclass as plain values for JSON. Infinite numbers, which JSON does not have, become text."""
     if dataclasses.is_dataclass(value):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
@@ -48,7 +48,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(kind: type[Config], plain: dict[str, Any]) -> Config:
-    """The dataclass that `to_plain` wrote. Raises `lolrt.Error` where a field is not known, as one of a newer version."""
+    """The dataclass that `to_plain` wrote. Raises `lolrt.Error` for an unknown field, for example one of a newer version."""
     kinds = typing.get_type_hints(kind)
     unknown = sorted(plain.keys() - kinds.keys())
     if unknown:
@@ -65,7 +65,7 @@ def _value(kind: Any, value: Any) -> Any:
 
 
 def differences(saved: dict[str, Any], here: dict[str, Any], path: str = "") -> list[str]:
-    """What differs between two plain descriptions, a text each: "rope.sigma is 0.8 in the saved one and 0 here"."""
+    """The differences between two plain descriptions, one text each: "rope.sigma is 0.8 in the saved one and 0 here"."""
     found = []
     for name in sorted(saved.keys() | here.keys()):
         one, other = saved.get(name), here.get(name)

@@ -12,22 +12,23 @@ from torch import Tensor
 
 from lolrt.errors import Error, check_whole
 
-# What is run again with a new text, so that it is no longer answered by keys and values of the old one: the recent frames in the window
-# (LongLive's KV re-cache), its sinks as well, or nothing.
+# Which cached frames are run again with a new text, so that their keys and values no longer belong to the old one: the recent frames in
+# the window (LongLive's KV re-cache), the sinks as well, or none.
 Recache = Literal["window", "sinks", "none"]
 RECACHES: tuple[Recache, ...] = get_args(Recache)
 
 
 @dataclass(frozen=True)
 class SwitchLatency:
-    """How long it took until a chunk was made with a new prompt alone. What the picture makes of it, and when, is the model's affair."""
+    """The time until a chunk was made with the new prompt alone. When the picture shows the change depends on the model."""
 
     chunks: int
-    """From the first chunk that was asked for after the switch to the first that follows the new prompt alone; 1 without mixtures."""
+    """The number of chunks from the first one after the call to the first one that follows the new prompt alone; 1 without mixtures."""
     recache_ms: float
-    """Spent on encoding the new text for the layers and on running cached frames again, in those chunks together."""
+    """The time spent on encoding the new text for the layers and on running cached frames again, in all these chunks."""
     total_ms: float
-    """From the call of `set_prompt` (or of `load_state_dict`, in the middle of a switch) until that chunk was there."""
+    """The time from the call of `set_prompt` (or of `load_state_dict`, in the middle of a switch) until the last of these chunks was
+    made."""
     recache: Recache = "window"
 
     def __str__(self) -> str:
@@ -41,7 +42,7 @@ class SwitchLatency:
 
 @dataclass
 class PromptSwitch:
-    """A switch on its way: chunk k of `chunks` is made from (1 - k / chunks) * start + (k / chunks) * target, k = 1 .. chunks."""
+    """A switch that is in progress: chunk k of `chunks` is made from (1 - k / chunks) * start + (k / chunks) * target, k = 1 .. chunks."""
 
     start: Tensor
     """[text_tokens, text_dim]"""
@@ -64,14 +65,14 @@ class PromptSwitch:
         """The text of the next chunk, [text_tokens, text_dim]."""
         rows = max(len(self.start), len(self.target))
         start, target = (F.pad(text.float(), (0, 0, 0, rows - len(text))) for text in (self.start, self.target))
-        return torch.lerp(start, target, (self.chunks_done + 1) / self.chunks)  # at its end, the target to the bit
+        return torch.lerp(start, target, (self.chunks_done + 1) / self.chunks)  # at the end exactly the target
 
     @property
     def done(self) -> bool:
         return self.chunks_done >= self.chunks
 
     def latency(self) -> SwitchLatency:
-        """How long the switch has taken up to now."""
+        """The latency of the switch up to now."""
         return SwitchLatency(self.chunks, 1e3 * self.recache_seconds, 1e3 * (time.perf_counter() - self.asked_at), self.recache)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Writing snapshots beside the work that follows: the disk takes longer over one than the session does to copy itself."""
+"""Writes snapshots in the background: the disk takes longer to write a snapshot than the session takes to copy its state."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lolrt.session.snapshot import Snapshot
 
 
 class Saver:
-    """A context manager that writes one snapshot at a time on a thread of its own. Its end waits for the last one.
+    """A context manager that writes snapshots on a thread of its own, one at a time. Its exit waits for the last one.
 
-    A write that failed raises its `lolrt.OutputError` from the next call, or from the end.
+    If a write fails, the next call, or the exit, raises its `lolrt.OutputError`.
     """
 
     def __init__(self) -> None:
@@ -21,13 +21,13 @@ class Saver:
         self._writing: Future[None] | None = None
 
     def write(self, snapshot: Snapshot, path: str | Path) -> None:
-        """Begins to write a snapshot, whose tensors nobody else changes, once the one before it is on the disk."""
+        """Waits until the snapshot before is on the disk, then begins to write this one. Nobody else may change its tensors."""
         self.wait()
         on_cpu = replace(snapshot, tensors={name: tensor.cpu() for name, tensor in snapshot.tensors.items()})
         self._writing = self._thread.submit(on_cpu.write, path)
 
     def wait(self) -> None:
-        """Until nothing is being written any more."""
+        """Waits until nothing is being written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()

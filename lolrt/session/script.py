@@ -1,4 +1,4 @@
-"""Scripts: which prompt a video follows from when on.
+"""Scripts: which prompt a video follows, and from what time on.
 
 # time, then prompt; times are seconds, m:ss or h:mm:ss
 0      a red balloon over the hills at dusk
@@ -29,9 +29,9 @@ class Cue:
 
 
 def read_script(path: str | Path) -> list[Cue]:
-    """The cues of a script, in their order; the first is at 0. Raises `lolrt.Error`, which names the line that is wrong."""
+    """The cues of a script, in their order; the first is at 0. Raises `lolrt.Error`, which names the wrong line."""
     try:
-        lines = Path(path).read_text("utf-8-sig").splitlines()  # Windows' editors begin with its mark
+        lines = Path(path).read_text("utf-8-sig").splitlines()  # editors on Windows write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise Error(f"cannot read the script {path}: {error}") from error
     cues = []
@@ -53,9 +53,9 @@ def read_script(path: str | Path) -> list[Cue]:
 def follow(
     stream: Stream, cues: Sequence[Cue], fps: float, *, recache: Recache = "window", over_chunks: int = 1, frames: int = 0
 ) -> Iterator[Chunk]:
-    """The chunks of a stream, with each cue's prompt from the first chunk on that begins at its time or later.
+    """The chunks of a stream. Each cue's prompt takes effect at the first chunk that begins at the cue's time or later.
 
-    frames: video frames that the stream has made before.
+    frames: the number of video frames that the stream has made before.
     """
     coming = deque(cues)
     while True:

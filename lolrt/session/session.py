@@ -1,4 +1,4 @@
-"""One endless video as data: its window, prompt, counters and sample in hand, and the passes that make its next chunk."""
+"""The state of one endless video: its window, its prompt, its counters and the current sample, and the passes that make its next chunk."""
 
 from __future__ import annotations
 
@@ -22,47 +22,47 @@ from lolrt.session.config import StreamConfig, differences, to_plain
 from lolrt.session.prompt_switch import PromptSwitch, Recache, SwitchLatency
 from lolrt.session.snapshot import Snapshot, SnapshotKind
 
-# Asks for passes, and is sent the flow of each.
+# A generator that yields the inputs of each pass, receives its flow, and returns the chunk.
 Passes = Generator[PassInputs, Tensor, "LatentChunk"]
 
 
 @dataclass(frozen=True)
 class LatentChunk:
-    """A few latent frames that were denoised together, or given together as a stream's start."""
+    """A few latent frames that were denoised together, or that the caller gave as the start of a stream."""
 
     first_frame: int
-    """Number of the first latent frame, counted from the start of the stream (or from `start_frame`)."""
+    """The number of the first latent frame, counted from the start of the stream (or from `start_frame`)."""
     latents: Tensor
     """float32 [chunk_frames, channels, height, width], normalised."""
     page_frames: tuple[int, ...]
-    """Latent frames that the chunk attended to: sinks, then recalled frames, then recent ones, its own last."""
+    """The latent frames that the chunk attended to: sinks, then recalled frames, then recent ones; its own frames are last."""
     sums: Tensor
-    """float32 [passes]: the sum of what each pass gave, the cache pass last (`lolrt.engine.finite`)."""
+    """float32 [passes]: the sum of each pass's output, the cache pass last (`lolrt.engine.finite`)."""
     sink_frames: int
-    """How many of them are sinks."""
+    """How many of the attended frames are sinks."""
     recalled_frames: int = 0
-    """How many of them were recalled."""
+    """How many of the attended frames were recalled from the memory bank."""
     mass: Tensor | None = None
-    """With the probe on: float32 [layers, heads, chunk_frames, pages], the softmax weight that the last denoise pass spent on each
-    page (of frames that were given, the cache pass), mean over a frame's queries; pages as in `page_frames`."""
+    """With the probe on: float32 [layers, heads, chunk_frames, pages], the softmax weight that the last denoise pass put on each page,
+    mean over a frame's queries. For given frames it is that of the cache pass. The pages are in the order of `page_frames`."""
     switch: SwitchLatency | None = None
-    """Set on the first chunk that follows a new prompt alone."""
+    """The latency of a prompt switch; set on the first chunk that follows the new prompt alone."""
 
     @property
     def sink_mass(self) -> float | None:
-        """Attention mass on the sinks, mean over layers, heads and frames; None without the probe."""
+        """The attention mass on the sinks, mean over layers, heads and frames; None without the probe."""
         return None if self.mass is None else self.mass[..., : self.sink_frames].sum(-1).mean().item()
 
 
 class Session:
-    """A session of an engine: a state machine whose step is one pass of the model (`lolrt.engine.engine.Steps`).
+    """A session of an engine: a state machine. Each step is one pass of the model (`lolrt.engine.engine.Steps`).
 
-    A chunk is: re-cache passes of a prompt switch, a pass that asks the memory bank, denoise passes, and the cache pass. Positions,
-    sampler, gate and prompt are its own; the pages that it holds are the engine's.
+    A chunk takes these passes: the re-cache passes of a prompt switch, a pass whose queries search the memory bank, the denoise passes,
+    and the cache pass. Each session has its own positions, sampler, gate and prompt; the pages belong to the engine.
 
-    prompt_embeds: [text_tokens, text_dim]. noise: see `lolrt.engine.noise.NoiseSource`; by default the seed's. start: normalised latents
-    [frames, channels, height, width] that the first chunks are. Raises `lolrt.Error` when these do not fit the model, or the engine has
-    no room.
+    prompt_embeds: [text_tokens, text_dim]. noise: see `lolrt.engine.noise.NoiseSource`; by default the noise of the seed. start:
+    normalised latents [frames, channels, height, width], used as the first chunks. Raises `lolrt.Error` when these do not fit the model,
+    or the engine has no room.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Session:
         self._increments = rope.increments(dit.config.num_layers, dit.config.num_heads, dit.config.temporal_pairs)
         self.modulations = engine.modulations(config.sampler.model_timesteps)
         self.spatial_rotation = engine.spatial_rotation(rope.theta)
-        # Each chunk's rotation tables: in one place, which is all that a pass knows of where the chunk is.
+        # The rotation tables of every chunk are written to the same memory. A pass knows the position of its chunk only from them.
         attended = (window.pages + window.recall_frames) * window.chunk_frames
         pairs = dit.config.num_heads * dit.config.temporal_pairs
         self.rotation = torch.empty(len(self._increments) * attended * pairs * 2, dtype=torch.float32, device=dit.device)
@@ -106,11 +106,11 @@ class Session:
         self._passes: Passes | None = None
         self._pending: PassInputs | None = None
 
-    # What a session is that was never made whole.
+    # A session whose constructor failed counts as closed.
     _closed = True
 
     def close(self) -> None:
-        """Gives its pages and its prompt's memory back to the engine; it cannot go on."""
+        """Gives the pages and the prompt's memory back to the engine. The session cannot go on."""
         if self._closed:
             return
         self._closed = True
@@ -122,18 +122,19 @@ class Session:
         self.close()
 
     def _check_open(self) -> None:
-        """What it would read and write is another's by now."""
+        """Raises `lolrt.Error` if the session is closed: another session may use its pages."""
         if self._closed:
             raise Error("the session is closed; save it before, and go on from that in a new one")
 
     def set_prompt(self, prompt_embeds: Tensor, *, recache: Recache = "window", over_chunks: int = 1) -> None:
-        """From the next chunk on, follows another text; see `LatentStream.set_prompt`."""
+        """Follows another text from the next chunk on; see `LatentStream.set_prompt`."""
         self._check_open()
         self.engine.dit.check_text(prompt_embeds)
         self._switch = PromptSwitch(self._prompt_embeds, prompt_embeds.cpu(), over_chunks, recache)
 
     def check_alone(self) -> None:
-        """Raises `lolrt.Error` unless its model can be changed: its engine is its own, and no chunk is on its way."""
+        """Raises `lolrt.Error` unless the model can be changed: the session must have the engine for itself, and no chunk may be in
+        progress."""
         self._check_open()
         if self.engine.max_sessions > 1:
             raise Error(
@@ -144,22 +145,22 @@ class Session:
             raise Error("a chunk of this session is on its way; change the model between two chunks")
 
     def use(self, dit: CausalDiT, recache: Recache = "window") -> None:
-        """From the next chunk on, is made with another model of the same sizes; see `LatentStream.set_lora`."""
+        """Uses another model of the same sizes from the next chunk on; see `LatentStream.set_lora`."""
         self.check_alone()
         switch = self._switch if self._switch is not None and not self._switch.done else None
         target, chunks = (self._prompt_embeds, 1) if switch is None else (switch.target, switch.chunks - switch.chunks_done)
-        again = PromptSwitch(self._prompt_embeds, target, chunks, recache)  # the text is encoded, and the past run, by the new weights
+        again = PromptSwitch(self._prompt_embeds, target, chunks, recache)  # the new weights encode the text and run the past again
         self.engine.use(dit)
         self.modulations, self._switch = self.engine.modulations(self.config.sampler.model_timesteps), again
 
     @property
     def between_chunks(self) -> bool:
-        """Whether no chunk is on its way, so that the session can be saved."""
+        """Whether no chunk is in progress, so that the session can be saved."""
         return self._passes is None
 
     @torch.inference_mode()
     def pending(self) -> PassInputs:
-        """The next pass; begins a chunk where none is on its way."""
+        """The inputs of the next pass; begins a chunk if none is in progress."""
         self._check_open()
         if self._pending is None:
             self._passes = self._chunk()
@@ -170,7 +171,7 @@ class Session:
 
     @torch.inference_mode()
     def passed(self, flow: Tensor) -> LatentChunk | None:
-        """Takes the flow of the pending pass; returns the chunk when it was its last pass."""
+        """Takes the flow of the pending pass. Returns the chunk if that was its last pass."""
         following = self._resume(flow)
         if isinstance(following, LatentChunk):
             self._passes = self._pending = None
@@ -179,7 +180,8 @@ class Session:
         return None
 
     def _resume(self, flow: Tensor | None) -> PassInputs | LatentChunk:
-        """What is interrupted here begins its chunk anew with the next pass: pages are written again, and noise is drawn by its key."""
+        """Runs the generator up to its next pass. If this fails or is interrupted, the next pass starts the chunk again; that is safe,
+        because its pages are written again and its noise depends only on its key."""
         assert self._passes is not None
         try:
             return next(self._passes) if flow is None else self._passes.send(flow)
@@ -225,14 +227,14 @@ class Session:
         latents = given if len(given) else self._noise(first_frame, n_frames, 0).float()
         for k in range(0 if len(given) else passes):
             latents = sampler.step(latents, k, (yield from flow(latents, k)), self._noise, first_frame)
-        # The cache pass: what later chunks see of this one is its clean K and V.
+        # The cache pass: it writes the K and V of the clean chunk, which later chunks attend to.
         clean = sampler.context(latents, self._noise, first_frame)
         yield from flow(clean, passes)
         totals = torch.stack(sums)
-        if totals.device.type == "cpu":  # elsewhere it would be waited for
+        if totals.device.type == "cpu":  # on a GPU the check would wait for the pass
             finite.check(totals, first_frame, n_frames)
         self.engine.latents[pages.chunk_page_table.long()] = clean
-        # Last: a chunk that is interrupted is made anew, from what was true at its beginning.
+        # These come last: a chunk that is interrupted is made again from the state at its beginning.
         self.next_frame += n_frames
         if switch is not None:
             switch.chunks_done += 1
@@ -248,7 +250,7 @@ class Session:
         )
 
     def _latency(self, switch: PromptSwitch | None) -> SwitchLatency | None:
-        """Latency of a switch that this chunk has completed."""
+        """The latency of the prompt switch that this chunk completes; None if it completes none."""
         if switch is None or not switch.done:
             return None
         finish(self.engine.dit.device)
@@ -258,13 +260,15 @@ class Session:
         return upload(self.noise(first_frame, n_frames, step), self.engine.dit.device)
 
     def _next_chunk_frames(self) -> int:
-        """Given frames come in whole chunks after the first, so that those that are denoised can follow in whole chunks."""
+        """The length of the next chunk. Of the chunks of given frames only the first may be shorter, so that denoised chunks follow in
+        whole chunks."""
         given = len(self._start) - (self.next_frame - self.config.start_frame)
         size = self.config.window.chunk_frames
         return given % size or size if given > 0 else size
 
     def _recall(self, pages: ChunkPages, first_frame: int, n_frames: int) -> Generator[PassInputs, Tensor, ChunkPages]:
-        """A chunk's pages, with those of the memory bank that its first denoise pass asks for, run with the window alone."""
+        """The pages of a chunk with recalled ones. The first denoise pass is run with the window alone, and its queries choose the pages
+        of the memory bank."""
         config = self.engine.dit.config
         query = torch.empty(config.num_layers, config.num_heads, config.head_dim, dtype=torch.float32, device=self.engine.dit.device)
         sample = self._noise(first_frame, n_frames, 0)
@@ -272,16 +276,16 @@ class Session:
         return self.window.recall(pages, query)
 
     def _sinks_behind(self, pages: ChunkPages) -> int:
-        """How many of a chunk's pages are sinks, without its own."""
+        """How many of the pages before the chunk's own are sinks."""
         return min(self.config.window.sink_frames, len(pages.frames) - len(pages.chunk_page_table))
 
     def positions(self, pages: ChunkPages) -> tuple[Tensor, Tensor | None]:
-        """A chunk's rotation tables, and the bias that its positions decide."""
+        """The rotation tables of a chunk, and the attention bias, if the gate derives one from the positions."""
         rope, device = self.config.rope, self.engine.dit.device
         sinks = self._sinks_behind(pages)
         offsets = rope.offsets(pages.frames, len(pages.chunk_page_table), sinks, pages.recalled)
         table = rotation_tables(self._increments, offsets)
-        bias = self.config.window.gate.before(table, offsets, sinks)  # by the phases, whatever their amplitude
+        bias = self.config.window.gate.before(table, offsets, sinks)  # from the phases alone, without the amplitude
         table = table.mul_(rope.amplitude)[:, None]
         rotation = self.rotation[: table.numel()].view_as(table).copy_(upload(table, device))
         return rotation, None if bias is None else upload(bias, device)[:, None]
@@ -303,7 +307,7 @@ class Session:
             bias=bias,
             mass=mass,
             queries=() if query is None else [(slice(0, len(sample)), query)],
-            # Until the window is full, each chunk sees another number of pages, and never again.
+            # While the window fills, each chunk sees a different number of pages, which does not come again.
             steady=len(pages.frames) >= self.config.window.pages,
         )
 
@@ -312,7 +316,7 @@ class Session:
         self.engine.dit.encode_text(prompt_embeds, out=self.text)
 
     def _follow_switch(self) -> Generator[PassInputs, Tensor, PromptSwitch | None]:
-        """Goes one chunk further in the switch that is on its way, if any, and returns it."""
+        """Advances the current prompt switch by one chunk, if there is one, and returns it."""
         switch = self._switch
         if switch is None or switch.done:
             return None
@@ -325,9 +329,10 @@ class Session:
         return switch
 
     def _recache(self, first: int, as_made: bool = False) -> Generator[PassInputs, Tensor, None]:
-        """Writes the window's K and V again with the text of now, from its frame `first` on: the cache pass, chunk by chunk.
+        """Writes the window's K and V again with the current text, from the window's frame `first` on, by the cache pass of each chunk.
 
-        as_made: the first chunk's with the sampler of its own, among whose timesteps the same one may have other bits.
+        as_made: use the first chunk's own sampler for the stream's first chunk. The modulation of the same timestep may have other bits
+        when it is computed together with other timesteps.
         """
         for pages in self.window.chunks(first):
             begins = as_made and self.config.sampler.first_timesteps and len(pages.frames) == len(pages.chunk_page_table)
@@ -336,8 +341,8 @@ class Session:
             yield self.pass_inputs(clean, self.engine.modulations(sampler.model_timesteps)[-1], pages, *self.positions(pages))
 
     def snapshot(self, kind: SnapshotKind = "full") -> Snapshot:
-        """All of it, for a session of the same model and config. Raises `lolrt.Error` while a chunk is on its way, and for a light one
-        of a session with a memory bank, whose pages cannot be made again."""
+        """The whole state, for a session of the same model and config. Raises `lolrt.Error` while a chunk is in progress, and for a light
+        snapshot of a session with a memory bank, whose pages cannot be made again."""
         tensors = self.state_dict()
         if kind == "light":
             if self.config.window.recall_frames:
@@ -346,11 +351,12 @@ class Session:
         return Snapshot(self.engine.description, to_plain(self.config), tensors, kind)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Goes on from a snapshot. A full one gives the bits of the session that was saved. The pages of a light one are made again by the
-        cache passes of the frames in the window, which are then all that the session knows of its past: the same bits as long as no frame
-        had left the window, no prompt was switched without running the sinks again, and no "synchronised" gate was shut.
+        """Goes on from a snapshot. After a full snapshot the chunks have the same bits as those of the saved session. For a light snapshot
+        the pages are made again by the cache passes of the frames in the window, so the session knows nothing else of its past. Its bits
+        are the same as long as no frame had left the window, no prompt was switched without running the sinks again, and no "synchronised"
+        gate was shut.
 
-        Raises `lolrt.Error`, with the session unchanged, for one of another model, config or size: it says what differs.
+        Raises `lolrt.Error` for a snapshot of another model, config or size, and says what differs. The session is then unchanged.
         """
         self._check_open()
         here = {"model": self.engine.description, "config": to_plain(self.config)}
@@ -369,9 +375,9 @@ class Session:
                 self.engine.dit(inputs)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that a session of the same model and config needs to go on from here, bit for bit; copies, safe to keep.
+        """All tensors that a session of the same model and config needs to go on from here, bit for bit. They are copies, safe to keep.
 
-        Raises `lolrt.Error` while a chunk is on its way.
+        Raises `lolrt.Error` while a chunk is in progress.
         """
         self._check_open()
         if not self.between_chunks:
@@ -386,9 +392,9 @@ class Session:
         return {"next_frame": torch.tensor(self.next_frame), "prompt_embeds": self._prompt_embeds.clone(), "inputs": inputs, **state}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Goes on from a saved state, also with the prompt that was followed then.
+        """Goes on from a saved state and its prompt.
 
-        Raises `lolrt.Error`, with the session unchanged, when the state belongs to another model or size.
+        Raises `lolrt.Error` when the state belongs to another model or size. The session is then unchanged.
         """
         missing = {"next_frame", "prompt_embeds", "inputs", "cache.frames", "cache.pages", "cache.on_cuda"} - state.keys()
         if missing:
@@ -407,5 +413,5 @@ class Session:
         self._passes = self._pending = None
         self._use_text(state["prompt_embeds"].cpu().clone())
         self._switch = resumed
-        self._start = state["start"].to(latents.device) if "start" in state else latents[:0]  # not what this session was given
+        self._start = state["start"].to(latents.device) if "start" in state else latents[:0]  # the saved start replaces its own
         self.next_frame = int(state["next_frame"])

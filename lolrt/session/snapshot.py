@@ -1,7 +1,7 @@
-"""Snapshots: all of a session, described, in one file that is whole or not there at all.
+"""Snapshots: the whole state of a session, with a description, in one file. Writing is atomic: the file is complete or does not exist.
 
-A snapshot is a safetensors file. Its metadata holds a description as JSON, which says what the tensors are the state of: model, config,
-prompt, and what the program that saved it added. Every tensor and the description have a checksum.
+A snapshot is a safetensors file. Its metadata holds a description as JSON: model, config, prompt, and data that the saving program added.
+Every tensor and the description have a checksum.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from lolrt.files import replaced
 
 SnapshotKind = Literal["full", "light"]
 
-# Of the file; a reader refuses every other one by its number.
+# The version of the file format. A reader refuses all other versions.
 FORMAT = 1
 _DESCRIPTION, _CHECKSUMS = "lolrt.snapshot", "lolrt.checksums"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A session between two chunks. A *full* one holds the pages of the KV cache and goes on with the same bits; a *light* one holds the
-    latents of the window instead, of which the pages are made again."""
+    """The state of a session between two chunks. A *full* snapshot holds the pages of the KV cache, and the session goes on with the same
+    bits. A *light* one holds the latents of the window instead; the pages are made again from them."""
 
     model: dict[str, Any]
-    """What it is a session of: fingerprint of the DiT, dtype, device type, latent height and width, description of the VAE."""
+    """The model of the session: fingerprint of the DiT, dtype, device type, latent height and width, description of the VAE."""
     config: dict[str, Any]
     """`lolrt.session.config.StreamConfig`, plain."""
     tensors: dict[str, Tensor]
     kind: SnapshotKind = "full"
     prompt: str | None = None
-    """The text that is followed, where the stream was given one."""
+    """The text of the prompt, if the stream was given one."""
     run: dict[str, Any] = field(default_factory=dict)
-    """What the program that saved it wants to know again, such as where its video ends."""
+    """Data of the program that saved it, such as the length of its video."""
 
     @property
     def next_frame(self) -> int:
-        """The latent frame that it goes on with."""
+        """The number of the next latent frame."""
         return int(self.tensors["next_frame"])
 
     def plain(self) -> dict[str, Any]:
-        """What it is, as JSON takes it."""
+        """The description, as plain values for JSON."""
         return {
             "kind": self.kind, "format": FORMAT, "tensors": len(self.tensors), "bytes": sum(x.nbytes for x in self.tensors.values()),
             "next_frame": self.next_frame, "video_frame": (self.run.get("position") or {}).get("frames"), "prompt": self.prompt,
@@ -58,7 +58,7 @@ class Snapshot:
         }  # fmt: skip
 
     def lines(self) -> list[str]:
-        """What it is, for people."""
+        """The description, as lines of text for people."""
         facts = self.plain()
         video = facts["video_frame"]
         rows = {
@@ -71,9 +71,9 @@ class Snapshot:
         return [f"{name:13}{printable(text)}" for name, text in rows.items() if text]
 
     def write(self, path: str | Path) -> None:
-        """Writes the file beside `path` and renames it, both synced: a kill at any instant leaves the old one or the new one.
+        """Writes a file beside `path` and renames it, with fsync for both. A kill at any moment leaves the old file or the new one.
 
-        Raises `lolrt.OutputError`; the old one is then still there.
+        Raises `lolrt.OutputError`; the old file is then unchanged.
         """
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         fields = "model", "config", "kind", "prompt", "run"
@@ -86,7 +86,7 @@ class Snapshot:
 
     @staticmethod
     def read(path: str | Path) -> Snapshot:
-        """Raises `lolrt.CheckpointError` for what is no snapshot, is damaged, or has another format."""
+        """Reads a snapshot. Raises `lolrt.CheckpointError` if the file is not a snapshot, is damaged, or has another format."""
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -114,7 +114,7 @@ class Snapshot:
 
 
 def is_snapshot(path: str | Path) -> bool:
-    """Whether a file says that it is one; `Snapshot.read` tells whether it is a good one."""
+    """Whether the metadata of a file says that it is a snapshot. Only `Snapshot.read` checks that it is a good one."""
     try:
         with safe_open(path, framework="pt") as file:
             return _DESCRIPTION in (file.metadata() or {})
@@ -123,14 +123,14 @@ def is_snapshot(path: str | Path) -> bool:
 
 
 def _flat(part: Any) -> dict[str, Any]:
-    """A plain config's fields, those of fields under dotted names."""
+    """The fields of a plain config, nested ones under dotted names."""
     if not isinstance(part, dict):
         return {"": part}
     return {f"{name}.{key}".rstrip("."): value for name, inner in part.items() for key, value in _flat(inner).items()}
 
 
 def checksum(name: str, tensor: Tensor) -> int:
-    """CRC-32 of a tensor's name, dtype, shape and bytes; without bytes of one that has none, on the meta device."""
+    """CRC-32 of a tensor's name, dtype, shape and bytes. A tensor on the meta device has no bytes."""
     head = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
     if tensor.is_meta or not tensor.numel():
         return head
@@ -143,12 +143,12 @@ def checksums_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def differing(found: Mapping[str, int], saved: Mapping[str, int]) -> str:
-    """The first names whose checksums differ, or that only one side has; "" where there are none."""
+    """The first names whose checksums differ, or that only one side has; "" if there are none."""
     return ", ".join(sorted(name for name in found.keys() | saved.keys() if found.get(name) != saved.get(name))[:3])
 
 
 def as_state(snapshot: Snapshot) -> dict[str, Tensor]:
-    """As one dictionary of tensors, in memory: the description is one of them."""
+    """A snapshot as one dictionary of tensors; one of them holds the description."""
     described = {
         "model": snapshot.model,
         "config": snapshot.config,
@@ -161,7 +161,8 @@ def as_state(snapshot: Snapshot) -> dict[str, Tensor]:
 
 
 def from_state(state: Mapping[str, Tensor]) -> Snapshot:
-    """What `as_state` made. Raises `lolrt.Error` for what it did not make, and where any of it is damaged or missing."""
+    """The snapshot in a dictionary that `as_state` made. Raises `lolrt.Error` for any other dictionary, and if a part is damaged or
+    missing."""
     if "description" not in state:
         raise Error("this is no saved stream: it lacks 'description', which says what it is the state of")
     try:

@@ -1,4 +1,4 @@
-"""Endless streams: what `for chunk in stream` iterates. A stream is a session, and an engine for it alone."""
+"""Endless streams: the objects of `for chunk in stream`. A stream is a session, with an engine of its own or shared."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ class Chunk(LatentChunk):
     """A chunk and its video frames."""
 
     decoded: Coming
-    """The frames, which may still be on their way from a GPU."""
+    """The frames, which may still be in transfer from a GPU."""
 
     @property
     def frames(self) -> Tensor:
-        """uint8 [n, height, width, 3] RGB, on the CPU; n is 9 for the first chunk of a stream and 12 for the others (Wan's VAE, chunks
-        of 3), unless the stream starts from given frames. Waits until they are decoded. Raises `lolrt.Error` when they, or the latents,
-        are not finite."""
+        """The video frames, uint8 [n, height, width, 3] RGB, on the CPU; n is 9 for the first chunk of a stream and 12 for the others
+        (Wan's VAE, chunks of 3), unless the stream starts from given frames. Waits until they are decoded. Raises `lolrt.Error` when the
+        frames or the latents are not finite."""
         frames, sums = self.decoded.result()
         finite.check(sums, self.first_frame, len(self.latents), decoded=True)
         return frames
 
     @property
     def n_frames(self) -> int:
-        """How many video frames there are; waits for nothing."""
+        """The number of video frames. Does not wait for them."""
         return len(self.decoded.tensors[0])
 
 
@@ -60,9 +60,9 @@ class LatentStream:
 
     dit: the model. prompt_embeds: [text_tokens, text_dim]. height, width: of a latent frame, in latent pixels. noise: see
     `lolrt.engine.noise.NoiseSource`; by default `Noise(seed, ...)`. start: normalised latents [frames, channels, height, width] that the
-    stream goes on from: its first chunks are these, and only the first of them may be shorter than others. start_frame: the number of the
-    first latent frame. kv_dtype: of the KV cache's pages, by default the model's; torch.float8_e4m3fn, on CUDA, halves them. Raises
-    `lolrt.Error` when the sizes do not fit the model, and where there are no such pages.
+    stream goes on from. They are its first chunks; only the first chunk may be shorter than the others. start_frame: the number of the
+    first latent frame. kv_dtype: the dtype of the KV cache's pages, by default the model's; torch.float8_e4m3fn, on CUDA, halves their
+    memory. Raises `lolrt.Error` when the sizes do not fit the model, and where such pages are not supported.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class LatentStream:
 
     @classmethod
     def of(cls, engine: Engine, prompt_embeds: Tensor, config: StreamConfig, *, start: Tensor | None = None) -> LatentStream:
-        """A stream that shares an engine with others. Raises `lolrt.Error` when that has no room."""
+        """A stream that shares an engine with other streams. Raises `lolrt.Error` when the engine has no room."""
         stream = cls.__new__(cls)
         stream.session = Session(engine, prompt_embeds, config, start=start)
         return stream
@@ -124,29 +124,30 @@ class LatentStream:
 
     @property
     def next_frame(self) -> int:
-        """Number of the next chunk's first latent frame."""
+        """The number of the next chunk's first latent frame."""
         return self.session.next_frame
 
     def set_prompt(self, prompt_embeds: Tensor, *, recache: Recache = "window", over_chunks: int = 1) -> None:
-        """From the next chunk on, follows another text [text_tokens, text_dim].
+        """Follows another text [text_tokens, text_dim] from the next chunk on.
 
-        recache: which cached frames are run again with the new text: "window" (all but the sinks, as LongLive does), "sinks" (these as
-        well: the cache is then that of a stream of this text whose whole past are the window's latents) or "none". over_chunks: the new
-        text takes over by equal steps in so many chunks, each with its own re-caching. A switch that is still on its way is overtaken
-        from where it is.
+        recache: which cached frames are run again with the new text: "window" (all but the sinks, as LongLive does), "sinks" (the sinks as
+        well; the cache is then that of a stream of this text whose only past is the window's latents) or "none". over_chunks: the new text
+        takes over in equal steps over so many chunks, each with its own re-caching. If another switch is still in progress, the new one
+        starts from its current mixture.
         May be called from another thread. Raises `lolrt.Error` for a text that does not fit the model.
         """
         self.session.set_prompt(prompt_embeds, recache=recache, over_chunks=over_chunks)
 
     def set_lora(self, lora: LoRAFiles | None, *, recache: Recache = "window") -> None:
-        """From the next chunk on, the model has these adapters ("style.safetensors:0.8", or several; None: none) in place of those that it
-        was given; the LoRA that is part of the model stays. Other streams keep the weights that they have.
+        """Replaces the adapters of the model from the next chunk on ("style.safetensors:0.8", or several; None: no adapters). A LoRA that
+        is part of the model stays. Other streams keep their weights.
 
-        The stream gets a model of its own, which shares all weights with the one before but those that adapters change; these are read from
-        the model's files again, and have the bits that `lolrt.load(..., lora=...)` gives them. So they take their memory once more as long
-        as another stream or the pipeline has the others. recache: as of `set_prompt`; keys and values of the past are of the old weights.
-        Raises `lolrt.Error` for a stream of an engine for many and for a model that was not loaded from files, and `lolrt.CheckpointError`
-        where these have changed since, or adapters do not fit. The stream then goes on as it was.
+        The stream gets a model of its own. It shares all weights with the model before, except those that adapters change. The changed
+        weights are read from the model's files again, and have the same bits as after `lolrt.load(..., lora=...)`. They take memory twice
+        as long as another stream or the pipeline has the old ones. recache: as in `set_prompt`; the keys and values of the past come from
+        the old weights.
+        Raises `lolrt.Error` for a stream that shares its engine, and for a model that was not loaded from files; `lolrt.CheckpointError`
+        if the files have changed since, or the adapters do not fit. The stream is then unchanged.
         """
         with self.engine.at_work:
             self.session.check_alone()
@@ -164,15 +165,15 @@ class LatentStream:
             self.session.restore(snapshot)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that a stream made with the same arguments needs to go on from here, bit for bit, and what these were; copies, safe to
-        keep."""
+        """All that a stream made with the same arguments needs to go on from here, bit for bit, and a description of these arguments. The
+        tensors are copies, safe to keep."""
         return as_state(self.snapshot())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Goes on from a saved state, also with the prompt that was followed then.
+        """Goes on from a saved state and its prompt.
 
-        Raises `lolrt.Error`, with the stream unchanged, when the state belongs to another model or size, or to a stream that was made
-        with other arguments: it says which.
+        Raises `lolrt.Error` when the state belongs to another model or size, or to a stream with other arguments, and says which. The
+        stream is then unchanged.
         """
         self.restore(from_state(state))
 
@@ -180,19 +181,19 @@ class LatentStream:
 class Stream:
     """An endless iterator of `Chunk`: a latent stream, the VAE that decodes it, and the encoder of its prompts.
 
-    On CUDA a chunk comes when its work is queued, and is decoded on a CUDA stream of its own: whoever asks for the next chunk before this
-    one's frames has both in work at a time.
+    On CUDA a chunk is returned as soon as its work is queued, and is decoded on a separate CUDA stream. If you ask for the next chunk
+    before the frames of this one, the GPU works on both at the same time.
     """
 
     def __init__(self, latent_stream: LatentStream, vae: Codec, encode_text: TextEncoder, prompt: str | None = None) -> None:
-        """prompt: the text that the stream follows, for whoever reads a snapshot of it."""
+        """prompt: the text of the prompt, which is saved in snapshots."""
         self.latent_stream, self.vae, self.encode_text, self.prompt = latent_stream, vae, encode_text, prompt
         self._memory_frames = vae.memory_frames
         self._vae_state: State = {}
         self.undecoded: deque[LatentChunk] = deque()
-        """What the engine has finished and the VAE has not decoded yet: more than nothing when decoding was interrupted or has failed."""
+        """Chunks that the engine has finished and the VAE has not decoded yet. It is not empty after decoding was interrupted or failed."""
         self._decoded: deque[Tensor] = deque()
-        """The newest latents that were decoded, of which what the VAE carries can be made again."""
+        """The newest latents that were decoded. The state of the VAE can be made again from them."""
         self._from_start, self._half_decoded = True, False
         self._at_work = Exclusive("the stream")
 
@@ -200,7 +201,7 @@ class Stream:
         return self
 
     def set_prompt(self, prompt: str, *, recache: Recache = "window", over_chunks: int = 1) -> None:
-        """From the next chunk on, follows another prompt; see `LatentStream.set_prompt`. Raises `lolrt.PromptError`."""
+        """Follows another prompt from the next chunk on; see `LatentStream.set_prompt`. Raises `lolrt.PromptError`."""
         self.latent_stream.set_prompt(self.encode_text(prompt), recache=recache, over_chunks=over_chunks)
         self.prompt = prompt
 
@@ -216,8 +217,8 @@ class Stream:
             return self.decode_next()
 
     def decode_next(self) -> Chunk:
-        """The first of the undecoded chunks with its video frames. If it is interrupted or fails, the next call begins that chunk anew,
-        once it has decoded the last `Codec.memory_frames` again."""
+        """Decodes the first of the undecoded chunks. If this fails or is interrupted, the next call decodes the last `Codec.memory_frames`
+        again, and then this chunk from its beginning."""
         chunk = self.undecoded[0]
         begin = time.perf_counter()
         if self._half_decoded:
@@ -234,12 +235,12 @@ class Stream:
         return Chunk(**vars(chunk), decoded=decoded)
 
     def _remember(self, latents: Tensor) -> None:
-        self._decoded.append(latents.clone())  # the chunk's own may be changed by whoever has it
+        self._decoded.append(latents.clone())  # a copy: the caller may change the chunk's own latents
         while sum(map(len, self._decoded)) - len(self._decoded[0]) >= self._memory_frames:
             self._decoded.popleft()
 
     def _carry_anew(self) -> None:
-        """What the VAE carries before the first of the undecoded chunks, made again: a decoder that was stopped has changed some of it."""
+        """Makes the state of the VAE before the first undecoded chunk again: an interrupted decoder has changed a part of it."""
         if not self._from_start and sum(map(len, self._decoded)) < self._memory_frames:
             raise Error("the decoder was stopped in the middle of a chunk soon after a state was restored: restore that state again")
         self._vae_state = {}
@@ -248,13 +249,13 @@ class Stream:
                 self.vae.decode(latents, self._vae_state)
 
     def _decode(self, latents: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Video frames, and the sums of the passes with that of the frames."""
+        """The video frames, and the sums of the passes followed by the sum of the frames."""
         video = self.vae.decode(latents, self._vae_state)
         frames = video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         return frames, torch.cat([sums, finite.total(video)[None]])
 
     def snapshot(self, kind: SnapshotKind = "full") -> Snapshot:
-        """See `Session.snapshot`; with the frames that the VAE carries. Raises `lolrt.Error` while a chunk has still to be decoded."""
+        """See `Session.snapshot`; also holds the state of the VAE. Raises `lolrt.Error` while a chunk is still to be decoded."""
         with self._at_work:
             return self._snapshot(kind)
 
@@ -267,8 +268,8 @@ class Stream:
         return replace(snapshot, model=model, tensors={**snapshot.tensors, **carried}, prompt=self.prompt)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """See `Session.restore`; also refuses what a stream with another kind of VAE saved, or a `LatentStream`, whose decoder would begin
-        anew in the middle."""
+        """See `Session.restore`. Also refuses the snapshot of a stream with another kind of VAE, and that of a `LatentStream`, which has
+        no decoder state: the decoder would start in the middle of the video."""
         with self._at_work:
             self._restore(snapshot)
 
@@ -294,9 +295,9 @@ class Stream:
     def save(self, path: str | Path, kind: SnapshotKind = "full", *, run: dict[str, Any] | None = None, saver: Saver | None = None) -> None:
         """Writes a snapshot of the stream to a file; `Pipeline.resume` goes on from it. Raises `lolrt.OutputError`.
 
-        kind: "full", which goes on with the same bits, or "light", whose pages are made again (`Session.restore`). run: whatever a
-        program wants to find in the snapshot again, as JSON takes it. saver: writes it while the stream goes on; by default the file is
-        there when the call returns.
+        kind: "full", which goes on with the same bits, or "light", whose pages are made again (`Session.restore`). run: data that the
+        program wants to keep in the snapshot, plain values for JSON. saver: writes the file while the stream goes on; by default the file
+        is complete when the call returns.
         """
         if self.latent_stream.config.seed is None:
             raise Error("the noise of this stream is a function that was given, which no file can hold: give a seed instead")
@@ -307,7 +308,7 @@ class Stream:
             saver.write(snapshot, path)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """See `LatentStream.state_dict`; with the frames that the VAE carries."""
+        """See `LatentStream.state_dict`; also holds the state of the VAE."""
         return as_state(self.snapshot())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Many streams of one pipeline at a time, over one engine."""
+"""Runs many streams of one pipeline at the same time, on one engine."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from lolrt.session.config import StreamConfig
 from lolrt.session.stream import Chunk, LatentStream, Stream
 from lolrt.text.encoder import TextEncoder
 
-# Between looks at the clock while no chunk is due.
+# The pause between two checks of the clock while no chunk is due.
 IDLE_SECONDS = 0.002
 
 
 class StreamEngine:
-    """Opens streams, steps them together, and gives their chunks as they are finished; see `Pipeline.engine`."""
+    """Opens streams, steps them together, and yields their chunks as they are finished; see `Pipeline.engine`."""
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class StreamEngine:
         batch_invariant: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """height, width: of a latent frame. memory: bytes of all pages and prompts; by default what `max_sessions` sessions with `window`
-        need. Raises `lolrt.Error` when not even one such session fits."""
+        """height, width: the size of a latent frame. memory: the bytes for all pages and prompts; by default enough for `max_sessions`
+        sessions with `window`. Raises `lolrt.Error` when not even one such session fits."""
         check_whole(max_sessions=max_sessions)
         if max_sessions < 1:
             raise Error(f"max_sessions is {max_sessions}; expected 1 or more")
@@ -69,7 +69,7 @@ class StreamEngine:
 
     @property
     def streams(self) -> list[Stream]:
-        """Those that are open, in the order in which they were opened."""
+        """The open streams, in the order in which they were opened."""
         return list(self._turns)
 
     def open(
@@ -84,8 +84,8 @@ class StreamEngine:
         start: Tensor | None = None,
         start_frame: int = 0,
     ) -> Stream:
-        """A new stream, which takes part from the next pass on; options as of `Pipeline.latent_stream`; rope and window are by default the
-        engine's.
+        """Opens a stream, which takes part from the next pass on. The options are those of `Pipeline.latent_stream`; rope and window are
+        the engine's by default.
 
         Raises `lolrt.Error` when the engine has no room for it: it says what is needed, what is free, and what would help.
         """
@@ -95,21 +95,21 @@ class StreamEngine:
         )  # fmt: skip
         latents = LatentStream.of(self.engine, self.encode_text(prompt), config, start=start)
         stream = Stream(latents, self.vae, self.encode_text, prompt)
-        # It has had no turn, but is not owed those of the others: it would keep them waiting for as long.
+        # Begin at the smallest count of passes. A new stream with 0 passes would run alone until it has caught up with the others.
         self._turns[stream] = Turn(opened=self._clock(), passes=min((turn.passes for turn in self._turns.values()), default=0))
         return stream
 
     def close(self, stream: Stream) -> None:
-        """Gives a stream's pages back; it cannot go on. Raises `lolrt.Error` for one that is not open here."""
+        """Closes a stream and gives its pages back. Raises `lolrt.Error` if the stream is not open in this engine."""
         if self._turns.pop(stream, None) is None:
             raise Error("the stream is not open in this engine: it was closed, or is another engine's")
         stream.latent_stream.session.close()
 
     def step(self) -> None:
-        """One pass of those whom the scheduler chooses; decodes the chunks that are finished by it, for the iterator.
+        """Runs one pass of the streams that the scheduler chooses, and decodes the chunks that it finishes, for the iterator.
 
-        When a stream fails, what the others have finished is kept, and its error is raised; it begins its chunk, or the decoding of it,
-        anew with the next step.
+        When a stream fails, the finished chunks of the others are kept, and its error is raised. With the next step it starts its chunk,
+        or the decoding of it, again.
         """
         streams = self.streams
         chosen = [streams[i] for i in self.scheduler.choose([self._turns[stream] for stream in streams], self._clock())]
@@ -117,7 +117,7 @@ class StreamEngine:
             time.sleep(IDLE_SECONDS)
             return
         failures = list(self.run_pass(chosen).values())
-        for stream in streams:  # also those that an earlier step could not decode
+        for stream in streams:  # also chunks that an earlier step could not decode
             try:
                 while stream.undecoded:
                     chunk = stream.decode_next()
@@ -129,8 +129,8 @@ class StreamEngine:
             raise failures[0]
 
     def run_pass(self, streams: Sequence[Stream]) -> dict[Stream, Exception]:
-        """One pass of these streams; what is finished by it is the last of their `undecoded` chunks. Gives the errors of those that failed:
-        each begins its chunk anew with its next pass."""
+        """Runs one pass of these streams. A chunk that it finishes is appended to the stream's `undecoded`. Returns the errors of the
+        streams that failed; each of these starts its chunk again with its next pass."""
         failures: dict[Stream, Exception] = {}
         for stream, made in zip(streams, self.engine.step([one.latent_stream.session for one in streams]), strict=True):
             self._turns[stream].passes += 1
@@ -141,8 +141,8 @@ class StreamEngine:
         return failures
 
     def __iter__(self) -> Iterator[tuple[Stream, Chunk]]:
-        """Streams and their chunks as they are finished, as long as any stream is open. Streams may be opened and closed meanwhile; what
-        a closed one had finished is not given any more."""
+        """Yields streams and their chunks as they are finished, as long as any stream is open. Streams may be opened and closed meanwhile;
+        the finished chunks of a closed stream are dropped."""
         while self._turns:
             while self._finished:
                 stream, chunk = self._finished.popleft()
