@@ -1,1 +1,1 @@
-"""What runs passes on a device: pages, windows, noise, sampler, graphs."""
+"""Runs passes of the model on a device: pages, windows, noise, sampler, graphs."""

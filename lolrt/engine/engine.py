@@ -1,4 +1,4 @@
-"""The engine: runs passes of the DiT on one device, for one session or for many at a time."""
+"""The engine: runs passes of the DiT on one device, for one session or for many at the same time."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ Result = TypeVar("Result", covariant=True)
 
 
 class Steps(Protocol[Result]):
-    """What an engine steps: something that is made by passes, one after another."""
+    """The interface that an engine steps: a result that is made by several passes, one after another."""
 
     def pending(self) -> PassInputs:
-        """The next pass; the same one until `passed` is called."""
+        """The inputs of the next pass; the same ones until `passed` is called."""
 
     def passed(self, flow: Tensor) -> Result | None:
-        """Takes the flow of that pass; returns what is made when it was the last of its passes. The flow is valid during the call."""
+        """Takes the flow of that pass. Returns the result if it was the last pass. The flow is valid only during the call."""
 
 
 class Modulations(list[Tensor]):
-    """As of `CausalDiT.modulations`; sessions with the same timesteps share them."""
+    """The tensors of `CausalDiT.modulations`. Sessions with the same timesteps share them."""
 
 
 class Engine:
-    """Passes of one model over frames of one size, and the memory of the sessions that they are of.
+    """Runs the passes of one model on frames of one size, and holds the memory of all its sessions.
 
-    It knows pages and passes, and neither prompts nor files nor clocks. Sessions join and leave between any two passes.
+    It deals with pages and passes, not with prompts, files or clocks. Sessions can join and leave between any two passes.
 
-    dit: the model. height, width: of a latent frame, in latent pixels. pages: of the KV cache, for all sessions together; sessions: how
-    many prompts it has room for. kv_dtype: of the pages, by default the model's; torch.float8_e4m3fn, on CUDA, halves them.
-    batch_invariant: each session's matrix products are computed apart, so that on the CPU no bit depends on the other sessions even where
-    torch's products depend on how many rows they multiply. Raises `lolrt.Error` when the sizes do not fit the model, and where there are
-    no such pages.
+    dit: the model. height, width: the size of a latent frame, in latent pixels. pages: the number of pages of the KV cache, for all
+    sessions together. sessions: the number of prompts that it has room for. kv_dtype: the dtype of the pages, by default the model's;
+    torch.float8_e4m3fn, on CUDA, halves their memory. batch_invariant: the matrix products of each session are computed separately, so
+    that on the CPU no bit depends on the other sessions, even where torch's products depend on the number of rows. Raises `lolrt.Error`
+    when the sizes do not fit the model, and where such pages are not supported.
     """
 
     def __init__(
@@ -67,19 +67,19 @@ class Engine:
         stored = page_dtype(kv_dtype, dit.dtype, config.head_dim, device)
         self.pool = PagePool(pages, config.num_layers, tokens, dit.page_heads, config.head_dim, stored, device, dit.ulysses)
         self.latents = torch.zeros(pages, config.in_dim, height, width, dtype=torch.float32, device=device)
-        """What the cache pass read, by page: with it K and V can be made again."""
+        """The inputs of the cache pass, by page. K and V can be made again from them."""
         elements = ops.page_elements(dit.dtype, config.text_len, config.num_heads, config.head_dim, device)
         self._text_pages = torch.empty(config.num_layers, sessions, elements, dtype=dit.dtype, device=device)
         self._free_prompts = list(reversed(range(sessions)))
         self._modulations: weakref.WeakValueDictionary[tuple[float, ...], Modulations] = weakref.WeakValueDictionary()
         self._spatial: weakref.WeakValueDictionary[float, Tensor] = weakref.WeakValueDictionary()
         self.at_work = Exclusive("the engine")
-        """Held while it steps, and by whoever reads or changes what a step changes."""
+        """Held during a step, and by other code that reads or changes the same state."""
         self._graphs = _graphs_of(dit)
 
     def use(self, dit: CausalDiT) -> None:
-        """Runs another model of the same sizes from the next pass on. What sessions have from the one before (modulations, keys and values
-        of their prompts, pages) stays that one's until they make it anew."""
+        """Runs another model of the same sizes from the next pass on. The sessions keep the modulations, the keys and values of their
+        prompts, and the pages of the model before, until they make them again."""
         self.dit = dit
         self._modulations.clear()
         self.__dict__.pop("description", None)
@@ -87,12 +87,12 @@ class Engine:
 
     @property
     def max_sessions(self) -> int:
-        """How many prompts it has room for."""
+        """The number of prompts that it has room for."""
         return self._text_pages.shape[1]
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """What a session depends on: one that was saved goes on in an engine of which the same is true."""
+        """The properties that a session depends on. A saved session can go on in an engine with the same description."""
         return {
             **({"lora": list(self.dit.adapters)} if self.dit.adapters else {}),
             "fingerprint": fingerprint(self.dit.state_dict()).hexdigest(),
@@ -104,12 +104,12 @@ class Engine:
 
     @property
     def page_bytes(self) -> int:
-        """What a page takes: K and V of all layers, and the latents that they were made of."""
+        """The size of a page in bytes: K and V of all layers, and the latents that they were made from."""
         return self.pool.page_bytes + self.latents[0].nbytes
 
     @property
     def session_bytes(self) -> int:
-        """What a session takes beside its pages: keys and values of its prompt."""
+        """The bytes that a session takes besides its pages: the keys and values of its prompt."""
         return self._text_pages[:, 0].numel() * self._text_pages.element_size()
 
     def take_prompt(self) -> TextContext:
@@ -123,7 +123,7 @@ class Engine:
         self._free_prompts.append(text.index)
 
     def modulations(self, timesteps: Tensor) -> Modulations:
-        """What the model is told of each timestep, once for all sessions that ask for the same ones."""
+        """The modulations of timesteps, computed once for all sessions with the same timesteps."""
         key = tuple(timesteps.tolist())
         found = self._modulations.get(key)
         if found is None:
@@ -131,7 +131,8 @@ class Engine:
         return found
 
     def spatial_rotation(self, theta: float) -> Tensor:
-        """The rotation of a frame's tokens by row and column, float32 [tokens, pairs, 2]; one tensor for all sessions of the same base."""
+        """The rotation of a frame's tokens by row and column, float32 [tokens, pairs, 2]; one tensor for all sessions with the same
+        base."""
         found = self._spatial.get(theta)
         if found is None:
             _, patch_height, patch_width = self.dit.config.patch_size
@@ -143,11 +144,12 @@ class Engine:
 
     @torch.inference_mode()
     def step(self, sessions: Sequence[Steps[Result]]) -> list[Result | Exception | None]:
-        """One pass of each of these sessions, together; of each what it has finished by it, the error that it failed with, or None.
+        """Runs one pass of each of these sessions, together. Returns for each session its finished result, the error that it failed with,
+        or None.
 
-        Whatever kind of pass comes next for a session, they run as one pass of the model, save where spatial rotations differ. When a
-        session fails the others go on; it begins its chunk anew with the next step. Raises `lolrt.Error` for a session that is given
-        twice, and while another thread steps.
+        The passes run as one pass of the model, whatever kind of pass each session needs; only sessions with different spatial rotations
+        run separately. When a session fails, the others go on; it starts its chunk again with the next step. Raises `lolrt.Error` if a
+        session is given twice, or while another thread steps.
         """
         if len({id(session) for session in sessions}) < len(sessions):
             raise Error("a session is given twice: a step is one pass of each")

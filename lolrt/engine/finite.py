@@ -1,6 +1,7 @@
-"""Whether what a chunk's passes gave is finite: numbers that are not would go on for ever, as black video.
+"""Checks that the outputs of a chunk's passes are finite. Otherwise the video would stay black for ever.
 
-A sum tells: it is not finite when one of its terms is not. On CUDA nobody waits for it; it comes to the CPU with the frames.
+The check uses sums: a sum is not finite when one of its terms is not. On CUDA the sum is not waited for; it arrives at the CPU with the
+frames.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ def total(x: Tensor) -> Tensor:
 
 
 def check(sums: Tensor, first_frame: int, n_frames: int, *, decoded: bool = False) -> None:
-    """Raises `lolrt.Error` unless all `sums` of a chunk are finite: one for each of its passes in their order, the cache pass last, and,
-    when it is `decoded`, one of its video frames."""
-    if sums.is_meta:  # no numbers
+    """Raises `lolrt.Error` unless all `sums` of a chunk are finite. There is one for each pass in order, the cache pass last, and, if
+    `decoded`, one for the video frames."""
+    if sums.is_meta:  # it has no values
         return
     wrong = (~sums.isfinite()).nonzero().flatten().tolist()
     if wrong:

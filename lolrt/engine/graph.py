@@ -1,9 +1,9 @@
-"""Passes of the DiT as CUDA graphs: captured once, replayed from then on, so that a pass costs the host a few calls.
+"""Runs passes of the DiT as CUDA graphs. A graph is captured once and replayed from then on, so a pass costs the host only a few calls.
 
-A graph knows addresses and nothing else: which kernels run, on which memory, with which numbers. So whatever changes from pass to pass
-lies in memory that is written before the replay. Page tables, rotation tables, keys and values of the text lie in one place anyway
-(`lolrt.engine.kv_window`, `lolrt.session.session`); sample, modulation and bias are copied to where the graph reads them, mass and mean
-query from where it writes them.
+A graph fixes which kernels run, with which arguments, and at which addresses. So everything that changes from pass to pass must be in
+memory that is written before the replay. Page tables, rotation tables, and keys and values of the text are always at the same addresses
+(`lolrt.engine.kv_window`, `lolrt.session.session`). Sample, modulation and bias are copied to the graph's inputs; mass and mean query are
+copied from its outputs.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Replay = Callable[[], None]
 
 
 class GraphedPasses:
-    """A DiT on CUDA, to be called as it is itself, whose passes are replayed.
+    """A callable like the DiT itself, on CUDA, that replays its passes.
 
-    Passes of the same shapes, which find all that is not copied in the same place, are one graph. The first of them runs as it is, and then
-    waits for the device while it is captured; every later one is a replay, which allocates nothing and waits for nothing. Graphs share
-    their memory: the flow that a call returns is valid until the next call.
+    Passes with the same shapes, and the same addresses of all tensors that are not copied, share one graph. The first such pass runs
+    without a graph, and then waits for the device while the graph is captured. Every later one is a replay, which allocates nothing and
+    waits for nothing. The graphs share their memory: the flow that a call returns is valid until the next call.
     """
 
     def __init__(self, dit: CausalDiT) -> None:
@@ -37,7 +37,7 @@ class GraphedPasses:
 
     @torch.inference_mode()
     def __call__(self, inputs: PassInputs) -> Tensor:
-        """As `CausalDiT.forward`."""
+        """Runs a pass; see `CausalDiT.forward`."""
         copied = {"sample": inputs.sample, "modulation": inputs.modulation, "bias": inputs.bias, "mass": inputs.mass}
         given = {name: x for name, x in copied.items() if x is not None}
         given |= {f"query {i}": query for i, (_, query) in enumerate(inputs.queries)}
@@ -58,7 +58,7 @@ class GraphedPasses:
 
         graph = self._graphs.get(key)
         if graph is None:
-            velocity = work()  # libraries set themselves up in their first call, which must not be captured
+            velocity = work()  # the first call initialises libraries, which must not be captured
         else:
             replay, velocity = graph
             replay()
@@ -70,17 +70,18 @@ class GraphedPasses:
         return velocity
 
     def _own(self, name: str, x: Tensor) -> Tensor:
-        """Where graphs have what is copied."""
+        """The graphs' own buffer for a tensor that is copied."""
         if (name, x.shape) not in self._copies:
             self._copies[name, x.shape] = torch.empty_like(x)
         return self._copies[name, x.shape]
 
 
 def captured(work: Callable[[], Tensor], memory: Any, device: torch.device) -> tuple[Replay, Tensor]:
-    """What `work` queues, not run: a function that queues it on the current stream, and the tensor that it returns, whose values each
-    replay makes anew. memory: of all that is allocated meanwhile, as of `torch.cuda.graph_pool_handle`."""
+    """Captures the work that `work` queues, without running it. Returns a function that queues it on the current stream, and the tensor
+    that `work` returned, whose values each replay overwrites. memory: the pool for all allocations during the capture, a handle of
+    `torch.cuda.graph_pool_handle`."""
     graph = torch.cuda.CUDAGraph()
-    # Other threads may go on with what they do, such as loading another model.
+    # Other threads may go on meanwhile, for example load another model.
     with (
         torch.cuda.device(device),
         torch.cuda.graph(graph, pool=memory, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"),

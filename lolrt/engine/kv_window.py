@@ -1,4 +1,4 @@
-"""The KV window of one session: which pages of the pool hold which latent frames, sinks and recent ones."""
+"""The KV window of one session: which pages of the pool hold which latent frames, both sinks and recent frames."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Window:
     chunk_frames: int = 3
     """Latent frames that are denoised together."""
     gate: SinkGate = SinkGate()
-    """When attention to the sinks is held back; open as it is here."""
+    """When attention to the sinks is reduced; by default never."""
     recall_frames: int = 0
     """Frames that have left the window and come back into a chunk's view, between sinks and recent frames: those most like it of the
     memory bank (`lolrt.engine.memory_bank`). A chunk costs one pass more, and each pass attends to that many pages more. 0: there is no
@@ -51,33 +51,33 @@ class Window:
 
     @property
     def pages(self) -> int:
-        """Sinks and recent frames."""
+        """The number of sinks and recent frames."""
         return self.sink_frames + self.recent_frames
 
     @property
     def pool_pages(self) -> int:
-        """Pages that a stream needs, for ever."""
+        """The number of pages that a stream needs; it never needs more."""
         return self.pages + (self.store_frames if self.recall_frames else 0)
 
 
 @dataclass(frozen=True)
 class ChunkPages:
-    """What the frames of a chunk attend to: pages of earlier frames, oldest first, then their own. Recalled ones follow the sinks. Valid
-    until the next chunk comes."""
+    """The pages that a chunk attends to: pages of earlier frames, oldest first, then the chunk's own. Recalled pages follow the sinks.
+    Valid until the next chunk."""
 
     frames: Sequence[int]
     page_table: Tensor
-    """int32 [frames], the page of each of them."""
+    """int32 [frames], the page of each frame."""
     chunk_page_table: Tensor
     """int32 [chunk frames], the end of `page_table`: where the chunk's own K and V go."""
     recalled: int = 0
-    """How many frames come from the memory bank."""
+    """The number of frames from the memory bank."""
 
 
 class KVWindow:
-    """The pages that a session holds, and their tables, which are written in place.
+    """The pages that a session holds, and their page tables, which are updated in place.
 
-    So a chunk over a full window finds all that it reads and writes where the chunk before did, with and without recalled frames.
+    So once the window is full, every chunk reads and writes its tables at the same addresses, with and without recalled frames.
     """
 
     def __init__(self, config: Window, pool: PagePool) -> None:
@@ -114,16 +114,16 @@ class KVWindow:
 
     @property
     def stored_frames(self) -> Sequence[int]:
-        """Frames that can be recalled, oldest first."""
+        """The frames that can be recalled, oldest first."""
         return self._bank.frames if self._bank else ()
 
     @property
     def held_pages(self) -> Sequence[int]:
-        """Those of the frames in the window, in that order, and those of the memory bank."""
+        """The pages of the frames in the window, in that order, then those of the memory bank."""
         return [*self.page_table.tolist(), *(self._bank.pages if self._bank else ())]
 
     def advance(self, first_frame: int, n_frames: int) -> ChunkPages:
-        """Gives the next chunk its pages; the frames that fall out of the window go to the memory bank, if there is one."""
+        """Gives the next chunk its pages. Frames that leave the window go to the memory bank, if there is one."""
         if self._bank is not None:
             oldest = first_frame + n_frames - self.config.recent_frames
             for page, frame in list(zip(*self._window.read(), strict=True))[self.config.sink_frames :]:
@@ -134,7 +134,7 @@ class KVWindow:
         return self._chunk(len(self.frames) - n_frames, len(self.frames))
 
     def recall(self, chunk: ChunkPages, query: Tensor) -> ChunkPages:
-        """The newest chunk, with the frames of the memory bank in view that are most like it.
+        """The pages of the newest chunk, with those frames of the memory bank that are most similar to it.
 
         query: float32 [layers, heads, head_dim], mean over the chunk's tokens.
         """
@@ -151,10 +151,11 @@ class KVWindow:
         return replace(chunk, frames=frames, page_table=page_table, recalled=len(found))
 
     def chunks(self, first: int) -> Iterator[ChunkPages]:
-        """The chunks that are in the window, oldest first, from its frame `first` on; each sees what it would see if it were the newest.
+        """The chunks in the window, oldest first, from the window's frame `first` on. Each has the pages that it would have if it were the
+        newest.
 
-        Of a chunk that has left the window in part there is the rest. Chunks are counted back from the newest: only a stream's first can
-        be shorter than the others.
+        If a chunk has partly left the window, the rest of it is returned. Chunks are counted back from the newest: only a stream's first
+        can be shorter than the others.
         """
         size, end = self.config.chunk_frames, len(self.frames)
         starts = [i for i in range(first, end) if i == first or self._age(i) // size != self._age(i - 1) // size]
@@ -173,8 +174,8 @@ class KVWindow:
         self.page_table.copy_(upload(torch.tensor(pages, dtype=torch.int32), self._table.device))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The frames in the window, int64 [n], and their pages in that order, [layers, n, page_elements]; the same of the memory bank; and
-        whether pages are CUDA's."""
+        """The frames in the window, int64 [n], and their pages in that order, [layers, n, page_elements]; the same for the memory bank;
+        and whether the pages are in the layout of CUDA."""
         state = {
             "frames": torch.tensor(self.frames, dtype=torch.int64),
             "pages": self.pool.read(self.page_table.long()),
@@ -186,7 +187,7 @@ class KVWindow:
         return state
 
     def check_state(self, state: dict[str, Tensor]) -> None:
-        """Raises `lolrt.Error` unless `load_state_dict` can take it."""
+        """Raises `lolrt.Error` unless `load_state_dict` can take this state."""
         saved, pages, elements = state["pages"], self.pool.pages, self.pool.saved_elements
         if saved.ndim != 3 or saved.dtype != pages.dtype or saved.shape[0] != pages.shape[0] or saved.shape[2] != elements:
             raise Error(
@@ -213,17 +214,17 @@ class KVWindow:
             raise Error(f"the saved window has {len(frames)} frames and {saved.shape[1]} pages; the state is damaged")
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Puts a saved window and memory bank into place, in pages of their own; where these lie in the pool changes no bit of any result.
+        """Loads a saved window and memory bank into pages of the pool. Which pages these are does not change any bit of the results.
 
-        Raises `lolrt.Error`, with nothing changed, when they do not fit.
+        Raises `lolrt.Error` when they do not fit; nothing is changed then.
         """
         self.check_state(state)
         frames, stored = state["frames"].tolist(), state.get("stored_frames")
         if self._bank is not None:
             self._bank.clear()
-        del self._window  # gives its pages back before the new one takes as many
+        del self._window  # first gives its pages back, which the new window takes
         self._window, self._bank = self._empty()
-        if frames:  # none: it was saved before its first chunk
+        if frames:  # there are none if it was saved before its first chunk
             self._window.restore(frames)
         self._read()
         self.pool.write(self.page_table.long(), state["pages"])
@@ -232,4 +233,4 @@ class KVWindow:
                 page = self.pool.bookkeeping.acquire()
                 self.pool.write([page], state["stored_pages"][:, i : i + 1])
                 self._bank.keep(frame, page, self.pool.mean_key(page))
-                self.pool.bookkeeping.release(page)  # the bank's alone
+                self.pool.bookkeeping.release(page)  # from now on only the bank holds it

@@ -1,11 +1,11 @@
-"""Long-term memory of a stream: frames that have left its window are kept, and those that the next chunk asks for come back into view.
+"""Long-term memory of a stream: frames that leave its window are kept, and the next chunk recalls those that it needs.
 
-A frame of the memory bank is its page of the KV cache, where it always was: the bank holds the page, and recalling it is an entry in a
-page table. What finds it again is the model's own measure, keys against queries. The scores of all pairs of a query and a key have the
-mean <mean query, mean key>; what all its keys have in common adds the same to each and decides nothing, so it is left out; and each head
-of each layer has the same say, because the lengths of keys differ far more between heads (and of a video's first frames, on which heads
-park attention, from all others) than with what is seen. Hence the likeness of a frame to a chunk: the cosine between the chunk's mean
-query and the frame's mean key less that of all frames of the bank, mean over layers and heads.
+A frame in the memory bank stays in its page of the KV cache: the bank holds the page, and recalling the frame is an entry in a page table.
+Frames are found by the measure that the model itself uses, queries against keys. The mean score over all pairs of a query and a key is
+<mean query, mean key>. The part that all keys have in common adds the same to every frame and decides nothing, so it is subtracted. Each
+head of each layer has the same weight, because the lengths of keys differ far more between heads (and between a video's first frames, on
+which heads park attention, and all others) than with the content of the picture. Hence the similarity of a frame to a chunk: the cosine
+between the chunk's mean query and the frame's mean key, minus the mean key of all frames in the bank; mean over layers and heads.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from lolrt import _core
 class MemoryBank:
     """At most `capacity` frames, oldest first, as pages of a pool.
 
-    When there is one too many, one of the two frames that are most alike goes, the newer: so the bank stays spread over all that was
-    seen rather than over the last minutes, and what it has of a scene is what came first, with the least drift.
+    When there is one too many, the newer of the two most similar frames is removed. So the bank covers the whole video and not only the
+    last minutes, and it keeps the first frames of each scene, which have the least drift.
     """
 
     def __init__(self, pool: _core.Pool, capacity: int) -> None:
@@ -32,7 +32,8 @@ class MemoryBank:
         self._pool = pool
 
     def keep(self, frame: int, page: int, mean_key: Tensor) -> None:
-        """Holds the page of a frame newer than all others; mean_key: float32 [layers, heads, head_dim], mean over the frame's tokens."""
+        """Adds the page of a frame that is newer than all others. mean_key: float32 [layers, heads, head_dim], mean over the frame's
+        tokens."""
         self._pool.retain(page)
         self.frames.append(frame)
         self.pages.append(page)
@@ -41,7 +42,7 @@ class MemoryBank:
             self._drop(self._redundant())
 
     def find(self, query: Tensor, count: int) -> list[int]:
-        """Indices in the bank, in order of time, of the `count` frames that are most like a chunk; all frames where there are fewer.
+        """The indices in the bank, in order of time, of the `count` frames that are most similar to a chunk; all frames if there are fewer.
 
         query: float32 [layers, heads, head_dim], mean over the chunk's tokens.
         """
@@ -50,7 +51,7 @@ class MemoryBank:
         return sorted(likeness.topk(min(count, len(self.frames))).indices.tolist())
 
     def _redundant(self) -> int:
-        """The newer one of the two frames whose mean keys are most alike: the cosine, mean over layers and heads."""
+        """The newer of the two frames with the most similar mean keys: the cosine, mean over layers and heads."""
         directions = F.normalize(torch.stack(self._keys), dim=-1).flatten(1)
         older = torch.tril(torch.ones(len(directions), len(directions), dtype=torch.bool), diagonal=-1)
         likeness = (directions @ directions.T).masked_fill(~older, -torch.inf)

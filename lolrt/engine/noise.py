@@ -1,4 +1,4 @@
-"""Noise that depends on nothing but its key, so that any chunk can be made again alone."""
+"""Noise that depends only on its key, so that any chunk can be made again by itself."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from lolrt.models.ulysses import Ulysses
 
 
 def page_dtype(asked: torch.dtype | None, dtype: torch.dtype, head_dim: int, device: torch.device) -> torch.dtype:
-    """The element type of the pages of a model of `dtype`: what is asked for, by default its own. Raises `lolrt.Error` where the kernels
-    have no such pages: those of float8_e4m3fn are CUDA's, for bfloat16 and heads of 128 channels."""
+    """The element type of the pages of a model of `dtype`: the one asked for, by default `dtype`. Raises `lolrt.Error` if the kernels do
+    not support it: float8_e4m3fn needs CUDA, bfloat16 and heads of 128 channels."""
     if asked is None or asked == dtype:
         return dtype
     try:
@@ -23,7 +23,7 @@ def page_dtype(asked: torch.dtype | None, dtype: torch.dtype, head_dim: int, dev
     except (_core.UnsupportedError, ValueError):
         fits = False
     if not fits:
-        named = "cuda" if ops.on_cuda(device) else device.type  # also where a plan is made without one
+        named = "cuda" if ops.on_cuda(device) else device.type  # also when a memory plan is made on a machine without one
         raise Error(
             f"pages of {asked} for a model of {dtype} with heads of {head_dim} channels on {named}; expected its own type, or "
             "on CUDA torch.float8_e4m3fn, which goes with bfloat16 and heads of 128 channels"
@@ -34,8 +34,8 @@ def page_dtype(asked: torch.dtype | None, dtype: torch.dtype, head_dim: int, dev
 class PagePool:
     """Pages of all layers, [layers, pages, page_elements]; allocated once, written in place, never moved.
 
-    A page holds K and V of one latent frame, of all heads of a layer, and has the same number in every layer. Windows take pages
-    (`lolrt.engine.kv_window`) and give them back. A window that is opened reserves as many as it may ever hold, so that it never runs out.
+    A page holds K and V of one latent frame for all heads of a layer, and has the same index in every layer. Windows take pages
+    (`lolrt.engine.kv_window`) and give them back. A new window reserves the most pages that it can ever hold, so it never runs out.
 
     ulysses: where several ranks have the heads of a page, who they are; `heads` are then this rank's.
     """
@@ -65,12 +65,12 @@ class PagePool:
 
     @property
     def free_pages(self) -> int:
-        """Pages that nobody holds now."""
+        """The number of pages that nobody holds."""
         return self.bookkeeping.free_pages
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page in all layers."""
+        """The bytes of one page in all layers."""
         return self.pages[:, 0].numel() * self.pages.element_size()
 
     @property
@@ -103,7 +103,7 @@ class PagePool:
         return pages.split([ranks * heads * rows * dim, pages.shape[2] - ranks * heads * rows * dim], 2)
 
     def reserve(self, pages: int) -> None:
-        """Raises `lolrt.Error` when fewer are left."""
+        """Reserves pages. Raises `lolrt.Error` when fewer are left."""
         if pages > self.unreserved_pages:
             needed, free = (f"{count} ({count * self.page_bytes / 2**20:.1f} MiB)" for count in (pages, self.unreserved_pages))
             raise Error(
@@ -116,5 +116,5 @@ class PagePool:
         self.unreserved_pages += pages
 
     def mean_key(self, page: int) -> Tensor:
-        """Mean over the tokens of a page's keys, float32 [layers, heads, head_dim]."""
+        """The mean over the tokens of a page's keys, float32 [layers, heads, head_dim]."""
         return torch.stack([ops.mean_key(pages[page], *self.page_shape) for pages in self.layer_pages])

@@ -33,13 +33,13 @@ class Sampler:
     timesteps: tuple[int, ...] = (1000, 750, 500, 250)
     """Timesteps of the unshifted schedule, falling, each in 1 .. 1000."""
     first_timesteps: tuple[int, ...] = ()
-    """The same for the first chunk of a stream, which has no frames before it to go by; by default as for the others. A model that
-    was not distilled decides where things are at high noise, and needs more passes there."""
+    """The same for the first chunk of a stream, which has no earlier frames to follow; by default as for the others. A model that was not
+    distilled decides the layout of the picture at high noise, and needs more passes there."""
     shift: float = 5.0
     """Moves the noise levels up: s -> shift * s / (1 + (shift - 1) * s)."""
     method: Literal["renoise", "euler"] = "renoise"
-    """"renoise": each pass predicts the clean chunk, and fresh noise takes it to the next level (models distilled to few steps).
-    "euler": each pass follows the flow to the next level (models that are not)."""
+    """"renoise": each pass predicts the clean chunk, and fresh noise brings it to the next level (models distilled to few steps). "euler":
+    each pass follows the flow to the next level (models that are not distilled)."""
     context_noise: float = 0.0
     """Noise level of the clean chunk in the pass that writes its final K and V."""
 
@@ -60,7 +60,7 @@ class Sampler:
 
     @property
     def first(self) -> Sampler:
-        """The sampler of a stream's first chunk, where that has passes of its own."""
+        """The sampler of a stream's first chunk, if it has passes of its own."""
         return replace(self, timesteps=self.first_timesteps, first_timesteps=())
 
     @cached_property
@@ -72,11 +72,11 @@ class Sampler:
 
     @property
     def model_timesteps(self) -> Tensor:
-        """What the model is told in each pass and, last, in the cache pass: 1000 times the noise level, float32."""
+        """The timesteps that the model gets, one for each pass and last that of the cache pass: 1000 times the noise level, float32."""
         return torch.cat([self.noise_levels, torch.tensor([self.context_noise], dtype=torch.float32, device="cpu")]) * TRAIN_TIMESTEPS
 
     def step(self, sample: Tensor, k: int, velocity: Tensor, noise: NoiseSource, first_frame: int) -> Tensor:
-        """The sample after pass k, of which `velocity` is the flow; after the last pass the clean chunk."""
+        """The sample after pass k, whose flow is `velocity`; after the last pass the clean chunk."""
         level, after = [*self.noise_levels.tolist(), 0.0][k : k + 2]
         if self.method == "euler":
             return ops.sampler_step(sample, level - after, velocity)
@@ -91,7 +91,7 @@ class Sampler:
         return sample
 
     def context(self, clean: Tensor, noise: NoiseSource, first_frame: int) -> Tensor:
-        """What the cache pass reads: the clean chunk at noise level `context_noise`."""
+        """The input of the cache pass: the clean chunk at noise level `context_noise`."""
         if not self.context_noise:
             return clean
         fresh = noise(first_frame, clean.shape[0], len(self.timesteps)).float()

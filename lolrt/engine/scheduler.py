@@ -1,4 +1,4 @@
-"""Which sessions of an engine take part in the next pass."""
+"""Schedulers: they choose the sessions of an engine that take part in the next pass."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import Protocol
 
 @dataclass
 class Turn:
-    """What a scheduler knows of a session."""
+    """What a scheduler knows about a session."""
 
     opened: float = field(default_factory=time.monotonic)
-    """When it was opened, by the monotonic clock, in seconds."""
+    """The time when it was opened, by the monotonic clock, in seconds."""
     made_seconds: float = 0.0
     """Seconds of video that it has made."""
     passes: int = 0
-    """Passes that it has taken part in."""
+    """The number of passes that it has taken part in."""
 
     @property
     def due(self) -> float:
-        """When a viewer who has watched from the start needs its next chunk, by the monotonic clock."""
+        """The time when a viewer who has watched from the start needs the next chunk, by the monotonic clock."""
         return self.opened + self.made_seconds
 
 
 class Scheduler(Protocol):
     def choose(self, turns: Sequence[Turn], now: float) -> Sequence[int]:
-        """Indices of the sessions that take part in the next pass; none: it is too early for all of them."""
+        """The indices of the sessions that take part in the next pass; none if it is too early for all of them."""
 
 
 @dataclass(frozen=True)
 class RoundRobin:
-    """All in turns, for the most video in all: those that have taken part in the fewest passes come first."""
+    """All sessions in turn, for the highest total throughput: those with the fewest passes so far come first."""
 
     at_once: int | None = None
-    """Sessions in a pass at most; None: all."""
+    """The most sessions in a pass; None: all."""
 
     def choose(self, turns: Sequence[Turn], now: float) -> Sequence[int]:
         return sorted(range(len(turns)), key=lambda i: turns[i].passes)[: self.at_once]
@@ -43,10 +43,10 @@ class RoundRobin:
 
 @dataclass(frozen=True)
 class EarliestDeadline:
-    """Those whose next chunk is due first, for streams that are watched as they are made; none is made far ahead of its viewer."""
+    """The sessions whose next chunk is due first, for streams that are watched live. No session is made far ahead of its viewer."""
 
     at_once: int | None = None
-    """Sessions in a pass at most; None: all that are due."""
+    """The most sessions in a pass; None: all that are due."""
     ahead_seconds: float = 2.0
     """How far a session may be ahead of its viewer."""
 
