@@ -1,4 +1,4 @@
-"""Sends video to an address as it is made: a live stream, at the speed at which it plays."""
+"""Sends video to an address while it is made: a live stream, in real time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lolrt.errors import OutputError, check_pixels
 from lolrt.media import CRF
 from lolrt.media.encoder import WRITE_ERRORS, Encoder, check_video
 
-# The container that goes over each protocol.
+# The container format of each protocol.
 FORMATS = {"udp": "mpegts", "srt": "mpegts", "rtmp": "flv", "rtmps": "flv"}
 
-# How far ahead of its time a frame may be sent. Frames come a chunk at a time, and receivers hold at least so much back.
+# How far ahead of its time a frame may be sent. Frames come one chunk at a time, and receivers buffer at least so much.
 AHEAD_SECONDS = 1.0
 
 
@@ -26,11 +26,11 @@ def is_address(output: str) -> bool:
 
 
 def check_address(address: str) -> str:
-    """The protocol of an address. Raises `lolrt.OutputError` for one that video cannot be sent by; connects to nothing."""
+    """The protocol of an address. Raises `lolrt.OutputError` for a protocol that cannot carry video. Does not connect."""
     protocol = address.partition("://")[0].lower()
     if protocol not in FORMATS:
         raise OutputError(f"the address begins with {protocol}://; expected one of {', '.join(f'{name}://' for name in FORMATS)}")
-    if protocol == "srt":  # the only one that FFmpeg takes from another library
+    if protocol == "srt":  # the only protocol that FFmpeg takes from another library
         try:
             av.open("srt://", "r", format="mpegts")
         except av.ProtocolNotFoundError:
@@ -41,22 +41,22 @@ def check_address(address: str) -> str:
 
 
 class AddressWriter:
-    """A context manager that sends frames as H.264, without ever being more than `AHEAD_SECONDS` ahead of their time: `write` waits.
+    """A context manager that sends frames as H.264. `write` waits, so that frames are sent at most `AHEAD_SECONDS` ahead of their time.
 
-    Raises `lolrt.OutputError` when the receiver cannot be reached, or is gone.
+    Raises `lolrt.OutputError` when the receiver cannot be reached, or has closed the connection.
     """
 
     partial_path = None
 
     def __init__(self, address: str, height: int, width: int, fps: int, *, crf: int = CRF) -> None:
-        """Arguments as of `lolrt.VideoWriter`."""
+        """The arguments are those of `lolrt.VideoWriter`."""
         self._protocol, self._fps, self._broken = check_address(address), fps, False
         check_video(height, width, fps, crf)
         self._size = height, width
-        self._frames, self._start = 0, 0.0  # frames so far, and when the first was due by the monotonic clock
+        self._frames, self._start = 0, 0.0  # the frames so far, and the time of the first one by the monotonic clock
         with contextlib.ExitStack() as on_error:
             container = on_error.enter_context(av.open(address, "w", format=FORMATS[self._protocol]))
-            # Nothing is kept back to look ahead.
+            # The encoder holds no frames back to look ahead.
             self._h264 = Encoder(container, height, width, fps, {"crf": str(crf), "tune": "zerolatency"})
             try:
                 container.start_encoding()
@@ -69,7 +69,7 @@ class AddressWriter:
         check_pixels(frames, None, *self._size, 3)
         now = time.monotonic()
         if now > self._start + self._frames / self._fps:
-            self._start = now - self._frames / self._fps  # what comes late is not made up for
+            self._start = now - self._frames / self._fps  # a late frame moves all later ones
         for image in np.ascontiguousarray(frames.numpy()):
             time.sleep(max(0.0, self._start + self._frames / self._fps - AHEAD_SECONDS - time.monotonic()))
             try:
@@ -80,7 +80,7 @@ class AddressWriter:
             self._frames += 1
 
     def _failure(self, error: Exception) -> OutputError:
-        # The address may hold a key, so it is not said.
+        # The address may hold a key, so the message does not show it.
         return OutputError(f"cannot send video by {self._protocol}: {getattr(error, 'strerror', None) or error}")
 
     def __enter__(self) -> AddressWriter:

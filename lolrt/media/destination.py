@@ -1,4 +1,4 @@
-"""Where the boxes of an mp4 go: a file, or standard output."""
+"""Destinations of the boxes of an mp4: a file, or standard output."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CHECKED_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Position:
-    """Where a video stands at a cut: it can be cut off there, and goes on from there."""
+    """The position of a video at a cut. The video can be truncated there, and continued from there."""
 
     frames: int
     fragments: int
     bytes: int
-    """Of the file; of the last segment of an HLS video."""
+    """The length of the file, or of the last segment of an HLS video, in bytes."""
     checksum: int
-    """CRC-32 of the last bytes before the cut, which tells one video from another."""
+    """CRC-32 of the last bytes before the cut, to detect another video under the same name."""
 
 
 def checksum(path: Path, end: int) -> int:
@@ -36,27 +36,27 @@ def checksum(path: Path, end: int) -> int:
 
 
 class Destination(Protocol):
-    """Methods raise OSError where they fail."""
+    """The interface of a destination. Its methods raise OSError when they fail."""
 
     name: str
-    """As messages have it."""
+    """The name for messages."""
 
     @property
     def partial_path(self) -> Path | None:
-        """What is there of the video while it grows; None where that is out of reach."""
+        """The file of the video while it grows; None if there is no file."""
 
     def write(self, box: bytes, /) -> object: ...
 
     def flush(self) -> None: ...
 
     def cut(self) -> tuple[int, int]:
-        """Brings all to the disk. Gives `bytes` and `checksum` of `Position`."""
+        """Writes everything to the disk. Returns `bytes` and `checksum` of `Position`."""
 
     def finish(self) -> None:
-        """The video is whole."""
+        """Ends a video that is complete."""
 
     def leave(self, has_pictures: bool) -> None:
-        """The video is not whole. What there is of it stays if it has pictures; nothing stays if it has none."""
+        """Ends a video that is not complete. It is kept if it has pictures, and removed if it has none."""
 
 
 class StandardOutput:
@@ -111,7 +111,7 @@ class MovieFile:
             raise OutputError(f"cannot write {self._path}: {error.strerror}; choose another place with -o") from error
 
     def _reopen(self, position: Position) -> BinaryIO:
-        """The file of an earlier run, which was stopped or has ended, without what it has past the cut."""
+        """Opens the file of an earlier run, whether that is complete or not, and truncates it at the cut."""
         try:
             found = self.partial_path if self.partial_path.exists() else self._path
             with contextlib.ExitStack() as on_error:
@@ -142,7 +142,7 @@ class MovieFile:
         return end, checksum(self.partial_path, end)
 
     def finish(self) -> None:
-        with self.file:  # locked until it has its name
+        with self.file:  # locked until it has its final name
             self.file.flush()
             os.fsync(self.file.fileno())
             self.partial_path.replace(self._path)

@@ -1,6 +1,6 @@
 """Encoded video of frames as they come.
 
-Colours are those of BT.709 in limited range, and the stream says so: a player that had to guess would take small pictures for BT.601.
+Colours are BT.709 in limited range, and the stream is labelled so. Without the label a player would assume BT.601 for small pictures.
 A GIF has 256 colours a frame, of its own.
 """
 
@@ -19,7 +19,7 @@ from lolrt.errors import OutputError, check_whole
 from lolrt.media import CRF
 from lolrt.media.fragments import Fragments, Sink
 
-# Small video is enlarged by a whole factor to at least this height: players would do it with a worse filter.
+# Small video is enlarged by an integer factor to at least this height: players would enlarge it with a worse filter.
 DISPLAY_HEIGHT = 256
 
 # The filters, by FFmpeg's names.
@@ -28,16 +28,16 @@ Enlarge = Literal["LANCZOS", "POINT"]
 # By FFmpeg's names: H.264, VP9, and GIF's own.
 Codec = Literal["libx264", "libvpx-vp9", "gif"]
 
-# Options of libx264 for video that is watched as it is made: without B-frames, which players have to wait for.
+# Options of libx264 for live video: no B-frames, because players have to wait for them.
 LIVE = {"preset": "veryfast", "bf": "0", "threads": "1"}
 
-# Primaries and transfer, by the numbers of ITU-T H.273.
+# The code of BT.709's primaries and transfer in ITU-T H.273.
 BT709 = 1
 
-# Units of the track's clock in a frame.
+# Ticks of the track's clock per frame.
 FRAME_UNITS = 1000
 
-# What a failed write raises: the file's own error, or the muxer's when it stumbles over an earlier one.
+# The exceptions of a failed write: the file's own error, or the muxer's error about an earlier failure.
 WRITE_ERRORS = (OSError, av.FFmpegError)
 
 
@@ -50,16 +50,16 @@ def check_video(height: int, width: int, fps: int, crf: int) -> None:
 
 
 def encoded_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width, in pixels, at which frames are encoded. Raises `lolrt.OutputError` where they are too small."""
+    """The height and width, in pixels, at which frames are encoded. Raises `lolrt.OutputError` if the frames are too small."""
     if height < 2 or width < 2:
         raise OutputError(f"frames of {height} x {width} pixels are too small to encode")
     scale = max(1, -(-DISPLAY_HEIGHT // height)) if height < DISPLAY_HEIGHT else 1
-    # 4:2:0 halves the colours' resolution, so sides are even.
+    # 4:2:0 halves the resolution of the colours, so height and width must be even.
     return scale * height // 2 * 2, scale * width // 2 * 2
 
 
 class Encoder:
-    """An encoder that writes into a container, and closes it."""
+    """An H.264 encoder that writes into a container, and closes it at the end."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Encoder:
         self.container, self._enlarge = container, enlarge
         self._height, self._width = encoded_size(height, width)
         try:
-            # A key frame a second.
+            # One key frame per second.
             self._stream = container.add_stream(codec, rate=fps, options={"g": str(fps), **options})
         except (*WRITE_ERRORS, ValueError) as error:
             raise OutputError(f"cannot encode video: {error}; PyAV's own packages can") from error
@@ -102,7 +102,7 @@ class Encoder:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Writes what the encoder and the muxer hold back."""
+        """Writes the frames that the encoder and the muxer still hold."""
         self._mux(None)
         self.container.close()
 
@@ -123,10 +123,10 @@ def _in_256_colours(image: np.ndarray, of: np.ndarray) -> av.VideoFrame:
 
 
 class Mp4Encoder:
-    """Frames in, boxes of a fragmented mp4 out, a fragment a key frame: nothing is kept back for long, and no index grows.
+    """Encodes frames as a fragmented mp4, with one fragment per key frame. It never holds many frames back, and no index grows.
 
-    What follows an `end` does not depend on what came before, so that a video that goes on from there, in this process or another, has the
-    bits of one that was never interrupted.
+    The bytes after an `end` do not depend on the frames before. So a video that is continued there, in this process or another, has the
+    same bits as one that was never interrupted.
     """
 
     def __init__(
@@ -142,17 +142,17 @@ class Mp4Encoder:
         frames: int = 0,
         fragments: int = 0,
     ) -> None:
-        """height, width: of the frames, in pixels; fps: frames a second; crf: H.264's constant rate factor, from 1, the best, to 51.
-        enlarge: how small frames are; with "POINT", pixels become squares. live: on one thread, in half the time and a tenth more bytes,
-        and no frame waits for a later one, so that times are those of the frames. frames, fragments: that the sink has already. Raises
-        `lolrt.OutputError` where there is no encoder."""
+        """height, width: the size of the frames, in pixels. fps: frames per second. crf: H.264's constant rate factor, from 1, the best,
+        to 51. enlarge: the filter that enlarges small frames; with "POINT", pixels become squares. live: encodes on one thread, in half
+        the time and with a tenth more bytes; no frame waits for a later one, so the output has the times of the frames. frames, fragments:
+        the numbers that the sink has already. Raises `lolrt.OutputError` if there is no encoder."""
         self.frames, self.fragments, self._had_pictures = frames, fragments, frames > 0
         self._sink, self._size, self._fps, self._enlarge = sink, (height, width), fps, enlarge
         self._options = {"crf": str(crf)} | (LIVE if live else {})
         self._begin()
 
     def _begin(self) -> None:
-        """A muxer and an encoder for the frames from here on."""
+        """Makes a muxer and an encoder for the frames from here on."""
         self._boxes = Fragments(self._sink, self.fragments, FRAME_UNITS * self.frames, with_header=self.frames == 0)
         movflags = "frag_keyframe+empty_moov+default_base_moof+skip_trailer"
         options = {"movflags": movflags, "video_track_timescale": str(FRAME_UNITS * self._fps)}
@@ -173,7 +173,7 @@ class Mp4Encoder:
             self._h264.write(image)
 
     def end(self) -> None:
-        """Gives the sink all frames so far. Raises one of `WRITE_ERRORS`."""
+        """Writes all frames so far to the sink. Raises one of `WRITE_ERRORS`."""
         if self._ended:
             return
         self._h264.close()
@@ -181,9 +181,9 @@ class Mp4Encoder:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether the sink has, or had before, any."""
+        """Whether the sink has any pictures, from this encoder or an earlier one."""
         return self._had_pictures or self._h264.has_pictures
 
     def abandon(self) -> None:
-        """Lets go of muxer and encoder where the sink cannot be written any more."""
+        """Discards the muxer and the encoder, when the sink can no longer be written."""
         self._h264.container.close()

@@ -1,26 +1,26 @@
-"""Fragmented mp4 that goes on: what a muxer writes anew is made to follow what was written before."""
+"""Continues a fragmented mp4: changes the output of a new muxer so that it follows the output of an earlier one."""
 
 from __future__ import annotations
 
 import struct
 from typing import Protocol
 
-# Boxes of the header, of which a file has one.
+# The boxes of the header. A file has one header.
 HEADER = (b"ftyp", b"moov")
 
 
 class Sink(Protocol):
-    """What takes the boxes of an mp4, each whole."""
+    """The interface that receives the boxes of an mp4, each complete."""
 
     def write(self, box: bytes, /) -> object: ...
 
 
 class Fragments:
-    """A file for a muxer that writes a fragmented mp4 from time 0. Its fragments get the numbers and times that follow those of earlier
-    muxers, and only the first muxer's header is kept. Source: ISO/IEC 14496-12, mfhd and tfdt."""
+    """A file object for a muxer that writes a fragmented mp4 from time 0. Its fragments are renumbered and moved in time to follow those
+    of earlier muxers, and only the header of the first muxer is kept. Source: ISO/IEC 14496-12, mfhd and tfdt."""
 
     def __init__(self, sink: Sink, fragments: int, time: int, with_header: bool) -> None:
-        """fragments: written before; time: of the first frame, in units of the track's timescale."""
+        """fragments: the number of fragments written before. time: the time of the first frame, in units of the track's timescale."""
         self.sink, self.fragments, self.time, self._with_header = sink, fragments, time, with_header
         self._waiting = b""
 
@@ -39,7 +39,7 @@ class Fragments:
         return len(data)
 
     def _follow(self, moof: bytearray) -> bytes:
-        """A fragment's head with its number, and its time moved."""
+        """The head of a fragment with its new number and time."""
         for at, kind in _boxes(moof, 8, len(moof)):
             if kind == b"mfhd":
                 struct.pack_into(">I", moof, at + 12, self.fragments & 0xFFFFFFFF)
@@ -54,12 +54,12 @@ class Fragments:
 
 
 def box_kind(box: bytes) -> bytes:
-    """Its type, four letters."""
+    """The type of a box, four letters."""
     return bytes(box[4:8])
 
 
 def frames_in(moof: bytes) -> int:
-    """The number of frames that a fragment's head announces; what follows the head is not looked at. Source: ISO/IEC 14496-12, trun."""
+    """The number of frames that the head of a fragment announces. Reads only the head. Source: ISO/IEC 14496-12, trun."""
     return sum(
         struct.unpack_from(">I", moof, run + 12)[0]
         for track, kind in _boxes(moof, 8, struct.unpack_from(">I", moof)[0])
@@ -70,7 +70,7 @@ def frames_in(moof: bytes) -> int:
 
 
 def _boxes(data: bytes | bytearray, start: int, end: int) -> list[tuple[int, bytes]]:
-    """The offset of each box between two offsets, and its type."""
+    """The offset and type of each box between two offsets."""
     found = []
     while start < end:
         size, kind = struct.unpack_from(">I4s", data, start)

@@ -1,4 +1,4 @@
-"""HTTP Live Streaming: the playlist of a video that grows. Source: RFC 8216.
+"""HTTP Live Streaming: the playlist of a growing video. Source: RFC 8216.
 
 An init segment (ftyp, moov) and segments of one or more fragments (moof, mdat), each of which begins with a key frame.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lolrt.errors import Error
 
-# A playlist that loses segments at its beginning keeps at least so many target durations (RFC 8216, 6.2.2).
+# A playlist that drops segments at its beginning keeps at least so many target durations (RFC 8216, 6.2.2).
 LEAST_TARGETS = 3
 MEDIA_TYPE = "application/vnd.apple.mpegurl"
 END = "#EXT-X-ENDLIST"
@@ -25,11 +25,12 @@ class Segment:
 
 
 class Playlist:
-    """The text of a media playlist whose segments come at the end and, with a window of time, go at the beginning."""
+    """The text of a media playlist. Segments are added at the end and, if it covers a limited time, removed at the beginning."""
 
     def __init__(self, init: str, name: Callable[[int], str], target_seconds: float, dvr_seconds: float | None = None) -> None:
-        """init: URI of the init segment; name: gives the URI of a segment by its number; target_seconds: that no segment is longer than;
-        dvr_seconds: that a player can go back at least; by default to the beginning. Raises `lolrt.Error` where that is too little."""
+        """init: URI of the init segment. name: returns the URI of a segment by its number. target_seconds: the longest length of a
+        segment. dvr_seconds: how far a player can go back, at least; by default to the beginning. Raises `lolrt.Error` if that is too
+        short."""
         self._init, self._name, self._target = init, name, math.ceil(target_seconds)
         if dvr_seconds is not None and not dvr_seconds >= LEAST_TARGETS * self._target:
             raise Error(f"a live playlist of {dvr_seconds:g} s is too short to play; expected at least {LEAST_TARGETS * self._target} s")
@@ -37,12 +38,12 @@ class Playlist:
         self._segments: deque[Segment] = deque()
         self._seconds = 0.0
         self._leaving: deque[tuple[Segment, float]] = deque()
-        """Segments that are not listed any more, and for how many seconds of video each stays."""
+        """The segments that are no longer listed, each with the seconds of video for which it stays available."""
         self.ended = False
 
     def append(self, number: int, seconds: float) -> list[int]:
-        """Lists a segment, the next of the video. Gives the numbers of those that nobody may ask for any more: a segment that is not listed
-        any longer stays as long as it plays and the playlist was long, for players that have an old one (RFC 8216, 6.2.2)."""
+        """Adds the next segment of the video. Returns the numbers of the segments that can be deleted. A segment that is no longer listed
+        stays available for its own length plus that of the playlist, for players that have an old playlist (RFC 8216, 6.2.2)."""
         segment = Segment(number, round(seconds, 6))
         self._leaving = deque((gone, left - segment.seconds) for gone, left in self._leaving)
         self._segments.append(segment)

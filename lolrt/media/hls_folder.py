@@ -19,15 +19,16 @@ SEGMENT = re.compile(r"(\d{8,})\.m4s")
 
 
 class HlsFolder:
-    """`live.m3u8`, `live/init.mp4`, `live/00000001.m4s` and so on, a fragment a segment, in the order in which players may see them.
+    """Writes `live.m3u8`, `live/init.mp4`, `live/00000001.m4s` and so on, one fragment per segment. A player never sees a playlist that
+    names a file that does not exist yet.
 
-    The init segment is locked while the video grows. Every other file is replaced whole, so whoever serves the folder gives out none by
-    halves.
+    The init segment is locked while the video grows. Every other file is replaced in one step, so a web server never serves an incomplete
+    file.
     """
 
     def __init__(self, path: Path, fps: int, dvr_seconds: float | None, resume: Position | None) -> None:
-        """path: of the playlist; fps: frames a second, of which a segment has at most as many; others as of `Playlist` and `VideoWriter`.
-        Raises `lolrt.OutputError`."""
+        """path: the playlist. fps: frames per second; a segment has at most so many frames. The others are those of `Playlist` and
+        `VideoWriter`. Raises `lolrt.OutputError`."""
         self.name, self.partial_path, self._fps = str(path), path, fps
         self._folder = path.with_suffix("")
         self._playlist = Playlist(f"{self._folder.name}/{INIT}", lambda number: f"{self._folder.name}/{number:08d}.m4s", 1, dvr_seconds)
@@ -56,7 +57,7 @@ class HlsFolder:
             (locked if cls._is_whole(path) else new_file)(init).close()
 
     def _open(self) -> BinaryIO:
-        """Removes a whole video of the same name."""
+        """Starts a new video. Removes a complete video of the same name."""
         if self.partial_path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ class HlsFolder:
         return new_file(self._folder / INIT)
 
     def _reopen(self, position: Position) -> BinaryIO:
-        """The video of an earlier run, which was stopped or has ended, without what it has past the cut."""
+        """Opens the video of an earlier run, whether that is complete or not, and truncates it at the cut."""
         with contextlib.ExitStack() as on_error:
             init = on_error.enter_context(locked(self._folder / INIT))
             there, last = self._there(), self._path(position.fragments)
@@ -87,7 +88,7 @@ class HlsFolder:
             return init
 
     def _there(self) -> list[int]:
-        """Numbers of the segments in the folder."""
+        """The numbers of the segments in the folder."""
         found = (SEGMENT.fullmatch(path.name) for path in self._folder.iterdir())
         return sorted(int(match[1]) for match in found if match)
 
@@ -114,7 +115,7 @@ class HlsFolder:
         write_whole(self.partial_path, str(self._playlist).encode())
 
     def flush(self) -> None:
-        pass  # nothing waits
+        pass  # nothing is buffered
 
     def cut(self) -> tuple[int, int]:
         os.fsync(self._init.fileno())
@@ -124,7 +125,7 @@ class HlsFolder:
         return size, checksum(self._path(self._number), size)
 
     def finish(self) -> None:
-        with self._init:  # locked until it is whole
+        with self._init:  # locked until the video is complete
             self._playlist.ended = True
             os.fsync(self._init.fileno())
             self._write_playlist()
@@ -136,5 +137,5 @@ class HlsFolder:
             remove_partials(self.partial_path)
             self._remove_segments(self._there())
             (self._folder / INIT).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # something of others is in it
+            with contextlib.suppress(OSError):  # the folder holds files that are not ours
                 self._folder.rmdir()

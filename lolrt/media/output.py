@@ -29,7 +29,7 @@ def check_output(output: str, dvr_seconds: float | None, resume: bool) -> Path |
 def open_output(
     output: str, height: int, width: int, fps: int, *, resume: Position | None, dvr_seconds: float | None, **options: Any
 ) -> VideoWriter | AddressWriter:
-    """Arguments as of `lolrt.VideoWriter`."""
+    """Opens an output. The arguments are those of `lolrt.VideoWriter`."""
     if is_address(output):
         return AddressWriter(output, height, width, fps, **options)
     return VideoWriter(output, height, width, fps, resume=resume, dvr_seconds=dvr_seconds, **options)

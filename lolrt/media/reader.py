@@ -1,6 +1,6 @@
-"""Reads an image or a video as frames of the size and rate that a model works at.
+"""Reads an image or a video as frames of the model's size and frame rate.
 
-What a file is, its first bytes say, not its name: an image is opened by Pillow, all else by FFmpeg as a video.
+The first bytes of a file decide its type, not its name: Pillow opens images, and FFmpeg opens everything else as video.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from torch import Tensor
 from lolrt.errors import Error
 from lolrt.media.stills import SIGNATURE_BYTES, fit, is_image, opaque, stills
 
-# Times in a file are rounded to its clock's ticks: a frame counts as shown this part of a frame's time before its own.
+# Times in a file are rounded to the ticks of its clock. So a frame counts as shown already this fraction of a frame before its time.
 EARLY_FRAMES = 0.1
 
-# Video that does not say what its colours are is of BT.709 from so many rows on, and of BT.601 below: the rule of players.
+# Video without a colour label is taken as BT.709 from so many rows on, and as BT.601 below: players follow the same rule.
 BT709_ROWS = 720
 UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
 
-# What reading a damaged file raises, beside FFmpeg's errors: Pillow has no kind of its own for it.
+# The exceptions that a damaged file causes. Pillow has no exception of its own for it.
 READ_ERRORS = (OSError, av.FFmpegError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 class Shown(Protocol):
     @property
     def time(self) -> float | None:
-        """Seconds from the file's zero."""
+        """The time of the frame, in seconds from the file's time 0."""
 
 
 Picture = TypeVar("Picture", bound=Shown)
@@ -43,10 +43,10 @@ Picture = TypeVar("Picture", bound=Shown)
 def read_frames(path: str | Path, height: int, width: int, fps: float) -> Iterator[Tensor]:
     """The frames of a video file at `fps` frames a second, or the one of an image: uint8 [height, width, 3] RGB, one at a time.
 
-    At each time, the frame that is shown then. Pictures are turned and mirrored as the file says (EXIF's orientation, a video's display
-    matrix), pixels that are not square are brought to their shape, transparent ones laid over white, and all is scaled to cover
-    height x width, in pixels, and cropped around its middle. The path is always one of a file, never an address.
-    Raises `lolrt.Error` when the file cannot be read as pictures, or an image is not whole.
+    Each frame is the one that is shown at its time. Pictures are rotated and mirrored as the file says (EXIF's orientation, a video's
+    display matrix). Pixels that are not square are stretched to their shape, and transparent ones are laid over white. The picture is
+    scaled to cover height x width, in pixels, and cropped around its middle. The path is always taken as a file, never as an address.
+    Raises `lolrt.Error` when the file cannot be read as pictures, or an image is incomplete.
     """
     try:
         with open(path, "rb") as file:
@@ -54,7 +54,7 @@ def read_frames(path: str | Path, height: int, width: int, fps: float) -> Iterat
                 for still in _at_rate(stills(file), fps):
                     yield torch.from_numpy(fit(opaque(still.image), 1.0, height, width))
                 return
-            # No protocols: what a playlist names is neither opened nor fetched.
+            # No protocols: FFmpeg must not open or fetch what a playlist names.
             with av.open(file, options={"protocol_whitelist": ""}) as container:
                 if not container.streams.video:
                     raise Error(f"{path} has no pictures; expected an image or a video")
@@ -67,13 +67,14 @@ def read_frames(path: str | Path, height: int, width: int, fps: float) -> Iterat
 
 
 def check_readable(path: str | Path) -> None:
-    """Reads the first picture, and raises as `read_frames` does, or because there is none; a pipe, which can be read once only, is left."""
+    """Reads the first picture. Raises the errors of `read_frames`, also if there is no picture. A pipe is not read, because it can be read
+    only once."""
     if not Path(path).is_fifo() and next(read_frames(path, 16, 16, 1), None) is None:
         raise Error(f"{path} has no pictures; expected an image or a video")
 
 
 def _upright(picture: av.VideoFrame) -> tuple[Image.Image, bool]:
-    """A video's picture as 8-bit RGB, as its display matrix (ISO/IEC 14496-12, 6.2.2) lays it, and whether rows have become columns."""
+    """A video's picture as 8-bit RGB, rotated by its display matrix (ISO/IEC 14496-12, 6.2.2), and whether rows have become columns."""
     assumed = Colorspace.ITU709 if picture.colorspace == UNSPECIFIED and picture.height >= BT709_ROWS else None
     layout = "rgba" if any(component.is_alpha for component in picture.format.components) else "rgb24"
     pixels = picture.reformat(format=layout, src_colorspace=assumed).to_ndarray()
@@ -82,7 +83,7 @@ def _upright(picture: av.VideoFrame) -> tuple[Image.Image, bool]:
     if Type.DISPLAYMATRIX in side_data:
         a, b, _, c, d, *_ = np.frombuffer(side_data[Type.DISPLAYMATRIX], np.int32).tolist()
         turned = abs(b) > abs(a)
-        across, down = (c, b) if turned else (a, d)  # the signs with which a column goes right, and a row down
+        across, down = (c, b) if turned else (a, d)  # the signs: columns go right, rows go down
         pixels = pixels.swapaxes(0, 1) if turned else pixels
         pixels = pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
     return opaque(Image.fromarray(np.ascontiguousarray(pixels))), turned

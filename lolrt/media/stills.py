@@ -1,6 +1,6 @@
-"""Images: the pictures of a file by Pillow, and how one is brought to the size of a model's frames.
+"""Images: reads the pictures of a file with Pillow, and scales a picture to the size of a model's frames.
 
-What is here is imported without torch and without FFmpeg: a server decodes what clients send in a process of its own.
+This module imports neither torch nor FFmpeg: a server decodes the images of its clients in a small separate process.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from PIL import Image, ImageCms, ImageOps
 
 pillow_heif.register_heif_opener()
 
-# What Pillow is asked to open. The formats that it leaves out run other programs (EPS), or are videos in truth (MPEG).
+# The formats that Pillow may open. Others are left out because they run other programs (EPS), or are really videos (MPEG).
 FORMATS = ("PNG", "JPEG", "WEBP", "HEIF", "AVIF", "GIF", "TIFF", "BMP", "PPM", "JPEG2000")
 SIGNATURE_BYTES = 16
 
-# Formats whose later pictures are an animation's; those of others are thumbnails, pages or another view.
+# The formats whose further pictures are an animation. In other formats they are thumbnails, pages or other views.
 ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
-# How long a picture of an animation is shown that says 0: as browsers do.
+# How long an animation shows a picture whose time is 0; browsers do the same.
 UNTIMED_SECONDS = 0.1
 
-# What is seen through transparent pixels.
+# The colour behind transparent pixels.
 BACKGROUND = (255, 255, 255, 255)
 
 
 @dataclass(frozen=True)
 class Still:
-    """A picture of an image file, and when it is shown: at 0, but for those of an animation."""
+    """A picture of an image file, and the time when it is shown: 0, except in an animation."""
 
     time: float
     image: Image.Image
@@ -75,10 +75,10 @@ def in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def opaque(image: Image.Image) -> Image.Image:
-    """As 8-bit RGB."""
+    """The picture as 8-bit RGB, over the background colour."""
     if image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits; expected 8 or 16")
-    if image.mode.startswith("I;16"):  # which Pillow would cut off at 255
+    if image.mode.startswith("I;16"):  # Pillow would clip these at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -87,7 +87,8 @@ def opaque(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, pixel: float, height: int, width: int) -> np.ndarray:
-    """The middle of a picture that has the shape of height x width; pixel: the width of one of its pixels over its height."""
+    """The picture, scaled to cover height x width and cropped around its middle. pixel: the aspect ratio of its pixels, width over
+    height."""
     scale = max(height / image.height, width / (image.width * pixel))
     tall, wide = min(height / scale, image.height), min(width / scale / pixel, image.width)
     left, top = (image.width - wide) / 2, (image.height - tall) / 2

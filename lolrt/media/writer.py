@@ -17,7 +17,7 @@ from lolrt.media.hls_folder import HlsFolder
 from lolrt.media.movie import FORMATS, MovieEncoder
 from lolrt.media.png_sequence import PngEncoder, PngFolder, check_pattern
 
-# An HLS video's files say so in words of their own.
+# HLS output raises OutputError itself.
 FAILURES = (*WRITE_ERRORS, OutputError)
 # What a run can go on with, and the others.
 GOING_ON = (".mp4", ".m3u8")
@@ -25,8 +25,8 @@ SUFFIXES = (*GOING_ON, *FORMATS, ".png")
 
 
 def output_path(output: str | Path) -> Path | None:
-    """The file that an output names; None for "-", standard output. Raises `lolrt.OutputError` for what is no name of a video, and where
-    standard output can take none."""
+    """The file that an output names; None for "-", standard output. Raises `lolrt.OutputError` for a name that is not a video's, and if
+    standard output cannot take a video."""
     if str(output) == "-":
         if sys.stdout is None:
             raise OutputError("standard output is closed; choose a file with -o")
@@ -58,11 +58,11 @@ class VideoWriter:
     """A context manager that writes frames to a file, by the end of its name .mp4, .mkv, .webm or .gif; to an HLS playlist .m3u8 and its
     segments; to PNG files, such as `frames/%05d.png`; or as an mp4 to standard output for the output "-".
 
-    A file grows under the name `<stem>.partial.mp4`, locked, and gets its own name when it is whole and on the disk. If writing fails,
-    what has been written stays under the partial name, where it can be played but not be taken for the whole; nothing stays where no
-    picture was written. A playlist `<stem>.m3u8` is there from the first segment in the folder `<stem>` on, and says that the video ends
-    when it is whole. Raises `lolrt.OutputError` when the output cannot be written, another process is writing it, or an earlier one
-    has left its video there that is not whole.
+    A file is written under the name `<stem>.partial.mp4`, locked, and gets its final name when it is complete and on the disk. If writing
+    fails, the part that was written keeps the partial name: it can be played, but not be mistaken for a complete video. If no picture was
+    written, no file is left. A playlist `<stem>.m3u8` exists from the first segment in the folder `<stem>` on, and gets its end mark when
+    the video is complete. Raises `lolrt.OutputError` when the output cannot be written, when another process is writing it, or when an
+    earlier one has left an incomplete video there.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class VideoWriter:
 
     @property
     def partial_path(self) -> Path | None:
-        """What is there of the video while it grows; None for standard output."""
+        """The file of the video while it grows; None for standard output."""
         return self._destination.partial_path
 
     def write(self, frames: Tensor) -> None:
@@ -160,8 +160,8 @@ class VideoWriter:
             raise self._failure(failure) from failure
 
     def _abandon(self) -> None:
-        """Lets go of a video that cannot be written any more."""
-        with contextlib.suppress(*FAILURES):  # the failure that brought us here says it all
+        """Gives up a video that can no longer be written."""
+        with contextlib.suppress(*FAILURES):  # the first failure is the one that is reported
             self._encoder.abandon()
         with contextlib.suppress(*FAILURES):
             self._destination.leave(self._encoder.has_pictures)
