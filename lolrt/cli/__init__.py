@@ -1,6 +1,6 @@
-"""The command line, a file for each command. Each has `add_command`, which makes its parser, and `run`.
+"""The command line. Each command has a file of its own, with `add_command`, which makes its parser, and `run`.
 
-They import torch, and what needs it, in `run`: asking for help or the version stays fast.
+torch, and modules that need it, are imported in `run`, so that `--help` and `--version` are fast.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ COMMANDS = (generate, serve, inspect, convert, synth, encode, info, bench, lab)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0, 2 after one line on standard error when the user can mend what went wrong, or 128 and the signal's number
-    when one has ended it (130 for Ctrl-C)."""
+    """Runs a command and returns its exit status: 0; 2, with one line on standard error, for an error that the user can correct; or 128
+    plus the number of the signal that ended it (130 for Ctrl-C)."""
     with standard_streams():
         try:
             try:
                 run(argv)
             finally:
                 if sys.stdout is not None:
-                    sys.stdout.flush()  # an error in what waits there would come when nobody can tell it any more
+                    sys.stdout.flush()  # here, because an error of the flush at exit could no longer be reported
         except BrokenPipeError:
             return 128 + signal.SIGPIPE
         except Error as error:
@@ -55,7 +55,8 @@ def run(argv: Sequence[str] | None) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Of Python, NumPy and the core, of torch on the CPU, which has no exception of its own for it, or on CUDA."""
+    """Whether an error means that memory ran out, in Python, NumPy, the core, or torch. On the CPU torch has no exception of its own for
+    it."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 

@@ -1,4 +1,4 @@
-"""`lolrt bench`: how fast the ops are on this machine, and with `serve`, a server."""
+"""`lolrt bench`: measures how fast the ops are on this machine; `lolrt bench serve` measures a server."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def run_serve(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """A table for each kernel set, from a process of its own: torch's libraries choose their instructions when they are loaded."""
+    """Prints a table for each kernel set. Each is measured in a process of its own, because torch's libraries choose their instructions
+    when they are loaded."""
     import subprocess
 
     from lolrt.bench.cases import CASES

@@ -1,4 +1,4 @@
-"""`lolrt convert`: any known checkpoint as one folder that loads fast."""
+"""`lolrt convert`: converts any known checkpoint to one folder that loads fast."""
 
 from __future__ import annotations
 

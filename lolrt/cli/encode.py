@@ -1,4 +1,4 @@
-"""`lolrt encode`: embeddings of prompts, for machines without the text encoder."""
+"""`lolrt encode`: computes the embeddings of prompts, for machines without the text encoder."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def add_command(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import lolrt
 
-    # A wrong name should not cost the minutes in which a large model encodes its prompts and is loaded.
+    # Check the name first: a large model takes minutes to encode its prompts and to load.
     videos = videos_of(arguments)
     if arguments.threads:
         lolrt.set_threads(arguments.threads)
@@ -242,7 +242,7 @@ def late_prompts(video: Video, pipe: Pipeline, total: int | None) -> list[str]:
 
 
 def check_memory(pipe: Pipeline, window: Window, kv_dtype: torch.dtype | None) -> None:
-    """Raises `lolrt.Error` where the pages of a stream are more than the machine's memory, or the GPU's."""
+    """Raises `lolrt.Error` if the pages of a stream need more memory than the machine, or the GPU, has."""
     import torch
 
     from lolrt import ops

@@ -1,4 +1,4 @@
-"""`lolrt info`: versions, kernels and models, or the memory that a stream of a model takes."""
+"""`lolrt info`: prints versions, kernels and models, or the memory that a stream of a model needs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def cuda_device() -> str:
-    """The GPU that models would run on, or why there is none."""
+    """The name of the GPU that models would run on, or the reason why there is none."""
     import torch
 
     from lolrt.ops.device import usable
@@ -73,7 +73,7 @@ def cuda_device() -> str:
 
 
 def print_memory(arguments: argparse.Namespace) -> None:
-    """What a stream of a model will allocate."""
+    """Prints the memory that a stream of a model will allocate."""
     from dataclasses import replace
 
     import torch

@@ -1,4 +1,4 @@
-"""`lolrt inspect`: what a checkpoint or a snapshot is, and what it lacks."""
+"""`lolrt inspect`: describes a checkpoint or a snapshot, and what is missing in it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
     from lolrt.checkpoint.inspect import inspect
     from lolrt.session.snapshot import Snapshot, is_snapshot
 
-    snapshot = os.path.isfile(arguments.path) and is_snapshot(arguments.path)  # a device would be read to no end
+    snapshot = os.path.isfile(arguments.path) and is_snapshot(arguments.path)  # reading a device would never end
     found = Snapshot.read(arguments.path) if snapshot else inspect(arguments.path, arguments.weights)
     if arguments.json:
         plain = {"snapshot": found.plain()} if snapshot else found.plain()

@@ -1,4 +1,4 @@
-"""How a long run ends when it is asked to."""
+"""Ends a long run on a signal, between two chunks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(KeyboardInterrupt):
-    """A run that a signal has ended before its time; the text says what there is of it."""
+    """A signal ended the run early; the text says which part of the output exists."""
 
     def __init__(self, number: int, text: str = "interrupted") -> None:
         super().__init__(text)
@@ -18,9 +18,9 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interrupt:
-    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a flag, so that a run ends between two chunks, and the second into `Stopped`.
+    """The first Ctrl-C, SIGTERM or SIGHUP sets a flag, so that a run ends between two chunks. The second raises `Stopped`.
 
-    A signal that the process was told to ignore, as nohup tells it of SIGHUP, stays ignored.
+    A signal that the process was started to ignore (nohup does this with SIGHUP) stays ignored.
     """
 
     def __init__(self) -> None:
@@ -40,5 +40,5 @@ class Interrupt:
         if self.requested is not None:
             raise Stopped(number)
         self.requested = number
-        with contextlib.suppress(OSError):  # not by print, whose buffer may be in use just now
+        with contextlib.suppress(OSError):  # not print: the signal may have interrupted a use of its buffer
             os.write(2, b"\nlolrt: finishing this chunk; again to stop now\n")

@@ -108,7 +108,7 @@ def run_phase(arguments: argparse.Namespace) -> None:
     print(f"RIFLEx's intrinsic pair for a first repetition at {policy.rope.length_frames}: k = {k}, period {period}")
     try:
         table.plot(picture, title)
-    except Error as error:  # the numbers do not need the plot's library
+    except Error as error:  # the numbers are printed even if the plot library is missing
         print(f"{csv}; no picture: {error}")
     else:
         print(f"{csv}, {picture}")

@@ -1,4 +1,4 @@
-"""The file of `lolrt generate --probe`."""
+"""The file that `lolrt generate --probe` writes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class MassLog:
-    """Writes the attention mass of each chunk as it comes, a row per layer, head and page: mean over the chunk's frames."""
+    """Writes the attention mass of each chunk as it comes, one row per layer, head and page; the mean over the chunk's frames."""
 
     def __init__(self, path: Path | None, resume_bytes: int = 0) -> None:
-        """resume_bytes: goes on with the file of an earlier run, of which so much is kept."""
+        """resume_bytes: continues the file of an earlier run after so many bytes."""
         self.path, self._resume_bytes = path, resume_bytes
 
     def __enter__(self) -> MassLog:
@@ -41,13 +41,13 @@ class MassLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if self._file is not None:
-                self._file.close()  # writes what is left
+                self._file.close()  # flushes the buffer
         except OSError as failure:
             if error is None:
                 raise self._failure(failure) from failure
 
     def size(self) -> int:
-        """Bytes on the disk so far."""
+        """The bytes on the disk so far."""
         if self._file is None:
             return 0
         try:

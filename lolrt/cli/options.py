@@ -1,4 +1,4 @@
-"""What commands have in common: kinds of values, how help is written, and options that several have."""
+"""Helpers that the commands share: types of values, the format of the help, and common options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODEL_HELP = "the name of an embedded model, or a folder, a file, or a .toml fil
 
 
 class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells the defaults that say something: not those of options that are off or have none."""
+    """Shows the defaults of options, except of options that are off or have none."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         says_nothing = action.default is None or action.default is False or action.default == []
@@ -31,12 +31,12 @@ def positive(kind: type) -> type:
             raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
         return value
 
-    parse.__name__ = kind.__name__  # argparse names the type in its message
+    parse.__name__ = kind.__name__  # argparse shows this name in its message
     return parse  # type: ignore[return-value]
 
 
 def frame_size(text: str) -> tuple[int, int]:
-    """HEIGHTxWIDTH in pixels."""
+    """Parses HEIGHTxWIDTH, in pixels."""
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text} is no size such as 480x832")
@@ -44,8 +44,8 @@ def frame_size(text: str) -> tuple[int, int]:
 
 
 def add_fields(parser: argparse._ActionsContainer, dataclass: str, *, defaults: bool = True) -> None:
-    """An option for each field of a dataclass, with its names, choices and help (`lolrt.fields`), and its default unless the model has a
-    better one."""
+    """Adds an option for each field of a dataclass, with its names, choices and help (`lolrt.fields`), and its default unless the model
+    has a better one."""
     for field in fields_of(dataclass):
         parser.add_argument(
             *(f"--{name.replace('_', '-')}" for name in field.names),
@@ -58,7 +58,7 @@ def add_fields(parser: argparse._ActionsContainer, dataclass: str, *, defaults: 
 
 
 def field_values(arguments: argparse.Namespace, dataclass: str) -> dict[str, Any]:
-    """What the options of `add_fields` say, to make the dataclass of; without those that say nothing."""
+    """The values of the options of `add_fields`, as arguments of the dataclass; without options that have no value."""
     values = {field.name: getattr(arguments, field.name) for field in fields_of(dataclass)}
     return {name: value for name, value in values.items() if value is not None}
 

@@ -1,4 +1,4 @@
-"""`lolrt serve`: live streams that are watched and steered from a browser."""
+"""`lolrt serve`: serves live streams, to watch and steer in a browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Standard streams that are closed, full, gone, or have no letter for a name: none of it ends a run in a traceback."""
+"""Standard streams that may be closed, on a full disk, a broken pipe, or unable to encode a character. None of these ends a run with a
+traceback."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ Result = TypeVar("Result")
 
 
 class Standard:
-    """Standard output or standard error. After a write that fails, what follows goes nowhere; on standard output it also raises
-    `lolrt.OutputError`, or BrokenPipeError where the reader has gone. What is said on standard error only accompanies a run."""
+    """Standard output or standard error. After a failed write, later output is discarded. On standard output the failure also raises
+    `lolrt.OutputError`, or BrokenPipeError if the reader has gone. On standard error it does not: those messages are not the result of a
+    run."""
 
     def __init__(self, stream: TextIO, raises: bool) -> None:
         self._stream, self._raises = stream, raises
@@ -35,7 +37,7 @@ class Standard:
         try:
             return call()
         except OSError as error:
-            with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:  # what waits in the buffer is written there, at last
+            with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:  # the rest of the buffer is written there at exit
                 os.dup2(nowhere.fileno(), self._stream.fileno())
             if not self._raises:
                 return None
@@ -46,7 +48,7 @@ class Standard:
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Puts `Standard` in the place of standard output and standard error; one that is closed stays None, or goes nowhere."""
+    """Replaces standard output and standard error with `Standard`. A closed stream stays None, or discards its output."""
     _occupy()
     out, err = sys.stdout, sys.stderr
     if isinstance(out, io.TextIOWrapper):
@@ -61,8 +63,8 @@ def standard_streams() -> Iterator[None]:
 
 
 def _occupy() -> None:
-    """Opens descriptors 0 to 2 where they are closed. A file of ours that got one of these would be written to by whatever library
-    prints."""
+    """Opens the descriptors 0 to 2 that are closed. Otherwise a file of ours could get one of these numbers, and any library that prints
+    would write into it."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

@@ -1,4 +1,4 @@
-"""`lolrt synth`: a model of any size with random weights."""
+"""`lolrt synth`: makes a model of any size with random weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that are given and change nothing: each is told, with what it would take for it to count."""
+"""Finds options that were given but have no effect, and says for each what it needs to have one."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 class Need(NamedTuple):
     options: tuple[str, ...]
-    """By the names of the fields that they fill."""
+    """The options, by the names of their fields."""
     takes: str
-    """What else has to be given."""
+    """The setting that they need to have an effect."""
     given: Callable[[Rope, Window], bool]
 
 
@@ -42,7 +42,7 @@ NEEDS = (
 
 
 def without_effect(given: Collection[str], rope: Rope, window: Window) -> Iterator[str]:
-    """A line for each option that was given (by the name of its field) and plays no part in these policies."""
+    """A line for each option that was given (by the name of its field) and has no effect with these policies."""
     for need in NEEDS:
         idle = [f"--{SHORT.get(name, name).replace('_', '-')}" for name in need.options if name in given]
         if idle and not need.given(rope, window):
