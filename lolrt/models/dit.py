@@ -1,7 +1,8 @@
-"""The causal DiT of Wan2.1's topology: one forward pass of a chunk of latent frames over the KV cache.
+"""The causal DiT with Wan2.1's topology: one forward pass of a chunk of latent frames over the KV cache.
 
-Parameter names are those of `wan/modules/model.py`, so that published weights load as they are. What does not change between passes is
-computed once: keys and values of the text per prompt (`encode_text`), modulations per timestep (`modulations`), rotations per chunk.
+Parameter names are those of `wan/modules/model.py`, so that published weights load unchanged. Values that stay the same over several
+passes are computed once: keys and values of the text for each prompt (`encode_text`), modulations for each timestep (`modulations`),
+rotations for each chunk.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ class DiTConfig:
     dim: int = 1536
     ffn_dim: int = 8960
     freq_dim: int = 256
-    """Length of the timestep's sinusoid."""
+    """The length of the timestep's sinusoidal embedding."""
     text_dim: int = 4096
     text_len: int = 512
-    """Rows of text that cross-attention sees; a shorter prompt is filled up with zeros, which attend as well, as in the public code."""
+    """The rows of text that cross-attention sees. A shorter prompt is padded with zeros, which are attended to as well, as in the public
+    code."""
     in_dim: int = 16
     out_dim: int = 16
     num_heads: int = 12
@@ -43,7 +45,7 @@ class DiTConfig:
     eps: float = 1e-6
     patch_size: tuple[int, int, int] = (1, 2, 2)
     rope_dims: tuple[int, int, int] | None = None
-    """Channels of a head that turn with time, row and column; None is Wan's rule d - 4 (d // 6), 2 (d // 6), 2 (d // 6)."""
+    """The channels of a head that are rotated by time, row and column; None is Wan's rule d - 4 (d // 6), 2 (d // 6), 2 (d // 6)."""
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or self.patch_size[0] != 1:
@@ -58,7 +60,7 @@ class DiTConfig:
 
     @property
     def axes(self) -> tuple[int, int, int]:
-        """Channels of a head for time, row and column."""
+        """The channels of a head for time, row and column."""
         spatial = 2 * (self.head_dim // 6)
         return self.rope_dims or (self.head_dim - 2 * spatial, spatial, spatial)
 
@@ -68,18 +70,18 @@ class DiTConfig:
 
 
 def parts(module: nn.Module) -> dict[str, Any]:
-    """A module's own modules by name. As attributes nn.Module looks them up in Python, which takes a microsecond each, and a pass of the
-    embedded model is a few milliseconds."""
+    """The submodules of a module, by name. Access as attributes is slower: nn.Module looks each up in Python, which takes a microsecond,
+    and a pass of the embedded model takes only a few milliseconds."""
     return module._modules
 
 
 def parameters(module: nn.Module) -> list[Any]:
-    """A module's own parameters, in the order in which it has made them; for the same reason."""
+    """The module's own parameters, in the order in which they were made; for the same reason."""
     return list(module._parameters.values())
 
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """nn.Linear on x, without what calling a module costs: its hooks are not asked."""
+    """nn.Linear on x, without the cost of calling a module. Hooks are not called."""
     return F.linear(x, *parameters(layer))
 
 
@@ -92,13 +94,14 @@ class HeadsRMSNorm(nn.Module):
 
 
 def side_by_side(*parts: Tensor) -> Tensor:
-    """Parameters of one shape as one tensor [sum of rows, ...] over their own memory, which is first made one piece if it is not."""
+    """Parameters of one shape as one tensor [sum of rows, ...] that shares their memory. If they are not contiguous, they are first moved
+    to one block."""
     first = parts[0].detach()
     whole = [len(parts) * len(first), *first.shape[1:]]
     storage = first.untyped_storage().data_ptr()
     memory = [(part.untyped_storage().data_ptr(), part.storage_offset() - i * first.numel()) for i, part in enumerate(parts)]
     if memory != [(storage, first.storage_offset())] * len(parts):
-        with torch.inference_mode(first.is_inference()):  # they stay what they were: ordinary tensors can be trained
+        with torch.inference_mode(first.is_inference()):  # keeps ordinary tensors ordinary, so that they can be trained
             first = torch.cat([part.detach() for part in parts])
         for part, rows in zip(parts, first.split(len(parts[0])), strict=True):
             part.data = rows
@@ -119,20 +122,21 @@ class Attention(nn.Module):
         self._fused: tuple[tuple[int, ...], Tensor, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles have: the fused tensors lie over parameters' memory, which is another's there."""
+        """The state for copies and pickles. It leaves out the fused tensors, because they share memory with the parameters of this
+        object."""
         return {**self.__dict__, "_fused": None}
 
     def qkv(self, h: Tensor) -> Tensor:
-        """q, k and v of h [..., dim] by one product: [..., 3 * dim]."""
+        """q, k and v of h [..., dim], from one matrix product: [..., 3 * dim]."""
         if torch.compiler.is_compiling():  # which cannot follow where parameters lie
             return torch.cat([linear(parts(self)[name], h) for name in "qkv"], -1)
         return F.linear(h, *self.fused_qkv())
 
     def fused_qkv(self) -> tuple[Tensor, Tensor]:
-        """Weights and biases of q, k and v, each as one tensor over the parameters' own memory."""
+        """The weights and the biases of q, k and v, each as one tensor that shares the parameters' memory."""
         own = parts(self)
         weights, biases = zip(*(parameters(own[name]) for name in "qkv"), strict=True)
-        memory = tuple(map(Tensor.data_ptr, weights + biases))  # changes when somebody gives them other tensors
+        memory = tuple(map(Tensor.data_ptr, weights + biases))  # changes when the parameters get other tensors
         if self._fused is None or self._fused[0] != memory:
             weight, bias = side_by_side(*weights), side_by_side(*biases)
             self._fused = tuple(map(Tensor.data_ptr, weights + biases)), weight, bias
@@ -169,11 +173,11 @@ class CausalDiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
         self.adapters: tuple[str, ...] = ()
-        """Files whose adapters were merged into the weights, each with its strength; for people, and to tell models apart."""
+        """The files whose adapters were merged into the weights, each with its strength; shown to users, and used to distinguish models."""
         self.ulysses: Ulysses | None = None
         """This rank's part, where the model runs on several (`shard`)."""
         self.origin: object = None
-        """Where the weights came from, for whoever loads them (`lolrt.checkpoint.origin`)."""
+        """The source of the weights, set by the loader (`lolrt.checkpoint.origin`)."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -198,19 +202,19 @@ class CausalDiT(nn.Module):
         return self.config.num_heads if self.ulysses is None else self.ulysses.heads
 
     def fuse_qkv(self) -> None:
-        """Makes the weights of q, k and v one tensor in each layer now rather than in the first pass."""
+        """Makes the weights of q, k and v one tensor in each layer, now instead of in the first pass."""
         for block in self._blocks:
             block.self_attn.fused_qkv()
 
     def tokens_per_frame(self, height: int, width: int) -> int:
-        """Tokens of a latent frame of height x width latent pixels."""
+        """The number of tokens of a latent frame of height x width latent pixels."""
         _, patch_height, patch_width = self.config.patch_size
         if height % patch_height or width % patch_width or height < 1 or width < 1:
             raise Error(f"a latent frame of {height} x {width} does not divide into patches of {patch_height} x {patch_width}")
         return (height // patch_height) * (width // patch_width)
 
     def check_text(self, prompt_embeds: Tensor) -> None:
-        """Raises `lolrt.Error` unless they are rows of text for this model, [1 .. text_len, text_dim], finite."""
+        """Raises `lolrt.Error` unless the embeddings fit this model, [1 .. text_len, text_dim], and are finite."""
         text_len, text_dim = self.config.text_len, self.config.text_dim
         if not isinstance(prompt_embeds, Tensor):
             raise Error(f"prompt_embeds are {prompt_embeds!r:.100}; expected a tensor of rows of text, as a text encoder gives it")
@@ -221,9 +225,10 @@ class CausalDiT(nn.Module):
 
     @torch.inference_mode()
     def encode_text(self, prompt_embeds: Tensor, out: TextContext | None = None) -> TextContext:
-        """Keys and values of a prompt [text_tokens, text_dim], filled up with zeros to text_len rows; no mask, as in the public code.
+        """The keys and values of a prompt [text_tokens, text_dim], padded with zeros to text_len rows; without a mask, as in the public
+        code.
 
-        out: where they go; by default memory of their own.
+        out: the memory for the result; by default new memory.
         """
         config = self.config
         self.check_text(prompt_embeds)
@@ -241,10 +246,10 @@ class CausalDiT(nn.Module):
 
     @torch.inference_mode()
     def modulations(self, timesteps: Tensor) -> list[Tensor]:
-        """What the model is told of each timestep, 0 .. 1000: float [n] -> n modulations, float32 [1, 6 * layers + 2, dim] each.
+        """The modulations of timesteps in 0 .. 1000: float [n] -> n tensors, float32 [1, 6 * layers + 2, dim] each.
 
-        The rows are shift, scale and gate of attention of each layer, then those of its feed-forward; last, shift and scale of the head;
-        with "1 +" folded into the scales.
+        The rows are, for each layer, shift, scale and gate of the attention, then those of the feed-forward; and last, shift and scale of
+        the head. The scales include the "1 +".
         """
         half = self.config.freq_dim // 2
         angle = timesteps.double()[:, None] * 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
@@ -260,9 +265,9 @@ class CausalDiT(nn.Module):
 
     @torch.inference_mode()
     def forward(self, inputs: PassInputs) -> Tensor:
-        """The flow of noisy chunks, float32 [frames, out_dim, height, width]; writes the K and V of their frames into their pages."""
+        """The flow of noisy chunks, float32 [frames, out_dim, height, width]. Writes the K and V of their frames into the pages."""
         config = self.config
-        modulation = inputs.modulation.transpose(0, 1).contiguous()  # [rows, 1 or frames, dim]: the ops take each row in one piece
+        modulation = inputs.modulation.transpose(0, 1).contiguous()  # [rows, 1 or frames, dim]: the ops need each row contiguous
         height, width = inputs.sample.shape[2:]
         x = self._product(self._patchify, inputs.sample, inputs)
         ulysses, tokens = self.ulysses, x.shape[1]
@@ -288,7 +293,7 @@ class CausalDiT(nn.Module):
 
     @staticmethod
     def _product(layer: Callable[[Tensor], Tensor], x: Tensor, inputs: PassInputs) -> Tensor:
-        """A layer on x [frames, ...], piece by piece where the pass asks for that."""
+        """A layer on x [frames, ...], in separate pieces if the pass asks for that."""
         if not inputs.product_frames:
             return layer(x)
         return torch.cat([layer(piece) for piece in x.split(list(inputs.product_frames))])

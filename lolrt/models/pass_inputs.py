@@ -1,4 +1,4 @@
-"""What one pass of the DiT reads and writes, of one session or of several at once."""
+"""The inputs and outputs of one pass of the DiT, for one session or for several at once."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TextContext:
-    """Keys and values of prompts, a page a prompt and layer."""
+    """The keys and values of prompts: one page for each prompt and layer."""
 
     pages: Tensor
     """[layers, prompts, page_elements]"""
     page_table: Tensor
-    """int32 [1]: which of them is the prompt's."""
+    """int32 [1]: the index of this prompt's page."""
     index: int = 0
-    """The same, for the host."""
+    """The same index, on the host."""
 
 
 @dataclass(frozen=True)
 class PassInputs:
     """A pass over some latent frames, in `batch` groups of equal size; each group attends to its own row of the page table.
 
-    A chunk of one session is one group. Of several sessions each frame is a group of its own, so that chunks of any sizes meet (`join`).
+    The chunk of a single session is one group. With several sessions each frame is a group of its own, so that chunks of any sizes can be
+    joined (`join`).
     """
 
     sample: Tensor
     """[frames, in_dim, height, width], any float dtype."""
     modulation: Tensor
-    """float32 [1 or frames, 6 * layers + 2, dim], as of `CausalDiT.modulations`."""
+    """float32 [1 or frames, 6 * layers + 2, dim], see `CausalDiT.modulations`."""
     layer_pages: Sequence[Tensor]
     """[pool pages, page_elements] of each layer."""
     page_table: Tensor
-    """int32 [batch, pages]: what a group attends to; -1 is a page that is not there."""
+    """int32 [batch, pages]: the pages that a group attends to; -1 is an absent page."""
     write_table: Tensor
     """int32 [frames]: the page that each frame's K and V are written to."""
     rotation: Tensor
@@ -52,11 +53,12 @@ class PassInputs:
     mass: Tensor | None = None
     """float32 [layers, batch, pages, frames / batch, heads], filled with the attention mass."""
     queries: Sequence[tuple[slice, Tensor]] = ()
-    """Frames, and float32 [layers, heads, head_dim] that is filled with the mean query of their tokens, not rotated by time."""
+    """Pairs of frames and a tensor, float32 [layers, heads, head_dim], that is filled with the mean query of their tokens, not rotated by
+    time."""
     product_frames: Sequence[int] = ()
-    """Sizes of the pieces of `sample` whose matrix products are computed apart; by default there is one."""
+    """The sizes of the pieces of `sample` whose matrix products are computed separately; by default `sample` is one piece."""
     steady: bool = False
-    """Whether later passes have the same shapes and the same memory, so that a CUDA graph of this one serves them."""
+    """Whether later passes have the same shapes and the same memory, so that they can replay a CUDA graph of this one."""
 
     @property
     def frames(self) -> int:
@@ -64,9 +66,10 @@ class PassInputs:
 
 
 def join(passes: Sequence[PassInputs], *, products_apart: bool = False) -> PassInputs:
-    """Passes of one pool and one spatial rotation as one pass; `share` takes its results apart. One alone stays as it is.
+    """Joins passes of one pool and one spatial rotation to one pass; `share` distributes its results. A single pass is returned as it is.
 
-    products_apart: each pass keeps matrix products of its own, so that nothing depends on how many rows a library multiplies at a time.
+    products_apart: each pass has its own matrix products, so that no result depends on the number of rows that a library multiplies at
+    once.
     """
     if len(passes) == 1:
         return passes[0]
@@ -75,7 +78,7 @@ def join(passes: Sequence[PassInputs], *, products_apart: bool = False) -> PassI
     layers = max(len(one.rotation) for one in passes)
 
     def filled(x: Tensor, layers: int) -> Tensor:
-        """[1 or layers, 1, pages, ...] to [layers, 1, all pages, ...]; what is filled up belongs to pages that are not there."""
+        """[1 or layers, 1, pages, ...] padded to [layers, 1, all pages, ...]; the padding belongs to absent pages."""
         grown = F.pad(x, (0, 0) * (x.ndim - 3) + (0, pages - x.shape[2]))
         return grown.expand(layers, *grown.shape[1:])
 
@@ -116,7 +119,7 @@ def join(passes: Sequence[PassInputs], *, products_apart: bool = False) -> PassI
 
 
 def share(joined: PassInputs, passes: Sequence[PassInputs]) -> None:
-    """Gives each pass the attention mass that the joined one has measured."""
+    """Copies the attention mass that the joined pass has measured to each of its passes."""
     if joined.mass is None or len(passes) == 1:
         return
     start = 0

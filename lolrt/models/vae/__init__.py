@@ -1,1 +1,1 @@
-"""VAEs that turn video frames to latents and back, a few at a time, for ever."""
+"""VAEs that convert video frames to latents and back, a few at a time, without end."""

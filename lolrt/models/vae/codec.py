@@ -1,4 +1,4 @@
-"""What a stream needs of a VAE: frames to latents and back, a few at a time, for ever."""
+"""The interface of a VAE on a stream: it converts frames to latents and back, a few at a time, without end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lolrt.errors import Error
 
-# What a stream carries from call to call: frames of some layers' inputs, by name.
+# The state of a stream between calls: past frames of some layers' inputs, by name.
 State = dict[str, Tensor]
 
 
@@ -19,7 +19,7 @@ class CodecConfig(Protocol):
 
     @property
     def temporal_factor(self) -> int:
-        """Video frames per latent frame after the first, which is one video frame."""
+        """Video frames per latent frame. The first latent frame is a single video frame."""
 
 
 class Codec(Protocol):
@@ -28,30 +28,31 @@ class Codec(Protocol):
 
     @property
     def description(self) -> str:
-        """In a few words; what one codec carries from call to call is nothing to a codec that is described otherwise."""
+        """A short description. A codec can use only the state of a codec with the same description."""
 
     @property
     def memory_frames(self) -> int:
-        """Latent frames of the past after which what decoding carries has forgotten all before them, to the bit; at most so many."""
+        """An upper bound of the past latent frames that the decoder's state depends on. Decoding these again gives the same state, bit for
+        bit."""
 
     def encode(self, video: Tensor, state: State) -> Tensor:
-        """Next video frames of a stream to its next normalised latents.
+        """Encodes the next video frames of a stream to its next normalised latents.
 
         video: [frames, 3, height, width] in [-1, 1], any float dtype; 1 + k * temporal_factor frames in a stream's first call, multiples
-        of temporal_factor in every other one. state: carried from call to call, `{}` at the start of a stream; updated in place.
+        of temporal_factor in every other one. state: the state between calls, `{}` at the start of a stream; updated in place.
         Returns float32 [latent frames, z, h, w].
         """
 
     def decode(self, latents: Tensor, state: State) -> Tensor:
-        """Next normalised latents of a stream to its next video frames.
+        """Decodes the next normalised latents of a stream to its next video frames.
 
-        latents: [frames, z, h, w], any float dtype. state: as in `encode`, one of its own. Returns float32 [video frames, 3, height,
-        width] in [-1, 1]. The result does not depend on how a stream is split into calls, not by a bit.
+        latents: [frames, z, h, w], any float dtype. state: as in `encode`, but a separate one. Returns float32 [video frames, 3, height,
+        width] in [-1, 1]. The result does not depend on how a stream is split into calls, bit for bit.
         """
 
 
 def check_frames(video: Tensor, config: CodecConfig, first: bool) -> None:
-    """Raises `lolrt.Error` unless these frames make whole latents; `first`: they begin a stream."""
+    """Raises `lolrt.Error` unless these frames make whole latents. first: they begin a stream."""
     frames, _, height, width = video.shape
     alone = 1 if first else 0
     if frames < alone or (frames - alone) % config.temporal_factor:

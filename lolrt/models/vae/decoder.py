@@ -1,4 +1,4 @@
-"""The VAE's decoder on a stream: one latent frame after another."""
+"""The decoder of Wan's VAE on a stream: decodes one latent frame after another."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from lolrt.models.vae.streaming import (
 
 
 class StreamingDecoder:
-    """Reads the weights once; a decoder whose weights change needs a new one."""
+    """The streaming form of a decoder. It reads the weights once; if they change, make a new one."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._in = Convolution(decoder.conv1)
         blocks = [_streamed(block) for block in (*decoder.middle, *decoder.upsamples)]
-        # Once there are as many frames as there will be, they can go on a few at a time.
+        # After the last doubling of frames, the rest of the layers can work on a few frames at a time.
         last_doubling = max((i for i, block in enumerate(blocks) if isinstance(block, _Upsample) and block.time_conv), default=-1)
         self._blocks, self._frame_blocks = blocks[: last_doubling + 1], blocks[last_doubling + 1 :]
         self._scale = 2 ** sum(isinstance(block, _Upsample) for block in blocks)
@@ -39,7 +39,7 @@ class StreamingDecoder:
         self._norm, self._out = Norm(norm), Convolution(conv)
 
     def __call__(self, latent: Tensor, state: State) -> Tensor:
-        """[1, rows, columns, z], in the weights' dtype, to [1 or 4, 8 rows, 8 columns, 3]; `state` is updated in place."""
+        """Decodes [1, rows, columns, z], in the weights' dtype, to [1 or 4, 8 rows, 8 columns, 3]; `state` is updated in place."""
         x = self._in(latent, state)
         for block in self._blocks:
             x = block(x, state)
@@ -77,7 +77,7 @@ class _Upsample:
 
     def __call__(self, x: Tensor, state: State) -> Tensor:
         if self.time_conv is not None:
-            # A stream's first frame is one video frame: it skips the convolution and is not among its past frames either.
+            # A stream's first frame is one video frame: it skips the convolution, and is not one of the convolution's past frames.
             if self.time_conv.slot not in state:
                 state[self.time_conv.slot] = x.new_zeros(2, *x.shape[1:])
             else:
@@ -100,7 +100,7 @@ def _doubled_weights(weight: Tensor) -> Tensor:
     """A 3 x 3 convolution of an image doubled by repetition, as four 2 x 2 convolutions of the image itself.
 
     weight: [out, in, 3, 3]; returns [4, out, in, 1, 2, 2], for the output pixels (even, even), (even, odd), (odd, even), (odd, odd).
-    Two of three adjacent pixels of the doubled image are the same one: their weights are added, which saves 20 of 36 products.
+    Two of three adjacent pixels of the doubled image are equal, so their weights are added. This saves 20 of 36 products.
     """
     merge = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # [phase, tap, original tap]
     return torch.einsum("pai,qbj,ocij->pqocab", merge, merge, weight).flatten(0, 1).unsqueeze(3)

@@ -1,4 +1,4 @@
-"""The VAE's encoder on a stream: a clip's first frame alone, then as many frames at a time as make one latent frame."""
+"""The encoder of Wan's VAE on a stream: the first frame alone, then the frames of one latent frame at a time."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from lolrt.models.vae.streaming import Convolution, Norm, StreamedAttentionBlock
 
 
 class StreamingEncoder:
-    """Reads the weights once; an encoder whose weights change needs a new one."""
+    """The streaming form of an encoder. It reads the weights once; if they change, make a new one."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._in = Convolution(encoder.conv1)
         blocks = [_streamed(block) for block in (*encoder.downsamples, *encoder.middle)]
-        # As long as no two frames become one, they can go a few at a time.
+        # Before the first halving of frames, the layers can work on a few frames at a time.
         first_halving = next((i for i, block in enumerate(blocks) if isinstance(block, _Downsample) and block.time_conv), len(blocks))
         self._frame_blocks, self._blocks = blocks[:first_halving], blocks[first_halving:]
         norm, _, conv = encoder.head
         self._norm, self._out = Norm(norm), Convolution(conv)
 
     def __call__(self, images: Tensor, state: State) -> Tensor:
-        """[1 or 4, 8 rows, 8 columns, 3], in the weights' dtype, to [1, rows, columns, 2 z]; `state` is updated in place."""
+        """Encodes [1 or 4, 8 rows, 8 columns, 3], in the weights' dtype, to [1, rows, columns, 2 z]; `state` is updated in place."""
         _, rows, columns, _ = images.shape
         parts = []
         for part in few_frames(images, (rows, columns, self._in.out_channels)):
@@ -54,7 +54,7 @@ def _streamed(block: nn.Module) -> Callable[[Tensor, State], Tensor]:
 
 
 class _Downsample:
-    """A `Downsample`; over time, each frame but the first is made of its own two frames and the one before them."""
+    """A `Downsample` on a stream. Over time, each output frame except the first is made from its own two frames and the one before them."""
 
     def __init__(self, block: Downsample) -> None:
         self.slot = block.slot
@@ -63,7 +63,7 @@ class _Downsample:
         self.time_conv = None if block.time_conv is None else weights_of(block.time_conv)
 
     def __call__(self, x: Tensor, state: State) -> Tensor:
-        # One frame at a time: torch may add up products in another order for several, and bits would depend on how many come together.
+        # One frame at a time: torch may sum in a different order for several frames, and the bits would depend on their number.
         images = F.pad(x.permute(0, 3, 1, 2), (0, 1, 0, 1)).split(1)
         x = torch.cat([F.conv2d(image, self.weight, self.bias, stride=2) for image in images]).permute(0, 2, 3, 1)
         if self.time_conv is None:

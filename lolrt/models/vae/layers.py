@@ -1,8 +1,8 @@
 """The layers of Wan2.1's causal 3D VAE: 8x smaller in space, 4x in time, the first frame alone.
 
-Parameter names are those of `wan/modules/vae.py`, so that published weights load as they are. The modules work on whole clips and are
-differentiable; every convolution over time looks only backwards, so that a stream can be decoded latent by latent with the last two
-frames of each one's input carried along (`lolrt.models.vae.streaming`). Tensors are [batch, channels, frames, height, width],
+Parameter names are those of `wan/modules/vae.py`, so that published weights load unchanged. The modules work on whole clips and are
+differentiable. Every convolution over time looks only backwards, so a stream can be decoded latent by latent, if the last two frames of
+each convolution's input are kept (`lolrt.models.vae.streaming`). Tensors are [batch, channels, frames, height, width],
 in channels_last_3d memory order.
 """
 
@@ -16,7 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-# The per-channel statistics of Wan2.1's latents (constants of `WanVAEWrapper`, never saved in a checkpoint).
+# The statistics of Wan2.1's latents by channel (constants in `WanVAEWrapper`; checkpoints do not contain them).
 WAN_LATENTS_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
     0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
@@ -40,7 +40,7 @@ class VAEConfig:
     num_res_blocks: int = 2
     """Residual blocks per resolution in the encoder; the decoder has one more."""
     temporal_downsample: tuple[bool, ...] = (False, True, True)
-    """Whether each halving of space, finest first, halves time as well."""
+    """Whether each halving of the spatial resolution, finest first, also halves the frame rate."""
     latents_mean: tuple[float, ...] = field(default=WAN_LATENTS_MEAN)
     latents_std: tuple[float, ...] = field(default=WAN_LATENTS_STD)
 
@@ -51,7 +51,7 @@ class VAEConfig:
 
     @property
     def temporal_factor(self) -> int:
-        """Video frames per latent frame after the first."""
+        """Video frames per latent frame, after the first one."""
         return 2 ** sum(self.temporal_downsample)
 
 
@@ -68,9 +68,9 @@ class RMSNorm(nn.Module):
 
 
 class CausalConv3d(nn.Conv3d):
-    """A convolution that sees its own and earlier frames; the two frames before a clip's first are zero."""
+    """A convolution over a frame and the frames before it. The two frames before the first one of a clip are zero."""
 
-    slot = ""  # set by CausalVAE: the module's name, which is the key of its frames in a State
+    slot = ""  # set by CausalVAE: the module's name, the key of its frames in a State
 
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int], stride: tuple[int, int, int] = (1, 1, 1)) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, (0, kernel[1] // 2, kernel[2] // 2))
@@ -94,7 +94,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention of one frame's pixels, one head; frames do not see each other."""
+    """Self-attention over the pixels of one frame, with one head. Frames do not see each other."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class AttentionBlock(nn.Module):
 class Downsample(nn.Module):
     """Halves space; with `temporal`, halves time too: the first frame stays alone, then every two frames become one."""
 
-    slot = ""  # set by CausalVAE, as CausalConv3d's
+    slot = ""  # set by CausalVAE, as in CausalConv3d
 
     def __init__(self, channels: int, temporal: bool) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.time_conv is not None:
-            # The first frame of a clip is one video frame: it skips the convolution and is not among its past frames either.
+            # The first frame of a clip is one video frame: it skips the convolution, and is not one of the convolution's past frames.
             alone, rest = x[:, :, :1], x[:, :, 1:]
             x = torch.cat([alone, self._double(self.time_conv(rest))], 2) if rest.shape[2] else alone
         return batch_as_frames(self.resample(frames_as_batch(x)), x.shape[0])
@@ -159,9 +159,9 @@ def batch_as_frames(x: Tensor, batch: int) -> Tensor:
 
 
 class Coder(nn.Module):
-    """What encoder and decoder share: their parts run one after another."""
+    """The base class of encoder and decoder: runs their parts one after another."""
 
-    parts: tuple[str, ...] = ()  # names of the children, in the order in which they run
+    parts: tuple[str, ...] = ()  # the names of the child modules, in the order in which they run
 
     def forward(self, x: Tensor) -> Tensor:
         for part in self.parts:
@@ -196,7 +196,7 @@ class Decoder(Coder):
         self.middle = nn.Sequential(ResidualBlock(dims[0], dims[0]), AttentionBlock(dims[0]), ResidualBlock(dims[0], dims[0]))
         stages: list[nn.Module] = []
         for level, (channels, out) in enumerate(itertools.pairwise(dims)):
-            channels = channels // 2 if level else channels  # each Upsample has halved them
+            channels = channels // 2 if level else channels  # each Upsample halves them
             stages += [ResidualBlock(channels if i == 0 else out, out) for i in range(config.num_res_blocks + 1)]
             if level < len(config.dim_mult) - 1:
                 stages.append(Upsample(out, tuple(reversed(config.temporal_downsample))[level]))

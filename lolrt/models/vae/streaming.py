@@ -1,10 +1,10 @@
-"""What the VAE's encoder and decoder on a stream are made of: their layers with the kernels and without autograd.
+"""The layers of the VAE's streaming encoder and decoder: with the kernels, and without autograd.
 
-Images are [frames, rows, columns, channels], contiguous. Each convolution over time gets its input written, with its margin of zeros,
-by the norm before it, and keeps the last two frames of that input in the stream's state.
+Images are [frames, rows, columns, channels], contiguous. The norm before each convolution writes the convolution's input, with its margin
+of zeros. A convolution over time keeps the last two frames of this input in the stream's state.
 
-On the CPU, float32 weights run on the convolution of `lolrt.ops`, bfloat16 ones on torch's: oneDNN has the matrix units to itself (AMX),
-while its float32 convolutions of few channels are several times slower than ours. On CUDA everything here is torch's.
+On the CPU, float32 weights use the convolution of `lolrt.ops`, and bfloat16 weights that of torch. In bfloat16 only oneDNN uses the matrix
+units (AMX); in float32 its convolutions with few channels are several times slower than ours. On CUDA all layers are torch's.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from lolrt import ops
 from lolrt.models.vae.codec import State
 from lolrt.models.vae.layers import AttentionBlock, CausalConv3d, ResidualBlock, RMSNorm
 
-# Where a layer has images of full size, a few frames go through it at a time, so many that they take this much memory or else one:
-# a frame of 480 x 832 pixels and 96 channels takes 73 MiB in bfloat16.
+# Layers with full-size images work on a few frames at a time: as many as fit into this memory, but at least one. A frame of 480 x 832
+# pixels and 96 channels takes 73 MiB in bfloat16.
 FULL_SIZE_BYTES = 32 << 20
 
 
@@ -39,13 +39,13 @@ class Norm:
         return ops.channel_norm(x, self.gamma, out, silu=self.silu)
 
     def in_torch(self, x: Tensor) -> Tensor:
-        """What `ops.channel_norm` computes, not rounded: float32."""
+        """The result of `ops.channel_norm` without rounding, float32."""
         y = F.normalize(x.float(), dim=-1) * (self.gamma * len(self.gamma) ** 0.5)
         return F.silu(y) if self.silu else y
 
 
 def surround(x: Tensor, out: Tensor) -> None:
-    """x to the middle of `out`, zeros around it."""
+    """Writes x to the middle of `out`, and zeros around it."""
     _, rows, columns, _ = x.shape
     margin = (out.shape[1] - rows) // 2
     if margin:
@@ -54,7 +54,7 @@ def surround(x: Tensor, out: Tensor) -> None:
 
 
 class Convolution:
-    """A `CausalConv3d`, with what is done to its input on the way in and the sum with a residual."""
+    """A `CausalConv3d` with the norm of its input before it and the sum with a residual after it."""
 
     def __init__(self, conv: nn.Module) -> None:
         conv = cast(CausalConv3d, conv)
@@ -68,7 +68,7 @@ class Convolution:
             self.weight = self.weight.contiguous(memory_format=torch.channels_last_3d)
 
     def __call__(self, x: Tensor, state: State, norm: Norm | None = None, residual: Tensor | None = None) -> Tensor:
-        """x: the new frames; residual: like the output, and taken for it when the kernels are ours."""
+        """x: the new frames. residual: in the shape of the output; with our kernels its memory is overwritten with the output."""
         frames, rows, columns, channels = x.shape
         joined = x.new_empty(self.past_frames + frames, rows + 2 * self.margin, columns + 2 * self.margin, channels)
         new = joined[self.past_frames :]
@@ -85,8 +85,8 @@ class Convolution:
             if past is not None:
                 joined[: self.past_frames] = past
             out = F.conv3d(joined.permute(3, 0, 1, 2)[None], self.weight, self.bias)[0].permute(1, 2, 3, 0)
-            if not out.is_meta:  # there, where memory is planned, torch has no kernel whose layout it could know
-                out = out.contiguous()  # some of torch's kernels give channels first whatever they got
+            if not out.is_meta:  # on the meta device torch does not know which layout a kernel would give
+                out = out.contiguous()  # some of torch's kernels return channels first for any input
             out = out if residual is None else out.add_(residual)
         if past is not None:
             keep_last(past, new)
@@ -103,7 +103,7 @@ def weights_of(conv: nn.Conv2d | nn.Conv3d) -> tuple[Tensor, Tensor]:
 
 
 def keep_last(past: Tensor, new: Tensor) -> None:
-    """The last frames of `past` and `new` joined, as many as `past` has, to `past`."""
+    """Writes the last frames of `past` and `new` joined to `past`, which keeps its length."""
     coming = min(len(past), len(new))
     if coming < len(past):
         past[:-coming] = past[coming:].clone()
@@ -134,5 +134,5 @@ class StreamedAttentionBlock:
 
 
 def few_frames(x: Tensor, full_size_frame: tuple[int, int, int]) -> tuple[Tensor, ...]:
-    """x [frames, ...] in parts to be taken through layers that have images of `full_size_frame` = (rows, columns, channels)."""
+    """Splits x [frames, ...] for layers with images of the size `full_size_frame` = (rows, columns, channels)."""
     return x.split(max(1, FULL_SIZE_BYTES // (math.prod(full_size_frame) * x.element_size())))

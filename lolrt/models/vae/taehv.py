@@ -1,7 +1,7 @@
-"""TAEHV, the tiny autoencoder for video latents: a few 2D convolutions, each of which also sees the frame before.
+"""TAEHV, the tiny autoencoder for video latents: a few 2D convolutions that also see the frame before.
 
-It makes the same latents as the VAE that it was trained beside, and decodes them many times as fast, less exactly. Parameter names are
-those of `taehv.py` (madebyollin/taehv), so that published weights (taew2_1) load as they are.
+It uses the same latents as the VAE that it imitates, and decodes them many times as fast but less exactly. Parameter names are those of
+`taehv.py` (madebyollin/taehv), so that published weights (taew2_1) load unchanged.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ class TAEHVConfig:
     z_dim: int = 16
     encoder_width: int = 64
     decoder_widths: tuple[int, int, int, int] = (256, 128, 64, 64)
-    """Channels at each resolution, coarsest first."""
+    """The channels at each resolution, coarsest first."""
     decoder_growth: tuple[int, int, int] = (1, 2, 2)
-    """Frames that the weights can make of one at each resolution, coarsest first; of those that are not needed, the last counts."""
+    """How many frames the weights can make from one frame at each resolution, coarsest first. If fewer are needed, the last ones are
+    used."""
     raw_latents: bool = False
-    """Whether its latents are those of Wan's VAE before they are normalised, as LightX2V's LightTAE has them, of the same sizes."""
+    """Whether it uses the latents of Wan's VAE before normalisation, as LightX2V's LightTAE does, which has the same sizes."""
 
     @property
     def spatial_factor(self) -> int:
@@ -42,12 +43,12 @@ class TAEHVConfig:
         return 4
 
 
-# Frames that become one in the encoder, finest resolution first, and that one becomes in the decoder, coarsest first.
+# How many frames the encoder makes into one, finest resolution first, and how many the decoder makes from one, coarsest first.
 SHRINK, GROW = (2, 2, 1), (1, 2, 2)
 
 
 class MemBlock(nn.Module):
-    """A residual block whose convolutions see each frame beside the one before."""
+    """A residual block whose convolutions see each frame together with the one before."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class MemBlock(nn.Module):
 
 
 class TPool(nn.Module):
-    """Makes one frame of every `stride` frames."""
+    """Makes one frame from every `stride` frames."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ class TPool(nn.Module):
 
 
 class TGrow(nn.Module):
-    """Makes `stride` frames of every frame; weights that could make more give their last ones."""
+    """Makes `stride` frames from every frame. If the weights can make more, the last ones are used."""
 
     def __init__(self, channels: int, stride: int, saved_stride: int) -> None:
         super().__init__()
@@ -88,12 +89,13 @@ class TGrow(nn.Module):
 
 
 def _channels_last(images: Tensor) -> Tensor:
-    """[frames, rows, columns, channels] as torch's convolutions take them, in this order in memory: of another they make copies."""
+    """[frames, rows, columns, channels] as torch's convolutions take them, without a change of the memory layout: from another layout they
+    make copies."""
     return images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
 class Limit(nn.Module):
-    """Keeps latents within -3 .. 3, softly."""
+    """Limits latents softly to -3 .. 3."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x / 3) * 3
@@ -132,7 +134,7 @@ class TAEHV(nn.Module):
 
     @property
     def memory_frames(self) -> int:
-        """See `lolrt.models.vae.codec.Codec.memory_frames`: each block remembers a frame, of which a latent frame makes one or more."""
+        """See `lolrt.models.vae.codec.Codec.memory_frames`. Each block remembers one frame, and a latent frame makes one frame or more."""
         return sum(isinstance(layer, MemBlock) for layer in self.decoder)
 
     @property
@@ -141,7 +143,7 @@ class TAEHV(nn.Module):
 
     @torch.inference_mode()
     def encode(self, video: Tensor, state: State) -> Tensor:
-        """See `lolrt.models.vae.codec.Codec.encode`. The first frame is taken for four, of which `decode` gives the last."""
+        """See `lolrt.models.vae.codec.Codec.encode`. The first frame is repeated four times; `decode` returns the last of the four."""
         check_frames(video, self.config, first=not state)
         frames = video.add(1).div(2)
         if not state:
@@ -164,12 +166,12 @@ class TAEHV(nn.Module):
 
 
 def _statistics(device: torch.device) -> list[Tensor]:
-    """Mean and standard deviation of Wan's latents by channel, float32 [z, 1, 1]."""
+    """The mean and standard deviation of Wan's latents by channel, float32 [z, 1, 1]."""
     return [upload(torch.tensor(values, dtype=torch.float32)[:, None, None], device) for values in (WAN_LATENTS_MEAN, WAN_LATENTS_STD)]
 
 
 def _run(layers: nn.Sequential, x: Tensor, state: State) -> Tensor:
-    """The frames of one latent frame through the layers; `state` has each `MemBlock`'s last input, by the block's index."""
+    """Runs the layers on the frames of one latent frame. `state` holds the last input of each `MemBlock`, by the block's index."""
     x = x.contiguous(memory_format=torch.channels_last)
     for name, layer in layers.named_children():
         if isinstance(layer, MemBlock):

@@ -1,4 +1,4 @@
-"""A codec that works on overlapping tiles of the picture, one after another, so that its working memory is that of a tile."""
+"""A codec that works on overlapping tiles of the picture, one after another, so that it needs the working memory of only one tile."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lolrt.ops.device import upload
 
 
 class Tiled:
-    """A `lolrt.models.vae.codec.Codec` of another one on tiles; where they overlap, one fades into the next.
+    """A `lolrt.models.vae.codec.Codec` that runs another codec on tiles. Where tiles overlap, one fades into the next.
 
-    codec: the other; pixels: side of a tile, a multiple of the codec's spatial factor; a quarter of it overlaps, or more where the tiles
-    do not come out even. A tile sees nothing beyond its edges, so the result is not that of the whole picture. What is carried from call
-    to call is carried for each tile, overlaps included.
+    codec: the other codec. pixels: the side of a tile, a multiple of the codec's spatial factor. Tiles overlap by a quarter of their side,
+    or more if the picture is not a whole number of tiles. A tile sees nothing beyond its edges, so the result differs from that of the
+    whole picture. The state between calls is kept for each tile, with its overlaps.
     """
 
     def __init__(self, codec: Codec, pixels: int = 256) -> None:
         factor = codec.config.spatial_factor
         if pixels % factor or pixels < 4 * factor:
             raise Error(f"tiles of {pixels} pixels; expected a multiple of {factor}, at least {4 * factor}")
-        self.codec, self._size = codec, pixels // factor  # in latent pixels, as all places here
+        self.codec, self._size = codec, pixels // factor  # in latent pixels, like all positions here
 
     @property
     def config(self) -> CodecConfig:
@@ -50,7 +50,7 @@ class Tiled:
         return self._in_tiles(self.codec.decode, latents, state, 1, self.config.spatial_factor)
 
     def _in_tiles(self, run: Callable[[Tensor, State], Tensor], x: Tensor, state: State, scale_in: int, scale_out: int) -> Tensor:
-        """scale_in, scale_out: pixels of a latent pixel in what goes in and comes out."""
+        """Runs the codec on each tile of x. scale_in, scale_out: the pixels per latent pixel in the input and in the output."""
         height, width = x.shape[2] // scale_in, x.shape[3] // scale_in
         out: Tensor | None = None
         tiles = itertools.product(_tiles(height, self._size, scale_out), _tiles(width, self._size, scale_out))
@@ -68,7 +68,8 @@ class Tiled:
 
 
 def _tiles(length: int, size: int, scale: int) -> list[tuple[int, int, Tensor]]:
-    """Start, end and weights [(end - start) * scale] of the tiles that cover `length` along one side; at each place weights add up to 1."""
+    """The start, end and weights [(end - start) * scale] of the tiles that cover `length` along one side. At each position the weights add
+    up to 1."""
     size = min(size, length)
     overlap = size // 4
     count = 1 + -(-(length - size) // (size - overlap))

@@ -1,4 +1,4 @@
-"""Wan2.1's causal 3D VAE as a whole: latents and their statistics, clips, and streams that go through it latent by latent."""
+"""Wan2.1's causal 3D VAE as a whole: it encodes and decodes whole clips, and streams latent by latent."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class CausalVAE(nn.Module):
                 module.slot = name
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles have: the streaming forms, whose weights are packed anew, are made again."""
+        """The state for copies and pickles. It leaves out the streaming forms, which are made again when they are needed."""
         return {**self.__dict__, "_streaming": {}}
 
     @property
@@ -44,11 +44,12 @@ class CausalVAE(nn.Module):
 
     @property
     def memory_frames(self) -> int:
-        """See `lolrt.models.vae.codec.Codec.memory_frames`: as if no convolution over time had more than one frame a latent frame."""
+        """See `lolrt.models.vae.codec.Codec.memory_frames`. An upper bound: it counts every convolution over time as if it saw one frame
+        per latent frame."""
         return sum(layer.kernel_size[0] - 1 for layer in self.decoder.modules() if isinstance(layer, CausalConv3d))
 
     def normalize(self, latents: Tensor) -> Tensor:
-        """Raw latents [batch, z, frames, h, w] to those that the DiT works on: (z - mean) / std per channel."""
+        """Normalises raw latents [batch, z, frames, h, w] for the DiT: (z - mean) / std for each channel."""
         mean, std = self._statistics(latents)
         return (latents - mean) / std
 
@@ -62,12 +63,12 @@ class CausalVAE(nn.Module):
         return upload(mean.view(1, -1, 1, 1, 1), like.device), upload(std.view(1, -1, 1, 1, 1), like.device)
 
     def encode_clip(self, video: Tensor) -> Tensor:
-        """A whole clip [batch, 3, 1 + 4 k, height, width] in [-1, 1] to the means of its raw latents [batch, z, 1 + k, h, w]."""
+        """Encodes a whole clip [batch, 3, 1 + 4 k, height, width] in [-1, 1] to the means of its raw latents [batch, z, 1 + k, h, w]."""
         x = self.encoder(video.contiguous(memory_format=torch.channels_last_3d))
         return self.conv1(x)[:, : self.config.z_dim]
 
     def decode_clip(self, latents: Tensor) -> Tensor:
-        """Raw latents [batch, z, 1 + k, h, w] to the whole clip [batch, 3, 1 + 4 k, height, width], not clamped; differentiable."""
+        """Decodes raw latents [batch, z, 1 + k, h, w] to the whole clip [batch, 3, 1 + 4 k, height, width], not clamped; differentiable."""
         return self.decoder(self.conv2(latents.contiguous(memory_format=torch.channels_last_3d)))
 
     @torch.inference_mode()
@@ -93,7 +94,7 @@ class CausalVAE(nn.Module):
         return torch.cat(frames).permute(0, 3, 1, 2).float().clamp_(-1, 1)
 
     def _current(self, coder: CoderT, kind: Callable[[CoderT], StreamingT]) -> StreamingT:
-        """The streaming form of the weights as they are now: a new one when they have changed since the last call."""
+        """The streaming form of the current weights; a new one if the weights have changed since the last call."""
         version = [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in coder.parameters()]
         if kind not in self._streaming or self._streaming[kind][0] != version:
             self._streaming[kind] = version, kind(coder)
@@ -103,6 +104,6 @@ class CausalVAE(nn.Module):
 def _pointwise(conv: CausalConv3d, latent: Tensor) -> Tensor:
     """A 1 x 1 x 1 convolution of one latent frame [1, rows, columns, channels].
 
-    torch may add up the products in another order where there are more frames, and the bits of a stream would depend on its split.
+    With more frames torch may sum in a different order, and the bits of a stream would depend on how it is split.
     """
     return conv(latent.permute(3, 0, 1, 2)[None])[0].permute(1, 2, 3, 0)
