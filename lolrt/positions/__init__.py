@@ -1,1 +1,1 @@
-"""Positions: frequencies of heads, rotation tables, and the gate on the sinks that phases decide."""
+"""Positions: the frequencies of heads, the rotation tables, and the sink gate."""

@@ -1,7 +1,8 @@
-"""Frequency policies: how fast each temporal channel pair of a head turns, for lengths beyond those that a model was trained at.
+"""Frequency policies: the rotation speed of each temporal channel pair of a head, for videos longer than those of the training.
 
-A policy maps head bases, float64 [...], to radians per frame, float64 [..., pairs]. `length` is L, the frames that the model covers
-without it, and `stretch` is s = L' / L, how many times as many it shall cover. Plain RoPE has theta^(-i / pairs), i = 0 .. pairs - 1
+A policy maps head bases, float64 [...], to radians per frame, float64 [..., pairs]. `length` is L, the number of frames that the model
+covers without a policy. `stretch` is s = L' / L, the factor by which this number is extended. Plain RoPE has theta^(-i / pairs), i = 0 ..
+pairs - 1
 (RoFormer, arXiv 2104.09864, eq. 15, with 2 * pairs channels).
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from lolrt.errors import Error
 
-# YaRN's ramp: pairs that turn fewer than ALPHA times within L are interpolated, those that turn more than BETA times are left alone.
+# YaRN's ramp: pairs that turn fewer than ALPHA times within L are interpolated, pairs that turn more than BETA times are unchanged.
 ALPHA, BETA = 1.0, 32.0
 
 
@@ -29,7 +30,7 @@ def interpolated(bases: np.ndarray, pairs: int, length: float, stretch: float) -
 
 
 def ntk_aware(bases: np.ndarray, pairs: int, length: float, stretch: float) -> np.ndarray:
-    """Plain with the base theta * s^(d / (d - 2)), d = 2 * pairs: the slowest pair is interpolated, the fastest left alone.
+    """Plain with the base theta * s^(d / (d - 2)), d = 2 * pairs: the slowest pair is interpolated, the fastest is unchanged.
     Source: YaRN, arXiv 2309.00071, Definition 1.
     """
     if pairs < 2:
@@ -48,13 +49,13 @@ def yarn(bases: np.ndarray, pairs: int, length: float, stretch: float) -> np.nda
 
 
 def yarn_amplitude(stretch: float) -> float:
-    """What YaRN's temperature multiplies the scores of the rotated channels by: 1 / t = (0.1 ln s + 1)^2. Source: eq. 22."""
+    """The factor of YaRN's temperature on the scores of the rotated channels: 1 / t = (0.1 ln s + 1)^2. Source: eq. 22."""
     return (0.1 * math.log(stretch) + 1) ** 2
 
 
 def identify_k(theta: float, channels: int, length: float) -> tuple[int, int]:
-    """RIFLEx's intrinsic pair: which of the temporal channels' pairs, counted from 1, has the period nearest to the first repetition
-    at `length` frames, and that period, in whole frames. Source: RIFLEx, arXiv 2502.15894, eqs. 4 and 7.
+    """RIFLEx's intrinsic pair: the index, counted from 1, of the temporal channel pair whose period is nearest to the first repetition at
+    `length` frames; and that period in whole frames. Source: RIFLEx, arXiv 2502.15894, eqs. 4 and 7.
     """
     periods = np.round(2 * math.pi * theta ** (2 * np.arange(channels // 2) / channels))
     k = int(np.abs(periods - length).argmin())
@@ -62,8 +63,8 @@ def identify_k(theta: float, channels: int, length: float) -> tuple[int, int]:
 
 
 def riflex(bases: np.ndarray, pairs: int, length: float, stretch: float) -> np.ndarray:
-    """Plain, but the intrinsic pair of each head turns once within the whole stretched length: 2 pi / (L s).
-    Source: RIFLEx, arXiv 2502.15894, eq. 8; its code slows that pair by another tenth.
+    """Plain, except that the intrinsic pair of each head turns once within the whole stretched length: 2 pi / (L s).
+    Source: RIFLEx, arXiv 2502.15894, eq. 8; its code makes that pair slower by another tenth.
     """
     omega = plain(bases, pairs, length, stretch)
     for head, base in zip(omega.reshape(-1, pairs), bases.reshape(-1), strict=True):

@@ -1,7 +1,7 @@
-"""Rotary position policies: which frequency each head turns with, and which offset lies between a query frame and a page.
+"""Rotary position policies: the frequencies of each head, and the offset between a query frame and a page.
 
-Every policy ends as one table, `rotation[page, frame, head, pair] = (cos, sin)`, which the attention kernel applies to Q. Offsets are
-integers and phases are integer turns (csrc/core/phase), so a table at frame 10^9 is as exact as one at frame 12.
+Every policy results in one table, `rotation[page, frame, head, pair] = (cos, sin)`, which the attention kernel applies to Q. Offsets are
+integers, and phases are integer fractions of a turn (csrc/core/phase). So a table at frame 10^9 is as exact as one at frame 12.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from lolrt.positions.frequencies import POLICIES, yarn_amplitude
 class Rope:
     """Temporal rotary positions of a rollout.
 
-    Multi-head RoPE jitter (LoL, arXiv 2601.16914, Alg. 1): head h turns with base theta_h = theta * (1 + sigma * eps_h), fixed for the
-    rollout, so that the phases of all heads do not re-align with the sink frames at once. sigma = 0 is plain RoPE, bit for bit.
-    Frequencies of head h are theta_h^(-2 i / d), i = 0 .. d / 2 - 1, over the d temporal channels of a head; `frequencies` changes
-    them, and `positions` says between which positions they turn.
+    Multi-head RoPE jitter (LoL, arXiv 2601.16914, Alg. 1): head h uses the base theta_h = theta * (1 + sigma * eps_h), fixed for the
+    rollout, so that the phases of all heads do not re-align with the sink frames at the same time. sigma = 0 is plain RoPE, bit for bit.
+    The frequencies of head h are theta_h^(-2 i / d), i = 0 .. d / 2 - 1, over the d temporal channels of a head. `frequencies` changes
+    them, and `positions` chooses the positions that they apply to.
     """
 
     positions: Literal["absolute", "window", "anchored"] = "absolute"
@@ -89,7 +89,7 @@ class Rope:
             raise Error(f"length_frames is {self.length_frames} and stretch {self.stretch}; expected both to be 1 or more")
 
     def head_bases(self, layers: int, heads: int) -> np.ndarray:
-        """Bases as float64 [1, heads], or [layers, heads] where they differ by layer."""
+        """The bases, float64 [1, heads], or [layers, heads] if they differ by layer."""
         if self.bases is not None:
             bases = np.atleast_2d(np.asarray(self.bases, dtype=np.float64))
             if bases.shape == (1, 1):
@@ -99,7 +99,7 @@ class Rope:
             if not (np.isfinite(bases) & (bases > 0)).all():
                 raise Error("bases must be positive numbers")
             return bases
-        random = np.random.RandomState(self.jitter_seed)  # the legacy generator, because its streams are frozen
+        random = np.random.RandomState(self.jitter_seed)  # the legacy generator, because its output never changes
         count = heads * (layers if self.scope == "layer" else 1)
         eps = random.uniform(-1, 1, count) if self.spread == "uniform" else random.permutation(np.linspace(-1, 1, count))
         if self.share < 1:
@@ -107,16 +107,16 @@ class Rope:
         return self.theta * (1 + self.sigma * eps.reshape(-1, heads))
 
     def radians(self, layers: int, heads: int, pairs: int) -> np.ndarray:
-        """Radians per frame, float64 [1 or layers, heads, pairs]."""
+        """The frequencies in radians per frame, float64 [1 or layers, heads, pairs]."""
         return POLICIES[self.frequencies](self.head_bases(layers, heads), pairs, self.length_frames, self.stretch)
 
     @property
     def amplitude(self) -> float:
-        """Factor of the rotation tables: 1, or YaRN's temperature on the rotated channels."""
+        """The factor on the rotation tables: 1, or that of YaRN's temperature on the rotated channels."""
         return yarn_amplitude(self.stretch) if self.frequencies == "yarn" else 1.0
 
     def increments(self, layers: int, heads: int, pairs: int) -> np.ndarray:
-        """Phase per frame in units of 2^-64 turns, uint64 [1 or layers, heads, pairs]."""
+        """The phase per frame in units of 2^-64 turns, uint64 [1 or layers, heads, pairs]."""
         radians = self.radians(layers, heads, pairs)
         turns = np.empty(radians.shape, dtype=np.uint64)
         _core.phase_increments(radians.reshape(-1), turns.reshape(-1))
@@ -132,7 +132,7 @@ class Rope:
         if self.positions == "window":
             positions = np.arange(len(positions), dtype=np.int64)
         elif self.positions == "anchored":
-            reach = max(self.anchor_frames, len(positions) - 1)  # sinks never stand among the recent frames
+            reach = max(self.anchor_frames, len(positions) - 1)  # sinks never get positions among the recent frames
             positions[:sink_frames] += max(0, positions[-1] - positions[0] - reach)
         return positions[None, -chunk_frames:] - positions[:, None]
 

@@ -1,4 +1,4 @@
-"""The sink gate: a bias on the scores of the sink pages, always or only when the model would fall back to them."""
+"""The sink gate: a bias on the attention scores of the sink pages, always, or only when the model would fall back to the sinks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lolrt.errors import Error, check_real
 
 @dataclass(frozen=True)
 class SinkGate:
-    """When attention to the sink pages is held back, and by how much. A chunk's own pages are never held back."""
+    """When attention to the sink pages is reduced, and by how much. Attention to a chunk's own pages is never reduced."""
 
     bias: float = 0.0
     """Added to the attention scores of sinks where the gate is shut, in nats; 0 is no gate, -inf leaves them out (`--sink-bias=-inf`).
@@ -45,11 +45,11 @@ class SinkGate:
 
     @property
     def probes(self) -> bool:
-        """Whether the gate is decided by a probe of the chunk's first pass rather than ahead of it."""
+        """Whether a probe of the chunk's first pass decides the gate, and not the positions before it."""
         return self.when == "synchronised" and self.bias != 0
 
     def before(self, rotation: Tensor, offsets: np.ndarray, sinks: int) -> Tensor | None:
-        """The bias of a chunk that its positions decide, float32 [1, pages, heads], or None: no bias.
+        """The bias that the positions of a chunk decide, float32 [1, pages, heads]; None: no bias.
 
         rotation: float32 [layers, pages, frames, heads, pairs, 2]; offsets: int64 [pages, frames]; the first `sinks` pages are sinks.
         """
@@ -62,7 +62,7 @@ class SinkGate:
         return self._bias(torch.ones(1, dtype=torch.bool), sinks, rotation.shape[1], rotation.shape[3])
 
     def after(self, mass: Tensor, sinks: int) -> Tensor | None:
-        """The bias of a chunk that its first pass decides, float32 [layers, pages, heads], or None.
+        """The bias that the first pass of a chunk decides, float32 [layers, pages, heads]; None: no bias.
 
         mass: float32 [layers, pages, frames, heads]; the first `sinks` pages are sinks.
         """
