@@ -1,4 +1,5 @@
-"""Checkpoints: recognised from their tensors' names, mapped, checked in full, and read under Wan's names. See docs/checkpoints.md."""
+"""Checkpoints: a file is recognised by the names of its tensors, mapped into memory, checked completely, and read under Wan's names. See
+docs/checkpoints.md."""
 
 from lolrt.checkpoint.formats import Component as Component
 from lolrt.checkpoint.load import assign as assign

@@ -1,4 +1,4 @@
-"""What a config says of adapters: adapter_config.json as peft writes it, or what diffusers writes into the file."""
+"""The config of adapters: adapter_config.json as peft writes it, or the config that diffusers writes into the file."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from lolrt.errors import CheckpointError
 
-# Fields that the sum takes into account, or that say how it was trained.
+# Fields that the merge uses, or that only describe the training.
 KNOWN = {
     "r", "alpha", "lora_alpha", "alpha_pattern", "rank_pattern",
     "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "lora_dropout",
     "rank_dropout", "module_dropout", "rank_dropout_scale", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
     "qalora_group_size", "megatron_core", "eva_config", "ensure_weight_tying", "decompose_both", "decompose_factor", "init_weights",
 }  # fmt: skip
-# Fields with values that are understood. All others have to be empty. (Adapters that begin as pissa, olora, corda or loftq change what they
-# are added to.)
+# Fields with the values that are supported. All other fields must be empty. (The initialisations pissa, olora, corda and loftq change the
+# weights that the adapters are added to.)
 VALUES: dict[str, tuple[tuple[type, Any], ...]] = {
     "use_rslora": ((bool, True),),
     "use_dora": ((bool, True),),
@@ -31,8 +31,8 @@ VALUES: dict[str, tuple[tuple[type, Any], ...]] = {
 
 
 class AdapterConfig:
-    """values: the fields; layers: those that adapters are of, under Wan's names. Raises `lolrt.CheckpointError` for a field that is not
-    understood: it would change the weights in a way that is not known here."""
+    """The config of a file of adapters. values: its fields. layers: the layers that have adapters, under Wan's names. Raises
+    `lolrt.CheckpointError` for a field that is not supported, because it could change the result."""
 
     def __init__(self, values: Mapping[str, Any], layers: Sequence[str], source: Path) -> None:
         self._values, self._layers, self._source = values, layers, source
@@ -47,14 +47,14 @@ class AdapterConfig:
 
     @property
     def decomposed(self) -> bool:
-        """Whether all adapters are DoRA's."""
+        """Whether all adapters are DoRA adapters."""
         return bool(self._values.get("use_dora"))
 
     def scale(self, layer: str, rank: int | None, saved: Tensor | None) -> float:
-        """alpha / r of a layer, or alpha / sqrt(r) with rsLoRA (arXiv 2312.03732).
+        """The scale of a layer: alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv 2312.03732).
 
-        alpha is `saved`, else that of the config, else r: scale 1, as LongLive trains. rank: of the factors; None where they have none, as
-        of LoKr: then r is that of the config, and without one the scale is 1, as LyCORIS trains.
+        alpha is `saved`, otherwise that of the config, otherwise r, which gives scale 1, as LongLive trains. rank: the rank of the
+        factors; None if they have none, as in LoKr. Then r is that of the config, and without one the scale is 1, as LyCORIS trains.
         """
         alpha = self._alpha(layer, saved)
         if rank is None:
@@ -66,7 +66,7 @@ class AdapterConfig:
         return (rank if alpha is None else alpha) / (math.sqrt(rank) if self._values.get("use_rslora") else rank)
 
     def _alpha(self, layer: str, saved: Tensor | None) -> float | None:
-        """None: it is the rank."""
+        """The alpha of a layer; None: it equals the rank."""
         if saved is None:
             alpha = self._alphas.get(layer, self._values.get("lora_alpha", self._values.get("alpha")))
         else:
@@ -76,7 +76,7 @@ class AdapterConfig:
         return alpha
 
     def _pattern(self, field: str) -> dict[str, Any]:
-        """Layers, by their whole name or the end of it, to the value of each; the first that names a layer counts."""
+        """A field with a value for each layer, by the layer's name or the end of its name. The first entry that matches a layer counts."""
         pattern = self._values.get(field) or {}
         if not isinstance(pattern, dict):
             raise CheckpointError(f"the config of {self._source}: {field} is a {type(pattern).__name__}; expected an object")

@@ -1,4 +1,4 @@
-"""Names of the tensors of adapters of a DiT: those of every trainer to the model's layers, and to the parts of an adapter."""
+"""The names of adapter tensors of a DiT: maps the names of every known trainer to a layer of the model and a part of an adapter."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 
 from lolrt.checkpoint.names import modules
 
-# What wrappers, pipelines and trainers put before a layer's name; where a layer has underscores for dots, the trainer's mark comes first.
+# The prefixes that wrappers, pipelines and trainers put before a layer's name. In names with underscores instead of dots, the trainer's
+# mark comes first.
 FRONT = re.compile(r"(?:(?:base_model|model|module|net|diffusion_model|transformer|unet|pipe|dit|_orig_mod|_fsdp_wrapped_module)\.)+")
 UNDERSCORED = re.compile(r"(?:lora_unet|lora_transformer|lycoris)_+(?:(?:model|diffusion_model|transformer)_)*")
 
-# The ends of names, and the parts of an adapter that they stand for. An adapter's own name may stand inside: lora_A.default.weight.
+# The suffixes of names, and the part of an adapter that each means. The adapter's own name may be inside: lora_A.default.weight.
 ENDS = (
     (r"\.lora_(?:A|down)(?:\.\w+)?\.weight|\.lora_(?:A|down)|[._]lora\.down\.weight|\.lora_linear_layer\.down\.weight", "lora_A"),
     (r"\.lora_(?:B|up)(?:\.\w+)?\.weight|\.lora_(?:B|up)|[._]lora\.up\.weight|\.lora_linear_layer\.up\.weight", "lora_B"),
@@ -23,14 +24,14 @@ ENDS = (
 )
 PARTS = tuple(part for _, part in ENDS)
 KNOWN = [(re.compile(rf"(?P<layer>.+?)(?:{end})", re.DOTALL), part) for end, part in ENDS]
-# What belongs to an adapter too, and is not understood.
+# Names that also belong to an adapter, but are not supported.
 OTHER = re.compile(r"(?P<layer>.+?)\.(?P<part>(?:lora_|hada_|lokr_|oft_|boft_|glora_|vera_).+)", re.DOTALL)
 
 
 def adapters(names: Iterable[str]) -> dict[str, str]:
-    """Names of the tensors of adapters, in any known layout, to `<Wan's layer>.<part>`, the part being one of `PARTS`.
+    """Maps the names of adapter tensors, in any known layout, to `<Wan's layer>.<part>`; the part is one of `PARTS`.
 
-    A layer or a part that is not known keeps its name; names of other things are left out.
+    An unknown layer or part keeps its name. Names of other tensors are left out.
     """
     found = {name: split for name in names if (split := _split(name))}
     layers = dict(_layers(layer for layer, _ in found.values()))
@@ -43,7 +44,7 @@ def adapters(names: Iterable[str]) -> dict[str, str]:
 
 
 def _split(name: str) -> tuple[str, str] | None:
-    """A tensor's layer, as it is written, and its part."""
+    """The layer of a tensor, as written, and the part of the adapter."""
     for pattern, part in KNOWN:
         if match := pattern.fullmatch(name):
             return match["layer"], part
@@ -52,7 +53,7 @@ def _split(name: str) -> tuple[str, str] | None:
 
 
 def _layers(written: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Every spelling of the layers of a DiT with as many blocks as these names say, and Wan's name for it."""
+    """Every spelling of the layers of a DiT, with Wan's name of the layer. The names given show the number of blocks."""
     numbers = {match[1] for layer in written if (match := re.search(r"(?:^|[._])blocks[._](\d{1,4})(?=[._])", layer))}
     for wan, other in modules("dit", [f"blocks.{number}." for number in numbers]):
         for spelling in (wan, other):

@@ -1,4 +1,4 @@
-"""Which tensors of a file are one weight: values in 8 bits, their scales, and what says how they go together."""
+"""Assembles weights from several tensors of a file: 8-bit values, their scales, and the description of their format."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lolrt.checkpoint.packed import Packed, Weight
 from lolrt.checkpoint.quantised import QUANTISED, Quantised
 from lolrt.errors import CheckpointError
 
-# What stands behind a layer's name: values, the names of scales that go with them, and what counts only where activations are in 8 bits.
+# The suffixes after a layer's name: of values, of the scales that belong to them, and of tensors that matter only for 8-bit activations.
 SCALES = {"weight": ("weight_scale", "scale_weight"), "int8_weight": ("scale",)}
 CONFIG = "comfy_quant"
 OF_ACTIVATIONS = ("input_scale", "scale_input")
 
-# Tensors beside a layer's values that show them to be packed in a way that is not read here, and what that is.
+# Tensors beside a layer's values that show a format that is not supported, and the name of that format.
 FOREIGN = (
     (r"(weight|input)_global_scale|input_absmax", "NVFP4 (4 bits) as of LightX2V"),
     (r"quantized_weight_(values|scale_factors|amax|metadata)", "4o6 (4 bits) as of fouroversix"),
@@ -34,10 +34,10 @@ FOREIGN = (
 KNOWN_PARTS = (*SCALES, *(name for names in SCALES.values() for name in names), CONFIG, *OF_ACTIVATIONS)
 PART = re.compile(rf"(?P<layer>.+?)\.(?P<part>{'|'.join((*KNOWN_PARTS, *(names for names, _ in FOREIGN)))})", re.DOTALL)
 
-# What says nothing about any weight: the mark of a whole file in ComfyUI's older form, and what it prefers for attention.
+# Tensors that belong to no weight: the mark of a whole file in ComfyUI's older form, and ComfyUI's preference for attention.
 MARKS = re.compile(r"(.*\.)?(scaled_fp8|comfy_attention\.config)", re.DOTALL)
 
-# The formats that ComfyUI's JSON names, and the dtype of each that is read.
+# The supported formats of ComfyUI's JSON, and the dtype of each.
 FORMATS = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2, "int8_tensorwise": torch.int8}
 FOREIGN_FORMATS = {
     "nvfp4": "NVFP4 (4 bits)",
@@ -47,15 +47,15 @@ FOREIGN_FORMATS = {
     "awq_w4a16": "AWQ (4 bits)",
 }
 WITHOUT_EFFECT = {"format", "params", "full_precision_matrix_mult", "convrot_groupsize"}
-MOST_CONFIG_BYTES = 1 << 16  # stable-diffusion.cpp's limit too
+MOST_CONFIG_BYTES = 1 << 16  # the same limit as in stable-diffusion.cpp
 
-# Where the header of a safetensors file says the same of its layers.
+# The entry in the header of a safetensors file that describes the formats of its layers.
 HEADER_ENTRY = "_quantization_metadata"
 MOST_WRAPPERS = 8
 
 
 class Foreign(Packed):
-    """A weight in a form that is not read here; example: the tensor that shows it."""
+    """A weight in a form that is not supported. example: the tensor that shows the form."""
 
     def __init__(self, form: str, example: str, stored: Iterable[Tensor]) -> None:
         self.form, self.fault, self.example, self.stored = form, form, example, tuple(stored)
@@ -66,9 +66,9 @@ class Foreign(Packed):
 
 
 def assemble(tensors: Mapping[str, Weight], source: Path) -> dict[str, Weight]:
-    """The weights that the tensors of a file make: a `Packed` for values with their scales, all others as they are.
+    """The weights in the tensors of a file: a `Packed` for values with their scales; all other tensors unchanged.
 
-    Nothing but names, dtypes, shapes and JSON is looked at. What goes with no weight keeps its name, and so is one too many.
+    Only names, dtypes, shapes and JSON are read. A tensor that belongs to no weight keeps its name, and is reported later as unexpected.
     """
     layers: dict[str, dict[str, str]] = {}
     plain = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
@@ -88,7 +88,7 @@ def assemble(tensors: Mapping[str, Weight], source: Path) -> dict[str, Weight]:
 
 
 def mark_unscaled(weights: Collection[Weight]) -> None:
-    """Notes of matrices in fp8 that have no scale, where others of the same model have one, that theirs is missing."""
+    """Marks fp8 matrices without a scale as faulty, if other matrices of the same model have one."""
     found = [weight for weight in weights if isinstance(weight, Quantised)]
     if not all(weight.is_raw for weight in found):
         for weight in found:
@@ -97,14 +97,14 @@ def mark_unscaled(weights: Collection[Weight]) -> None:
 
 
 def _cast(name: str, weight: Weight, source: Path) -> Weight:
-    """A tensor in fp8 is a weight by itself."""
+    """An fp8 tensor as a packed weight; other tensors unchanged."""
     if isinstance(weight, Tensor) and weight.dtype in QUANTISED and weight.is_floating_point():
         return Quantised(name, source, weight, None)
     return weight
 
 
 def _weight(layer: str, parts: Mapping[str, Tensor], source: Path) -> Packed | None:
-    """The weight that tensors beside each other make; None where they are no packed one."""
+    """The packed weight that the tensors of a layer form; None if they form none."""
     for part in parts:
         if form := next((form for names, form in FOREIGN if re.fullmatch(names, part)), None):
             return Foreign(form, f"{layer}.{part}", parts.values())
@@ -129,11 +129,11 @@ def _weight(layer: str, parts: Mapping[str, Tensor], source: Path) -> Packed | N
 
 
 def _as_said(name: str, source: Path, values: Tensor, scale: Tensor | None, said: Mapping[str, Any]) -> Quantised:
-    """A weight of which ComfyUI's JSON says the format."""
+    """A weight whose format is given by ComfyUI's JSON."""
     dtype = FORMATS[said["format"]]
     odd = [f"{key} = {str(value)[:60]}" for key, value in said.items() if key not in WITHOUT_EFFECT and value]
     fault = f"{CONFIG} says {', '.join(odd)}, which is not understood here" if odd else "" if scale is not None else "no scale"
-    if values.dtype == torch.uint8 and dtype.is_floating_point:  # bytes for want of a dtype, as older tools wrote them
+    if values.dtype == torch.uint8 and dtype.is_floating_point:  # older tools wrote plain bytes, because the dtype did not exist
         values = mark(values.view(dtype)) if is_mapped(values) else values.view(dtype)
     if values.dtype != dtype:
         fault = fault or f"values of {str(values.dtype).removeprefix('torch.')}, while {CONFIG} says {said['format']}"
@@ -141,7 +141,7 @@ def _as_said(name: str, source: Path, values: Tensor, scale: Tensor | None, said
 
 
 def _foreign(said: Mapping[str, Any]) -> str | None:
-    """What a format is that is not read here."""
+    """The description of a format that is not supported; None if it is supported."""
     found = said.get("format")
     if not isinstance(found, str) or found not in FORMATS:
         return FOREIGN_FORMATS.get(str(found), f"a format that is not known here, {str(found)[:60]!r}")
@@ -162,9 +162,10 @@ def _json(config: Tensor) -> dict[str, Any] | None:
 
 
 def with_header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, and for each layer whose format its header says, a tensor that says so, as ComfyUI makes them.
+    """The tensors of a safetensors file. For each layer whose format is in the header, a tensor with this description is added, as ComfyUI
+    does.
 
-    Names of layers may lack what stands before those of the tensors. Raises `lolrt.CheckpointError` for an entry that is damaged.
+    The names of layers in the header may lack the prefix of the tensors' names. Raises `lolrt.CheckpointError` for a damaged entry.
     """
     if HEADER_ENTRY not in metadata:
         return dict(tensors)

@@ -1,4 +1,4 @@
-"""Any known checkpoint to one folder that loads fast (`lolrt.checkpoint.folder`)."""
+"""Converts any known checkpoint to one folder that loads fast (`lolrt.checkpoint.folder`)."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ CONFIGS: dict[Kind, Callable[[Component], DiTConfig | VAEConfig]] = {"dit": dit_
 def convert(
     source: str | Path, destination: str | Path, dtype: torch.dtype | None = None, group: str | None = None, form: Form | None = None
 ) -> Path:
-    """Writes all parts of a model that are found in `source` to the new folder `destination`, adapters merged; returns it.
+    """Writes all parts of a model in `source` to the new folder `destination`, with adapters merged. Returns the folder.
 
-    dtype: of the weights, by default each part's own (the widest in its file, bfloat16 of one in 8 bits or less; a merged DiT's is the
-    DiT's). group: as of `lolrt.load_dit`. form: "fp8_scaled" or "int8", in which the linear layers of DiT and text encoder are quantised.
-    Memory: one tensor at a time.
-    Raises `lolrt.CheckpointError` where there are no weights, or adapters without their DiT, and for what `lolrt.load_dit` would refuse,
-    and `lolrt.OutputError` when the folder is there already or cannot be written; nothing is left behind then.
+    dtype: the dtype of the weights; by default each part keeps its own (the widest in its file; bfloat16 for weights of 8 bits or less; a
+    merged DiT has the DiT's). group: as in `lolrt.load_dit`. form: "fp8_scaled" or "int8" quantises the linear layers of DiT and text
+    encoder. Only one tensor at a time is in memory.
+    Raises `lolrt.CheckpointError` if there are no weights, if there are adapters without their DiT, and for everything that
+    `lolrt.load_dit` refuses; `lolrt.OutputError` if the folder exists already or cannot be written. In these cases nothing is left behind.
     """
     files, destination = find_files(source, group), Path(destination)
     if files.source.is_dir() and files.source.resolve() in destination.resolve().parents:
@@ -72,14 +72,15 @@ def convert(
 
 
 def _copy_json(source: Path, destination: Path, field: str) -> None:
-    """Copies a file that has this field, so that what people publish is what they take it for: a link may lead anywhere."""
+    """Copies a JSON file, if it has this field. The check is there because the file may be a link to anything, and people publish the
+    result."""
     if field not in read_json(source):
         raise CheckpointError(f"{source} lacks {field!r}; fetch the file again")
     shutil.copyfile(source, destination)
 
 
 def own_dtype(component: Component) -> torch.dtype:
-    """The narrowest that holds all of a part's tensors, of those that weights have; bfloat16 where some are packed."""
+    """The narrowest dtype of weights that holds all tensors of a part; bfloat16 if some are packed."""
     if any(isinstance(found, Packed) for found in component.tensors.values()):
         return torch.bfloat16
     dtypes = {found.dtype for found in component.tensors.values() if isinstance(found, Tensor)} & set(WEIGHT_DTYPES)
@@ -87,7 +88,8 @@ def own_dtype(component: Component) -> torch.dtype:
 
 
 def _checked(component: Component, shapes: Shapes, dtype: torch.dtype, lora: Adapters | None, form: Form | None) -> Callable[[str], Tensor]:
-    """Tensors of a part, checked as a model's are when it is loaded; of this dtype, but float32 where they are to be quantised."""
+    """A function that returns the tensors of a part by name, after the same checks as in loading; in this dtype, or in float32 if they are
+    to be quantised."""
     if wrong := faults(shapes, component.tensors):
         raise CheckpointError(f"{component.source} does not hold this model's tensors; {'; '.join(wrong)}")
     if lora:

@@ -1,4 +1,4 @@
-"""What adapters add to a weight, a class for each kind: checked against the weight's shape, and worked out in float32.
+"""The tensors that adapters add to a weight, one class for each kind: checked against the weight's shape, and computed in float32.
 
 Sources: LoRA (arXiv 2106.09685, sec. 4.1), DoRA (arXiv 2402.09353, eq. 5), LoHa (FedPara, arXiv 2108.06098, prop. 1), LoKr (LyCORIS,
 arXiv 2309.14859, sec. 3).
@@ -20,20 +20,21 @@ Shape = tuple[int, ...]
 class Delta(Protocol):
     @property
     def tensors(self) -> Iterable[Tensor]:
-        """What it is made of."""
+        """The tensors that it is computed from."""
 
     def fault(self, shape: Shape) -> str | None:
-        """What keeps it from being added to a weight of this shape, as the rest of a sentence that begins with the layer's name."""
+        """The reason why it cannot be added to a weight of this shape, as the rest of a sentence that begins with the layer's name."""
 
     def of(self, weight: Tensor) -> Tensor:
-        """What is added to a weight, float32, of its shape. weight: as it is without any adapter, float32."""
+        """The tensor to add to a weight, float32, in its shape. weight: the weight without any adapter, float32."""
 
     def __str__(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """scale * B A: a [rank, inputs] or a convolution's [rank, channels, ...], b [outputs, rank] or the same with sizes of 1 behind."""
+    """LoRA, scale * B A: a is [rank, inputs], or [rank, channels, ...] for a convolution; b is [outputs, rank], possibly followed by sizes
+    of 1."""
 
     a: Tensor
     b: Tensor
@@ -59,7 +60,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Hadamard:
-    """LoHa, scale * (w1_a w1_b) o (w2_a w2_b): each a [outputs, rank], each b [rank, inputs]."""
+    """LoHa, scale * (w1_a w1_b) o (w2_a w2_b): each a is [outputs, rank], each b is [rank, inputs]."""
 
     a: tuple[Tensor, Tensor]
     b: tuple[Tensor, Tensor]
@@ -85,7 +86,7 @@ class Hadamard:
 
 @dataclass(frozen=True)
 class Kronecker:
-    """LoKr, scale * w1 (x) w2: each of them one tensor, or the product of two."""
+    """LoKr, scale * w1 (x) w2: each factor is one tensor, or the product of two."""
 
     w1: tuple[Tensor, ...]
     w2: tuple[Tensor, ...]
@@ -115,7 +116,7 @@ class Kronecker:
 
 @dataclass(frozen=True)
 class Difference:
-    """scale * a tensor of the weight's own shape."""
+    """A full difference: scale * a tensor in the shape of the weight."""
 
     values: Tensor
     scale: float = 1.0
@@ -136,8 +137,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class Decomposed:
-    """DoRA: the sum of weight and `inner`, each row of it brought to the length that `magnitude` says, [outputs], [outputs, 1], or of a
-    convolution [1, outputs, 1, ...]; or each column, where that is [1, inputs]."""
+    """DoRA: the sum of the weight and `inner`, with each row scaled to the length in `magnitude`, [outputs], [outputs, 1], or [1, outputs,
+    1, ...] for a convolution. If `magnitude` is [1, inputs], the columns are scaled instead."""
 
     inner: Delta
     magnitude: Tensor
@@ -168,10 +169,10 @@ class Decomposed:
 
 
 def _product_shape(a: Tensor, b: Tensor) -> Shape | None:
-    """Of a matrix product; None where there is none."""
+    """The shape of a matrix product; None if the shapes do not match."""
     return (len(a), b.shape[1]) if a.ndim == b.ndim == 2 and a.shape[1] == len(b) and a.numel() and b.numel() else None
 
 
 def _fits(matrix: Shape | None, shape: Shape) -> bool:
-    """Whether a matrix has the values of a weight, in its order."""
+    """Whether a matrix has as many rows and values as a weight of this shape."""
     return len(shape) > 1 and matrix == (shape[0], math.prod(shape[1:]))

@@ -1,4 +1,4 @@
-"""Whether the parts of a model belong together, by their sizes: looked at before anything is computed."""
+"""Checks, before anything is computed, whether the parts of a model belong together, by their sizes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lolrt.errors import CheckpointError
 
 
 def check_parts(files: ModelFiles, needed: Collection[str]) -> None:
-    """Raises `lolrt.CheckpointError` when parts of those that are needed, such as "dit" and "vae", are of different models, or make no
-    stream.
+    """Raises `lolrt.CheckpointError` when the needed parts, such as "dit" and "vae", belong to different models or cannot make a stream.
 
-    What is needed and not there is left to others; a tokenizer is looked at when it is read.
+    This does not check for missing parts. A tokenizer is checked when it is read.
     """
     if wrong := [*misfits(files, needed)]:
         raise CheckpointError(f"{files.source}: {'; '.join(wrong)}")
 
 
 def misfits(files: ModelFiles, needed: Collection[str]) -> Iterator[str]:
-    """What of DiT, latents and text does not fit, a clause each. Raises `lolrt.CheckpointError` for a part that is none by itself."""
+    """The mismatches between DiT, latents and text, one clause each. Raises `lolrt.CheckpointError` for a part that is invalid by
+    itself."""
     if files.dit is None or "dit" not in needed:
         return
     dit = dit_config(read_component(files, "dit"))
@@ -46,7 +46,7 @@ def _taehv_channels(files: ModelFiles) -> int:
 
 
 def _text_dim(files: ModelFiles) -> int | None:
-    """Of the rows of text, whatever makes them; None where nothing does."""
+    """The width of the rows of text, from the encoder or the vocabulary; None if there is neither."""
     if files.vocabulary:
         return read_rows(files.vocabulary).shape[1]
     return text_encoder_config(read_component(files, "text_encoder")).dim if files.text_encoder else None

@@ -1,8 +1,8 @@
-"""The layout that this project writes: one folder, a safetensors file a part, with all that a pipeline needs to know in JSON.
+"""The folder layout of this project: one safetensors file for each part, and JSON files with all that a pipeline needs to know.
 
 model.json (name, fps, height, width, sampler, example_prompts); config.json and diffusion_pytorch_model.safetensors (the DiT, as Wan
 has it); vae_config.json and vae.safetensors; text_encoder.safetensors and tokenizer/, or text.json and text.safetensors;
-taehv.safetensors. Files are in the order in which they are used, q, k and v side by side.
+taehv.safetensors. The tensors of a file are in the order of their use, with q, k and v side by side.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WEIGHTS: dict[Kind, str] = {
     "taehv": "taehv.safetensors",
 }
 
-# What a model of Wan's family is made for, where nothing says otherwise.
+# The defaults of a model of Wan's family.
 WAN_SETTINGS: dict[str, Any] = {"fps": 16, "height": 480, "width": 832, "sampler": {}, "example_prompts": []}
 
 
@@ -64,7 +64,7 @@ def new_folder(destination: Path) -> Iterator[Path]:
 
 
 def write_config(folder: Path, config: DiTConfig | VAEConfig) -> None:
-    """Writes the JSON that lies beside a DiT or a VAE."""
+    """Writes the JSON config beside a DiT or a VAE."""
     if isinstance(config, DiTConfig):
         write_json(folder / "config.json", {"_class_name": "WanModel", "model_type": "t2v", **asdict(config)})
     else:
@@ -74,7 +74,7 @@ def write_config(folder: Path, config: DiTConfig | VAEConfig) -> None:
 def write_weights(
     folder: Path, kind: Kind, shapes: Shapes, dtype: torch.dtype, tensors: Callable[[str], Tensor], form: Form | None = None
 ) -> None:
-    """Writes the weights of a part; `tensors` gives each by its name. form: as of `quantise.in_8_bits`."""
+    """Writes the weights of a part. tensors: returns each tensor by its name. form: as in `quantise.in_8_bits`."""
     if form is None or kind not in LINEAR:
         write_safetensors(folder / WEIGHTS[kind], shapes, dtype, tensors)
     else:

@@ -1,4 +1,5 @@
-"""What a file is that holds no weights for this runtime, said from its first bytes: a file that is no checkpoint is not a damaged one."""
+"""Recognises other kinds of files by their first bytes, so that an error says what the file is, instead of calling it a damaged
+checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import BinaryIO
 
 from lolrt.errors import CheckpointError
 
-# First bytes, what they are of, and what to do.
+# The first bytes of a kind of file, its name, and what the user should do.
 KINDS = (
     (b"version https://git-lfs.github.com/", "a Git LFS pointer, which stands for the file itself; fetch that with git lfs pull"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, which is not read here; take the model's safetensors or .pt files"),
@@ -23,9 +24,9 @@ LONGEST = 256
 
 
 def open_file(path: Path) -> BinaryIO:
-    """A file of weights, to be read. A pipe does not keep it waiting, and a device is not read to no end.
+    """Opens a file of weights for reading. It does not wait for a pipe, and does not read an endless device.
 
-    Raises `OSError` where it cannot be opened, and `lolrt.CheckpointError` where it is no regular file, or another kind of file.
+    Raises `OSError` if it cannot be opened, and `lolrt.CheckpointError` if it is not a regular file, or is another kind of file.
     """
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     try:
@@ -34,7 +35,7 @@ def open_file(path: Path) -> BinaryIO:
         head = file.read(LONGEST)
         if kind := kind_of(head):
             raise CheckpointError(f"{path} is {kind}")
-        # Both formats have bytes that are no text near their beginning: the upper half of a header's length, a record's.
+        # Files of both formats have bytes near their beginning that are not text: in the length of the header, or of a record.
         if len(head) >= 8 and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
             raise CheckpointError(f"{path} is text, which begins with {head.decode()[:60]!r}; expected weights")
         file.seek(0)
@@ -45,7 +46,7 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def kind_of(head: bytes) -> str | None:
-    """What begins with these bytes, and what to do; None where it is nothing that is known here."""
+    """The kind of a file that begins with these bytes, and what the user should do; None if it is not known."""
     for first, kind in KINDS:
         if head.startswith(first):
             return kind

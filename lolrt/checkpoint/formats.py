@@ -1,4 +1,4 @@
-"""What a file holds, recognised from the names of its tensors: never from its own name."""
+"""Recognises the parts of models in a file from the names of its tensors, never from the name of the file."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from lolrt.errors import CheckpointError
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TITLES = {"dit": "DiT", "vae": "VAE", "text_encoder": "UMT5 text encoder", "taehv": "TAEHV", "lora": "LoRA of a DiT"}
 
-# Kinds, and whose names a file may use for each.
+# The kinds of parts, and the naming layouts that a file may use for each.
 LAYOUTS: tuple[tuple[Kind, str], ...] = (
     ("taehv", "TAEHV"), ("lora", "its trainer"), ("dit", "Wan"), ("dit", "diffusers"), ("vae", "Wan"), ("vae", "diffusers"),
     ("text_encoder", "Wan"), ("text_encoder", "transformers"),
 )  # fmt: skip
 TAEHV = re.compile(r"(encoder|decoder)\.\d+\.((conv|skip|conv\.\d)\.)?(weight|bias)")
 
-# Without names that begin so, nothing is a part of a model: other models have layers of the same names.
+# Every part of a model has names that begin so. Without them it is another model with layers of the same names.
 LAYERS = re.compile(r"(blocks|encoder|decoder)\.")
 
 
 @dataclass(frozen=True)
 class Component:
-    """One part of a model, as a file has it: nothing but names and shapes has been looked at."""
+    """One part of a model in a file. Only names and shapes have been read."""
 
     kind: Kind
     layout: str
-    """Whose names the file uses: "Wan", "diffusers", "transformers", "TAEHV" or "its trainer"."""
+    """The naming layout of the file: "Wan", "diffusers", "transformers", "TAEHV" or "its trainer"."""
     group: str
-    """The entry of a training checkpoint that it comes from, such as "generator_ema"; "" where there is none."""
+    """The entry of a training checkpoint that it comes from, such as "generator_ema"; "" if there is none."""
     source: Path
     tensors: Mapping[str, Weight]
-    """Under Wan's names (TAEHV's under its own, adapters' as of `adapter_names.adapters`), mapped from the file in its dtype, or packed as
-    it is there. Unknown names stay as they are."""
+    """The tensors under Wan's names (those of TAEHV under its own, those of adapters as in `adapter_names.adapters`), mapped from the file
+    in their dtype, or packed. Unknown names are unchanged."""
     wrapped: bool = False
     """Whether wrappers' names were removed from the tensors' names."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """The JSON config that lies beside it, as it is; {} where there is none."""
+    """The unchanged JSON config beside the file; {} if there is none."""
     tokenizer: Callable[[], dict[str, Any]] | None = None
-    """Where its file holds a tokenizer too, makes what tokenizer.json would say of it. Raises `lolrt.CheckpointError`."""
+    """If the file also holds a tokenizer: returns its content in the format of tokenizer.json. Raises `lolrt.CheckpointError`."""
 
     def __str__(self) -> str:
         wrapped = ", wrappers removed" if self.wrapped else ""
@@ -60,7 +60,7 @@ class Component:
 
 
 def recognise(content: Mapping[Any, Any], source: Path) -> list[Component]:
-    """All parts of models in a file; `content` is what was read from it."""
+    """All parts of models in a file. content: the dictionary read from it."""
     places: list[Place] = []
     found: list[Component] = []
     for keys, tensors in dictionaries(content):
@@ -97,7 +97,7 @@ def _unclear(source: Path, name: str, other: str) -> CheckpointError:
 
 
 def _unwrapped(kind: Kind, layout: str, weights: dict[str, Weight], source: Path) -> dict[str, Weight]:
-    """Weights of a part of a model, with single names freed of wrappers that others do not have."""
+    """The weights of a part of a model, with wrapper prefixes removed that only some names have."""
     unknown = weights.keys() - _names_of(kind, layout, weights)
     ends = {end for name in unknown for end in ends_of(name)}
     known = _names_of(kind, layout, {*weights, *ends}) & ends
@@ -110,14 +110,14 @@ def _unwrapped(kind: Kind, layout: str, weights: dict[str, Weight], source: Path
 
 
 def _encoder(weights: dict[str, Weight]) -> dict[str, Weight]:
-    """What the encoder needs of a whole UMT5, encoder and decoder."""
+    """The weights of the encoder in a whole UMT5 of encoder and decoder."""
     if not any(name.startswith("decoder.block.0.layer.1.EncDecAttention.") for name in weights):
         return weights
     return {name: weight for name, weight in weights.items() if not name.startswith(("decoder.", "lm_head."))}
 
 
 def _known(weights: dict[str, Weight]) -> tuple[Kind, str] | None:
-    """The kind and layout that know most of these names, and at least half of them."""
+    """The kind and layout that know the most of these names, at least half of them; None if there is none."""
     weights = _encoder(weights)
     known = {layout: _names_of(*layout, weights) for layout in LAYOUTS}
     best = max(known, key=lambda layout: len(known[layout]))
@@ -126,7 +126,7 @@ def _known(weights: dict[str, Weight]) -> tuple[Kind, str] | None:
 
 
 def _names_of(kind: Kind, layout: str, among: Collection[str]) -> Set[str]:
-    """The names that a layout knows."""
+    """The names that a layout knows among these."""
     if kind == "taehv":
         return {name for name in among if TAEHV.fullmatch(name)}
     if kind == "lora":
@@ -141,16 +141,16 @@ def _under_wan_names(kind: Kind, layout: str, weights: dict[str, Weight], source
     table = adapters(weights) if kind == "lora" else names.to_wan(kind, weights)
     for name, weight in weights.items():
         wan = table.get(name, name)
-        if wan in renamed and not (kind == "text_encoder" and wan == "token_embedding.weight"):  # tied: its second name is no second tensor
+        if wan in renamed and not (kind == "text_encoder" and wan == "token_embedding.weight"):  # tied: one tensor, two names
             raise _unclear(source, wan, name)
         renamed.setdefault(wan, weight)
     return renamed
 
 
 def choose(components: list[Component], kind: Kind, source: Path, group: str | None = None, averaged: bool = True) -> Component:
-    """The part of this kind that is to be used: the one of `group`, else the first by `wrappers.rank`.
+    """Chooses the part of this kind to use: the one of `group`, otherwise the first by `wrappers.rank`.
 
-    Raises `lolrt.CheckpointError`, saying what there is.
+    Raises `lolrt.CheckpointError`, which lists the parts that exist.
     """
     if group is None:
         ranks = {c.group: order for c in components if c.kind == kind and (order := rank(c.group, averaged)) is not None}

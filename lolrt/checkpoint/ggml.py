@@ -1,4 +1,4 @@
-"""ggml's block formats, in which GGUF files hold weights: bytes to float32, value by value as ggml's own code rounds them.
+"""ggml's block formats, which GGUF files use for weights: converts their bytes to float32, with the same rounding as ggml's own code.
 
 A row of a matrix is cut into blocks of 32 or 256 values. A block has a scale d, in float16, and some formats an offset too; K-quants have
 scales of 4 to 8 bits inside a block, for 16 or 32 values each. Source: ggml, `src/ggml-common.h` (the blocks' layouts) and
@@ -22,27 +22,27 @@ class BlockFormat(NamedTuple):
     bytes: int
     """Of a block."""
     unpack: Unpack
-    """Blocks, uint8 [blocks, bytes], to their values, float32 [blocks, values]."""
+    """Converts blocks, uint8 [blocks, bytes], to their values, float32 [blocks, values]."""
 
 
 def _fields(blocks: Tensor, *sizes: int) -> list[Tensor]:
-    """The parts of each block, [blocks, size]."""
+    """The fields of each block, [blocks, size] each."""
     return [part.contiguous() for part in blocks.split(sizes, 1)]
 
 
 def _half(field: Tensor) -> Tensor:
-    """float16 to float32, [blocks, 1]."""
+    """A float16 field as float32, [blocks, 1]."""
     return field.view(torch.float16).float()
 
 
 def _bits(field: Tensor, width: int, run: int) -> Tensor:
-    """Numbers of `width` bits, [blocks, numbers]: the lowest bits of `run` bytes, then the next ones of the same bytes, and so on."""
+    """Numbers of `width` bits, [blocks, numbers]: first the lowest bits of `run` bytes, then the next bits of the same bytes, and so on."""
     shifts = torch.arange(0, 8, width, dtype=torch.uint8).view(1, 1, -1, 1)
     return (field.view(len(field), -1, 1, run) >> shifts & (1 << width) - 1).flatten(1)
 
 
 def _scaled(scales: Tensor, numbers: Tensor, offsets: Tensor | None = None) -> Tensor:
-    """scale * number (- offset), each scale and offset for as many numbers as there are to it."""
+    """scale * number (- offset). Each scale and offset is for an equal share of the numbers."""
     values = numbers.float().view(*scales.shape, -1).mul_(scales[..., None])
     return (values if offsets is None else values.sub_(offsets[..., None])).flatten(1)
 
@@ -58,7 +58,7 @@ def _q4_1(blocks: Tensor) -> Tensor:
 
 
 def _five_bits(high: Tensor, low: Tensor) -> Tensor:
-    """32 numbers: of each four bits here, and the fifth, in their order, there."""
+    """32 numbers of five bits: four bits of each in `low`, and the fifth bits, in the order of the numbers, in `high`."""
     shifts = torch.arange(8, dtype=torch.uint8)
     return _bits(low, 4, 16) | (high[:, :, None] >> shifts & 1).flatten(1) << 4
 
@@ -86,12 +86,13 @@ def _q2_k(blocks: Tensor) -> Tensor:
 def _q3_k(blocks: Tensor) -> Tensor:
     high, low, scales, d = _fields(blocks, 32, 64, 12, 2)
     six = _bits(scales[:, :8].contiguous(), 4, 8) | _bits(scales[:, 8:].contiguous(), 2, 4) << 4
-    numbers = _bits(low, 2, 32).char() - 4 + (_bits(high, 1, 32) << 2).char()  # 4 less where the high bit is not set
+    numbers = _bits(low, 2, 32).char() - 4 + (_bits(high, 1, 32) << 2).char()  # minus 4 if the high bit is not set
     return _scaled(_half(d) * (six.char() - 32).float(), numbers)
 
 
 def _scales_and_mins(packed: Tensor) -> tuple[Tensor, Tensor]:
-    """Eight scales and eight offsets of six bits each, in 12 bytes: four of each as they are, and the bits of the others around them."""
+    """Unpacks eight scales and eight offsets of six bits each from 12 bytes. Four of each are in the low bits of a byte; the bits of the
+    others are spread over the remaining bits."""
     first, second, both = packed.view(len(packed), 3, 4).unbind(1)
     scales = torch.cat([first & 63, both & 15 | first >> 6 << 4], 1)
     mins = torch.cat([second & 63, both >> 4 | second >> 6 << 4], 1)
@@ -123,7 +124,7 @@ BLOCKS = {
 }  # fmt: skip
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
-# The numbers of ggml's types. Those that are neither in blocks nor plain are here for their names.
+# The numbers of ggml's types. Types that are not supported are listed so that errors can name them.
 TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
     14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS",

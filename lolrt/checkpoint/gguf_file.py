@@ -1,7 +1,7 @@
-"""GGUF files, of llama.cpp's kin: mapped, with every claim of the header checked first; tensors in blocks are unpacked when asked for.
+"""GGUF files, the format of llama.cpp: mapped into memory, with the whole header checked first. Tensors in blocks are unpacked on request.
 
-A file is "GGUF", a version, the counts of tensors and of fields, the fields (key, type, value), the tensors' descriptions (name, sizes with
-the fastest first, type, offset), and, aligned, the tensors' bytes. Source: ggml, docs/gguf.md.
+A file consists of "GGUF", a version, the counts of tensors and of fields, the fields (key, type, value), the descriptions of the tensors
+(name, sizes with the fastest first, type, offset), and, aligned, the bytes of the tensors. Source: ggml, docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from lolrt.errors import CheckpointError
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ARCHITECTURE, ALIGNMENT, SPLIT = "general.architecture", "general.alignment", "split.count"
-# The shape that a tensor has, where its values are stored in rows of another length (ComfyUI-GGUF).
+# The field with the original shape of a tensor that is stored in rows of another length (ComfyUI-GGUF).
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 
-# UMT5's tokenizer, the longest part of any header here, takes 7 MB.
+# The longest known header holds UMT5's tokenizer, which takes 7 MB.
 MOST_HEADER_BYTES = 64_000_000
 MOST_TEXTS = 1_000_000
 MOST_DIMENSIONS = 8
 
-# Types of a field's value: the letters of struct and NumPy, by number. 8 is a text, 9 an array.
+# The types of a field's value, by number, as letters of struct and NumPy. 8 is a text, 9 an array.
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 TEXT, ARRAY = 8, 9
 
-# Names of a T5 encoder's tensors to transformers'; in `BLOCK` those of a layer's.
+# The names of a T5 encoder's tensors, and transformers' names for them. `BLOCK` has those of a layer.
 T5 = {"token_embd": "shared", "enc.output_norm": "encoder.final_layer_norm"}
 T5_BLOCK = {
     **{f"attn_{name}": f"layer.0.SelfAttention.{name}" for name in "qkvo"},
@@ -50,18 +50,18 @@ T5_BLOCK = {
 
 class GGUF(NamedTuple):
     fields: Mapping[str, Any]
-    """By key: numbers, texts, arrays of numbers, lists of texts."""
+    """The fields by key: numbers, texts, arrays of numbers, lists of texts."""
     tensors: Mapping[str, Weight]
-    """Mapped, or in ggml's blocks, under the file's names, but for a T5 encoder's, which are under transformers'."""
+    """The tensors, mapped or in ggml's blocks, under the names of the file; those of a T5 encoder under transformers' names."""
 
     @property
     def architecture(self) -> str:
-        """As the file says; "" where it does not."""
+        """The architecture that the file names; "" if it names none."""
         return str(self.fields.get(ARCHITECTURE, ""))
 
 
 class Blocks(Packed):
-    """A weight in ggml's blocks, in rows of its last dimension, or cut into rows of another length."""
+    """A weight in ggml's blocks, stored in rows of its last dimension or of another length."""
 
     def __init__(self, shape: tuple[int, ...], kind: str, data: Tensor) -> None:
         """data: all blocks, one after the other, uint8."""
@@ -79,8 +79,8 @@ class Blocks(Packed):
 
 
 def read_gguf(path: Path) -> GGUF:
-    """All fields and tensors of a file. Raises `lolrt.CheckpointError` for a file that is not there, is damaged or cut off, is of another
-    version, or holds tensors of a type that is not read here."""
+    """All fields and tensors of a file. Raises `lolrt.CheckpointError` for a file that does not exist, is damaged or truncated, has
+    another version, or holds tensors of a type that is not supported."""
     data = map_file(path)
     return _Reader(path, data).read()
 
@@ -165,7 +165,7 @@ class _Reader:
         raise self._damaged(f"a field of it has type {kind}")
 
     def _description(self, name: str) -> tuple[tuple[int, ...], int, int]:
-        """Sizes, with the fastest last, type and offset."""
+        """The sizes of a tensor, with the fastest last, its type and its offset."""
         count = self._number("I")
         if count > MOST_DIMENSIONS:
             raise self._damaged(f"its tensor {name[:60]!r} has {count} dimensions")
@@ -177,7 +177,7 @@ class _Reader:
     def _tensor(
         self, name: str, sizes: tuple[int, ...], number: int, start: int, offset: int, fields: Mapping[str, Any]
     ) -> tuple[Weight, int]:
-        """A tensor, and where its bytes end."""
+        """A tensor, and the position where its bytes end."""
         kind = TYPES.get(number)
         if kind is None:
             raise self._damaged(f"its tensor {name[:60]!r} is of type {number}, which ggml does not have")
@@ -211,7 +211,7 @@ class _Reader:
 
 
 def _renamed(name: str) -> str:
-    """Of a T5 encoder's tensor, transformers' name."""
+    """transformers' name of a T5 encoder's tensor."""
     module, _, leaf = name.rpartition(".")
     if module in T5:
         return f"{T5[module]}.{leaf}"

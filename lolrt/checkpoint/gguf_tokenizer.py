@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF file of a text encoder."""
+"""Reads the tokenizer in a GGUF file of a text encoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def has_tokenizer(fields: Mapping[str, Any]) -> bool:
 
 
 def tokenizer_of(fields: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """What tokenizer.json would say of it. Raises `lolrt.CheckpointError` for one that is damaged, or no unigram model."""
+    """The tokenizer in the format of tokenizer.json. Raises `lolrt.CheckpointError` if it is damaged, or not a unigram model."""
 
     def field(name: str, default: Any = None) -> Any:
         found = fields.get(PREFIX + name, default)

@@ -40,12 +40,12 @@ def load_dit(
     group: str | None = None,
     device: str | torch.device = "cpu",
 ) -> CausalDiT:
-    """Loads a DiT from a checkpoint of any known layout (docs/checkpoints.md), with LoRAs merged into it where there are such.
+    """Loads a DiT from a checkpoint of any known layout (docs/checkpoints.md), and merges its LoRAs, if there are any.
 
-    path: a folder, a file, or a TOML file. lora: files with adapters that are added to the one that lies with the DiT, "style.safetensors"
-    or, with a strength other than 1, "style.safetensors:0.8"; or several. dtype: torch.bfloat16 or torch.float32, of the weights and of all
-    activations. group: which weights of a training checkpoint; by default the averaged ones, but not under a LoRA, which is trained on the
-    others. device: as of `lolrt.load`; on CUDA dtype is torch.bfloat16.
+    path: a folder, a file, or a TOML file. lora: one or several files of adapters, added to the LoRA of the model itself:
+    "style.safetensors", or "style.safetensors:0.8" for a strength other than 1. dtype: of the weights and all activations, torch.bfloat16
+    or torch.float32. group: which weights of a training checkpoint to use; by default the averaged ones, but with a LoRA the others,
+    because it is trained on them. device: as in `lolrt.load`; on CUDA dtype must be torch.bfloat16.
     Raises `lolrt.Error` when the device cannot be used, and `lolrt.CheckpointError` when files are missing or damaged, when tensors are
     missing, unexpected or mis-shaped (all are named), or when a value is not finite.
     """
@@ -58,11 +58,11 @@ def load_dit(
 
 
 def with_lora(dit: CausalDiT, lora: LoRAFiles | None) -> CausalDiT:
-    """A loaded DiT with these adapters, as of `load_dit`, in place of those that it was given; `dit` stays as it is.
+    """A copy of a loaded DiT with these adapters (see `load_dit`) instead of the ones given before. `dit` is unchanged.
 
-    The weights that adapters change, in either of the two, are read from the model's files again, so that they have the bits that
-    `load_dit` gives them; all others are shared. Raises `lolrt.Error` for a DiT that was not loaded from files, and `lolrt.CheckpointError`
-    where these have changed since, and as `load_dit` does.
+    The weights that the old or the new adapters change are read from the model's files again, so that they have the same bits as after
+    `load_dit`; all others are shared. Raises `lolrt.Error` for a DiT that was not loaded from files, `lolrt.CheckpointError` if the files
+    have changed since, and the errors of `load_dit`.
     """
     origin = dit.origin
     if not isinstance(origin, Origin):
@@ -78,7 +78,7 @@ def with_lora(dit: CausalDiT, lora: LoRAFiles | None) -> CausalDiT:
 
 
 def check_lora(files: ModelFiles, lora: LoRAFiles | None) -> None:
-    """Raises what `load_dit` would for adapters that are none or do not fit, before anything is loaded; values are not looked at."""
+    """Raises the errors of `load_dit` for invalid or mismatched adapters, before anything is loaded. Does not read their values."""
     if lora:
         component, adapters = read_dit(files, lora)
         if adapters:
@@ -92,12 +92,12 @@ def _as_adapted(model: CausalDiT, adapters: Adapters | None, origin: Origin) -> 
 
 
 def given_adapters(lora: LoRAFiles | None) -> list[LoRA]:
-    """The adapters of files, with their strengths. Raises `lolrt.Error`, and `lolrt.CheckpointError` for what is none."""
+    """The adapters in files, with their strengths. Raises `lolrt.Error`, and `lolrt.CheckpointError` for a file without adapters."""
     return [LoRA(read_component(file.path, "lora"), file.strength) for file in lora_files(lora)]
 
 
 def read_dit(path: str | Path | ModelFiles, lora: LoRAFiles | None = None, group: str | None = None) -> tuple[Component, Adapters | None]:
-    """A DiT and the adapters that are merged into it; arguments and errors as of `load_dit`."""
+    """A DiT and the adapters to merge into it; arguments and errors as in `load_dit`."""
     files = find_files(path)
     own = [LoRA(read_component(files, "lora"))] if files.lora else []
     loras = own + given_adapters(lora)
@@ -107,7 +107,7 @@ def read_dit(path: str | Path | ModelFiles, lora: LoRAFiles | None = None, group
 def load_vae(
     path: str | Path | ModelFiles, config: VAEConfig | None = None, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu"
 ) -> CausalVAE:
-    """Loads a Wan VAE; its sizes show in the tensors where no config is given or lies beside them. Raises as `load_dit` does."""
+    """Loads a Wan VAE. Without a config, its sizes follow from the tensors. Raises the errors of `load_dit`."""
     found = usable(device, dtype)
     component = read_component(path, "vae")
     with unfilled():
@@ -122,7 +122,7 @@ def load_taehv(
     *,
     raw_latents: bool = False,
 ) -> TAEHV:
-    """Loads a TAEHV; its sizes show in the tensors. raw_latents: as of `TAEHVConfig`, for LightTAE. Raises as `load_dit` does."""
+    """Loads a TAEHV. Its sizes follow from the tensors. raw_latents: as in `TAEHVConfig`, for LightTAE. Raises the errors of `load_dit`."""
     found = usable(device, dtype)
     component = read_component(path, "taehv")
     config = replace(taehv_config(component), raw_latents=raw_latents)
@@ -141,7 +141,7 @@ def assign(
     mapped: bool = False,
     kept: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Model:
-    """Gives a model that was built `unfilled` its weights, after checking all of them; returns it for inference.
+    """Sets the weights of a model that was built `unfilled`, after checking all of them. Returns the model, ready for inference.
 
     They are copies, q, k and v of a layer side by side, each made in one pass from the file's pages, which are given back then: a file that
     is overwritten would change a model that is mapped from it, and one that is cut would end the process. `mapped`: on the CPU, tensors of
@@ -198,9 +198,9 @@ def weight(found: Weight, dtype: torch.dtype, name: str = "", lora: Adapters | N
         tensor = found.unpack(torch.float32) if isinstance(found, Packed) else found
         merged = lora.merge(name, tensor) if lora else tensor
         made = merged.to(dtype).contiguous() if out is None else out.copy_(merged)
-        if made.data_ptr() % dtype.itemsize:  # a mapped tensor behind a header of an odd length
+        if made.data_ptr() % dtype.itemsize:  # a mapped tensor that is not aligned, after a header of odd length
             made = made.clone()
     if isinstance(found, Packed) or made.data_ptr() != found.data_ptr():
         give_back([found])
-    finite = made.numel() == 0 or all(map(torch.isfinite, torch.aminmax(made)))  # NaN is passed on by both
+    finite = made.numel() == 0 or all(map(torch.isfinite, torch.aminmax(made)))  # both propagate NaN
     return made if finite else None

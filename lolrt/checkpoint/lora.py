@@ -1,4 +1,4 @@
-"""Adapters of a DiT, merged into its weights: W + strength * delta, summed up in float32 over all of them, rounded once."""
+"""Merges adapters into the weights of a DiT: W + strength * delta, summed over all adapters in float32 and rounded once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lolrt.checkpoint.packed import unpacked
 from lolrt.checkpoint.shapes import WEIGHT_DTYPES, Shapes, listed
 from lolrt.errors import CheckpointError, Error
 
-# What tensors other than those of `PARTS` would do to a layer, by how their part's name begins.
+# The meaning of adapter tensors that are not in `PARTS`, by the beginning of the part's name.
 OTHERS = {
     "lora_embedding": "adapters of an embedding",
     "lora_mid": "the middle factor of a convolution",
@@ -32,10 +32,10 @@ OTHERS = {
     "vera": "VeRA's factors",
 }
 
-# The factors of LoKr's two matrices, each whole or itself a product of two.
+# The factors of LoKr's two matrices. Each matrix is one tensor, or the product of two.
 KRONECKER = {i: ((f"lokr_w{i}",), (f"lokr_w{i}_a", f"lokr_w{i}_b")) for i in (1, 2)}
 
-# A file with adapters, as it is asked for: "style.safetensors", or "style.safetensors:0.8" for a strength other than 1; or several.
+# One or several files of adapters, as the user names them: "style.safetensors", or "style.safetensors:0.8" for a strength other than 1.
 LoRAFiles: TypeAlias = "str | Path | Sequence[str | Path]"
 
 
@@ -48,7 +48,7 @@ class LoRAFile(NamedTuple):
 
 
 def lora_files(given: LoRAFiles | None) -> list[LoRAFile]:
-    """Files and their strengths. Raises `lolrt.Error` for a strength that is no finite number."""
+    """The files with their strengths. Raises `lolrt.Error` for a strength that is not a finite number."""
     texts = [] if given is None else [given] if isinstance(given, str | Path) else given
     return [_lora_file(str(text)) for text in texts]
 
@@ -60,17 +60,16 @@ def _lora_file(text: str) -> LoRAFile:
     try:
         value = float(strength)
     except ValueError:
-        return LoRAFile(Path(text))  # which does not exist, and is told so when it is read
+        return LoRAFile(Path(text))  # does not exist; reading it raises the error
     if not math.isfinite(value):
         raise Error(f"the strength of {path} is {strength}; expected a finite number, such as {path}:0.8")
     return LoRAFile(Path(path), value)
 
 
 class LoRA:
-    """The adapters of a `Component` of kind "lora", of whatever kind they are: `deltas`, by the name of the tensor that each is added to.
+    """All adapters of a `Component` of kind "lora": `deltas`, by the name of the tensor that each is added to.
 
-    Raises `lolrt.CheckpointError` for a tensor or a field of the config that is not understood: it would change the weights in a way that
-    is not known here.
+    Raises `lolrt.CheckpointError` for a tensor or a field of the config that is not supported, because it could change the result.
     """
 
     def __init__(self, component: Component, strength: float = 1.0) -> None:
@@ -98,7 +97,8 @@ class LoRA:
                 self.deltas.setdefault(name, []).append(delta)
 
     def check(self, expected: Shapes) -> None:
-        """Raises `lolrt.CheckpointError` when an adapter is incomplete, broken, or of no tensor of the model's; all such are named."""
+        """Raises `lolrt.CheckpointError` when adapters are incomplete, damaged, or for tensors that the model does not have; names all of
+        them."""
         faults = list(self._faults)
         if strangers := self.deltas.keys() - expected.keys():
             faults.append(f"the model has no {listed(strangers)}")
@@ -112,11 +112,11 @@ class LoRA:
             raise CheckpointError(f"{self.source}, a LoRA, does not fit the model: {'; '.join(faults)}")
 
     def kinds(self) -> dict[str, int]:
-        """How many there are of each kind, the most first."""
+        """The number of adapters of each kind, the most frequent first."""
         return dict(Counter(str(delta) for deltas in self.deltas.values() for delta in deltas).most_common())
 
     def _deltas(self, layer: str, parts: Mapping[str, Tensor]) -> Iterator[tuple[str, Delta]]:
-        """What is added to a layer's tensors, each with the tensor's name; what is wrong with it goes to the faults."""
+        """The deltas of a layer, each with the name of the tensor that it is added to. Errors are added to the faults."""
         weight = layer if layer.endswith("modulation") else f"{layer}.weight"
         rest = dict(parts)
         saved, magnitude, bias = rest.pop("alpha", None), rest.pop("magnitude", None), rest.pop("lora_B.bias", None)
@@ -136,7 +136,7 @@ class LoRA:
         yield weight, product if magnitude is None else Decomposed(product, magnitude)
 
     def _product(self, layer: str, factors: Mapping[str, Tensor], saved: Tensor | None) -> LowRank | Hadamard | Kronecker | None:
-        """What the factors of a layer make together; None where they make nothing."""
+        """The delta that the factors of a layer form; None if they form none."""
 
         def taken(*names: str) -> tuple[Tensor, ...]:
             return tuple(factors[name] for name in names if name in factors)
@@ -157,7 +157,7 @@ class LoRA:
 
 
 class Adapters:
-    """Several files of adapters, each with its strength, which are merged into the same DiT."""
+    """Several files of adapters for one DiT, each with its strength."""
 
     def __init__(self, loras: Sequence[LoRA]) -> None:
         self.loras = tuple(loras)
@@ -172,16 +172,16 @@ class Adapters:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the files, each with its strength."""
+        """The names of the files, each with its strength."""
         return tuple(lora.name for lora in self.loras)
 
     @property
     def changed(self) -> set[str]:
-        """Names of the tensors that something is added to."""
+        """The names of the tensors that the adapters change."""
         return {name for lora in self.loras for name in lora.deltas}
 
     def merge(self, name: str, weight: Tensor) -> Tensor:
-        """A weight with all that is added to it, float32; the weight itself where there is nothing."""
+        """A weight with all its deltas added, float32; the weight itself if there are none."""
         deltas = [(lora.strength, delta) for lora in self.loras for delta in lora.deltas.get(name, ())]
         if not deltas:
             return weight
@@ -197,7 +197,7 @@ def _layer(name: str) -> str:
 
 
 def _what(unknown: list[str]) -> str:
-    """What tensors of an adapter are, in words."""
+    """A description of unknown adapter tensors, for an error."""
     parts = [match["part"] for name in unknown if (match := OTHER.fullmatch(name))]
     found = [what for begin, what in OTHERS.items() if any(part.startswith(begin) for part in parts)]
     return ", ".join(found) or "tensors that are not understood here"

@@ -1,4 +1,4 @@
-"""Tensors whose memory is a file, mapped: they cost nothing until they are touched, and their pages can be given back."""
+"""Tensors over a memory-mapped file. They take no memory until they are read, and their pages can be released again."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lolrt import _core
 from lolrt.checkpoint.foreign import open_file
 from lolrt.errors import CheckpointError
 
-# Writing to a tensor leaves the file alone, so each mapped page may become a copy; without this flag the system sets aside memory for all
-# of them, and refuses to map a file that is larger than it. Python names the flag from 3.13 on.
+# The mapping is private: a write makes a copy of a page. Without this flag the system reserves memory for a copy of every page, and
+# refuses to map a file that is larger than the memory. Python names the flag from 3.13 on.
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 def map_file(path: Path) -> Tensor:
-    """All bytes of a file, uint8; pages come in when they are touched.
+    """All bytes of a file, uint8. Pages are read when they are first used.
 
-    Raises `lolrt.CheckpointError` where there is no file, it cannot be read, or it shows in its first bytes to be no checkpoint.
+    Raises `lolrt.CheckpointError` if the file does not exist, cannot be read, or is not a checkpoint by its first bytes.
     """
     try:
         with open_file(path) as file:
@@ -48,7 +48,8 @@ def check_whole_file(source: object) -> None:
 
 
 def view(data: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mapped bytes as values of a dtype; not aligned where the bytes are not: whoever keeps such a tensor makes a copy (`load.weight`)."""
+    """Mapped bytes as values of a dtype. They are not aligned if the bytes are not; a caller that keeps such a tensor makes a copy
+    (`load.weight`)."""
     if len(data) == 0:
         return torch.empty(0, dtype=dtype, device="cpu")
     if data.data_ptr() % dtype.itemsize:
@@ -57,7 +58,7 @@ def view(data: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def mark(tensor: Tensor) -> Tensor:
-    """Notes that the tensor's memory is a private mapping of a file; only of such may pages be dropped."""
+    """Marks a tensor as a private mapping of a file. Only the pages of such tensors may be released."""
     tensor._is_mapped = True  # type: ignore[attr-defined]
     return tensor
 
@@ -67,7 +68,7 @@ def is_mapped(tensor: Tensor) -> bool:
 
 
 def give_back(tensor: Tensor) -> None:
-    """Tells the system that a mapped tensor's pages are not needed for now; touched again, they are read again."""
+    """Tells the system that the pages of a mapped tensor are not needed now. If they are used again, they are read again."""
     first = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
     if is_mapped(tensor) and tensor.nbytes:
         end = tensor.data_ptr() + tensor.nbytes

@@ -1,4 +1,5 @@
-"""The files of a model, and which part of it each holds: in a folder of any known layout, in one file, or where a small TOML file says."""
+"""Finds the files of a model, and the part that each holds: in a folder of any known layout, in one file, or at the paths in a small TOML
+file."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ else:
 
 INDEX = (".safetensors.index.json", ".bin.index.json")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".gguf", INDEX[0])
-HUB_PICKLES = re.compile(r"(diffusion_)?pytorch_model.*\.bin(\.index\.json)?")  # as transformers and diffusers write pickles
+HUB_PICKLES = re.compile(r"(diffusion_)?pytorch_model.*\.bin(\.index\.json)?")  # the names of transformers' and diffusers' pickles
 MODEL = "model.json"
 TOKENIZER = "tokenizer.json"
 VOCABULARY = "text.json"  # its rows are in text.safetensors
@@ -42,7 +43,7 @@ SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<suf
 
 ADAPTER_METADATA = "lora_adapter_metadata"
 
-# What may be said of a model as a whole, its type, and what else it has to be.
+# The settings of a whole model: the type of each, and a check of its value.
 SETTINGS: dict[str, tuple[type, Callable[[Any], bool]]] = {
     "name": (str, bool),
     "fps": (int, lambda fps: 0 < fps <= 1000),
@@ -54,9 +55,9 @@ SETTINGS: dict[str, tuple[type, Callable[[Any], bool]]] = {
     "rope": (dict, lambda rope: True),
 }
 
-# Beside a part's weights, the JSON files that may describe it, and a field that only configs of its kind have.
+# For each kind of part: the JSON files that may describe it, and fields that identify a config of this kind.
 CONFIGS: dict[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "dit": (("config.json",), ("d_model", "z_dim")),  # these, on the contrary, say that it is another's
+    "dit": (("config.json",), ("d_model", "z_dim")),  # these, however, show that it is a config of another kind
     "vae": (("vae_config.json", "config.json"), ("z_dim",)),
     "text_encoder": (("config.json",), ("d_model",)),
     "lora": (("adapter_config.json",), ()),
@@ -66,9 +67,9 @@ CONFIGS: dict[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of a model; None where there is none. A path is of a file: weights, or the index of weights in several files.
+    """The files of a model; None for a part that does not exist. Each path is a file of weights, or the index of weights in several files.
 
-    What is asked for a model's path takes these as well, so that a folder is looked through and a file recognised once.
+    Functions that take the path of a model take this object as well, so that a folder is searched, and a file recognised, only once.
     """
 
     source: Path
@@ -78,22 +79,22 @@ class ModelFiles:
     text_encoder: Path | None = None
     taehv: Path | None = None
     tokenizers: tuple[Path, ...] = ()
-    """Folders with a tokenizer.json."""
+    """The folders with a tokenizer.json."""
     vocabulary: Path | None = None
     """A folder with text.json and text.safetensors, the text side of small models."""
     group: str | None = None
-    """Which of a training checkpoint's weights to use, such as "generator"; None is the usual choice."""
+    """Which weights of a training checkpoint to use, such as "generator"; None: the default choice."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What holds for the whole model, as `SETTINGS` names it (model.json, or the same in TOML; else what the recipe says)."""
+    """The settings of the whole model, with the names in `SETTINGS` (from model.json, or TOML; otherwise from the recipe)."""
     recipe: Recipe | None = None
-    """How the DiT was trained and is sampled, where the names that it is published under say so."""
+    """How the DiT was trained and is sampled, if the names under which it is published show this."""
     _recognised: dict[Path, list[Component]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def tokenizer(self) -> Path | None:
-        """The folder of UMT5's tokenizer; None where the encoder's file is to hold it.
+        """The folder of UMT5's tokenizer; None if the encoder's file should hold it.
 
-        Raises `lolrt.CheckpointError` where there is more than one that it may be.
+        Raises `lolrt.CheckpointError` if there is more than one candidate.
         """
         if len(self.tokenizers) > 1:
             raise CheckpointError(
@@ -104,23 +105,24 @@ class ModelFiles:
 
     @property
     def warnings(self) -> list[str]:
-        """What is likely to disappoint, though it can be used."""
+        """Warnings: properties of the model that allow its use, but probably give poor results."""
         recipe = self.recipe
         return [f"{self.dit}: {recipe.title} {WHOLE_CLIPS}"] if recipe and not recipe.causal else []
 
     def components(self, file: Path) -> list[Component]:
-        """All parts of models that one of these files holds; as of `components_of`."""
+        """All parts of models in one of these files; see `components_of`."""
         if file not in self._recognised:
             self._recognised[file] = components_of(file)
         return self._recognised[file]
 
 
 def find_files(model: str | Path | ModelFiles, group: str | None = None) -> ModelFiles:
-    """The files of a model: a folder (Wan's, diffusers', ours), a file of weights, or a TOML file (docs/checkpoints.md); files that were
-    found before are given back. group: which of a training checkpoint's weights are the DiT, whatever the model says.
+    """Finds the files of a model: in a folder (of Wan, diffusers or this project), a file of weights, or a TOML file
+    (docs/checkpoints.md). A `ModelFiles` is returned as it is. group: which weights of a training checkpoint are the DiT; it overrides the
+    model's own choice.
 
-    Raises `lolrt.CheckpointError` where there is nothing, where a file is damaged or is not what it is named as, where two files are of
-    the same kind, and where there is no such group.
+    Raises `lolrt.CheckpointError` if nothing is found, if a file is damaged or does not hold the part that it is named as, if two files
+    are of the same kind, and if there is no such group.
     """
     files = model if isinstance(model, ModelFiles) else _with_recipe(_found(Path(model)))
     if group is None:
@@ -130,7 +132,7 @@ def find_files(model: str | Path | ModelFiles, group: str | None = None) -> Mode
 
 
 def _with_recipe(files: ModelFiles) -> ModelFiles:
-    """The same with the recipe of its DiT, where there is one, and no model.json, which says all."""
+    """The same files with the recipe of the DiT, if there is one and no model.json, which would say everything."""
     if files.dit is None or (files.source / MODEL).is_file():
         return files
     index = files.dit.parent.parent / "model_index.json"
@@ -145,7 +147,7 @@ def _with_recipe(files: ModelFiles) -> ModelFiles:
 def _found(path: Path) -> ModelFiles:
     if path.suffix == ".toml":
         return _from_toml(path)
-    if os.path.isdir(path):  # Path's own methods raise for names that are too long and folders that are closed
+    if os.path.isdir(path):  # Path's methods raise for names that are too long and for folders without permission
         return _in_folder(path)
     if not os.path.exists(path):
         raise CheckpointError(
@@ -196,7 +198,7 @@ def _from_toml(path: Path) -> ModelFiles:
 
 
 def _settings(values: dict[str, Any], source: Path) -> dict[str, Any]:
-    """The settings, of which names, types and ranges have been checked."""
+    """The settings, after a check of their names, types and ranges."""
     if unknown := values.keys() - SETTINGS.keys():
         raise CheckpointError(f"{source} has {', '.join(sorted(unknown))}, which is no setting; a newer lolrt may know it")
     for name, value in values.items():
@@ -230,10 +232,10 @@ def _in_folder(folder: Path) -> ModelFiles:
 
 
 def _weights(folder: Path) -> Iterator[Path]:
-    """Files of weights in a folder and those right below it; an index stands for the files that it lists.
+    """The files of weights in a folder and its direct subfolders. An index stands for the files that it lists.
 
-    Hidden ones are left out: they are what systems and editors keep beside files. transformers' and diffusers' pickles count only where no
-    safetensors lie beside them: hubs keep both of the same weights.
+    Hidden files are left out: systems and editors keep them beside other files. transformers' and diffusers' pickles count only if there
+    are no safetensors beside them, because hubs keep the same weights in both.
     """
     everything = sorted(
         path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file() and not _is_hidden(path, folder)
@@ -250,7 +252,7 @@ def _is_hidden(path: Path, folder: Path) -> bool:
 
 
 def components_of(path: Path) -> list[Component]:
-    """All parts of models that a file holds, with the configs beside it; the file's other contents are left out."""
+    """All parts of models in a file, with the configs beside it. Other contents of the file are ignored."""
     shard = SHARD.fullmatch(path.name)
     if shard and int(shard["count"]) > 1:
         raise CheckpointError(
@@ -262,7 +264,7 @@ def components_of(path: Path) -> list[Component]:
 
 
 def _tokenizer_in(path: Path, kind: Kind) -> Callable[[], dict[str, Any]] | None:
-    """Of a GGUF file of a text encoder that holds its tokenizer too, what makes tokenizer.json of it."""
+    """For a GGUF file of a text encoder that also holds the tokenizer: the function that returns it in the format of tokenizer.json."""
     if kind != "text_encoder" or not _is_gguf(path) or not has_tokenizer(fields := read_gguf(path).fields):
         return None
     return partial(tokenizer_of, fields, path)
@@ -276,7 +278,7 @@ def _read(path: Path) -> Mapping[Any, Any]:
 
 
 def _read_file(path: Path) -> tuple[Mapping[Any, Any], Mapping[str, str]]:
-    """What a file holds, and what it says of itself."""
+    """The contents of a file, and its metadata."""
     if _is_safetensors(path):
         return read_all(path)
     return (read_gguf(path).tensors if _is_gguf(path) else read_pickle(path)), {}
@@ -289,19 +291,20 @@ def _some_names(path: Path) -> str:
 
 
 def _kind(path: Path) -> str:
-    """Of a GGUF file, the architecture that it says."""
+    """The architecture that a GGUF file names."""
     if not _is_gguf(path):
         return ""
     return f": it is a GGUF file of architecture {read_gguf(path).architecture[:60]!r}"
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file is one, by its content: a pickle is a zip archive or begins with an opcode; the header of safetensors is JSON."""
+    """Whether a file is in the safetensors format, by its content: a pickle is a zip archive or begins with an opcode; the header of
+    safetensors is JSON."""
     return path.suffix == ".safetensors" or _beginning(path)[8:] == b"{"
 
 
 def _is_gguf(path: Path) -> bool:
-    """The same of GGUF."""
+    """Whether a file is in the GGUF format, by its content."""
     return not path.name.endswith((".safetensors", *INDEX)) and _beginning(path).startswith(MAGIC)
 
 
@@ -323,12 +326,12 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name is that of a file in the same folder."""
+    """Whether a name is a plain file name, in the same folder."""
     return Path(name).name == name and name.isprintable()
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that tensors are in, of one or of the index of several; and the index."""
+    """The files that hold the tensors: the file itself; or the index, and the files that it lists."""
     return [path, *(path.parent / name for name in sorted(set(_weight_map(path).values())))] if path.name.endswith(INDEX) else [path]
 
 
@@ -346,7 +349,7 @@ def _read_index(index: Path) -> dict[str, Tensor]:
 
 
 def _config(kind: Kind, file: Path) -> dict[str, Any]:
-    """The config beside a file of weights; of adapters, where there is none, the one that diffusers writes into the file."""
+    """The config beside a file of weights; for adapters without one, the config that diffusers writes into the file."""
     names, marks = CONFIGS[kind]
     for path in (file.parent / name for name in names):
         if path.is_file():
@@ -360,7 +363,7 @@ def _config(kind: Kind, file: Path) -> dict[str, Any]:
 
 
 def _adapter_config(text: str, file: Path) -> dict[str, Any]:
-    """Fields that are of a part of the pipeline have its name before theirs, "transformer.lora_alpha"."""
+    """The config in the file's metadata. Fields of a part of the pipeline have the part's name as prefix, "transformer.lora_alpha"."""
     try:
         values = json.loads(text)
         return {name.removeprefix("transformer."): value for name, value in values.items()}
@@ -371,8 +374,8 @@ def _adapter_config(text: str, file: Path) -> dict[str, Any]:
 def read_component(path: str | Path | ModelFiles, kind: Kind, group: str | None = None, averaged: bool = True) -> Component:
     """One part of a model, its tensors under Wan's names, mapped and not yet read.
 
-    path: as of `find_files`. group: which weights of a training checkpoint, such as "generator"; by default the averaged ones, or, unless
-    `averaged`, these only where there are no others.
+    path: as in `find_files`. group: which weights of a training checkpoint, such as "generator"; by default the averaged ones. With
+    averaged=False these are used only if there are no others.
     Raises `lolrt.CheckpointError` when there is no such part, or more than one.
     """
     files = find_files(path)

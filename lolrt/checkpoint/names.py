@@ -1,6 +1,8 @@
-"""Names of tensors: Wan's own, which the runtime uses, and those of diffusers (DiT, VAE) and transformers (UMT5 encoder), by rule.
+"""Translates names of tensors by rules: between Wan's own, which the runtime uses, and those of diffusers (DiT, VAE) and transformers
+(UMT5 encoder).
 
-A table has a line a module; a tensor's name is a module's and its leaf (weight, bias, gamma). Trap: Wan's `norm3` is diffusers' `norm2`.
+A table has one line for each module. The name of a tensor is that of the module plus its leaf (weight, bias, gamma). Note: Wan's `norm3`
+is diffusers' `norm2`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Literal
 Kind = Literal["dit", "vae", "text_encoder", "taehv", "lora"]
 Pairs = Iterator[tuple[str, str]]
 
-# A larger number in a name is no model's: a table as long as that would only use up memory.
+# No model has larger layer numbers: a table for them would only waste memory.
 MOST_LAYERS = 1000
 MOST_STAGES = 16
 
@@ -36,7 +38,7 @@ DIT_BLOCK = (
     ("ffn.2", "ffn.net.2"),
 )  # fmt: skip
 
-# The two names of UMT5's table are of one tensor.
+# The two names of UMT5's embedding table mean the same tensor.
 UMT5 = (("token_embedding", "shared"), ("token_embedding", "encoder.embed_tokens"), ("norm", "encoder.final_layer_norm"))
 UMT5_BLOCK = (
     ("norm1", "layer.0.layer_norm"),
@@ -58,7 +60,8 @@ VAE_ATTENTION = (("norm", "norm"), ("to_qkv", "to_qkv"), ("proj", "proj"))
 
 
 def to_diffusers(kind: Kind, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Wan's names to diffusers' (transformers' for the text encoder): one for each, two for UMT5's table. Unknown names are left out."""
+    """Maps Wan's names to diffusers' (transformers' for the text encoder): one name each, two for UMT5's embedding table. Unknown names
+    are left out."""
     names = list(names)
     table: dict[str, tuple[str, ...]] = {}
     for wan, other in modules(kind, names):
@@ -67,21 +70,21 @@ def to_diffusers(kind: Kind, names: Iterable[str]) -> dict[str, tuple[str, ...]]
 
 
 def to_wan(kind: Kind, names: Iterable[str]) -> dict[str, str]:
-    """diffusers' names (transformers' for the text encoder) to Wan's. Unknown names are left out."""
+    """Maps diffusers' names (transformers' for the text encoder) to Wan's. Unknown names are left out."""
     names = list(names)
     table: dict[str, tuple[str, ...]] = {other: (wan,) for wan, other in modules(kind, names)}
     return {name: found[0] for name in names if (found := _renamed(name, table))}
 
 
 def _renamed(name: str, table: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
-    if name.endswith(("modulation", "scale_shift_table")):  # parameters of their own, no module's
+    if name.endswith(("modulation", "scale_shift_table")):  # parameters that belong to no submodule
         return table.get(name, ())
     module, _, leaf = name.rpartition(".")
     return tuple(f"{other}.{leaf}" for other in table.get(module, ())) if leaf in ("weight", "bias", "gamma") else ()
 
 
 def modules(kind: Kind, names: Iterable[str]) -> Pairs:
-    """Every module of a model of this kind, under both names; how large the model is shows in `names`, which may be of either layout."""
+    """Every module of a model of this kind, under both names. The size of the model follows from `names`, which may be in either layout."""
     if kind == "dit":
         yield from DIT
         yield from _blocks(DIT_BLOCK, "blocks", "blocks", _count(r"blocks\.(\d+)\.", names))
@@ -102,7 +105,8 @@ def modules(kind: Kind, names: Iterable[str]) -> Pairs:
 
 
 def _upsamples(names: list[str]) -> Pairs:
-    """The decoder's stages, one list in Wan, a block a resolution in diffusers: residual blocks, and an upsampler but for the last."""
+    """The stages of the decoder: a single list in Wan, one block for each resolution in diffusers. A stage has residual blocks and, except
+    for the last, an upsampler."""
     residuals = min(_count(r"decoder\.up_blocks\.\d+\.resnets\.(\d+)\.", names), MOST_STAGES)
     levels = min(_count(r"decoder\.up_blocks\.(\d+)\.", names), MOST_STAGES)
     if not levels:

@@ -1,4 +1,4 @@
-"""Where a loaded DiT's weights came from, so that they can be had again without what adapters have added to them."""
+"""The source of a loaded DiT's weights, so that they can be read again without the adapters."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from lolrt.checkpoint.lora import LoRA
 from lolrt.checkpoint.model_files import ModelFiles, components_of, read_component, weight_files
 from lolrt.errors import CheckpointError
 
-# Device, number, size and time of the last change: one of these is another when a file has been replaced or written to.
+# Device, inode number, size and time of the last change. At least one of these changes when a file is replaced or written.
 FileState = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Paths, and what the files were when they were read; nothing of them is kept open or in memory."""
+    """The paths of the files, and their state when they were read. No file is kept open or in memory."""
 
     source: Path
-    """The DiT's file of weights, or the index of several."""
+    """The file of the DiT's weights, or the index of several files."""
     group: str
-    """The entry of a training checkpoint that was used; "" where there is none."""
+    """The entry of a training checkpoint that was used; "" if there is none."""
     lora: Path | None
-    """Adapters that lie with the model, and are part of it."""
+    """The file of the model's own adapters."""
     files: dict[Path, FileState]
     changed: frozenset[str]
-    """The tensors that adapters, of the model's own or given, have changed since they were read."""
+    """The tensors that adapters have changed, both the model's own and given ones."""
 
     def dit(self) -> Component:
-        """The weights as they are in the files, mapped. Raises `lolrt.CheckpointError` where a file is not what it was."""
+        """The weights as they are in the files, mapped. Raises `lolrt.CheckpointError` if a file has changed."""
         for path, state in self.files.items():
             if _state(path) != state:
                 raise CheckpointError(f"{path} has changed since the model was loaded from it, or is gone: load the model anew")
@@ -41,13 +41,13 @@ class Origin:
 
 
 def origin_of(files: ModelFiles, component: Component, changed: frozenset[str]) -> Origin:
-    """component: the DiT of these files. changed: as of `Origin`."""
+    """The origin of a DiT. component: the DiT of these files. changed: as in `Origin`."""
     paths = [*weight_files(component.source), *(weight_files(files.lora) if files.lora else ())]
     return Origin(component.source, component.group, files.lora, {path: _state(path) for path in paths}, changed)
 
 
 def _state(path: Path) -> FileState:
-    """Zeros where there is no file."""
+    """The state of a file; zeros if it does not exist."""
     try:
         found = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""Weights that a file holds in another form than floats of their shape, such as 8 bits and scales; unpacked when they are asked for."""
+"""Weights in another form than floats of their shape, such as 8-bit values and scales. They are unpacked on request."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from torch import Tensor
 
 from lolrt.checkpoint import mapped
 
-# Values that are unpacked at a time: what an unpacked tensor takes beside itself is a few times as many bytes.
+# How many values are unpacked at a time. Unpacking needs a few times as many bytes in addition to the result.
 PIECE = 1 << 20
 
 
 class Packed(ABC):
-    """A weight of `shape`; `stored` are the tensors that it is made from, mapped from the file.
+    """A weight of the shape `shape`. stored: the tensors that it is made from, mapped from the file.
 
-    form: what it is packed in, for people. fault: what keeps it from being unpacked, "" where nothing does; only names, shapes and dtypes
-    have been looked at.
+    form: the name of the format, for people. fault: the reason why it cannot be unpacked, or ""; found from names, shapes and dtypes alone.
     """
 
     shape: tuple[int, ...]
@@ -29,9 +28,9 @@ class Packed(ABC):
 
     @abstractmethod
     def rows(self, first: int, last: int) -> Tensor:
-        """Rows `first` to `last`, float32 [rows, columns]: the weight as a matrix of its first dimension and all others.
+        """The rows from `first` up to `last`, float32 [rows, columns], of the weight as a matrix of its first dimension by all others.
 
-        Raises `lolrt.CheckpointError` for what is stored beside the values, such as scales, and cannot be.
+        Raises `lolrt.CheckpointError` if other stored data, such as scales, has impossible values.
         """
 
     def unpack(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
@@ -51,19 +50,19 @@ class Packed(ABC):
         return math.prod(self.shape)
 
 
-# A weight as a file has it.
+# A weight as it is in a file.
 Weight = Tensor | Packed
 
 
 def unpacked(weight: Weight) -> Tensor:
-    """A weight as one tensor, float32 where it is packed; what it holds, as it is, where that cannot be unpacked."""
+    """A weight as one tensor, float32 if it is packed. If it cannot be unpacked, the stored values are returned unchanged."""
     if not isinstance(weight, Packed):
         return weight
     return weight.stored[0] if weight.fault else weight.unpack(torch.float32)
 
 
 def stored(weights: Mapping[str, Weight]) -> dict[str, Tensor]:
-    """The tensors that weights are made from, by names of their own."""
+    """The tensors that the weights are made from, each under its own name."""
     return {
         name if i == 0 else f"{name}[{i}]": tensor
         for name, weight in weights.items()
@@ -72,7 +71,7 @@ def stored(weights: Mapping[str, Weight]) -> dict[str, Tensor]:
 
 
 def give_back(weights: Iterable[Weight]) -> None:
-    """Tells the system that the weights' pages are not needed for now, as `mapped.give_back` does."""
+    """Tells the system that the pages of these weights are not needed now; see `mapped.give_back`."""
     for weight in weights:
         for tensor in weight.stored if isinstance(weight, Packed) else (weight,):
             mapped.give_back(tensor)

@@ -1,8 +1,8 @@
-"""`.pt` and `.pth` files: tensors and plain containers only, and nothing may unfold to more than the file.
+"""Reads `.pt` and `.pth` files: only tensors and plain containers, and nothing that expands to more than the size of the file.
 
-torch.save writes a zip archive, not compressed: a pickle, `data.pkl`, and a record of bytes for each storage. The pickle is a program for
-a stack machine, which can call whatever it names. Here it is read by a machine that knows what tensors and containers need and nothing
-else: there is no code that it could call, and what is checked is what is loaded.
+torch.save writes an uncompressed zip archive: a pickle, `data.pkl`, and a record of bytes for each storage. A pickle is a program for a
+stack machine, which can call any function that it names. The machine in this module has only the operations that tensors and containers
+need. It cannot call code, and it loads exactly what it has checked.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from lolrt.errors import CheckpointError
 
 MOST_PICKLE_BYTES = 16_000_000  # a few hundred for each tensor
 
-# Tied weights are stored once, and a group may be another one's weights. More than so many times over is no model's.
+# Tied weights are stored once, and two groups may share their weights. No model uses a storage more often than this.
 MOST_SHARING = 4
 
-# Keys that lead to a model's weights.
+# The most nested keys above a model's weights.
 MOST_KEYS = 8
 
-# No tensor of a model has more, and no shape copies a longer list than this.
+# No tensor of a model has more dimensions, so longer lists are never copied to a shape.
 MOST_DIMENSIONS = 16
 
 STORAGES = {
@@ -39,7 +39,7 @@ STORAGES = {
     "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8,
     "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
-# Of newer dtypes there are no storages; torch saves bytes, and the dtype beside them.
+# There are no storage classes for newer dtypes: torch saves bytes, and the dtype separately.
 UNTYPED = "UntypedStorage"
 NEWER = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 
@@ -51,27 +51,27 @@ MARK = object()
 
 
 class RefusedError(Exception):
-    """What is wrong with a pickle, and what to do, as the rest of a sentence that begins with the file's name."""
+    """The fault of a pickle, and what the user should do, as the rest of a sentence that begins with the name of the file."""
 
 
 class Storage(NamedTuple):
-    """A record's bytes as values of one dtype, mapped."""
+    """The bytes of a record as values of one dtype, mapped."""
 
     values: Tensor
 
 
 def read_pickle(path: Path) -> dict[Any, Any]:
-    """The dictionary in a file, its tensors mapped rather than read.
+    """The dictionary in a file. Its tensors are mapped, not read.
 
-    Raises `lolrt.CheckpointError` for a file that is not there, is none of weights, is damaged, is compressed, names code, holds no
-    dictionary, or whose tensors claim more than it stores.
+    Raises `lolrt.CheckpointError` for a file that does not exist, holds no weights, is damaged or compressed, names code, holds no
+    dictionary, or whose tensors claim more data than it stores.
     """
     data = map_file(path)
     try:
         loaded = _Reader(path, data).load()
     except RefusedError as error:
         raise CheckpointError(f"{path} {error}") from error
-    except Exception as error:  # a damaged archive can make zipfile raise anything, and a damaged pickle the machine that reads it
+    except Exception as error:  # damaged files can make zipfile and the stack machine raise anything
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise CheckpointError(f"{path} is damaged or no plain checkpoint ({reason}); fetch it again") from error
     if not isinstance(loaded, dict):
@@ -85,10 +85,10 @@ def read_pickle(path: Path) -> dict[Any, Any]:
 
 
 def dictionaries(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Weight]]]:
-    """The weights of each dictionary in what was read from a file, and the keys that lead to it; of the same one, a few times at most."""
+    """The weights of each dictionary in a file, with the keys that lead to it. The same dictionary is returned only a few times."""
     met: Counter[int] = Counter()
     waiting: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), content)]
-    for keys, values in waiting:  # which grows
+    for keys, values in waiting:  # grows during the loop
         met[id(values)] += 1
         if met[id(values)] > MOST_SHARING or len(keys) > MOST_KEYS:
             continue
@@ -99,7 +99,7 @@ def dictionaries(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], 
 
 class _Reader:
     def __init__(self, path: Path, data: Tensor) -> None:
-        """Finds the records of an archive. Raises `RefusedError`, and what zipfile raises."""
+        """Finds the records of an archive. Raises `RefusedError` and the errors of zipfile."""
         if not zipfile.is_zipfile(path):
             raise RefusedError(
                 "is damaged or no plain checkpoint (it is no zip archive, as torch.save has written since 1.6); fetch it again"
@@ -125,7 +125,7 @@ class _Reader:
         self._storages: dict[tuple[str, torch.dtype], Storage] = {}
 
     def _bytes(self, record: zipfile.ZipInfo) -> Tensor:
-        """A record's bytes. They lie behind a header of its own, whose length the archive's directory does not say."""
+        """The bytes of a record. They follow the record's own header, whose length is not in the archive's directory."""
         header = self._data[record.header_offset :][:30].numpy().tobytes()
         if record.header_offset < 0 or len(header) < 30 or header[:4] != b"PK\3\4":
             raise ValueError(f"{record.filename} is not where the archive says")
@@ -136,7 +136,7 @@ class _Reader:
         return content
 
     def load(self) -> Any:
-        """What the pickle makes. Raises `RefusedError` for all that is more than tensors and containers."""
+        """The object that the pickle builds. Raises `RefusedError` for anything but tensors and containers."""
         stack: list[Any] = []
         memo: dict[int, Any] = {}
         calls = {
@@ -191,7 +191,7 @@ class _Reader:
                         raise ValueError("it calls what is no function")
                     stack.append(function(*arguments))
                 case "BUILD":
-                    stack.pop()  # attributes of a dictionary, such as state_dict's versions of modules
+                    stack.pop()  # attributes of a dictionary, such as the module versions in a state_dict
                 case "BINPERSID":
                     stack.append(self._storage(*stack.pop()))
                 case other:
@@ -199,7 +199,7 @@ class _Reader:
         raise ValueError("its pickle has no end")
 
     def _storage(self, kind: str, dtype: torch.dtype, key: str, device: str, elements: int) -> Storage:
-        """The storage that a persistent id names; the device, where it was, plays no part."""
+        """The storage that a persistent id names. Its original device does not matter."""
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
             raise ValueError("it asks for what is no storage")
         if (key, dtype) not in self._storages:
@@ -215,7 +215,7 @@ class _Reader:
 
 
 def _to_mark(stack: list[Any]) -> list[Any]:
-    """What lies above the uppermost mark; both are taken off."""
+    """Removes the uppermost mark and all items above it. Returns these items."""
     items = []
     while (item := stack.pop()) is not MARK:
         items.append(item)
@@ -229,7 +229,7 @@ def _extend(stack: list[Any], items: list[Any]) -> None:
 
 
 def _update(stack: list[Any], items: list[Any]) -> None:
-    """Keys are names or numbers: those whose hashes can be made to collide would take time by the square of their count."""
+    """Adds items to a dictionary. Keys must be names or numbers: other keys could have colliding hashes and take quadratic time."""
     if not isinstance(stack[-1], dict) or len(items) % 2:
         raise ValueError("it sets items of what is no dictionary")
     for key in items[::2]:
@@ -245,7 +245,7 @@ def _ordered_dict() -> dict[Any, Any]:
 
 
 def _size(sizes: Any) -> tuple[int, ...]:
-    """Sizes or strides of a tensor."""
+    """The sizes or strides of a tensor, checked."""
     if not isinstance(sizes, list | tuple) or len(sizes) > MOST_DIMENSIONS or not all(type(n) is int and 0 <= n < 2**63 for n in sizes):
         raise ValueError("a tensor's sizes are none")
     return tuple(sizes)

@@ -1,4 +1,4 @@
-"""Weights to 8 bits, in forms that ComfyUI reads: what `lolrt convert` writes of them."""
+"""Quantises weights to 8 bits for `lolrt convert`, in formats that ComfyUI reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lolrt.checkpoint.shapes import Shapes
 Form = Literal["fp8_scaled", "int8"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
-# The layers that the public converters quantise: attention and FFN of the blocks (LightX2V, tools/convert; ComfyUI-GGUF, tools/lcpp.patch).
+# The same layers as in the public converters: attention and FFN of the blocks (LightX2V, tools/convert; ComfyUI-GGUF, tools/lcpp.patch).
 # Embeddings, modulation, the head and the VAE stay floats.
 LINEAR: dict[Kind, re.Pattern[str]] = {
     "dit": re.compile(r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])\.weight"),
@@ -25,9 +25,9 @@ LINEAR: dict[Kind, re.Pattern[str]] = {
 }
 
 E4M3 = torch.float8_e4m3fn
-MARK = "scaled_fp8"  # an empty tensor, which says of a file what its scales are
+MARK = "scaled_fp8"  # an empty tensor that shows how the scales of a file are stored
 CONFIG = json.dumps({"format": "int8_tensorwise"}).encode()
-LEAST_SCALE = 1e-30  # of a row or a weight of zeros
+LEAST_SCALE = 1e-30  # for a row or a weight of zeros
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
@@ -39,9 +39,10 @@ def is_quantised(kind: Kind, name: str) -> bool:
 def in_8_bits(
     form: Form, kind: Kind, shapes: Shapes, dtype: torch.dtype, tensors: Callable[[str], Tensor]
 ) -> tuple[Layout, Callable[[str], Tensor]]:
-    """The tensors of a file in which the linear layers are in 8 bits and all others of `dtype`, and what gives each when its turn comes.
+    """The layout of a file with the linear layers in 8 bits and all other tensors in `dtype`, and the function that returns each tensor in
+    turn.
 
-    tensors: gives each weight by its name, float32 where it is to be quantised.
+    tensors: returns each weight by its name, in float32 if it is to be quantised.
     """
     layout: Layout = {MARK: (E4M3, (0,))} if form == "fp8_scaled" else {}
     parts: dict[str, tuple[str, int]] = {}
@@ -65,7 +66,7 @@ def in_8_bits(
         if name not in parts:
             return tensors(name).to(dtype)
         weight, i = parts[name]
-        if weight not in done:  # its other parts come next
+        if weight not in done:  # the other tensors of this weight come next
             done.clear()
             done[weight] = fp8_scaled(tensors(weight)) if form == "fp8_scaled" else int8(tensors(weight))
         return done[weight][i]
@@ -74,13 +75,14 @@ def in_8_bits(
 
 
 def fp8_scaled(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Values in e4m3, the nearest, and the scale of the whole weight: its largest value becomes the format's largest. weight: float32."""
+    """The nearest e4m3 values, and one scale for the whole weight, which maps its largest value to the format's largest. weight:
+    float32."""
     most = torch.finfo(E4M3).max
     scale = (weight.abs().amax() / most).clamp(min=LEAST_SCALE)
     return (weight / scale).clamp_(-most, most).to(E4M3), scale
 
 
 def int8(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values in int8, the nearest, a scale a row, [rows, 1], and the JSON that says so. weight: float32."""
+    """The nearest int8 values, a scale for each row, [rows, 1], and the JSON that describes the format. weight: float32."""
     scale = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=LEAST_SCALE)
     return (weight / scale).round_().clamp_(-127, 127).to(torch.int8), scale, torch.frombuffer(bytearray(CONFIG), dtype=torch.uint8)

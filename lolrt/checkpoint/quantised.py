@@ -1,4 +1,4 @@
-"""Weights in 8 bits: the floats that fp8 and int8 values stand for, with a scale for the whole weight, for a row or for a block."""
+"""Reads 8-bit weights: fp8 or int8 values with a scale for the whole weight, for each row, or for each block."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lolrt.errors import CheckpointError
 
 QUANTISED = {torch.float8_e4m3fn: "fp8 (e4m3)", torch.float8_e5m2: "fp8 (e5m2)", torch.int8: "int8"}
 
-# Rows and columns that share a scale in TurboDiffusion's files; at the far edges a block is cut off.
+# The rows and columns of a block with one scale in TurboDiffusion's files. Blocks at the far edges are smaller.
 BLOCK = 128
 
 
 class Quantised(Packed):
-    """The weight q * scale, in float32, of q in fp8 or int8; q itself without a scale.
+    """The weight q * scale, in float32, with q in fp8 or int8; without a scale it is q itself.
 
     name and source: for errors. Sources: ComfyUI (QUANTIZATION.md), LightX2V (tools/convert), TurboDiffusion (turbodiffusion/ops/core.py).
     """
@@ -32,7 +32,7 @@ class Quantised(Packed):
         self.fault = fault or self._misfit()
 
     def _misfit(self) -> str:
-        """What is wrong with dtypes and shapes."""
+        """The fault in dtypes or shapes; "" if there is none."""
         if self._values.dtype not in QUANTISED:
             return f"values of {str(self._values.dtype).removeprefix('torch.')}; expected fp8 or int8"
         if self._scale is None:
@@ -45,7 +45,7 @@ class Quantised(Packed):
 
     @property
     def is_raw(self) -> bool:
-        """Whether its values are the weight, without a scale."""
+        """Whether the values are the weight itself, without a scale."""
         return self._scale is None
 
     @cached_property
@@ -69,7 +69,7 @@ class Quantised(Packed):
 
 
 def _shared_by(shape: tuple[int, ...], scales: tuple[int, ...]) -> str | None:
-    """What of a weight of `shape` shares a scale; None where there are not as many scales as that takes."""
+    """Which values of a weight of this shape share a scale; None if the number of scales fits no rule."""
     if all(size == 1 for size in scales):
         return "weight"
     if shape and scales in (shape[:1], (shape[0], 1)):

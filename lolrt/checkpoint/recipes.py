@@ -1,6 +1,6 @@
-"""How published weights are sampled, where the names that they are published under say it: their tensors do not.
+"""Recipes: how published weights are sampled, recognised from the names under which they are published. The tensors do not show it.
 
-Only defaults follow from names. What a model's settings say (model.json, TOML), and options, come first.
+A recipe sets only defaults. The settings of a model (model.json, TOML), and options, override it.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ WHOLE_CLIPS = (
 @dataclass(frozen=True)
 class Recipe:
     title: str
-    """Whose it is, for people."""
+    """The name of the model family, for people."""
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    """Of `model_files.SETTINGS`, those that are other than the defaults."""
+    """The settings, as in `model_files.SETTINGS`, that differ from the defaults."""
     weights: str | None = None
-    """The entry of a training checkpoint that is used, where it is not the averaged one."""
+    """The entry of a training checkpoint to use, if that is not the averaged one."""
     causal: bool = True
-    """Whether a frame was trained to see nothing of the later ones."""
+    """Whether the model was trained so that no frame sees later ones."""
 
     def __str__(self) -> str:
         return f"as of {self.title}, which its name says"
 
 
 def _frame_by_frame(*steps: int) -> dict[str, Any]:
-    """Causal-Forcing's and Causal-Forcing++'s configs, causal_forcing_dmd_framewise*.yaml."""
+    """The settings of Causal-Forcing and Causal-Forcing++, causal_forcing_dmd_framewise*.yaml."""
     sampler = {"timesteps": list(steps), **({} if len(steps) > 2 else {"first_timesteps": FOUR_STEPS})}
     return {"chunk_frames": 1, "sampler": sampler}
 
 
-# In the name of the DiT's file and of its folder, "folder/file", the first that is found counts; None: it is causal, and no more is known.
+# Patterns for the DiT's folder and file name, "folder/file". The first match counts. None: the model is causal, and nothing else is known.
 NAMES: tuple[tuple[str, Recipe | None], ...] = (
     (r"framewise[-_]?1[-_]?step", Recipe("Causal-Forcing++, frame by frame in 1 step", _frame_by_frame(1000))),
     (r"framewise[-_]?2[-_]?step", Recipe("Causal-Forcing++, frame by frame in 2 steps", _frame_by_frame(1000, 500))),
@@ -60,7 +60,7 @@ NAMES: tuple[tuple[str, Recipe | None], ...] = (
     (r"turbo[-_]?wan", Recipe("TurboWan", causal=False)),
     (r"wan[-_]?2[._]?[12][-_](t2v|ti2v)", Recipe("Wan", causal=False)),
 )
-# In a diffusers folder, the kind of pipeline that model_index.json names.
+# The pipeline class in the model_index.json of a diffusers folder.
 PIPELINES = {
     "WanPipeline": Recipe("Wan", causal=False),
     "WanDMDPipeline": Recipe("FastWan", causal=False),
@@ -69,7 +69,8 @@ PIPELINES = {
 
 
 def recipe_of(dit: Path, pipeline: object) -> Recipe | None:
-    """dit: the DiT's file; pipeline: what the model_index.json beside its folder names."""
+    """The recipe of a model; None if there is none. dit: the file of the DiT. pipeline: the class in the model_index.json beside its
+    folder."""
     folder = dit.parent.parent if dit.parent.name == "transformer" else dit.parent
     name = f"{folder.name}/{dit.name}".lower()
     found = [recipe for pattern, recipe in NAMES if re.search(pattern, name)]
@@ -77,21 +78,21 @@ def recipe_of(dit: Path, pipeline: object) -> Recipe | None:
 
 
 def applied(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's settings, and where these say nothing, the recipe's."""
+    """A model's settings, completed with those of the recipe."""
     sampler = {**recipe.settings.get("sampler", {}), **settings.get("sampler", {})}
     return {**recipe.settings, **settings, **({"sampler": sampler} if sampler else {})}
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a stream of a model is sampled with, unless options say otherwise."""
+    """The sampling settings of a model, which options can override."""
 
     chunk_frames: Any
     timesteps: Any
     first_timesteps: Any
     shift: Any
     because: str
-    """What says so, as the rest of a sentence."""
+    """The source of these settings, as the rest of a sentence."""
 
     def __str__(self) -> str:
         first = f" ({_listed(self.first_timesteps)} for the first chunk)" if self.first_timesteps else ""
@@ -114,7 +115,7 @@ def _default(dataclass: str, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON takes it: what a model's settings hold is checked when they are used."""
+    """A value for JSON. The settings of a model are checked only when they are used, so it can be anything."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if value is None or type(value) is int or (type(value) is float and math.isfinite(value)) else str(value)

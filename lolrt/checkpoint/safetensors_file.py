@@ -1,6 +1,8 @@
-"""safetensors files: mapped, with every claim of the header checked first; and written tensor by tensor, so that size costs no memory.
+"""Reads and writes safetensors files. Reading maps the file, after checking the whole header. Writing takes one tensor at a time, so large
+files need little memory.
 
-A file is the header's length (uint64, little-endian), the header (JSON: name -> dtype, shape, [begin, end] in the data), the data.
+A file consists of the length of the header (uint64, little-endian), the header (JSON: name -> dtype, shape, [begin, end] in the data), and
+the data.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ MOST_HEADER_BYTES = 100_000_000  # as in the reference implementation
 
 
 class Entry(NamedTuple):
-    """One tensor of a file; the bytes [begin, end) of its data."""
+    """One tensor of a file: its dtype, its shape, and the bytes [begin, end) of the data."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -39,25 +41,25 @@ class Entry(NamedTuple):
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, mapped rather than read: pages come in when they are touched, and writing to a tensor leaves the file alone.
+    """All tensors of a file, mapped and not read: pages are read when they are first used. Writing to a tensor does not change the file.
 
-    Where the header's length is no multiple of 8, as old writers left it, tensors are not aligned.
+    If the length of the header is not a multiple of 8, as in files of old writers, the tensors are not aligned.
 
-    Raises `lolrt.CheckpointError` for a file that is not there, is none of weights, is cut off, or whose header contradicts itself or the
-    file.
+    Raises `lolrt.CheckpointError` for a file that does not exist, holds no weights, is truncated, or whose header contradicts itself or
+    the file.
     """
     tensors, _ = read_all(path)
     return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a file says of itself, beside its tensors. Raises as `read_safetensors` does."""
+    """The metadata of a file. Raises the errors of `read_safetensors`."""
     _, metadata = read_all(path)
     return metadata
 
 
 def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file, as of `read_safetensors` and `read_metadata`."""
+    """The tensors and the metadata of a file; see `read_safetensors` and `read_metadata`."""
     data = map_file(path)
     start, entries, metadata = _header(path, data)
     return {
@@ -70,7 +72,7 @@ def damaged(path: Path, reason: str) -> CheckpointError:
 
 
 def _header(path: Path, data: Tensor) -> tuple[int, dict[str, Entry], dict[str, str]]:
-    """Where the file's data begin, its tensors, and its metadata."""
+    """The position where the data begin, the tensors, and the metadata of a file."""
     if len(data) < 8:
         raise damaged(path, "it ends before its header does")
     first = data[:8].numpy().tobytes()
@@ -124,9 +126,10 @@ def _sizes(value: Any) -> bool:
 
 
 def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, tensors: Callable[[str], Tensor]) -> None:
-    """Writes a file of the tensors of `shapes`, all of one dtype, each asked for when its turn comes; complete or not there at all.
+    """Writes a file with the tensors of `shapes`, all of one dtype. Each tensor is requested in turn. The file is complete, or does not
+    exist.
 
-    Raises `lolrt.OutputError` where the file cannot be written.
+    Raises `lolrt.OutputError` if the file cannot be written.
     """
     layout = {name: (dtype, shapes[name]) for name in file_order(shapes)}
     with replaced(path) as partial:
@@ -139,9 +142,9 @@ def write_tensors(
     tensors: Callable[[str], Tensor],
     metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Writes a file of the tensors of `layout` in its order, each asked for when its turn comes. Raises OSError.
+    """Writes a file with the tensors of `layout`, in its order. Each tensor is requested in turn. Raises OSError.
 
-    The library's own writer makes a file of a random name first, which stays where a process is killed.
+    The safetensors library is not used: it first writes a file with a random name, which would remain if the process is killed.
     """
     end = 0
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -149,7 +152,7 @@ def write_tensors(
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % 64)  # the data begin at a multiple of 64
+    text += b" " * (-(8 + len(text)) % 64)  # so that the data begin at a multiple of 64
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in layout:
@@ -157,13 +160,13 @@ def write_tensors(
 
 
 def file_order(names: Iterable[str]) -> list[str]:
-    """Names in their order, but for q, k and v of a layer, which come one after the other: side by side, they are one matrix product."""
+    """The names in their order, except that q, k and v of a layer are put side by side, so that they can be one matrix product."""
     order: dict[str, int] = {}
     return sorted(names, key=lambda name: order.setdefault(group_of(name), len(order)))
 
 
 def group_of(name: str) -> str:
-    """The same for tensors that lie side by side."""
+    """A key that is equal for tensors that are put side by side."""
     head, _, leaf = name.rpartition(".")
     layer, _, module = head.rpartition(".")
     return f"{layer}.qkv.{leaf}" if module in ("q", "k", "v") else name

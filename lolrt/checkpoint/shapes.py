@@ -1,4 +1,4 @@
-"""Sizes of a model, from its tensors and the config beside them, and the tensors that a model of these sizes has."""
+"""The sizes of a model, found from its tensors and its config, and the tensors that a model of these sizes must have."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from lolrt.models.vae.layers import VAEConfig
 from lolrt.models.vae.taehv import TAEHV, TAEHVConfig
 from lolrt.models.vae.wan import CausalVAE
 
-# Published weights come without a config as often as with one; everything but the head size shows in the tensors' shapes.
+# Many published weights have no config. The shapes of the tensors show all sizes except that of the heads.
 WAN_HEAD_DIM = 128
 
-# A config beyond these is no model's: building it would only use up memory and time.
+# No model has larger sizes: building one would only waste memory and time.
 MOST_CHANNELS = 1 << 20
 MOST = {"num_layers": names.MOST_LAYERS, "num_res_blocks": names.MOST_STAGES, "dim_mult": 1024}
 
@@ -41,7 +41,7 @@ Config = TypeVar("Config", DiTConfig, VAEConfig)
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """Sizes of a UMT5 encoder; the defaults are UMT5-XXL's."""
+    """The sizes of a UMT5 encoder; the defaults are those of UMT5-XXL."""
 
     vocab_size: int = 256384
     dim: int = 4096
@@ -53,7 +53,8 @@ class TextEncoderConfig:
 
 
 def read_text(path: Path) -> str:
-    """A text file, with or without a byte order mark. Raises `OSError` and `ValueError`, and `lolrt.CheckpointError` for what is none."""
+    """The text in a file, with or without a byte order mark. Raises `OSError` and `ValueError`, and `lolrt.CheckpointError` if it is not a
+    text file."""
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is no file; expected a text file")
     content = path.read_bytes()
@@ -75,12 +76,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path, kind: type[Config]) -> Config:
-    """The fields of a JSON config, in Wan's or diffusers' terms, that `kind` has; others are facts about training or other runtimes."""
+    """Reads the fields of `kind` from a JSON config, under Wan's or diffusers' names. Other fields, about training or other runtimes, are
+    ignored."""
     return with_values(kind(), read_json(path), path)
 
 
 def with_values(config: Config, values: Mapping[str, Any], source: Path) -> Config:
-    """`config` with the fields that `values` names, in Wan's or diffusers' terms."""
+    """`config` with the fields in `values`, under Wan's or diffusers' names."""
     terms = DIFFUSERS_DIT if isinstance(config, DiTConfig) else DIFFUSERS_VAE
     values = {terms.get(name, name): value for name, value in values.items()}
     if isinstance(config, DiTConfig) and "attention_head_dim" in values and "num_heads" in values:
@@ -108,7 +110,7 @@ def _product(a: Any, b: Any, source: Path) -> int:
 
 
 def _checked(name: str, value: Any, like: Any, source: Path) -> Any:
-    """A config's value, which is to be of the type of `like` and of a size that a model can have."""
+    """A value of a config, after a check that it has the type of `like` and a size that a model can have."""
     if isinstance(value, list | tuple) and (like is None or isinstance(like, tuple)):
         if not 0 < len(value) <= 64 or (name in ("patch_size", "rope_dims") and len(value) != 3):
             raise CheckpointError(f"{source} is no config of this kind of model: {name} has {len(value)} entries")
@@ -127,9 +129,9 @@ def _checked(name: str, value: Any, like: Any, source: Path) -> Any:
 
 
 def dit_config(component: Component) -> DiTConfig:
-    """The config of a DiT, from its tensors, where they show it, and from the config beside them, which is right where they differ.
+    """The config of a DiT, from its tensors, as far as they show it, and from the config beside them, which has priority.
 
-    Raises `lolrt.CheckpointError` for a DiT with layers for more than text and noise, and for sizes that are none.
+    Raises `lolrt.CheckpointError` for a DiT with layers for other inputs than text and noise, and for impossible sizes.
     """
     refuse_variants(component)
     shape = _shapes_of(component)
@@ -155,7 +157,7 @@ def dit_config(component: Component) -> DiTConfig:
 
 
 def vae_config(component: Component) -> VAEConfig:
-    """The config of a VAE, from its tensors and the config beside them, as `dit_config`."""
+    """The config of a VAE, from its tensors and the config beside them; see `dit_config`."""
     refuse_variants(component)
     shape = _shapes_of(component)
     config = VAEConfig()
@@ -235,7 +237,7 @@ def _volume(sizes: list[int]) -> int:
 
 
 def expected_shapes(component: Component) -> Shapes:
-    """Every tensor that a part of this kind and these sizes has, under Wan's names."""
+    """The shape of every tensor of a part of this kind and size, under Wan's names."""
     if component.kind == "dit":
         return dit_shapes(dit_config(component))
     if component.kind == "vae":
@@ -274,7 +276,7 @@ def taehv_shapes(config: TAEHVConfig) -> Shapes:
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Leaves new parameters as they are: filling tensors on the meta device does nothing but import a second's worth of modules."""
+    """Skips the initialisation of parameters. On the meta device it has no effect, except that its imports take a second."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.Tensor.uniform_, torch.Tensor.normal_, nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_):
@@ -284,14 +286,14 @@ class _NoInitialisation(TorchFunctionMode):
 
 @contextmanager
 def unfilled() -> Iterator[None]:
-    """Modules that are made inside have parameters with a shape and nothing else."""
+    """A context manager: modules built inside have parameters without memory, only shapes."""
     with _NoInitialisation(), torch.device("meta"):
         yield
 
 
 def faults(expected: Shapes, tensors: Mapping[str, Weight]) -> list[str]:
-    """What keeps `tensors` from being those expected, a clause for each way: every tensor that is missing, too many, of another shape,
-    of a dtype that weights do not have, or packed and damaged."""
+    """The differences between `tensors` and the expected ones, one clause for each kind: missing tensors, unexpected ones, wrong shapes,
+    dtypes that weights cannot have, and damaged packed weights."""
     clauses = []
     for fault, wrong in (("missing", expected.keys() - tensors.keys()), ("unexpected", tensors.keys() - expected.keys())):
         if wrong:
@@ -313,7 +315,8 @@ def faults(expected: Shapes, tensors: Mapping[str, Weight]) -> list[str]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in order, between commas; for three and more that differ in a block's number alone, one: blocks.{0-39}.ffn.0.bias."""
+    """The names in order, separated by commas. Three or more that differ only in the number of a block become one:
+    blocks.{0-39}.ffn.0.bias."""
     groups: dict[tuple[str, str], dict[int, str]] = {}
     for name in sorted(names):
         head, number, tail = (

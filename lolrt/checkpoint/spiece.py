@@ -1,8 +1,9 @@
-"""The tokenizer in ComfyUI's files of a text encoder: SentencePiece's own file, as the bytes of a tensor.
+"""Reads the tokenizer in ComfyUI's files of a text encoder: SentencePiece's own file, stored as the bytes of a tensor.
 
-It is a message of protocol buffers, `ModelProto` of sentencepiece_model.proto: fields of a number, a kind and a value, in any order, and
-messages inside of others as bytes. Fields that are not needed here are passed over; of one that comes twice, other than pieces, the last
-counts. A text that spells a piece of the tokenizer's own, such as </s>, has that piece, as in transformers; SentencePiece spells it out.
+The file is a protocol buffers message, `ModelProto` of sentencepiece_model.proto. A message has fields with a number, a kind and a value,
+in any order; nested messages are bytes. Fields that are not needed are skipped. If a field other than pieces occurs twice, the last one
+counts. A text that contains the name of a special piece, such as </s>, gets that piece, as in transformers; SentencePiece would spell it
+out.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from torch import Tensor
 from lolrt.checkpoint.unigram import NORMAL, Unigram
 from lolrt.errors import CheckpointError
 
-NAME = "spiece_model"  # of the tensor
+NAME = "spiece_model"  # the name of the tensor
 
-# UMT5's takes 4.5 MB, and has 256,300 pieces.
+# UMT5's tokenizer takes 4.5 MB and has 256,300 pieces.
 MOST_BYTES = 64_000_000
 MOST_PIECES = 1_000_000
 
-# Kinds of values, and how many bytes those of a fixed size take.
+# The kinds of values, and the number of bytes of those with a fixed size.
 VARINT, BYTES, FIXED = 0, 2, {1: 8, 5: 4}
-# Fields that are read, of ModelProto: 1 pieces (1 piece, 2 score, 3 type); 2 trainer_spec (3 model_type, 24 treat_whitespace_as_suffix,
+# The fields of ModelProto that are read: 1 pieces (1 piece, 2 score, 3 type); 2 trainer_spec (3 model_type, 24 treat_whitespace_as_suffix,
 # 47 eos_piece); 3 normalizer_spec (2 precompiled_charsmap, 3 add_dummy_prefix, 4 remove_extra_whitespaces, 5 escape_whitespaces).
 MODEL_TYPES = {1: "unigram", 2: "BPE", 3: "words", 4: "characters"}
 
@@ -36,9 +37,9 @@ class _DamagedError(ValueError):
 
 
 def tokenizer_of(model: Tensor, source: Path) -> dict[str, Any]:
-    """What tokenizer.json would say of it. model: the file, uint8.
+    """The tokenizer in the format of tokenizer.json. model: the bytes of the file, uint8.
 
-    Raises `lolrt.CheckpointError` for one that is damaged, or no unigram model as T5's are.
+    Raises `lolrt.CheckpointError` if it is damaged, or not a unigram model like those of T5.
     """
     if model.dtype != torch.uint8 or not 0 < model.numel() <= MOST_BYTES:
         kind = f"{str(model.dtype).removeprefix('torch.')} {list(model.shape)}"
@@ -80,7 +81,7 @@ def _unigram(content: bytes, source: Path) -> Unigram:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Numbers and values of a message's fields, in their order."""
+    """The numbers and values of the fields of a message, in their order."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -102,7 +103,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """A number in bytes of seven bits, the lowest first, and where it ends."""
+    """A number stored in bytes of seven bits, the lowest first, and the position after it."""
     value = 0
     for i, byte in enumerate(message[at : at + 10]):
         value |= (byte & 127) << 7 * i

@@ -1,4 +1,4 @@
-"""Models of any size with random weights: to try a machine, and everything around a model, before its download."""
+"""Makes models of any size with random weights, to test a machine and the software before downloading a real model."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from lolrt.models.dit import DiTConfig
 from lolrt.models.vae.layers import VAEConfig
 from lolrt.models.vae.taehv import TAEHVConfig
 
-# The text side is the embedded model's vocabulary: UMT5's tokenizer cannot be drawn at random.
+# The text part is the vocabulary of the embedded model: a tokenizer like UMT5's cannot be random.
 VOCABULARY = Path(__file__).parent.parent / "_embedded" / "tiny"
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a whole model; the defaults are those of Wan2.1-T2V-1.3B."""
+    """The sizes of a whole model; the defaults are those of Wan2.1-T2V-1.3B."""
 
     dit: DiTConfig = field(default_factory=DiTConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
@@ -42,7 +42,7 @@ PRESETS = {
 
 
 def sizes(config: str) -> Sizes:
-    """The sizes of a preset, or in a JSON file: a Wan DiT's config.json, to which "vae", "height" and "width" may be added."""
+    """The sizes of a preset, or those in a JSON file: the config.json of a Wan DiT, optionally with "vae", "height" and "width"."""
     if config in PRESETS:
         return PRESETS[config]
     path = Path(config)
@@ -58,9 +58,9 @@ def sizes(config: str) -> Sizes:
 def synth(destination: str | Path, config: str = "1.3b", seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Path:
     """Writes a model folder with random weights, tensor by tensor; the same seed gives the same files. Returns the folder.
 
-    DiT, VAE, a TAEHV where the VAE makes latents as Wan's does, and the embedded model's vocabulary in place of a text encoder.
-    Norms are near 1, biases near 0, other weights normal with the variance that keeps activations of the order of 1.
-    Raises `lolrt.Error` for a config that is none, and `lolrt.OutputError` when the folder is there already or cannot be written.
+    It has a DiT, a VAE, a TAEHV if the VAE has latents like Wan's, and the vocabulary of the embedded model instead of a text encoder.
+    Norms are near 1, biases near 0; other weights are normal with a variance that keeps activations of the order of 1. Raises
+    `lolrt.Error` for an invalid config, and `lolrt.OutputError` if the folder exists already or cannot be written.
     """
     model = sizes(config)
     with new_folder(Path(destination)) as folder:
@@ -85,7 +85,7 @@ def synth(destination: str | Path, config: str = "1.3b", seed: int = 0, dtype: t
 
 
 def _random(shapes: Shapes, seed: str) -> Callable[[str], Tensor]:
-    """Gives each tensor by its name, drawn from random numbers of its own, so that the order in which they are asked for plays no part."""
+    """A function that returns each tensor by its name. Each has its own random numbers, so the order of the requests does not matter."""
 
     def tensor(name: str) -> Tensor:
         key = hashlib.sha256(f"{seed} {name}".encode()).digest()

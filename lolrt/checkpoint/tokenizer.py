@@ -1,4 +1,4 @@
-"""A text encoder's tokenizer: tokenizer.json, and nothing else that lies in its folder, or what the encoder's own file holds."""
+"""Reads the tokenizer of a text encoder: from tokenizer.json, and no other file of its folder, or from the encoder's own file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lolrt.errors import CheckpointError
 
 
 def read_tokenizer(encoder: Component, folder: Path | None) -> dict[str, Any]:
-    """What tokenizer.json says, or without a folder of one, would say of the tokenizer in the encoder's file.
+    """The content of tokenizer.json; without a folder, the tokenizer in the encoder's file in the same format.
 
-    Raises `lolrt.CheckpointError` where there is none, or it has a token for which the encoder's table has no row.
+    Raises `lolrt.CheckpointError` if there is none, or if it has a token for which the encoder's table has no row.
     """
     if folder is None and encoder.tokenizer is None:
         raise CheckpointError(f"{encoder.source} has a UMT5 text encoder and no tokenizer; add its folder, google/umt5-xxl in Wan's own")
@@ -42,9 +42,9 @@ def read_tokenizer(encoder: Component, folder: Path | None) -> dict[str, Any]:
 
 
 def _charsmaps(normalizer: Any) -> Iterator[bytes]:
-    """All rules of normalisation that are compiled, of a normalizer or of the sequences that it is made of."""
+    """All compiled normalisation rules of a normalizer, also of nested sequences."""
     waiting = [normalizer]
-    for found in waiting:  # which grows
+    for found in waiting:  # grows during the loop
         if isinstance(found, dict):
             inner = found.get("normalizers")
             waiting += inner if isinstance(inner, list) else []

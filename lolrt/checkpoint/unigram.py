@@ -1,4 +1,4 @@
-"""SentencePiece's unigram models, of which T5's tokenizers are, as tokenizer.json says them."""
+"""Converts SentencePiece's unigram models, the kind of T5's tokenizers, to the format of tokenizer.json."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Types of pieces, by SentencePiece's numbers.
+# The types of pieces, with SentencePiece's numbers.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-SPACE = "▁"  # U+2581, which stands for one
+SPACE = "▁"  # U+2581, which stands for a space
 
 
 @dataclass(frozen=True)
 class Unigram:
     pieces: Sequence[str]
-    """In the order of their numbers."""
+    """The pieces in the order of their numbers."""
     scores: Sequence[float]
     types: Sequence[int]
     charsmap: bytes
-    """SentencePiece's compiled rules of normalisation; b"" for none."""
+    """SentencePiece's compiled normalisation rules; b"" if there are none."""
     end: int
     """The piece that ends a text."""
     add_prefix: bool = True
@@ -28,7 +28,7 @@ class Unigram:
     remove_extra_whitespaces: bool = True
 
     def fault(self) -> str | None:
-        """What keeps it from being a tokenizer, as the rest of a sentence."""
+        """The reason why it is not a valid tokenizer, as the rest of a sentence; None if it is valid."""
         count = len(self.pieces)
         if not count or len(self.scores) != count or len(self.types) != count:
             return f"has {count} pieces, {len(self.scores)} scores and {len(self.types)} types"
@@ -41,7 +41,7 @@ class Unigram:
         return None if all(map(math.isfinite, self.scores)) else "has scores that are not finite"
 
     def to_json(self) -> dict[str, Any]:
-        """What tokenizer.json says of it. Numbers in it are Python's own."""
+        """The tokenizer in the format of tokenizer.json. Its numbers are Python numbers."""
         rules: list[dict[str, Any]] = []
         if self.charsmap:
             rules.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(self.charsmap).decode()})

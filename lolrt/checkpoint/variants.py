@@ -1,4 +1,4 @@
-"""Models of Wan's family that are not read here, told by what their tensors show: other inputs than text and noise, or weights packed."""
+"""Recognises models of Wan's family that are not supported: those with other inputs than text and noise, or with packed weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lolrt.checkpoint.assembly import Foreign
 from lolrt.checkpoint.formats import Component
 from lolrt.errors import CheckpointError
 
-# Names of tensors, of which one is enough, and what has them. Names of both Wan's and diffusers' layouts; the first that is found counts.
+# Names of tensors, in Wan's and diffusers' layouts, and the model that has them. One name is enough, and the first match counts.
 TEXT_ALONE = "; video is made of text here, and of a picture that it begins with (--start): take a text-to-video model"
 CAUSAL = "; frames follow each other here, in plain passes: take a model such as Self-Forcing"
 WAN_2_2 = "Wan2.2-TI2V-5B, or of LongLive 2, which is made of it; take a model of Wan2.1, whose latents have 16 channels and not 48"
@@ -30,12 +30,12 @@ VARIANTS = {
         (r"(encoder\.down|decoder\.up)samples\.\d+\.(down|up)samples\.|encoder\.down_blocks\.\d+\.resnets\.", f"the VAE of {WAN_2_2}"),
     ),
 }
-# Of models whose names are Wan2.1's, the tensor whose second size, of latent channels, shows them.
+# For models with Wan2.1's names: the tensor whose second size is the number of latent channels, which shows the difference.
 LATENT_CHANNELS = {"dit": ("patch_embedding.weight", "the DiT"), "taehv": ("decoder.1.weight", "the TAEHV")}
 
 
 def refuse_variants(component: Component) -> None:
-    """Raises `lolrt.CheckpointError` for a model that is known, and known not to be read here."""
+    """Raises `lolrt.CheckpointError` for a model that is known not to be supported."""
     for pattern, what in VARIANTS.get(component.kind, ()):
         if example := next((name for name in component.tensors if re.match(pattern, name)), None):
             raise CheckpointError(f"{component.source} holds {what} (it has {example})")

@@ -1,8 +1,8 @@
-"""What stands before and inside the names of a model's tensors, taken off by rule, and the weights of a file told apart by it.
+"""Removes the prefixes and infixes that wrappers add to the names of tensors, and separates the models in a file by them.
 
-A file is a tree: its branches are keys of dictionaries (a training checkpoint has one for each model), and what stands between the dots of
-names (a wrapper of modules adds its own; a file of a whole pipeline has one for each part). A part of a model is a branch of which at least
-half is known, and which lies in no other such branch; all that leads to it is taken off.
+A file is a tree. Its branches are keys of dictionaries (a training checkpoint has one for each model), and the dotted parts of names (a
+module wrapper adds its own; a file of a whole pipeline has one for each part). A part of a model is a branch in which at least half of the
+names are known, and which is not inside another such branch. The path to it is removed from the names.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from lolrt.checkpoint.packed import Weight
 
 Known = TypeVar("Known")
 
-# Attributes of torch's wrappers in which they keep the module: private ones (_orig_mod, _fsdp_wrapped_module), and data parallelism's.
+# The attributes in which torch's wrappers keep the module: private ones (_orig_mod, _fsdp_wrapped_module), and that of data parallelism.
 INSIDE = re.compile(r"_\w+|module")
 
-# A tree that is deeper, or has more branches, is none of wrappers; a branch of fewer tensors is no part of a model.
+# Wrappers do not make deeper trees or more branches, and no part of a model has fewer tensors.
 MOST_LEVELS = 8
 MOST_BRANCHES = 64
 FEWEST = 8
 
-# Whose weights they are, where names say so. Those of models that only train another one are used where they are asked for alone.
+# Names that show what the weights are. Those of models that only help to train another one are used only on request.
 AVERAGED = re.compile(r"(.*_)?ema(_.*)?")
 TRAINERS = re.compile(r"(.*_)?(critic|fake_score|real_score|teacher|discriminator|optimizer)(_.*)?")
 OWNERS = re.compile(f"generator|{AVERAGED.pattern}|{TRAINERS.pattern}")
@@ -31,14 +31,14 @@ PREFERRED = ("", "generator", "model", "generator_lora", "state_dict")
 
 
 class Place(NamedTuple):
-    """Where a part of a model lies in a file: the keys of the dictionary, and what stands before its names."""
+    """The location of a part of a model in a file: the keys of the dictionary, and the prefix of its names."""
 
     keys: tuple[str, ...]
     path: tuple[str, ...]
 
 
 def without_inner(tensors: Mapping[str, Weight]) -> tuple[dict[str, Weight], list[tuple[str, str]]]:
-    """Tensors by their names without what wrappers add inside; and the names that then come twice, with their second spelling."""
+    """The tensors by their names without the infixes of wrappers; and the names that then occur twice, with their second spelling."""
     bare: dict[str, Weight] = {}
     twice = []
     for name, tensor in tensors.items():
@@ -51,9 +51,9 @@ def without_inner(tensors: Mapping[str, Weight]) -> tuple[dict[str, Weight], lis
 def branches(
     weights: dict[str, Weight], known: Callable[[dict[str, Weight]], Known | None]
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Weight], Known]]:
-    """The parts of models in a tree of names: what leads to each, its weights by what remains of their names, and what `known` says."""
+    """The parts of models in a tree of names: the path to each, its weights under their remaining names, and the result of `known`."""
     waiting: list[tuple[tuple[str, ...], dict[str, Weight]]] = [((), weights)]
-    for path, inside in waiting:  # which grows
+    for path, inside in waiting:  # grows during the loop
         if (found := known(inside)) is not None:
             yield path, inside, found
         elif len(path) < MOST_LEVELS:
@@ -67,12 +67,13 @@ def branches(
 
 
 def ends_of(name: str) -> list[str]:
-    """What may remain of a name when wrappers are taken off, the longest first."""
+    """All possible remainders of a name after wrappers are removed, the longest first."""
     return [name.split(".", i)[-1] for i in range(1, min(name.count("."), MOST_LEVELS) + 1)]
 
 
 def told_apart(places: Sequence[Place]) -> list[str]:
-    """A name for each place of parts of one kind: the first key or name in which the places differ; for one alone, whose it says it is."""
+    """A name for the place of each part of one kind: the first key or name in which the places differ. For a single part, the key or name
+    that shows what the weights are."""
     if len(places) == 1:
         keys, path = places[0]
         return [next(filter(OWNERS.fullmatch, (*keys, *path)), "".join(keys[:1]))]
@@ -85,9 +86,9 @@ def told_apart(places: Sequence[Place]) -> list[str]:
 
 
 def rank(group: str, averaged: bool) -> int | None:
-    """The place of weights in the order in which they are used where nothing else is said; None: they are not.
+    """The rank of weights in the default order of choice; None: they are not chosen by default.
 
-    averaged: whether averaged ones come first, else last.
+    averaged: whether averaged weights come first; otherwise they come last.
     """
     if TRAINERS.fullmatch(group):
         return None
