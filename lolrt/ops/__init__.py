@@ -1,16 +1,17 @@
-"""The custom ops of the model on torch tensors: thin calls into `lolrt._core`, and their registration with `torch.library`.
+"""The custom ops of the models on torch tensors: thin calls of `lolrt._core`, registered with `torch.library`.
 
-Called directly they go straight to the kernels; under `torch.compile`, on the meta device and for subclasses of tensors they appear as
-`torch.ops.lolrt.*` with fake implementations.
-All compute in float32 and round once. On the CPU they take float32 or bfloat16, the same for all of one call. On CUDA, where there are
-no `channel_norm` and `conv3d`, they take bfloat16 or float16 and queue their work on torch's current stream of the tensors' device.
+A direct call runs the kernel. Under `torch.compile`, on the meta device and for tensor subclasses the ops appear as `torch.ops.lolrt.*`
+with fake implementations.
+All ops compute in float32 and round once. On the CPU they take float32 or bfloat16, one dtype per call. On CUDA they take bfloat16 or
+float16, and queue their work on torch's current stream of the tensors' device; there are no `channel_norm` and `conv3d` on CUDA.
 
-They compute no gradients: tensors that ask for them are refused where torch records (`torch.inference_mode()` says that it need not), and
-what is written in place is told to torch, so that a backward pass that needs what was there before fails.
+The ops compute no gradients. Tensors that require gradients are refused while torch records (`torch.inference_mode()` turns this off).
+Writes in place are reported to torch, so a backward pass that needs the old values fails.
 
-In place of tensors they take arrays of another library that speaks DLPack, such as NumPy and CuPy, all of a call from one library, and work
-on their memory; what they make themselves is torch's, for `from_dlpack` of the other library. Nothing is copied. On CUDA torch's stream
-waits for the array's by DLPack's protocol, but nobody waits in turn for what is written in place, so let both be one stream:
+Instead of tensors the ops also take arrays of another library that supports DLPack, such as NumPy and CuPy, and work on their memory; all
+arrays of a call must come from one library. New results are torch tensors, which the other library can take with `from_dlpack`. Nothing is
+copied. On CUDA, torch's stream waits for the array's stream by DLPack's protocol. The array's stream does not wait for writes in place, so
+use one stream for both:
 
     with torch.cuda.stream(torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr)):
         ops.kv_write(k, v, pages, page_table)
@@ -38,14 +39,15 @@ CPU = torch.device("cpu")
 
 
 def _traced(x: Tensor) -> bool:
-    """Whether ops are to appear as torch's: under torch.compile, on tensors that have a shape and nothing else, and on what is none."""
+    """Whether to call the registered torch op: under torch.compile, for tensors without memory, and for objects that are not plain
+    tensors."""
     return torch.compiler.is_compiling() or type(x) is not Tensor or x.is_meta
 
 
 def _tensor(x: Any, name: str, written: bool = False) -> Any:
-    """An array of another library as a tensor over the same memory; all else as it is.
+    """An array of another library as a tensor that shares its memory; other values unchanged.
 
-    Raises ValueError for an array that torch would misread or die of, and for one that is written though it may only be read.
+    Raises ValueError for an array that torch would misread or crash on, and for a read-only array that the op writes.
     """
     if isinstance(x, Tensor) or not hasattr(x, "__dlpack__"):
         return x
@@ -54,7 +56,7 @@ def _tensor(x: Any, name: str, written: bool = False) -> Any:
 
 
 def _torch_op(name: str, *arguments: Any) -> Any:
-    """The op as torch's, which is what is traced, and for arrays of other libraries."""
+    """Calls the registered torch op, for tracing and for arrays of other libraries."""
     if not isinstance(arguments[0], Tensor):
         arguments = tuple(_tensor(x, *argument) for x, argument in zip(arguments, library.ARGUMENTS[name], strict=True))
     return getattr(torch.ops.lolrt, name)(*arguments)
@@ -66,7 +68,7 @@ def _refuse_gradients(op: str, *arguments: Any) -> None:
 
 
 def _changed(*tensors: Any) -> None:
-    """Tells autograd what has been written, which it does not see; in inference mode it is not there."""
+    """Tells autograd which tensors were written, because it cannot see that. Inference mode has no autograd."""
     if torch.is_inference_mode_enabled():
         return
     torch.autograd.graph.increment_version([x for x in tensors if isinstance(x, Tensor)])
@@ -77,7 +79,7 @@ _planning = False  # for CUDA
 
 @contextmanager
 def planned_for_cuda() -> Iterator[None]:
-    """What is made inside, of tensors without memory, goes the ways of CUDA."""
+    """A context manager: tensors without memory that are made inside are treated as tensors on CUDA."""
     global _planning
     _planning = True
     try:
@@ -91,8 +93,8 @@ def on_cuda(device: torch.device) -> bool:
 
 
 def page_elements(dtype: torch.dtype, tokens: int, heads: int, dim: int, device: torch.device = CPU) -> int:
-    """Elements of one page of the KV cache: K and V of `tokens` tokens, all heads, as the kernels of the device want them (layout:
-    csrc/include/lolrt/lolrt.h). On CUDA dtype may be float8_e4m3fn; k, v and q of such pages are bfloat16."""
+    """The number of elements of one page of the KV cache: K and V of `tokens` tokens for all heads, in the layout of the device's kernels
+    (csrc/include/lolrt/lolrt.h). On CUDA dtype may be float8_e4m3fn; k, v and q are then bfloat16."""
     return _core.page_elements(str(dtype).removeprefix("torch."), tokens, heads, dim, "cuda" if on_cuda(device) else "cpu")
 
 
@@ -122,7 +124,7 @@ def kv_write(
 
 
 def mean_key(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
-    """Mean over the tokens of a page of the keys in it, spatially rotated and not by time: float32 [heads, dim].
+    """The mean of the keys in a page over its tokens, rotated spatially but not by time: float32 [heads, dim].
 
     page: [page_elements]. The layout is that of lolrt.h.
     """
@@ -131,19 +133,19 @@ def mean_key(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
 
 
 def _row_keys(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
-    """The keys in a page of CUDA's, [heads, tokens, dim]; float32 where the page's numbers have scales."""
+    """The keys in a page with CUDA's layout, [heads, tokens, dim]; float32 if the page stores scaled numbers."""
     rows = page[: heads * tokens * dim].view(heads, tokens, dim)
     if page.dtype != torch.float8_e4m3fn:
         return rows
     part = -(-rows.numel() // 64) * 64
     scales = page[2 * part : 2 * part + 8 * heads].view(torch.float32).view(heads, 2)
-    # Channel 8 i + 2 j + k of 16 is where 4 j + 2 i + k says.
+    # Of each 16 channels, channel 8 i + 2 j + k is at position 4 j + 2 i + k.
     groups = rows.float().view(heads, tokens, dim // 16, 4, 2, 2).transpose(-3, -2)
     return groups.reshape(heads, tokens, dim) * scales[:, :1, None]
 
 
 def _packed_keys(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
-    """The keys in a page of the CPU's, [heads, tokens, dim]."""
+    """The keys in a page with the CPU's layout, [heads, tokens, dim]."""
     lanes, adjacent = 16, 2 if page.dtype == torch.bfloat16 else 1
     blocks = -(-tokens // lanes)
     packed = page[: heads * blocks * lanes * dim].view(heads, blocks, dim // adjacent, lanes, adjacent)
@@ -158,7 +160,7 @@ def normalize_queries(
     rotation_first_channel: int = 0,
     eps: float = 1e-6,
 ) -> Tensor:
-    """What `kv_write` does to k, done to q [frames, tokens, heads, dim], which keeps its plain layout."""
+    """Normalises and rotates q [frames, tokens, heads, dim] as `kv_write` does with k. The result has the plain layout."""
     _refuse_gradients("normalize_queries", q, weight, rotation)
     if _traced(q):
         return _torch_op("normalize_queries", q, weight, rotation, rotation_first_channel, eps)
@@ -182,14 +184,15 @@ def frame_attention(
     [pages, heads], added to the scores. mass: float32 [pages, frames, heads], filled with the softmax weight spent on each page, mean
     over the frame's queries. Source: LoL (arXiv 2601.16914), Alg. 1, written with relative offsets.
 
-    A batch: with page_table [batch, pages], q's frames are `batch` groups of equal size, in order, each of which attends to the pages of
-    its row alone, and gives the bits that it gives alone. rotation is then [batch, pages, frames / batch, heads, pairs, 2], bias [batch,
-    pages, heads], mass [batch, pages, frames / batch, heads]. Groups of different sizes: batch = frames, a row for every frame.
-    An entry of -1, with a batch or without, is a page that is not there: nothing of it is read, also not its rotation and its bias, and
-    its mass is 0. A frame without any page gives 0.
+    A batch: with page_table [batch, pages], the frames of q are `batch` groups of equal size, in order. Each group attends only to the
+    pages of its own row, and has the same bits as in a separate call. rotation is then [batch, pages, frames / batch, heads, pairs, 2],
+    bias [batch,
+    pages, heads], mass [batch, pages, frames / batch, heads]. For groups of different sizes use batch = frames, with one row for every
+    frame. An entry of -1, with or without a batch, is an absent page: it is not read, nor are its rotation and bias, and its mass is 0.
+    The result of a frame without any page is 0.
 
-    Raises ValueError when shapes or dtypes do not fit, and `lolrt._core.UnsupportedError` for what there are no kernels for: a dim that is
-    odd or more than 256, on CUDA any but 64 and 128; tensors on another device than q.
+    Raises ValueError when shapes or dtypes do not fit, and `lolrt._core.UnsupportedError` where there is no kernel: for a dim that is odd
+    or more than 256 (on CUDA, any dim except 64 and 128), and for tensors on another device than q.
     """
     _refuse_gradients("frame_attention", q, pages, rotation, bias, mass)
     if _traced(q):
@@ -266,10 +269,11 @@ def conv3d(
     past: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """residual + bias + the convolution of `past` and x, without padding, written to `out`, which is returned; all float32.
+    """Writes residual + bias + the convolution of `past` and x, without padding, to `out`, and returns `out`; all float32.
 
-    x: [frames, rows, columns, in]; weight, bias: of `pack_convolution`; past: the [kernel_frames - 1, rows, columns, in] before x, None
-    for zeros; residual: like out, may be out; out: [frames, rows - kernel_rows + 1, columns - kernel_columns + 1, out].
+    x: [frames, rows, columns, in]; weight, bias: from `pack_convolution`; past: the frames before x, [kernel_frames - 1, rows, columns,
+    in], None for zeros; residual: in the shape of out, may be out itself; out: [frames, rows - kernel_rows + 1, columns - kernel_columns +
+    1, out].
     """
     _refuse_gradients("conv3d", x, weight, bias, out, past, residual)
     if _traced(x):
@@ -281,8 +285,8 @@ def conv3d(
 
 
 def pack_convolution(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """[out, in, frames, rows, columns] and [out] to what `conv3d` reads: float32 in blocks of 16 output channels, the last one filled
-    up with zeros: [blocks, frames, rows, columns, in, 16] and [blocks, 16]."""
+    """Converts weight [out, in, frames, rows, columns] and bias [out] to the layout of `conv3d`: float32 in blocks of 16 output channels,
+    the last block padded with zeros: [blocks, frames, rows, columns, in, 16] and [blocks, 16]."""
     _refuse_gradients("pack_convolution", weight, bias)
     missing = -len(weight) % 16
     blocks = F.pad(weight.float(), (0, 0) * 4 + (0, missing)).unflatten(0, (-1, 16))
@@ -302,7 +306,7 @@ def attention(
     q: [frames, tokens, heads, dim]; k, v: [pages, tokens, heads, dim], k spatially rotated but not by time; rotation: float32
     [pages, frames, heads, pairs, 2] (see `frame_attention`) or None; bias: float32 [pages, heads].
     Returns out [frames, tokens, heads, dim], and with `probe` also the mass, float32 [pages, frames, heads].
-    Computes no gradients. Raises ValueError when shapes or dtypes do not fit, and for tensors that ask for gradients.
+    Computes no gradients. Raises ValueError when shapes or dtypes do not fit, and for tensors that require gradients.
     """
     q, k, v = _tensor(q, "q"), _tensor(k, "k"), _tensor(v, "v")
     _refuse_gradients("attention", q, k, v, rotation, bias)

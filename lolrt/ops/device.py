@@ -1,4 +1,4 @@
-"""Where a model runs: the CPU, or a CUDA device that is really there; and the way to it."""
+"""Devices: checks that the CPU or a CUDA device can run a model, and moves tensors to and from it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 from lolrt import ops
 from lolrt.errors import Error
 
-# Tensor cores with bfloat16 and cp.async, which all CUDA kernels are built on.
+# All CUDA kernels need tensor cores with bfloat16, and cp.async.
 LEAST_CAPABILITY = (8, 0)
 
 
 def usable(device: str | torch.device, dtype: torch.dtype = torch.bfloat16) -> torch.device:
-    """The device by its name ("cpu", "cuda", "cuda:1"), with its number, after a first call of attention there.
+    """The device with this name ("cpu", "cuda", "cuda:1"), with its index, after a test call of attention on it.
 
-    Raises `lolrt.Error` when the name is none of these, when there are no kernels for a model of this dtype, and when torch, the driver,
-    the GPU or this build's CUDA half is missing.
+    Raises `lolrt.Error` for any other name, when there are no kernels for a model of this dtype, and when torch's CUDA support, the
+    driver, the GPU or the CUDA part of this build is missing.
     """
     try:
         found = torch.device(device)
@@ -56,17 +56,17 @@ def usable(device: str | torch.device, dtype: torch.dtype = torch.bfloat16) -> t
 
 
 def check_attention(device: torch.device) -> None:
-    """Raises `RuntimeError` unless attention over equal values gives that value: code that was made for other GPUs may do nothing at all,
-    and say nothing."""
+    """Raises `RuntimeError` unless attention over equal values returns that value: code compiled for other GPUs may do nothing, without an
+    error."""
     for dim in (128, 64):
-        value = torch.full((1, 64, 1, dim), dim / 64, dtype=torch.bfloat16, device=device)  # another one each, lest it is still there
+        value = torch.full((1, 64, 1, dim), dim / 64, dtype=torch.bfloat16, device=device)  # differs by dim, to detect old results
         out = ops.attention(value, value, value, None)
         if not (isinstance(out, Tensor) and torch.equal(out, value)):
             raise RuntimeError(f"attention of dim {dim} writes no output; this build has no code for this GPU")
 
 
 def upload(x: Tensor, device: torch.device) -> Tensor:
-    """x on the device. From the CPU to CUDA through pinned memory, on the current stream: nobody waits for it."""
+    """x on the device. A copy from the CPU to CUDA goes through pinned memory, on the current stream, and does not block."""
     if device.type != "cuda":
         return x.to(device)
     return (x if x.is_cuda else x.pin_memory()).to(device, non_blocking=True)
@@ -74,22 +74,22 @@ def upload(x: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Coming:
-    """Tensors on the CPU that may still have to arrive."""
+    """Tensors on the CPU that may still be in transfer."""
 
     tensors: tuple[Tensor, ...]
-    """The tensors themselves; their shapes are right at once."""
+    """The tensors. Their shapes are valid immediately, their values only after `result`."""
     arrived: torch.cuda.Event | None = None
 
     def result(self) -> tuple[Tensor, ...]:
-        """Waits for them."""
+        """Waits for the tensors and returns them."""
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.tensors
 
 
 def on_side_stream(work: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Coming:
-    """work(*inputs), brought to the CPU. On CUDA it is queued on the device's side stream: after all that is queued now, beside what comes
-    later."""
+    """Runs work(*inputs) and brings the result to the CPU. On CUDA the work is queued on the device's side stream: after everything that
+    is queued now, and in parallel with later work."""
     if not inputs[0].is_cuda:
         return Coming(work(*inputs))
     device = inputs[0].device
@@ -105,7 +105,7 @@ def on_side_stream(work: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> 
 
 
 def side_stream(device: torch.device) -> AbstractContextManager[object]:
-    """What is queued inside is queued on the side stream of `on_side_stream`, of which each device has one."""
+    """A context manager: work inside is queued on the side stream of `on_side_stream`. Each device has one."""
     return torch.cuda.stream(_queue(device)) if device.type == "cuda" else nullcontext()
 
 
@@ -115,6 +115,6 @@ def _queue(device: torch.device) -> torch.cuda.Stream:
 
 
 def finish(device: torch.device) -> None:
-    """Waits until all that was queued on the device is done, so that a clock can be read."""
+    """Waits until all queued work of the device is done, so that times are valid."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""The kernels called on torch tensors, and registered with `torch.library`: a schema says what an op takes and what it writes."""
+"""Calls the kernels on torch tensors, and registers them with `torch.library`. The schema of an op says what it takes and writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _device_of(x: Tensor) -> AbstractContextManager[object]:
 
 
 def _run(kernel: Callable[..., None], x: Tensor, *arguments: Any) -> None:
-    """Calls a kernel where its tensor x is."""
+    """Calls a kernel on the device of its tensor x."""
     if not x.is_cuda:
         kernel(*arguments)
         return
@@ -55,7 +55,8 @@ def frame_attention(
 
 
 def _workspace(needed: int, device: torch.device) -> Tensor:
-    """On the CPU the thread's own, kept for its next call; on CUDA a new one, which torch keeps for the stream's next call."""
+    """A workspace. On the CPU each thread keeps its own for the next call. On CUDA it is a new tensor, whose memory torch's allocator
+    reuses for the next call on the stream."""
     if device.type == "cuda":
         return torch.empty(needed, dtype=torch.uint8, device=device)
     workspace: Tensor | None = getattr(_local, "workspace", None)
@@ -95,7 +96,7 @@ def conv3d(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, past: Tensor | 
 
 
 def _check_devices(*arguments: object) -> None:
-    """What the kernels ask for: all tensors on one device."""
+    """Raises unless all tensors are on one device."""
     devices = {x.device for x in arguments if isinstance(x, Tensor)}
     if len(devices) > 1:
         raise ValueError(f"tensors are on {', '.join(sorted(map(str, devices)))}; expected all on one device: move them there")
@@ -113,7 +114,7 @@ def _nothing(*arguments: object) -> None:
 _BOTH = ("CPU", "CUDA")
 
 ARGUMENTS: dict[str, list[tuple[str, bool]]] = {}
-"""Of each op, an argument's name and whether it is written."""
+"""For each op, the names of its arguments, and whether each is written."""
 
 _library = torch.library.Library("lolrt", "DEF")
 for _schema, _implementation, _fake, _keys in (

@@ -1,4 +1,4 @@
-"""How many threads the kernels and torch use."""
+"""The number of threads of the kernels and of torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lolrt.errors import Error, check_whole
 
 
 def set_threads(threads: int) -> None:
-    """Uses this many threads in the kernels and in torch, in the whole process; the kernels' results do not depend on it.
+    """Sets the number of threads of the kernels and of torch, for the whole process. The results of the kernels do not depend on it.
 
-    Raises `lolrt.Error` for a number that the kernels do not take.
+    Raises `lolrt.Error` for a number that the kernels do not accept.
     """
     check_whole(threads=threads)
     try:
@@ -30,7 +30,7 @@ def compute_alone() -> None:
 
 
 def respect_quota() -> None:
-    """Takes from torch the threads that the quota of a container does not let run, of which torch knows nothing, unless OMP_NUM_THREADS
-    says how many there are to be: threads that are stopped in turns wait for one another most of the time."""
+    """Reduces torch's threads to the CPU quota of a container, unless OMP_NUM_THREADS sets their number. torch does not know the quota,
+    and threads beyond it are stopped in turns, so that all wait for one another most of the time."""
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > _core.threads():
         torch.set_num_threads(_core.threads())
