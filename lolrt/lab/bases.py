@@ -1,4 +1,4 @@
-"""Bases of the heads that are chosen rather than drawn, over the range of jitter of a given sigma."""
+"""Bases of the heads that are chosen by a rule and not at random, within the jitter range of a given sigma."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from lolrt.lab.phase import kernel
 from lolrt.positions.frequencies import plain
 
-# Offsets in latent frames whose phases are to stay apart, and how many draws compete.
+# The offsets in latent frames at which phases should not align, and the number of draws to choose from.
 FIRST_FRAME, LAST_FRAME = 100, 400
 DRAWS = 256
-# The root mean square of U[-1, 1], the paper's rule: a set of bases that is shifted more may be better for that alone.
+# The root mean square of U[-1, 1], the paper's rule. A set of bases with larger shifts could be better for that reason alone.
 RMS = 3**-0.5
 
 
@@ -36,7 +36,7 @@ def least_ripple(heads: int, pairs: int, sigma: float, theta: float = 10000.0) -
 
 
 def orders(bases: Iterable[float], count: int) -> list[tuple[float, ...]]:
-    """`count` random orders of the bases, or all that there are."""
+    """`count` random orders of the bases, or all orders if there are fewer."""
     random = np.random.RandomState(0)
     drawn = (tuple(random.permutation(list(bases))) for _ in range(100 * count))
     return list(islice(dict.fromkeys(drawn), count))

@@ -1,6 +1,4 @@
-"""Runs an experiment of `plans` on a model. Its rollouts are kept in one folder, where experiments share them; what it found is
-`results.Result`.
-"""
+"""Runs an experiment of `plans` on a model. Experiments share their rollouts in one folder. The result is a `results.Result`."""
 
 from __future__ import annotations
 
@@ -26,13 +24,13 @@ from lolrt.lab.rollout import run as run_videos
 from lolrt.pipeline import Pipeline
 from lolrt.session.stream import LatentStream
 
-# The offset sweep holds the content of this many chunks fixed: enough to fill the window.
+# The offset sweep keeps the content of this many chunks fixed: enough to fill the window.
 HELD_CHUNKS = 8
 
 
 def run(name: str, model: str, frames: int, videos: int, draws: int, only: Sequence[str], sweeps: bool, output: Path, jobs: int) -> Path:
-    """Runs an experiment, or `only` these cells of it beside plain RoPE, and writes <name>.json, .md and .png into `output`; returns the
-    table's path. sweeps: moves the number of one chunk in the place of rollouts, and writes <name>-sweep.
+    """Runs an experiment and writes <name>.json, .md and .png into `output`; returns the path of the table. only: runs only these cells
+    and plain RoPE. sweeps: instead of rollouts, varies the frame number of one chunk, and writes <name>-sweep.
     """
     pipe = loaded(model)
     if not pipe.example_prompts:
@@ -61,8 +59,9 @@ def run(name: str, model: str, frames: int, videos: int, draws: int, only: Seque
 
 
 def rolled_out(folder: Folder, cells: Cells, videos: Sequence[tuple[str, int]]) -> dict[str, Cell]:
-    """Collapse and motion of each cell, of rollouts that the folder holds. Motion is over plain RoPE's in the same video, because scenes
-    differ far more in their motion than policies do. "own" is at each policy's own frames, where all policies of the cell have some."""
+    """The collapse and motion measures of each cell, from the rollouts in the folder. Motion is relative to plain RoPE's in the same
+    video, because it differs far more between scenes than between policies. "own" is at each policy's own frames, if all policies of the
+    cell have some."""
     pipe, frames = loaded(folder.plan.model), folder.plan.frames
     places = [*map(str, predicted_frames(pipe, frames)), "elsewhere"]
     known = folder.rows[Video(PLAIN["plain"][0], *videos[0]).key]
@@ -85,7 +84,7 @@ def rolled_out(folder: Folder, cells: Cells, videos: Sequence[tuple[str, int]]) 
 
 @lru_cache(maxsize=32)
 def held(pipe: Pipeline, prompt: str, seed: int) -> LatentStream:
-    """A stream of plain RoPE whose window has just been filled: the content that a sweep holds fixed."""
+    """A stream of plain RoPE whose window has just been filled: the fixed content of a sweep."""
     stream = pipe.latent_stream(prompt, seed=seed, rope=Policy.parse(PLAIN["plain"][0]).rope)
     for _ in islice(stream, HELD_CHUNKS):
         pass
@@ -93,15 +92,15 @@ def held(pipe: Pipeline, prompt: str, seed: int) -> LatentStream:
 
 
 def sweep(pipe: Pipeline, policy: str, prompt: str, seed: int, starts: Sequence[int]) -> np.ndarray:
-    """Mass on the sinks [starts, layers, heads] of one and the same chunk, denoised from the same noise over the same cached frames, but
-    numbered as if it began at each of `starts`; the sinks keep their numbers. The cached frames come from plain RoPE.
+    """The mass on the sinks, [starts, layers, heads], of the same chunk at different frame numbers: it is denoised from the same noise
+    over the same cached frames, as if it began at each of `starts`. The sinks keep their numbers. The cached frames come from plain RoPE.
     """
     content = held(pipe, prompt, seed)
     tensors, origin = content.snapshot().tensors, content.next_frame
     parsed = Policy.parse(policy)
     moved = pipe.latent_stream(prompt, seed=seed, rope=parsed.rope, window=parsed.window, probe=True)
     moved.session.noise = lambda _, n_frames, step: content.session.noise(origin, n_frames, step)
-    snapshot = moved.snapshot()  # whose policy is not that of the content, on purpose
+    snapshot = moved.snapshot()  # on purpose, its policy is not the one that made the content
     masses = []
     for start in starts:
         frames = tensors["cache.frames"].clone()

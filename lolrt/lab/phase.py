@@ -1,4 +1,4 @@
-"""The phase kernel: how far the phases of a head's pairs agree at an offset, and at which frames they come back to the sinks.
+"""The phase kernel: how well the phases of a head's channel pairs agree at an offset, and at which frames they re-align with the sinks.
 
 C(offset) = mean over pairs of exp(j * omega_i * offset) (LoL, arXiv 2601.16914, eq. 5, which takes its modulus; its figure 2 shows the
 real part, the mean cosine, whose maxima are where collapse was seen).
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-# The kernel starts at 1 and falls for about a hundred frames without ever having parted; only what comes after is a return.
+# The kernel starts at 1 and falls for about a hundred frames. Only a maximum after that is a return.
 AFTER_FRAMES = 100
 
 
 def kernel(radians: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """C of each head: complex [..., heads] for radians [heads, pairs] per frame at offsets [...], in frames."""
+    """C of each head, complex [..., heads], for radians per frame [heads, pairs] at offsets [...] in frames."""
     return np.exp(1j * np.multiply.outer(offsets.astype(np.float64), radians)).mean(-1)
 
 
@@ -28,25 +28,25 @@ class PhaseTable:
     frames: np.ndarray
     """Latent frames, int64 [n]: 0 .. n - 1."""
     real: np.ndarray
-    """float64 [n]: real part of C(frame), the offset between a frame and the first one."""
+    """float64 [n]: the real part of C at the offset between a frame and the first one."""
     modulus: np.ndarray
     """float64 [n]: |C(frame)|."""
     starts: np.ndarray
-    """First frames of the chunks that lie past the sinks, int64 [m]."""
+    """The first frames of the chunks after the sinks, int64 [m]."""
     chunk_real: np.ndarray
-    """float64 [m]: real part of C, mean over each pair of a sink and a frame of the chunk."""
+    """float64 [m]: the real part of C, mean over all pairs of a sink and a frame of the chunk."""
     chunk_modulus: np.ndarray
 
     def predicted(self, count: int = 2, after: int = AFTER_FRAMES) -> list[int]:
-        """The frames where the phases come back: the `count` highest maxima of `real` past the frame `after`."""
+        """The frames where the phases re-align: the `count` highest maxima of `real` after the frame `after`."""
         return highest(self.frames, self.real, count, after)
 
     def predicted_chunks(self, count: int = 2, after: int = AFTER_FRAMES) -> list[int]:
-        """The same of `chunk_real`: first frames of chunks."""
+        """The same for `chunk_real`: the first frames of chunks."""
         return highest(self.starts, self.chunk_real, count, after)
 
     def write(self, path: Path) -> None:
-        """As CSV; the chunk columns are empty in rows that are no chunk's first frame."""
+        """Writes the table as CSV. The chunk columns have values only in rows of a chunk's first frame."""
         chunks = {int(start): row for start, *row in zip(self.starts, self.chunk_real, self.chunk_modulus, strict=True)}
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", newline="") as file:
@@ -90,7 +90,7 @@ def phase_table(radians: np.ndarray, frames: int, sinks: int = 3, chunk: int = 3
 
 
 def highest(frames: np.ndarray, values: np.ndarray, count: int, after: int) -> list[int]:
-    """The frames past `after` of the `count` highest local maxima, in order of time."""
+    """The frames after `after` of the `count` highest local maxima, in order of time."""
     inner = values[1:-1]
     maxima = np.flatnonzero((inner > values[:-2]) & (inner >= values[2:])) + 1
     maxima = maxima[frames[maxima] > after]

@@ -1,5 +1,4 @@
-"""The experiments, as cells of policies: what is compared, and which policies stand for it. Imports nothing at first, so that asking for
-help stays fast.
+"""The experiments, as cells of policies: what is compared, and the policies of each side. Imports are delayed, so that `--help` is fast.
 
 Numbers of LoL (arXiv 2601.16914): its settings and ablations, where an experiment repeats one.
 """
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-SIGMAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)  # a sigma of 1 would let a base be 0
+SIGMAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)  # with a sigma of 1 a base could be 0
 SHARES = (0.25, 0.5, 0.75)
 BASES = (6000, 8000, 12000, 16000, 20000)
 SINKS = (1, 5)
@@ -23,17 +22,17 @@ PLAIN: Cells = {"plain": ["sigma=0"]}
 
 @dataclass(frozen=True)
 class Setting:
-    """What cells are made for."""
+    """The model and the sizes that cells are made for."""
 
     draws: int
-    """Jitter draws a cell, where there is anything to draw."""
+    """The jitter draws of each cell that has random bases."""
     frames: int
-    """Latent frames of a video."""
+    """The latent frames of a video."""
     layers: int
     heads: int
-    """Heads of one layer of the model."""
+    """The heads of one layer of the model."""
     pairs: int
-    """Temporal channel pairs of a head."""
+    """The temporal channel pairs of a head."""
 
     def jitter(self, options: str) -> list[str]:
         return jitter(options, self.draws, self.layers, self.heads)
@@ -43,12 +42,12 @@ class Setting:
 class Experiment:
     question: str
     cells: Callable[[Setting], Cells]
-    """Name of a cell -> its policies, one a jitter draw."""
+    """Returns the cells: name -> policies, one for each jitter draw."""
 
 
 def jitter(options: str, draws: int, layers: int, heads: int) -> list[str]:
-    """Policies of the first jitter seeds whose bases no earlier seed has given: four heads have stratified bases in 24 orders, and a draw
-    that comes twice is one draw. Fewer than `draws` where there are no more."""
+    """The policies of the first jitter seeds with different bases. Stratified bases of four heads have only 24 orders, and a repeated draw
+    counts once. Returns fewer than `draws` if there are no more."""
     from lolrt.lab.policy import Policy
 
     found: dict[bytes, str] = {}
@@ -69,7 +68,7 @@ def drawn(setting: Setting) -> Cells:
 
 
 def chosen(setting: Setting) -> Cells:
-    """A draw of chosen bases is the order in which the heads have them; no two are alike as long as there are others."""
+    """The cells of chosen bases. A draw is the order of the bases over the heads. Orders do not repeat as long as there are others."""
     from lolrt.lab.bases import least_ripple, log_spaced, orders
 
     def ordered(bases: Iterable[float]) -> list[str]:

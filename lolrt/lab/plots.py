@@ -1,4 +1,4 @@
-"""Matplotlib without a display, and pictures as text for an HTML page."""
+"""Uses Matplotlib without a display, and embeds pictures in an HTML page."""
 
 from __future__ import annotations
 

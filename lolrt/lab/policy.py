@@ -1,4 +1,5 @@
-"""A policy, the positions and the window of a rollout, as one line of text: its own name, in files and on the command line."""
+"""A policy, that is, the positions and the window of a rollout, as one line of text. The text is also its name, in files and on the
+command line."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from lolrt.positions.sink_gate import SinkGate
 
 @dataclass(frozen=True)
 class Policy:
-    """What `name=value` pairs say, separated by commas: fields of `Rope`, `Window` and `SinkGate`, such as "sigma=0.8,sink_frames=1", by
-    the names that the options of `lolrt generate` have as well ("sinks=1"). Bases are separated by colons.
+    """A policy from `name=value` pairs, separated by commas: fields of `Rope`, `Window` and `SinkGate`, such as "sigma=0.8,sink_frames=1".
+    The names of the options of `lolrt generate` can be used too ("sinks=1"). Bases are separated by colons.
     """
 
     text: str

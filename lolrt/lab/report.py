@@ -1,4 +1,4 @@
-"""A folder of rollouts as one HTML page: tables with intervals, plots, contact sheets, and the definition of all that is in it."""
+"""Writes a folder of rollouts as one HTML page: tables with intervals, plots, contact sheets, and the definitions of all measures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ dd { margin: 0 0 .6em 0 }"""
 
 
 def write_report(folder: Folder, policies: Sequence[str], videos: Sequence[tuple[str, int]]) -> Path:
-    """Writes report.html into the folder, of these policies and (prompt, seed) pairs, all of which it must hold; returns its path."""
+    """Writes report.html, with these policies and (prompt, seed) pairs, into the folder, which must hold all of them. Returns its path."""
     pipe = loaded(folder.plan.model)
     predicted = predicted_frames(pipe, folder.plan.frames)
     series = {policy: [folder.series(Video(policy, *video)) for video in videos] for policy in policies}
@@ -62,7 +62,7 @@ def write_report(folder: Folder, policies: Sequence[str], videos: Sequence[tuple
 def numbers_table(folder: Folder, policies: Sequence[str], videos: Sequence[tuple[str, int]]) -> str:
     first = folder.rows[Video(policies[0], *videos[0]).key]
     names = [name for name in first if name not in ("key", "policy", "prompt", "seed", "loop_lag")]
-    rows = [["", *(policy or "(default)" for policy in policies)]]  # names down: there are more of them than policies
+    rows = [["", *(policy or "(default)" for policy in policies)]]  # one row per name: there are more names than policies
     for name in names:
         row = [name]
         for policy in policies:
@@ -102,7 +102,7 @@ def mass_plot(series: dict[str, list[dict[str, np.ndarray]]], predicted: Sequenc
             frames = np.arange(values.shape[1]) * (len(videos[0]["distance"]) / values.shape[1])
             axis.plot(frames, values.T, color="tab:blue", alpha=0.2, linewidth=0.7)
             axis.plot(frames, values.mean(0), color="tab:blue", linewidth=1.6)
-            # The first chunks see little but sinks and would flatten the rest.
+            # The first chunks see almost only sinks. Their large values would flatten the rest of the plot.
             axis.set(ylabel=label, ylim=(0, 1.1 * values[:, measures.REFERENCE_FRAMES // 3 :].max() or 1))
 
         return draw
@@ -146,7 +146,7 @@ def videos_list(videos: Sequence[tuple[str, int]]) -> str:
 
 
 def definitions() -> str:
-    """The docstrings of everything measured; "Name: text" each."""
+    """The docstrings of all measures, each "Name: text"."""
     items = []
     for measure in (*measures.DEFINITIONS, *pictures.DEFINITIONS, statistics.interval, statistics.difference):
         name, _, text = re.sub(r"\s+", " ", inspect.getdoc(measure) or "").partition(": ")
@@ -155,7 +155,7 @@ def definitions() -> str:
 
 
 def html_table(rows: Sequence[Sequence[str]]) -> str:
-    """The first row is the head."""
+    """A table in HTML; the first row is the header."""
 
     def row(cells: Sequence[str], tag: str) -> str:
         return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
@@ -164,7 +164,7 @@ def html_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _panels(series: dict[str, list[dict[str, np.ndarray]]], predicted: Sequence[int], draws: Sequence[Callable]) -> str:
-    """A column of small plots for each policy, or rows of them where there are many; axes shared."""
+    """Small plots with shared axes, one column for each policy, or several rows if there are many."""
     columns = min(3, len(series))
     rows = -(-len(series) // columns) * len(draws)
     figure, axes = pyplot().subplots(

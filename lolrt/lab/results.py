@@ -1,4 +1,4 @@
-"""What an experiment found, as a JSON file of its own: small enough to keep, and all that its table and figures are made of."""
+"""The result of an experiment as a JSON file: small enough to keep, and sufficient to make its table and figures."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ DIGITS = 4
 @dataclass(frozen=True)
 class Cell:
     policies: list[str]
-    """One a jitter draw."""
+    """The policies, one for each jitter draw."""
     numbers: dict[str, np.ndarray]
-    """Name of a measure -> float64 [policies, videos]."""
+    """The measures: name -> float64 [policies, videos]."""
     snap_back: tuple[int, float, float] | None = None
-    """Frame, mean drop there and p, of the first draw."""
+    """The snap-back test of the first draw: frame, mean drop there, and p."""
     own_frames: list[list[int]] = field(default_factory=list)
-    """The predicted frames of each policy (`rollout.predicted_frames`); none where no policy has any."""
+    """The predicted frames of each policy (`rollout.predicted_frames`); empty if no policy has any."""
     series: dict[str, np.ndarray] = field(default_factory=dict)
-    """Start of an offset sweep, and mass on the sinks and share of heads raised there, means over draws and videos."""
+    """The series of an offset sweep: starts, mass on the sinks, and share of raised heads; means over draws and videos."""
 
     def at_predicted(self, measure: str) -> np.ndarray:
-        """[policies, videos]: a measure, such as "dip", mean of the predicted frames."""
+        """A measure, such as "dip", mean over the predicted frames, [policies, videos]."""
         names = [name for name in self.numbers if name.removeprefix(f"{measure}_").isdigit()]
         return np.mean([self.numbers[name] for name in names], axis=0)
 
@@ -40,15 +40,15 @@ class Result:
     frames: int
     """Latent frames of a video."""
     draws: int
-    """Jitter draws that were asked for."""
+    """The requested number of jitter draws."""
     only: list[str]
-    """The cells that were asked for; none: all."""
+    """The requested cells; empty: all."""
     sweeps: bool
-    """Whether the number of one chunk was moved in the place of rollouts."""
+    """Whether this is an offset sweep, which varies the frame number of one chunk, and not rollouts."""
     videos: list[tuple[str, int]]
-    """Prompt and noise seed."""
+    """The prompt and noise seed of each video."""
     predicted: list[int]
-    """Frames at which plain RoPE is to collapse."""
+    """The frames at which plain RoPE is predicted to collapse."""
     cells: dict[str, Cell]
 
     @property
@@ -60,13 +60,13 @@ class Result:
         )
 
     def write(self, path: Path) -> None:
-        """Numbers are kept to 4 digits."""
+        """Writes the result. Numbers are rounded to 4 digits."""
         cells = {name: vars(cell) | {"numbers": _kept(cell.numbers), "series": _kept(cell.series)} for name, cell in self.cells.items()}
         path.write_text(json.dumps(vars(self) | {"cells": cells}) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Result:
-        """Raises `lolrt.Error` when there is no such file, or it is no result."""
+        """Reads a result. Raises `lolrt.Error` when the file does not exist or holds no result."""
         try:
             kept = json.loads(path.read_text("utf-8-sig"))
             cells = {}

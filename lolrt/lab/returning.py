@@ -1,8 +1,8 @@
-"""What a stream remembers of a scene that it comes back to: it opens on one, visits a second, is in a third for longer than its window
-holds, and is told to go back to the second.
+"""Measures what a stream remembers of a scene that it returns to. The stream opens on one scene, visits a second, stays in a third for
+longer than its window, and then gets the prompt of the second again.
 
-The opening is there because the window's sinks are a memory of it, for ever. Prompts name no colour, so that the object's is the stream's
-own: a stream that has forgotten it draws another.
+The opening is a separate scene because the sinks of the window remember it for ever. Prompts name no colour, so the stream itself chooses
+the colour of the object: a stream that has forgotten it draws another one.
 """
 
 from __future__ import annotations
@@ -29,26 +29,27 @@ from lolrt.lab.statistics import interval
 from lolrt.lab.tables import markdown
 from lolrt.session.stream import LatentChunk
 
-# Opening, scene, and the scene in between, in words of the embedded model.
+# The opening, the scene, and the scene in between, in words of the embedded model.
 SCENES = (
     ("a sailboat at sea at dusk", "a balloon over the hills at noon", "a boat on the sea at night"),
     ("a car in the desert at noon", "a boat on the sea at dusk", "a balloon over the mountains at night"),
     ("a balloon over the sea at night", "a car in the hills at dawn", "a boat by the mountains at noon"),
 )
-# Chunks of each part.
+# The chunks of each part.
 OPENING, VISIT, AWAY, RETURN = 4, 8, 10, 8
-# Frames that a scene is left to settle in after a new prompt, not measured.
+# The frames after a new prompt in which the scene settles. They are not measured.
 SETTLING = 6
 
 
 @dataclass(frozen=True)
 class Journey:
-    """One stream: latents [frames, ...] of the scene as it was first and when it was come back to, and which frames were recalled then."""
+    """One stream: the latents [frames, ...] of the scene in the first visit and in the return, and the frames that were recalled in the
+    return."""
 
     first: np.ndarray
     again: np.ndarray
     recalled_from_first: float
-    """Share of the frames recalled in the return that are of the first visit; 0 where there were none."""
+    """The share of the recalled frames that come from the first visit; 0 if no frame was recalled."""
 
 
 def journey(model: str, policy: str, scenes: tuple[str, str, str], seed: int) -> Journey:
@@ -88,7 +89,7 @@ def motion(latents: np.ndarray) -> float:
 
 
 def run(model: str, policies: Sequence[str], seeds: int, output: Path, jobs: int) -> Path:
-    """Runs every scene with every seed under each policy, and writes returning.md, whose first policy the others are compared with."""
+    """Runs every scene with every seed under each policy, and writes returning.md, which compares the other policies with the first one."""
     if seeds < 2:
         raise Error(f"--seeds is {seeds}; expected 2 or more, because streams of the same prompts are compared")
     pipe = loaded(model)
@@ -111,7 +112,8 @@ def run(model: str, policies: Sequence[str], seeds: int, output: Path, jobs: int
 
 
 def table(policies: Sequence[str], journeys: Sequence[Sequence[Sequence[Journey]]]) -> str:
-    """journeys: [policies][scenes][seeds]. Distance and motion are over the first policy's with the same prompts and noise."""
+    """The table in Markdown. journeys: [policies][scenes][seeds]. Distance and motion are relative to the first policy with the same
+    prompts and noise."""
 
     def values(measure, policy: int) -> np.ndarray:
         return np.array([[measure(one) for group in journeys[policy] for one in group]])

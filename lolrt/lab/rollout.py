@@ -1,10 +1,10 @@
-"""Long rollouts of policies over prompts and seeds, measured as they come and kept in a folder that can be gone on with.
+"""Long rollouts of policies over prompts and seeds. They are measured while they run, and kept in a folder to which later runs can add.
 
-    plan.json           the model, the length, what is decoded
-    videos.jsonl        a line a finished video: policy, prompt, seed, and its measurements as numbers
+    plan.json           the model, the length, whether video is decoded
+    videos.jsonl        a line for each finished video: policy, prompt, seed, and its measurements as numbers
     videos/<key>.npz    its measurements as series
 
-A rollout keeps no latents and no video, only its measurements. What was interrupted is begun again, with the same bits.
+A rollout keeps only its measurements, no latents and no video. An interrupted rollout starts again, with the same bits.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ SHEET_COLUMNS = 10
 
 @dataclass(frozen=True)
 class Plan:
-    """What one folder holds: all its videos come from one model, have one length, and are decoded or not."""
+    """The common settings of a folder: all its videos come from one model, have one length, and are all decoded or all not."""
 
     model: str
     frames: int
     """Latent frames of a video."""
     decode: bool = True
-    """Whether video is decoded, for what `pictures` measures and for contact sheets; without it a rollout is several times as fast."""
+    """Whether video is decoded, for the measures of `pictures` and for contact sheets. Without decoding a rollout is several times as
+    fast."""
 
     def __post_init__(self) -> None:
         if self.frames < 2 * measures.REFERENCE_FRAMES:
@@ -76,7 +77,7 @@ def loaded(model: str) -> Pipeline:
 
 
 def radians(pipe: Pipeline, policy: Policy) -> np.ndarray:
-    """Frequencies of all heads of all layers, [layers * heads, pairs]; of one layer where layers are alike."""
+    """The frequencies of all heads of all layers, [layers * heads, pairs]; of one layer if all are equal."""
     config = pipe.dit.config
     return policy.rope.radians(config.num_layers, config.num_heads, config.temporal_pairs).reshape(-1, config.temporal_pairs)
 
@@ -110,7 +111,7 @@ class Recorder:
     def add(self, chunk: LatentChunk) -> None:
         latents, series = chunk.latents, self.series
         if self.references is None or chunk.sink_frames > len(self.references):
-            # Still among the sinks: the frames so far are measured again, now that there is one more to measure them by.
+            # Sinks are still being made: measure the frames so far again, now that there are more sinks.
             opening = latents if self.references is None else torch.cat([self.references, latents])
             self.references = opening[: max(chunk.sink_frames, len(latents))]
             series["distance"] = list(measures.sink_distance(opening.numpy(), self.references.numpy()))
@@ -161,7 +162,7 @@ def record(plan: Plan, video: Video) -> dict[str, np.ndarray]:
 
 
 def collapse_at(series: dict[str, np.ndarray], frames: Sequence[int]) -> dict[str, float]:
-    """Dip, rise and synchrony at frames of one video: their means."""
+    """The means of dip, rise and synchrony at some frames of one video."""
     near, mass = measures.nearest(series["distance"]), series["mass"]
     total, together = measures.sink_mass(mass), measures.synchrony(mass)
     per_chunk = len(near) // len(mass)
@@ -174,7 +175,7 @@ def collapse_at(series: dict[str, np.ndarray], frames: Sequence[int]) -> dict[st
 
 
 def summary(series: dict[str, np.ndarray], predicted: Sequence[int], height: int, width: int) -> dict[str, float]:
-    """The numbers of one video: what `measures` and `pictures` define, at each predicted frame where they are of one."""
+    """The numbers of one video: the measures of `measures` and `pictures`, at each predicted frame if they refer to a frame."""
     near = measures.nearest(series["distance"])
     row = {"sink_collapse": measures.sink_collapse(near)}
     places = {str(frame): [frame] for frame in predicted} | {"elsewhere": measures.elsewhere(len(near), predicted)}
@@ -193,9 +194,9 @@ def summary(series: dict[str, np.ndarray], predicted: Sequence[int], height: int
 
 
 class Folder:
-    """The kept rollouts of one plan, to which several processes may add at a time.
+    """The kept rollouts of one plan. Several processes may add to it at the same time.
 
-    Raises `lolrt.Error` when the folder holds another plan's, and `lolrt.OutputError` when it cannot be written.
+    Raises `lolrt.Error` when the folder holds rollouts of another plan, and `lolrt.OutputError` when it cannot be written.
     """
 
     def __init__(self, path: Path, plan: Plan) -> None:
@@ -224,7 +225,7 @@ class Folder:
         self.rows[video.key] = row
 
     def table(self, policies: Sequence[str], videos: Sequence[tuple[str, int]], name: str) -> np.ndarray:
-        """One number of every video, [policies, videos]."""
+        """One measure of every video, [policies, videos]."""
         return np.array([[self.rows[Video(policy, *video).key][name] for video in videos] for policy in policies])
 
     def _append(self, text: str) -> None:
@@ -239,7 +240,7 @@ class Folder:
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """A line of the index; None for one that was cut, whose video is made again."""
+    """A line of the index; None for a truncated line, whose video is made again."""
     try:
         return json.loads(line)
     except ValueError:
@@ -254,9 +255,10 @@ def cost(plan: Plan, missing: Sequence[Video], videos: int, latent_fps: float) -
 
 
 def run(folder: Folder, videos: Sequence[Video], jobs: int = 1) -> None:
-    """Measures the videos that the folder does not hold yet; jobs: processes, each of one thread, or 1: this one, with its threads.
+    """Measures the videos that the folder does not hold yet. jobs: the number of processes, with one thread each; 1: this process, with
+    all its threads.
 
-    Raises `lolrt.Error`, at once for a policy or prompt that the model does not take, and after Ctrl-C.
+    Raises `lolrt.Error`: before any work for a policy or prompt that the model does not accept, and after Ctrl-C.
     """
     pipe = loaded(folder.plan.model)
     for policy in {video.policy: None for video in videos}:

@@ -1,4 +1,4 @@
-"""Intervals by bootstrap, of means and of differences between them."""
+"""Bootstrap intervals of means and of differences between means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An experiment's result as a Markdown table and a figure. Every number is a mean over jitter draws and videos, with its interval
+"""Writes an experiment's result as a Markdown table and a figure. Every number is a mean over jitter draws and videos, with its interval
 (`statistics.interval`).
 """
 
@@ -17,7 +17,7 @@ DPI = 72
 
 
 def setting(result: Result) -> str:
-    """What the numbers of a table are of, in two sentences."""
+    """A description of the experiment behind a table, in two sentences."""
     most = max(len(cell.policies) for cell in result.cells.values())
     return (
         f"{result.model}, {len(result.videos)} videos of {result.frames} latent frames, up to {most} jitter draws a cell: mean [95 % "
@@ -26,8 +26,8 @@ def setting(result: Result) -> str:
 
 
 def table(result: Result) -> str:
-    """A row a cell: every number with its interval, and nothing where a cell lacks it; of rollouts also the worst Sink-Collapse, the
-    snap-back test, and the policy's own frames."""
+    """The table, one row for each cell: every number with its interval, or nothing if a cell lacks it. For rollouts also the worst
+    Sink-Collapse, the snap-back test, and the policy's own frames."""
     names = list(dict.fromkeys(name for cell in result.cells.values() for name in cell.numbers))
     rollouts = any(cell.snap_back for cell in result.cells.values())
     heads = ["sink collapse max", "snap-back frame, drop, p", "own frames"] if rollouts else []
@@ -42,7 +42,7 @@ def table(result: Result) -> str:
 
 
 def own_frames(cell: Cell) -> str:
-    """The own frames of a cell's policies, where these agree on them."""
+    """The own frames of a cell's policies, if all have the same."""
     alike = {", ".join(map(str, own)) for own in cell.own_frames}
     return alike.pop() if len(alike) == 1 else "by draw" if alike else ""
 
@@ -53,8 +53,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def figure(result: Result, path: Path) -> None:
-    """A picture of a result: the series of a sweep over every chunk; for rollouts, how deep each cell falls back, also against its
-    motion; else none."""
+    """Draws a result: for a sweep over every chunk, its series; for rollouts, how far each cell falls back, also against its motion.
+    Otherwise draws nothing."""
     if next(iter(result.cells.values())).series:
         _sweep(result, path)
     elif result.predicted and not result.sweeps:

@@ -1,8 +1,8 @@
-"""The same question asked of a text model: with sinks and a recent window, and positions that grow far beyond training, do heads turn to
-the sinks where the phases of rotary positions come back to them, and does jitter of the bases change that?
+"""The same experiment with a text model. It has sinks and a recent window, and its positions grow far beyond training. Do heads attend to
+the sinks when the phases of rotary positions re-align with them, and does jitter of the bases change that?
 
-Two instruments. The sweep holds the content fixed: one token over one cache, numbered as if it came later and later, with the recent tokens
-moved along and the sinks where they are. The loss is that of a held-out text as it streams.
+There are two measurements. The sweep keeps the content fixed: one token over one cache gets later and later positions; the recent tokens
+move with it, and the sinks keep their positions. The loss is that of a held-out text, streamed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lolrt.lab.tables import markdown
 from lolrt.lab.text_model import TextConfig, TextModel, TextStream, corpus, rows_of, train
 
 WINDOW = "sink_frames=4,recent_frames=60,chunk_frames=1"
-# Tokens in the cache when the sweep begins; training has seen all their offsets.
+# The tokens in the cache at the start of the sweep. All their offsets occurred in training.
 HELD = 96
 PREDICTIONS = 3
 
@@ -51,7 +51,7 @@ def parsed(policy: str) -> Policy:
 
 
 def sweep(model: TextModel, policy: str, row: Tensor, starts: Sequence[int]) -> np.ndarray:
-    """Mass on the sinks [starts, layers, heads] of one and the same token, numbered `starts`. The cache comes from plain RoPE."""
+    """The mass on the sinks, [starts, layers, heads], of the same token at the positions `starts`. The cache comes from plain RoPE."""
     held = TextStream(model, parsed("sigma=0").rope, parsed(policy).window)
     for token in row[:HELD].tolist():
         held.add(token)
@@ -67,7 +67,7 @@ def sweep(model: TextModel, policy: str, row: Tensor, starts: Sequence[int]) -> 
 
 
 def losses(model: TextModel, policy: str, row: Tensor) -> np.ndarray:
-    """Nats of each token of a row but the first, streamed."""
+    """The loss in nats of each token of a row except the first, streamed."""
     stream = TextStream(model, parsed(policy).rope, parsed(policy).window)
     tokens = row.tolist()
     logits = [stream.add(token)[0] for token in tokens[:-1]]
@@ -112,7 +112,7 @@ def synchrony(mass: np.ndarray, at: int) -> float:
 
 
 def table(model: TextModel, rows: Tensor, draws: int, figure: Path) -> str:
-    """Rows: [n, tokens]. The sweep and the loss of every cell as Markdown, and a figure of the sweep."""
+    """The sweep and the loss of every cell as Markdown; draws a figure of the sweep. rows: [n, tokens]."""
     trained, tokens = model.config.train_tokens, rows.shape[1] - 1
     starts = list(range(HELD, tokens))
     past = starts.index(trained)
@@ -154,7 +154,7 @@ def table(model: TextModel, rows: Tensor, draws: int, figure: Path) -> str:
 
 
 def run(seeds: Sequence[int], steps: int, texts: int, tokens: int, draws: int, output: Path) -> Path:
-    """Trains a model for each seed, unless the folder has it already, and writes text.md and a figure for each."""
+    """Trains a model for each seed, unless the folder has it already. Writes text.md, and a figure for each model."""
     config = TextConfig()
     held_out = corpus()[1]
     least, most = config.train_tokens + 2 * measures.REFERENCE_FRAMES, len(held_out) - texts

@@ -1,8 +1,8 @@
-"""A small language model of Llama's topology (RMSNorm, RoPE on all channels of a head, SwiGLU), trained here within minutes on characters
-of the documentation that comes with Python, and streamed through the project's kernels: a page is one token.
+"""A small language model with Llama's topology (RMSNorm, RoPE on all channels of a head, SwiGLU). It is trained within minutes on the
+characters of Python's own documentation, and streamed through the project's kernels with one token per page.
 
-In training, rows of 128 tokens start with BOS and attend to all before them, as usual. Streaming is StreamingLLM's (arXiv 2309.17453): the
-first tokens are sinks, the most recent ones follow, and positions grow for ever.
+In training, rows of 128 tokens start with BOS, and each token attends to all tokens before it, as usual. Streaming follows StreamingLLM
+(arXiv 2309.17453): the first tokens are sinks, followed by the most recent ones, and positions grow without end.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TextConfig:
     ffn_dim: int = 352
     theta: float = 10000.0
     train_tokens: int = 128
-    """Tokens of a training row; no offset beyond is ever seen."""
+    """The tokens of a training row. Training never sees larger offsets."""
 
     @property
     def head_dim(self) -> int:
@@ -62,7 +62,7 @@ class Layer(nn.Module):
         return q, k, v
 
     def rest(self, x: Tensor, attended: Tensor) -> Tensor:
-        """What follows attention; attended: [..., heads, head_dim]."""
+        """The rest of a block after attention. attended: [..., heads, head_dim]."""
         x = x + self.o_proj(attended.flatten(-2))
         h = self.post_attention_layernorm(x)
         return x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
@@ -85,9 +85,9 @@ class TextModel(nn.Module):
         return cast("list[Layer]", list(self.layers))
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
-        """Logits [batch, length, vocabulary] of rows of tokens [batch, length], by torch alone.
+        """The logits [batch, length, vocabulary] of rows of tokens [batch, length], computed by torch alone.
 
-        positions: [length], by default 0, 1, ...; visible: bool [length, length], who sees whom, by default all that came before.
+        positions: [length], by default 0, 1, ... visible: bool [length, length], the attention mask; by default causal.
         """
         config, length = self.config, tokens.shape[1]
         positions = torch.arange(length) if positions is None else positions
@@ -109,7 +109,7 @@ class TextModel(nn.Module):
 
     @torch.inference_mode()
     def step(self, token: int, pool: PagePool, pages: ChunkPages, rotation: Tensor) -> tuple[Tensor, Tensor]:
-        """One token over the cache, through the kernels; writes its K and V into its page.
+        """Runs one token over the cache, through the kernels. Writes its K and V into its page.
 
         rotation: float32 [1 or layers, pages, 1, heads, pairs, 2]. Returns logits [vocabulary] and the attention mass, float32
         [layers, heads, pages].
@@ -126,7 +126,7 @@ class TextModel(nn.Module):
 
 
 class TextStream:
-    """One text, token by token, in constant memory; positions, jitter and window as in a video stream."""
+    """Streams one text, token by token, in constant memory, with positions, jitter and window as in a video stream."""
 
     def __init__(self, model: TextModel, rope: Rope, window: Window) -> None:
         config = model.config
@@ -143,7 +143,7 @@ class TextStream:
         return self.model.step(token, self.pool, pages, self.rotation(pages.frames))
 
     def rotation(self, positions: Sequence[int]) -> Tensor:
-        """Tables of the newest token against every page; positions: of the pages, its own last."""
+        """The rotation tables of the newest token against every page. positions: those of the pages, its own last."""
         sinks = min(self.window.sink_frames, len(positions) - 1)
         return rotation_tables(self.increments, self.rope.offsets(positions, 1, sinks))
 
@@ -154,7 +154,7 @@ def tokens_of(text: str) -> Tensor:
 
 @cache
 def corpus() -> tuple[Tensor, Tensor]:
-    """Tokens to train on, and held-out ones: the language reference that Python's `help` shows."""
+    """The training tokens and the held-out tokens, from the language reference in Python's `help`."""
     from pydoc_data.topics import topics
 
     tokens = tokens_of("\n\n".join(topics[name] for name in sorted(topics)))
@@ -163,13 +163,13 @@ def corpus() -> tuple[Tensor, Tensor]:
 
 
 def rows_of(tokens: Tensor, starts: Tensor, length: int) -> Tensor:
-    """BOS and the tokens that follow each start, [starts, length + 1]."""
+    """Rows of BOS and the tokens from each start on, [starts, length + 1]."""
     rows = tokens[starts[:, None] + torch.arange(length)]
     return torch.cat([torch.full((len(starts), 1), BOS), rows], dim=1)
 
 
 def train(config: TextConfig, seed: int, steps: int, batch: int = 32, rate: float = 4e-3) -> TextModel:
-    """Next-token prediction on random rows; in bfloat16 where the CPU multiplies it."""
+    """Trains a model by next-token prediction on random rows; in bfloat16 if the CPU can multiply it."""
     torch.manual_seed(seed)
     model, length = TextModel(config), config.train_tokens
     matrices = [parameter for layer in model.layers for parameter in layer.parameters() if parameter.ndim == 2]
