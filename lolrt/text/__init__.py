@@ -1,1 +1,1 @@
-"""Text encoders: a prompt in, rows of text for cross-attention out."""
+"""Text encoders: they turn a prompt into rows of text for cross-attention."""

@@ -1,4 +1,4 @@
-"""Embeddings of prompts on disk: files that stand in for a text encoder, and the cache that spares one."""
+"""Embeddings of prompts on disk: files that replace a text encoder, and a cache that avoids running it again."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from lolrt.text.encoder import TextEncoder
 # The entry of a file's metadata that lists its prompts; the embedding of prompt i is the tensor of that name.
 PROMPTS = "lolrt.prompts"
 
-# The entry of a cached embedding's metadata that says what was written.
+# The entry of a cached embedding's metadata with its checksum.
 DIGEST = "lolrt.sha256"
 
 
 class EmbeddingFile(TextEncoder):
-    """A file of embeddings, as `write_embeddings` makes it, in place of the encoder that made them."""
+    """A text encoder that reads embeddings from a file of `write_embeddings`."""
 
     def __init__(self, path: str | Path) -> None:
-        """Reads all embeddings of the file. Raises `lolrt.CheckpointError` when it is no such file."""
+        """Reads all embeddings of the file. Raises `lolrt.CheckpointError` when it is not a file of embeddings."""
         try:
             tensors, metadata = read_all(Path(path))
             prompts = json.loads(metadata[PROMPTS])
@@ -53,13 +53,13 @@ def write_embeddings(path: str | Path, rows: Mapping[str, Tensor]) -> None:
 
 
 def cache_folder() -> Path:
-    """Where embeddings are kept: $LOLRT_CACHE, or the user's cache folder."""
+    """The folder of cached embeddings: $LOLRT_CACHE, or the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("LOLRT_CACHE") or Path(base, "lolrt")) / "text"
 
 
 def read_embedding(path: Path) -> Tensor | None:
-    """The one embedding in a file of the cache; None where there is no such file, or not what was written to it."""
+    """The embedding in a file of the cache; None if the file does not exist or its checksum is wrong."""
     try:
         tensors, metadata = read_all(path)
         rows = tensors["rows"].clone()

@@ -1,4 +1,4 @@
-"""Text encoders: a prompt in, rows of text for cross-attention out."""
+"""Text encoders: the interface, and the encoder of small models."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from lolrt.errors import CheckpointError, PromptError, check_prompts
 
 
 class TextEncoder(ABC):
-    """Turns prompts into rows of text, which the model attends to."""
+    """Turns prompts into rows of text that the model attends to."""
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """[text_tokens, text_dim] for each prompt; together they may cost less. Raises `lolrt.PromptError` for one that is not known."""
+        """Encodes prompts, [text_tokens, text_dim] each; one call for many may be cheaper. Raises `lolrt.PromptError` for a prompt that
+        cannot be encoded."""
 
     def __call__(self, prompt: str) -> Tensor:
         return self.encode([prompt])[0]
@@ -31,7 +32,7 @@ def _is_words(value: object) -> bool:
 
 
 class VocabularyEncoder(TextEncoder):
-    """One learned vector per word of a small vocabulary; the words come in groups, of each of which a prompt names at most one.
+    """One learned vector per word of a small vocabulary. The words are in groups, and a prompt may name at most one word of each.
 
     Reads text.json ("words": in the order of the rows; "groups": name -> words, "filler" being words that say nothing) and
     text.safetensors ("embedding.weight", [words, text_dim]).
@@ -52,14 +53,14 @@ class VocabularyEncoder(TextEncoder):
             )
         self.groups: dict[str, list[str]] = description["groups"]
         self.words: list[str] = description["words"]
-        self.embedding = read_rows(folder).clone()  # whatever becomes of the file
+        self.embedding = read_rows(folder).clone()  # a copy, because the file may change
         if len(self.words) != len(self.embedding):
             raise CheckpointError(
                 f"{folder} has {len(self.words)} words and {len(self.embedding)} rows of text; they belong to different models"
             )
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """[text_tokens, text_dim] each; raises `lolrt.PromptError`, which lists the vocabulary, for a word that is not in it."""
+        """Encodes prompts, [text_tokens, text_dim] each. Raises `lolrt.PromptError`, which lists the vocabulary, for an unknown word."""
         check_prompts(prompts)
         return [self._rows(prompt) for prompt in prompts]
 
@@ -78,6 +79,6 @@ class VocabularyEncoder(TextEncoder):
         return self.embedding[torch.tensor(rows)]
 
     def vocabulary(self) -> str:
-        """The vocabulary as a clause of a sentence."""
+        """A list of the vocabulary, as a clause of a sentence."""
         groups = [f"{group}: {' '.join(words)}" for group, words in self.groups.items() if group != "filler"]
         return f"its vocabulary is {'; '.join(groups)} (filler: {' '.join(self.groups.get('filler', []))})"
