@@ -6,9 +6,9 @@
     for chunk in pipe.stream(pipe.example_prompts[0], seed=7):
         chunk.frames  # uint8 [n, height, width, 3]
 
-Importing this module is cheap: torch and the kernels are loaded with the first name that needs them. Import it before torch where both
-are imported: it then sees to it that torch's threads, on which it computes, wait for one another without keeping other processes from the
-cores (`lolrt.openmp`).
+Importing this module is cheap: torch and the kernels are loaded when a name first needs them. If you import both, import lolrt before
+torch. It then makes torch's threads, which it uses too, wait for one another without blocking the cores for other processes
+(`lolrt.openmp`).
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ __all__ = sorted({*_HOME_OF, "library"})
 
 
 def library() -> Path:
-    """liblolrt.so, for hosts that load it themselves; its headers are in the folder `include` beside its own (docs/embedding.md)."""
+    """The path of liblolrt.so, for programs that load it themselves. Its headers are in the folder `include` beside its folder
+    (docs/embedding.md)."""
     return Path(__file__).parent / "lib" / "liblolrt.so"
 
 

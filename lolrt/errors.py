@@ -1,4 +1,4 @@
-"""The exceptions that are meant for the user: their text says what was wrong, what was expected and what to do."""
+"""The exceptions for users. Their text says what was wrong, what was expected, and what to do."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import Any
 
 
 class Error(Exception):
-    """Something that the caller can mend: a path, an option, a file. The command line prints it as one line and exits with 2."""
+    """An error that the caller can correct: a path, an option, a file. The command line prints it as one line and exits with 2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
 class CheckpointError(Error):
-    """A file that is not the model it should be: damaged, or with missing, unexpected or mis-shaped tensors, or values not finite."""
+    """A file is not the model that it should be: it is damaged, has missing, unexpected or mis-shaped tensors, or values that are not
+    finite."""
 
 
 class PromptError(Error):
-    """A prompt that the model's text encoder does not know."""
+    """The model's text encoder cannot encode the prompt."""
 
 
 class OutputError(Error):
-    """A video that could not be written."""
+    """An output could not be written."""
 
 
 def check_whole(**numbers: object) -> None:
-    """Raises `Error` for a number that is not whole, by its name."""
+    """Raises `Error` for a number that is not an integer; the message has its name."""
     for name, number in numbers.items():
         try:
             operator.index(number)  # type: ignore[arg-type]
@@ -61,5 +62,5 @@ def check_pixels(frames: Any, *size: int | None) -> None:
 
 
 def printable(text: str) -> str:
-    """On one line, and nothing that a terminal obeys: names that come from a file may hold anything."""
+    """Text on one line, without control characters for a terminal: names from a file may contain anything."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -1,4 +1,4 @@
-"""What one thread at a time may do."""
+"""A lock for work that only one thread at a time may do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lolrt.errors import Error
 
 
 class Exclusive:
-    """A context manager that refuses a second thread with `lolrt.Error`, as a generator does: to wait would hide a mistake."""
+    """A context manager that raises `lolrt.Error` in a second thread, as a generator does. Waiting would hide a mistake of the caller."""
 
     def __init__(self, what: str) -> None:
         self._what, self._lock = what, threading.Lock()

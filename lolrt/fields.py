@@ -1,7 +1,7 @@
-"""The settings of a stream: the fields of `Rope`, `Window`, `SinkGate` and `Sampler`, as their source says them.
+"""The settings of a stream: the fields of `Rope`, `Window`, `SinkGate` and `Sampler`, read from their source code.
 
-The command line makes its options of these, and a policy (`lolrt.lab.policy`) its names; defaults, choices and help stand in the
-dataclasses alone. Their source is parsed, not imported, so that help comes without torch.
+The options of the command line and the names in a policy (`lolrt.lab.policy`) are made from them, so defaults, choices and help are
+written only in the dataclasses. The source is parsed, not imported, so that `--help` does not need torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from lolrt import _HOME_OF
 
-# A setting has the name of its field everywhere; these have a shorter one as well.
+# Every setting has the name of its field. These have a shorter name as well.
 SHORT = {
     "anchor_frames": "anchor",
     "length_frames": "length",
@@ -32,21 +32,21 @@ class Field(NamedTuple):
     name: str
     default: Any
     kind: Callable[[str], Any]
-    """Makes a value of its text."""
+    """Converts text to a value."""
     choices: tuple[str, ...]
-    """All values, where they can be listed; else empty."""
+    """All possible values, if there is a list; otherwise empty."""
     help: str
     """The first sentence of the docstring under the field."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The short name first, if there is one."""
+        """The names of the setting, the short one first, if there is one."""
         return (SHORT[self.name], self.name) if self.name in SHORT else (self.name,)
 
 
 @cache
 def fields_of(dataclass: str) -> tuple[Field, ...]:
-    """All fields of a dataclass of the package but those that hold another dataclass."""
+    """All fields of a dataclass of the package, except those that hold another dataclass."""
     home = Path(__file__).parent / f"{_HOME_OF[dataclass].replace('.', '/')}.py"
     classes = (node for node in ast.parse(home.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef))
     body = next(node.body for node in classes if node.name == dataclass)
@@ -68,12 +68,12 @@ def _kind(default: Any) -> Callable[[str], Any]:
 
 
 def floats(text: str) -> list[float]:
-    """Numbers between colons."""
+    """Parses numbers separated by colons."""
     return [float(number) for number in text.split(":")]
 
 
 def integers(text: str) -> tuple[int, ...]:
-    """Whole numbers between colons."""
+    """Parses integers separated by colons."""
     return tuple(int(number) for number in text.split(":"))
 
 
@@ -84,7 +84,8 @@ def _choices(annotation: ast.expr) -> tuple[str, ...]:
 
 
 def _first_sentence(node: ast.stmt | None) -> str:
-    """A docstring on one line, without its full stop, and with a small letter unless the word is an abbreviation."""
+    """The first sentence of a docstring on one line, without its full stop. It begins with a small letter unless the first word is an
+    abbreviation."""
     if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)):
         return ""
     text = re.split(r"\.(?=\s+[^\sa-z0-9]|$)", " ".join(node.value.value.split()), maxsplit=1)[0]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, whoever is stopped while writing them."""
+"""Atomic writing: a file is complete or does not exist, even if a process is killed while it writes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from lolrt.errors import OutputError
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Gives a name of this process's own to write to, and then renames it to `path`: others may be reading and writing the same file.
+    """A context manager with a temporary name to write to, which is then renamed to `path`. Other processes may read and write the same
+    file.
 
-    File and folder are synced, so that after a power cut there is the old file or the new one. Makes the folder that it is in.
-    Raises `lolrt.OutputError`, with the old file as it was.
+    File and folder are synced, so that after a power cut either the old file or the new one exists. Creates the parent folder. Raises
+    `lolrt.OutputError`; the old file is then unchanged.
     """
     partial = own_partial(path)
     try:
@@ -55,13 +56,13 @@ def remove_partials(path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file as `replaced` does. Raises `lolrt.OutputError`."""
+    """Writes a file atomically; see `replaced`. Raises `lolrt.OutputError`."""
     with replaced(path) as partial:
         partial.write_bytes(content)
 
 
 def new_file(path: Path) -> BinaryIO:
-    """Creates a file, locked, to write to. Raises `lolrt.OutputError` where another process is writing it or has left something in it, and
+    """Creates a file for writing, and locks it. Raises `lolrt.OutputError` if another process is writing it or has left data in it, and
     OSError."""
     file = locked(path, create=True)
     if os.fstat(file.fileno()).st_size:
@@ -77,7 +78,7 @@ def locked(path: Path, create: bool = False) -> BinaryIO:
         file = on_error.enter_context(open(path, "r+b", opener=lambda name, flags: os.open(name, flags | create * os.O_CREAT, 0o666)))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            own = os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # else the other one has just finished and renamed it
+            own = os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # if not, the other process has just finished and renamed it
         except (BlockingIOError, FileNotFoundError):
             own = False
         if not own:

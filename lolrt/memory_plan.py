@@ -1,7 +1,8 @@
-"""What a stream will allocate, before anything is: the code of a chunk run on tensors without memory, whose bytes are counted.
+"""Computes the memory that a stream will allocate, before it allocates anything: runs the code of a chunk on tensors without memory and
+counts their bytes.
 
-The plan counts tensors. What lies outside it: the process and its libraries (a few hundred MiB), and the packing buffers of the
-matrix products inside them.
+The plan counts tensors. It does not include the process and its libraries (a few hundred MiB), and the internal buffers of the libraries'
+matrix products.
 """
 
 from __future__ import annotations
@@ -43,29 +44,29 @@ from lolrt.text.umt5 import encoder_dtype
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes, each part by its name."""
+    """The memory of a stream in bytes, by the names of the parts."""
 
     weights: dict[str, int]
-    """As long as the model is loaded."""
+    """Allocated as long as the model is loaded."""
     stream: dict[str, int]
-    """As long as the stream goes on, from its first chunk on."""
+    """Allocated as long as the stream exists, from its first chunk on."""
     transient: dict[str, int]
-    """At most, while something runs."""
+    """The peak of each stage while it runs."""
     before: dict[str, int] = field(default_factory=dict)
-    """At most, while something runs ahead of the stream; one after the other, and gone when the stream begins."""
+    """The peak of each stage before the stream. They run one after the other, and are freed when the stream begins."""
     at_a_time: bool = False
-    """Whether all that is transient can be there at a time, as on CUDA, where a chunk is decoded while the next one is denoised; or one
-    after the other."""
+    """Whether all transient parts can exist at the same time, as on CUDA, where a chunk is decoded while the next one is denoised;
+    otherwise they come one after the other."""
 
     @property
     def total(self) -> int:
-        """The most that is allocated at any time."""
+        """The largest total at any time."""
         transient = (sum if self.at_a_time else max)(self.transient.values())
         return max(sum(self.weights.values()) + sum(self.stream.values()) + transient, *self.before.values(), 0)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors that were made inside and are still there, and the most that there were."""
+    """A context that counts the bytes of the tensors that are made inside and still exist, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class LiveBytes(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         known = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and _storage(tensor) not in known:  # neither a view nor changed in place
+            if isinstance(tensor, Tensor) and _storage(tensor) not in known:  # not a view, and not changed in place
                 self._count(tensor)
         return out
 
@@ -94,7 +95,7 @@ class LiveBytes(TorchDispatchMode):
         self.now -= count
 
     def restart(self) -> int:
-        """Begins a new peak; returns what is there now."""
+        """Starts a new peak. Returns the bytes that exist now."""
         self.peak = self.now
         return self.now
 
@@ -105,17 +106,17 @@ def _storage(tensor: Tensor) -> int:
 
 @dataclass(frozen=True)
 class CodecMemory:
-    """Bytes of a codec on a stream, latent frame after latent frame, in one direction."""
+    """The memory of a codec on a stream in bytes, latent frame by latent frame, in one direction."""
 
     weights: int
     packed: int
-    """Bytes of weights in the order that the kernels read them in: a second copy."""
+    """A second copy of the weights, in the layout of the kernels."""
     carried: int
-    """Bytes of what is kept from call to call."""
+    """The state that is kept between calls."""
     remembered: int
-    """Bytes of the latents that it can be made of again."""
+    """The latents from which this state can be made again."""
     transient: int
-    """Beside that, at most, while a call runs."""
+    """The additional peak while a call runs."""
 
 
 def codec_memory(
@@ -128,9 +129,10 @@ def codec_memory(
     encoding: bool = False,
     tile: int | None = None,
 ) -> CodecMemory:
-    """Memory of decoding `frames` latent frames of height x width pixels a call, to pixels of 8 bits; or of encoding what makes so many.
+    """The memory for decoding `frames` latent frames per call to 8-bit video of height x width pixels; or for encoding the video of so
+    many latent frames.
 
-    tile: as of `lolrt.models.vae.tiles.Tiled`. Raises `lolrt.Error` when the size or the tile does not fit.
+    tile: as in `lolrt.models.vae.tiles.Tiled`. Raises `lolrt.Error` when the size or the tile does not fit.
     """
     factor = config.spatial_factor
     rows, columns = height // factor, width // factor
@@ -147,7 +149,7 @@ def codec_memory(
         else:
             latents = torch.empty(frames, config.z_dim, rows, columns)
         before = live.restart()
-        for call in range(3):  # the first is another thing, and the second the first of its size; nothing is packed anew
+        for call in range(3):  # the first call differs, the second is the first of its size, and the third packs nothing
             if encoding:
                 codec.encode(clips[min(call, 1)], state)
             else:
@@ -176,11 +178,11 @@ def plan(
     rope: Rope = Rope(),
     sessions: int = 1,
 ) -> MemoryPlan:
-    """The plan of `sessions` streams of video of height x width pixels in one engine. passes: of the sampler; vae_tile: as of `lolrt.load`;
-    text_encoder_bytes: of the weights of an encoder that is let go before the model is loaded; device: "cpu", or "cuda", which need not
-    be there; kv_dtype: as of `lolrt.LatentStream`.
+    """The plan for `sessions` streams of video of height x width pixels in one engine. passes: the number of passes of the sampler.
+    vae_tile: as in `lolrt.load`. text_encoder_bytes: the size of the weights of an encoder that is freed before the model is loaded.
+    device: "cpu" or "cuda"; the machine need not have a GPU. kv_dtype: as in `lolrt.LatentStream`.
 
-    On CUDA it is the device's memory, with the probe on, without what CUDA and its libraries take for themselves.
+    On CUDA it counts the memory of the device with the probe on, without the memory that CUDA and its libraries use themselves.
     Raises `lolrt.Error` when the size does not fit the model, or kv_dtype the device.
     """
     on_cuda = device == "cuda"
@@ -195,7 +197,8 @@ def plan(
     model.fuse_qkv()
     stream: dict[str, int] = {}
     transient: dict[str, int] = {}
-    # The engine and its sessions are made as for a stream, of a model without memory: what is counted is what is allocated.
+    # The engine and its sessions are made by the same code as for a real stream, with a model without memory. So the plan counts exactly
+    # what is allocated.
     with planned_for_cuda() if on_cuda else nullcontext(), torch.inference_mode(), LiveBytes() as live:
         engine = Engine(model, rows, columns, pages=sessions * window.pool_pages, sessions=sessions, kv_dtype=kv_dtype)
         prompt = torch.empty(dit.text_len, dit.text_dim, device=model.device)
@@ -218,7 +221,7 @@ def plan(
         joined = join([_pass_over_a_full_window(one, sample) for one, sample in zip(opened, samples, strict=True)])
         model(joined)
         transient["a pass of the DiT"] = live.peak - before
-        if on_cuda and sessions == 1:  # a pool of memory for a pass, and what is copied into it and out of it
+        if on_cuda and sessions == 1:  # the graphs' memory pool, and the buffers that are copied into it and out of it
             copied = [x for x in (joined.sample, joined.modulation, joined.mass) if x is not None]
             stream["CUDA graphs' own memory"] = live.peak - before + _bytes(copied)
     transient["decoding of a chunk"] = decoding.transient
@@ -235,7 +238,7 @@ def plan(
 
 
 def _pass_over_a_full_window(session: Session, sample: Tensor) -> PassInputs:
-    """A probed pass as soon as the window is full, when no frame has left it."""
+    """A pass with the probe, as soon as the window is full and no frame has left it."""
     window, config = session.config.window, session.engine.dit.config
     size, first_frame = window.chunk_frames, 0
     for end in range(window.pages % size or size, window.pages + 1, size):
@@ -256,10 +259,10 @@ def plan_model(
     device: str = "cpu",
     kv_dtype: torch.dtype | None = None,
 ) -> tuple[MemoryPlan, tuple[int, int]]:
-    """The plan of a model that is not loaded, and the size that it is for: height and width in pixels, by default the model's own.
+    """The plan for a model that is not loaded, and the size that it applies to: height and width in pixels, by default the model's own.
 
-    model, vae, vae_tile: as of `lolrt.load`; device, kv_dtype: as of `plan`,
-    and a text encoder runs on the CPU. Raises as `lolrt.load` does, and `plan`.
+    model, vae, vae_tile: as in `lolrt.load`. device, kv_dtype: as in `plan`; a text encoder runs on the CPU. Raises the errors of
+    `lolrt.load` and `plan`.
     """
     files = files_of(model, {"dit", "vae" if vae == "full" else "taehv"})
     settings = {**WAN_SETTINGS, **files.settings}
@@ -282,7 +285,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _workspace(config: DiTConfig, window: Window, tokens: int, dtype: torch.dtype) -> int:
-    """Asked of the kernels, with tensors whose memory is never touched."""
+    """The bytes of the kernels' workspace. The kernels compute it for tensors whose memory is never used."""
     shape = (window.chunk_frames, tokens, config.num_heads, config.head_dim)
     q = torch.empty(shape, dtype=dtype)
     attended = window.pages + window.recall_frames
@@ -297,10 +300,12 @@ MOST_MULTIPROCESSORS = 256
 
 
 def _cuda_workspace(config: DiTConfig, window: Window, tokens: int) -> int:
-    """Bytes, as csrc/cuda/frame_attention.cu has them; written down here because a machine that plans may have no CUDA half to ask.
+    """The bytes of the workspace, by the formula of csrc/cuda/frame_attention.cu. It is repeated here because the planning machine may
+    lack the CUDA part of the library.
 
-    Of the probe: maximum and sum, float32, of each row of queries and head at each page's end. Of each part of a tile of 128 rows that is
-    cut: the same, and the output. How many parts there are is decided by the GPU's multiprocessors; without a GPU, the most of any.
+    The probe needs the maximum and the sum, float32, for each row of queries, each head and each page. A tile of 128 rows that is split
+    needs the same, and the output, for each part. The number of parts depends on the GPU's multiprocessors; without a GPU the largest
+    number is assumed.
     """
     pages, rows = window.pages + window.recall_frames, window.chunk_frames * tokens
     there = torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""Muon: momentum whose update is made orthogonal, for matrices; AdamW for everything else.
+"""The Muon optimiser for matrices: momentum with an orthogonalised update; AdamW for all other parameters.
 
 Source: Jordan et al. 2024 (Newton-Schulz coefficients); the scale 0.2 * sqrt(max(shape)) of Liu et al. 2025, with which AdamW's
 learning rates carry over.
@@ -26,7 +26,8 @@ def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon:
-    """matrices: updated by Muon, convolution kernels as [out, rest]; others: by AdamW. Learning rates are given to each step."""
+    """matrices: the parameters for Muon, convolution kernels as [out, rest]. others: the parameters for AdamW. Each step gets its learning
+    rates."""
 
     def __init__(self, matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter]):
         self.matrices = list(matrices)
@@ -42,7 +43,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, lr: float, lr_others: float | None = None) -> None:
-        """Updates the parameters from their gradients, and clears those."""
+        """Updates the parameters from their gradients, and clears the gradients."""
         for group in self.adam.param_groups:
             group["lr"] = lr if lr_others is None else lr_others
         self.adam.step()

@@ -1,4 +1,4 @@
-"""A whole model: text encoder, DiT and VAE, loaded together and streamed from."""
+"""Pipelines: a whole model, text encoder, DiT and VAE, loaded together to make streams."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from lolrt.text.embeddings import cache_folder
 from lolrt.text.encoder import TextEncoder, VocabularyEncoder
 from lolrt.text.umt5 import CachedUMT5
 
-# Fields of `Window` that a model's settings may name: what it was trained with.
+# The fields of `Window` that a model's settings may set: values of its training.
 WINDOW_SETTINGS = ("chunk_frames",)
 
 VAEChoice = Literal["full", "tiny", "light"]
@@ -45,7 +45,7 @@ MODELS = Path(__file__).parent / "_embedded"
 
 
 def embedded_models() -> list[str]:
-    """Names of the models that come with the package."""
+    """The names of the models that come with the package."""
     return sorted(path.parent.name for path in MODELS.glob("*/model.json"))
 
 
@@ -60,16 +60,16 @@ def load(
     group: str | None = None,
     device: str | torch.device = "cpu",
 ) -> Pipeline:
-    """Loads a pipeline: the name of an embedded model, or a folder, file or TOML file with a model's parts (docs/checkpoints.md), or the
-    files that `files_of` found there.
+    """Loads a pipeline. model: the name of an embedded model; a folder, file or TOML file with a model's parts (docs/checkpoints.md); or
+    the result of `files_of`.
 
-    dtype: torch.bfloat16 or torch.float32, of all weights and activations; by default bfloat16 on CUDA and where the CPU multiplies it,
-    and float32 elsewhere, where that is several times as fast. vae: "full", or "tiny" for the model's TAEHV, many times as fast and less
-    exact, or "light" where that is LightX2V's LightTAE, which no tensor of it shows. vae_tile: side in pixels of the tiles that the VAE
-    works on one after another, by default the whole picture at once. text: the text encoder, by default the model's own; it runs on the
-    CPU. lora, group: as of `lolrt.load_dit`. device: of the DiT and the VAE, "cpu" or "cuda" ("cuda:1").
+    dtype: torch.bfloat16 or torch.float32, for all weights and activations. The default is bfloat16 on CUDA and on CPUs that can multiply
+    it, and float32 on others, where it is several times as fast. vae: "full"; "tiny" for the model's TAEHV, which is many times as fast
+    and less exact; or "light" if this TAEHV is LightX2V's LightTAE, which its tensors do not show. vae_tile: the side in pixels of the
+    tiles that the VAE works on one after another; by default the whole picture at once. text: the text encoder, by default the model's
+    own; it runs on the CPU. lora, group: as in `lolrt.load_dit`. device: the device of the DiT and the VAE, "cpu" or "cuda" ("cuda:1").
     Raises `lolrt.Error` when there is no such model, a part of it is missing, or the device cannot be used, and `lolrt.CheckpointError`
-    when its files are not what they should be.
+    when its files are invalid.
     """
     dtype = dtype or preferred_dtype(device)
     usable_device = usable(device, dtype)
@@ -109,15 +109,15 @@ def check_size(height: int, width: int, vae: CodecConfig, dit: DiTConfig) -> Non
 
 
 def preferred_dtype(device: str | torch.device = "cpu") -> torch.dtype:
-    """What the device's kernels are fastest in."""
+    """The dtype in which the kernels of the device are fastest."""
     return torch.bfloat16 if str(device) != "cpu" or _core.isa() in ("amx", "avx512bf16") else torch.float32
 
 
 def load_text(model: str | Path | ModelFiles) -> TextEncoder:
-    """A model's text encoder; errors as of `load`.
+    """A model's text encoder; errors as in `load`.
 
-    UMT5 is read when a prompt has to be encoded that never was before, and is in memory only for so long: encode before the rest of the
-    model is loaded, and the two need not fit side by side.
+    UMT5 is loaded only while it encodes a prompt that is not in the cache. If you encode before the rest of the model is loaded, the two
+    need not fit into memory together.
     """
     files = files_of(model, {"text_encoder"})
     if files.vocabulary is not None:
@@ -126,7 +126,7 @@ def load_text(model: str | Path | ModelFiles) -> TextEncoder:
 
 
 def files_of(model: str | Path | ModelFiles, needed: Set[str], group: str | None = None) -> ModelFiles:
-    """The files of a model, `needed` ones among them, which belong together; `model`, `group` and errors as of `load`."""
+    """The files of a model. Checks that the `needed` parts exist and belong together. model, group and errors: as in `load`."""
     if isinstance(model, ModelFiles):
         files = find_files(model, group)
     else:
@@ -146,7 +146,7 @@ def files_of(model: str | Path | ModelFiles, needed: Set[str], group: str | None
 
 
 def window_of(settings: dict[str, Any], source: Path) -> Window:
-    """The window that a model's settings say."""
+    """The window in a model's settings."""
     try:
         return replace(Window(), **{name: settings[name] for name in WINDOW_SETTINGS if name in settings})
     except Error as error:
@@ -154,7 +154,7 @@ def window_of(settings: dict[str, Any], source: Path) -> Window:
 
 
 def rope_of(settings: dict[str, Any], source: Path) -> Rope:
-    """The positions that a model's settings say."""
+    """The positions in a model's settings."""
     try:
         return from_plain(Rope, settings.get("rope", {}))
     except (Error, TypeError, ValueError) as error:
@@ -162,7 +162,7 @@ def rope_of(settings: dict[str, Any], source: Path) -> Rope:
 
 
 def sampler_of(settings: dict[str, Any], source: Path) -> Sampler:
-    """The sampler that a model's settings say."""
+    """The sampler in a model's settings."""
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings["sampler"].items()}
     unknown = values.keys() - {field.name for field in fields(Sampler)}
     if unknown:
@@ -176,7 +176,7 @@ def sampler_of(settings: dict[str, Any], source: Path) -> Sampler:
 
 
 class Pipeline:
-    """Makes streams from prompts. height, width: of the video, in pixels; fps: video frames a second that the model was trained at."""
+    """Makes streams from prompts. height, width: the size of the video, in pixels. fps: the frame rate that the model was trained at."""
 
     def __init__(
         self,
@@ -198,7 +198,7 @@ class Pipeline:
         self.fps, self.height, self.width, self.example_prompts = fps, height, width, example_prompts
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As torch saves it: weights that lie in one file are one memory, which pickle by itself would write anew for each of them."""
+        """Pickles with torch.save: weights of one file share one memory, which pickle alone would write again for each of them."""
         whole = io.BytesIO()
         torch.save(self.__dict__, whole)
         return _unpickled, (type(self), whole.getvalue())
@@ -216,7 +216,7 @@ class Pipeline:
         start_frame: int = 0,
         kv_dtype: torch.dtype | None = None,
     ) -> Stream:
-        """An endless iterator of `lolrt.Chunk`; options and errors as of `latent_stream`."""
+        """An endless iterator of `lolrt.Chunk`; options and errors as in `latent_stream`."""
         latents = self.latent_stream(
             prompt, seed=seed, rope=rope, window=window, sampler=sampler, probe=probe, start=start, start_frame=start_frame,
             kv_dtype=kv_dtype,
@@ -238,10 +238,10 @@ class Pipeline:
     ) -> LatentStream:
         """An endless iterator of `lolrt.LatentChunk`, not decoded.
 
-        seed: of the noise, 0 .. 2^64 - 1; rope, window and sampler: by default the model's own; probe: measure the attention mass of each
-        chunk; start: latents that the stream begins with and goes on from, as `encode_video` gives them; kv_dtype: of the KV cache's pages,
-        by default the model's, or on CUDA torch.float8_e4m3fn: half their memory, less exact.
-        Raises `lolrt.PromptError` for a prompt that the text encoder does not know.
+        seed: the seed of the noise, 0 .. 2^64 - 1. rope, window and sampler: by default the model's own. probe: whether to measure the
+        attention mass of each chunk. start: latents that the stream begins with and goes on from, see `encode_video`. kv_dtype: the dtype
+        of the KV cache's pages, by default the model's; on CUDA torch.float8_e4m3fn takes half the memory and is less exact. Raises
+        `lolrt.PromptError` for a prompt that the text encoder cannot encode.
         """
         height, width = self.latent_size
         return LatentStream(
@@ -252,7 +252,7 @@ class Pipeline:
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """Height and width of a latent frame."""
+        """The height and width of a latent frame."""
         factor = self.vae.config.spatial_factor
         return self.height // factor, self.width // factor
 
@@ -266,12 +266,12 @@ class Pipeline:
         kv_dtype: torch.dtype | None = None,
         batch_invariant: bool = False,
     ) -> StreamEngine:
-        """An engine for many streams at a time: `engine.open(prompt, ...)`, then `for stream, chunk in engine`.
+        """An engine for many streams at the same time: `engine.open(prompt, ...)`, then `for stream, chunk in engine`.
 
-        max_sessions: how many may be open. window: of a stream, unless it is opened with another; by default the model's own. memory: bytes
-        for all their pages and prompts; by default what `max_sessions` streams with `window` need. scheduler: which of them take part in a
-        pass. kv_dtype: as of `latent_stream`. batch_invariant: as of `lolrt.Engine`.
-        Raises `lolrt.Error` when the memory does not suffice for one stream.
+        max_sessions: the most streams that are open at once. window: the default window of a stream; by default the model's own. memory:
+        the bytes for all pages and prompts; by default enough for `max_sessions` streams with `window`. scheduler: chooses the streams
+        that take part in a pass. kv_dtype: as in `latent_stream`. batch_invariant: as in `lolrt.Engine`. Raises `lolrt.Error` when there
+        is not enough memory for one stream.
         """
         return StreamEngine(
             self.dit, self.vae, self.encode_text, self.sampler, *self.latent_size, self.fps, max_sessions=max_sessions, memory=memory,
@@ -281,9 +281,9 @@ class Pipeline:
     def resume(self, path: str | Path, *, lora: LoRAFiles | None = None) -> Stream:
         """Goes on from a snapshot that `Stream.save` wrote, with its prompt, seed and policies.
 
-        lora: the adapters of a stream that was saved after `set_lora`, as they were named there; by default those of this pipeline.
-        Raises `lolrt.CheckpointError` when the file is no snapshot or a damaged one, and `lolrt.Error` for one of another model, adapters,
-        dtype, device, size or VAE: it says what differs.
+        lora: the adapters of a stream that was saved after `set_lora`, with the same names as there; by default those of this pipeline.
+        Raises `lolrt.CheckpointError` when the file is not a snapshot or is damaged, and `lolrt.Error` for a snapshot with another model,
+        adapters, dtype, device, size or VAE; the message says what differs.
         """
         snapshot = Snapshot.read(path)
         config = from_plain(StreamConfig, snapshot.config)
@@ -301,10 +301,11 @@ class Pipeline:
         return stream
 
     def encode_video(self, frames: Iterable[Tensor]) -> Tensor:
-        """Video frames, uint8 [height, width, 3] RGB each, to what a stream can start from: normalised latents [n, channels, h, w].
+        """Encodes video frames, uint8 [height, width, 3] RGB each, to latents that a stream can start from: normalised, [n, channels, h,
+        w].
 
-        The first frame alone makes a latent frame (so an image makes one), then every `temporal_factor` frames do; what is left over at
-        the end is dropped. Frames are taken from the iterable as they are needed.
+        The first frame alone makes one latent frame (so an image makes one); after it, every `temporal_factor` frames make one. Remaining
+        frames at the end are dropped. Frames are taken from the iterable as they are needed.
         """
         coming, size = iter(frames), 1
         state: State = {}
@@ -322,5 +323,5 @@ class Pipeline:
 
 def _unpickled(kind: type[Pipeline], whole: bytes) -> Pipeline:
     pipe = kind.__new__(kind)
-    pipe.__dict__ = torch.load(io.BytesIO(whole), weights_only=False)  # it is part of a pickle, which is trusted or not read
+    pipe.__dict__ = torch.load(io.BytesIO(whole), weights_only=False)  # it is part of a pickle, which the caller must trust already
     return pipe

@@ -1,4 +1,4 @@
-"""Processes that work for this one, and end with it."""
+"""Worker processes that end with this process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 
 def pool(jobs: int, begin: Callable[[], object] | None = None) -> ProcessPoolExecutor:
-    """So many new processes, each of which calls `begin` first, if it is given. They end when this process does, also when it is killed."""
+    """A pool of `jobs` new processes. Each first calls `begin`, if given. They end with this process, even if it is killed."""
     return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(begin,))
 
 
