@@ -10,29 +10,17 @@ from pathlib import Path
 
 import pytest
 from commands import output_of
+from distribution import ROOT, unpacked_sources
 
 from lolrt import _core
 
 pytestmark = pytest.mark.whole
 
-ROOT = Path(__file__).parent.parent
-BUILT = ("_core*.so", "lib", "include", "__pycache__")  # what an editable installation leaves in the package
-
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the source distribution of the repository's files unpacks to, with `wheels/` built in it."""
-    copy, made = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("sources")
-    for name in ("CMakeLists.txt", "MANIFEST.in", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    for name in ("cmake", "csrc"):
-        shutil.copytree(ROOT / name, copy / name)
-    shutil.copytree(ROOT / "lolrt", copy / "lolrt", ignore=shutil.ignore_patterns(*BUILT))
-    code = f"import os, setuptools.build_meta as build; os.chdir({str(copy)!r}); build.build_sdist({str(made)!r})"
-    output_of(sys.executable, "-c", code)
-    (archive,) = made.glob("lolrt-*.tar.gz")
-    shutil.unpack_archive(archive, made)
-    (unpacked,) = (path for path in made.iterdir() if path.is_dir())
+    unpacked = unpacked_sources(tmp_path_factory.mktemp("sources"))
     wheel = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", unpacked / "wheels", unpacked)
     output_of(*wheel, LOLRT_CUDA="OFF")  # the editable installation has built the CUDA half already
     return unpacked
