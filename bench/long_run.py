@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import csv
 import io
 import json
@@ -88,9 +89,9 @@ class LongRun:
                 try:
                     asyncio.run(self._watch(server, kill_at))
                 finally:
-                    begun["replayed"] = re.findall(
-                        r"^lolrt_chunks_replayed_total(\{.*\} .*)$", server.ask("GET", "/metrics").decode(), re.M
-                    )
+                    with contextlib.suppress(OSError):  # a server that has ended by itself
+                        metrics = server.ask("GET", "/metrics").decode()
+                        begun["replayed"] = re.findall(r"^lolrt_chunks_replayed_total(\{.*\} .*)$", metrics, re.M)
                     self._write_about()
                 if self._reached < self._frames:
                     server.kill()
@@ -168,10 +169,12 @@ def report(folder: Path, docs: Path) -> Path:
     numbers = log["sequence"]
     whole = len(numbers) == numbers[-1] + 1 and not about["gaps"] and bool((np.diff(numbers) == 1).all())
     replayed = [" ".join(server.get("replayed", [])) or "none" for server in about["servers"]]
+    share = "" if frames >= FRAMES else f", of the {FRAMES:,} of twelve hours"
     path = docs / "long-run.md"
     path.write_text(
-        f"# A long stream\n\n{frames} latent frames of `tiny`, {4 * frames / about['fps'] / 3600:.2f} hours of video, by `python -m "
-        f"bench.long_run`: made as it plays by {len(about['servers'])} servers one after another, each but the last killed by SIGKILL. "
+        f"# A long stream\n\n{frames:,} latent frames of `tiny`{share}, {4 * frames / about['fps'] / 3600:.2f} hours of video, by "
+        f"`python -m bench.long_run`: made as it plays by {len(about['servers'])} servers one after another, each but the last killed "
+        "by SIGKILL. "
         f"Written on {date.today()}.\n\n{machine}\n\n"
         f"- Chunks: {len(numbers)}; {'each came once, in order' if whole else 'NOT each came once and in order'}.\n"
         f"- Servers began with chunks {', '.join(str(server['from']) for server in about['servers'])}; chunks that each made again, by "
