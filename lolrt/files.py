@@ -38,12 +38,13 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def own_partial(path: Path) -> Path:
-    """The name under which this process writes a file or a folder."""
+    """The temporary name under which this process writes a file or a folder."""
     return path.with_name(f"{path.name}.{os.getpid()}.partial")
 
 
 def remove_partials(path: Path) -> None:
-    """Removes what processes have left that were killed while they wrote `path`, a file or a folder, and nothing of those that live."""
+    """Removes the leftovers of processes that were killed while they wrote `path`, a file or a folder. Leaves those of running
+    processes."""
     with contextlib.suppress(OSError):
         for partial in list(path.parent.glob(f"{glob.escape(path.name)}.*.partial")):
             pid = partial.name.removeprefix(f"{path.name}.").removesuffix(".partial")
@@ -72,7 +73,7 @@ def new_file(path: Path) -> BinaryIO:
 
 
 def locked(path: Path, create: bool = False) -> BinaryIO:
-    """Opens a file for this process alone, as it is, until it is closed. Raises `lolrt.OutputError` where another process has it, and
+    """Opens a file without changing it, and locks it until it is closed. Raises `lolrt.OutputError` if another process has locked it, and
     OSError."""
     with contextlib.ExitStack() as on_error:
         file = on_error.enter_context(open(path, "r+b", opener=lambda name, flags: os.open(name, flags | create * os.O_CREAT, 0o666)))

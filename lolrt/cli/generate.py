@@ -1,4 +1,4 @@
-"""`lolrt generate`: videos of prompts."""
+"""`lolrt generate`: makes videos from prompts."""
 
 from __future__ import annotations
 
@@ -108,12 +108,12 @@ def run(arguments: argparse.Namespace) -> None:
         for note in [*late_prompts(video, pipe, total), *notes] if video is videos[0] and not arguments.quiet else []:
             print(f"note: {note}", file=sys.stderr)
         written = write(video, pipe, stream, total)
-        del stream  # its pages, before the next one's
+        del stream  # frees its pages before the next stream takes its own
         report(video, written, written != total, pipe.fps)
 
 
 def videos_of(arguments: argparse.Namespace) -> list[Video]:
-    """The videos that are asked for, and their names. Raises `lolrt.Error` for what can be seen to be wrong before a model is there."""
+    """The requested videos, with their names. Raises `lolrt.Error` for errors that can be found without a model."""
     from lolrt.media.output import check_output
     from lolrt.media.writer import goes_on
     from lolrt.session.script import Cue, read_script
@@ -157,7 +157,7 @@ def numbered(output: str, own: str) -> str:
 
 
 def check_files(video: Video, several: bool) -> None:
-    """Raises `lolrt.Error` where options do not go with a video's output."""
+    """Raises `lolrt.Error` if options do not fit the output of a video."""
     options = video.options
     if video.path is None:
         if several:
@@ -182,7 +182,7 @@ def check_start(start: str) -> None:
 
 
 def load(arguments: argparse.Namespace, prompts: Sequence[str]) -> tuple[ModelFiles, Pipeline]:
-    """A model's files, and the model, whose text encoder has met all prompts."""
+    """The files of a model, and the loaded model. All prompts have been encoded."""
     import lolrt
     from lolrt.checkpoint.load import check_lora
     from lolrt.ops.device import usable
@@ -199,7 +199,7 @@ def load(arguments: argparse.Namespace, prompts: Sequence[str]) -> tuple[ModelFi
 
 
 def read_start(arguments: argparse.Namespace, pipe: Pipeline, total: int | None) -> Tensor:
-    """Latents to begin with: no more than is asked for, in whole latent frames; a start is often longer."""
+    """The latents to start from, cut to the requested length in whole latent frames."""
     from lolrt.media.latents import is_latents, read_latents
     from lolrt.media.reader import read_frames
 
@@ -213,7 +213,7 @@ def read_start(arguments: argparse.Namespace, pipe: Pipeline, total: int | None)
 
 
 def begin(video: Video, pipe: Pipeline, files: ModelFiles, start: Tensor | None) -> tuple[Stream, list[str]]:
-    """A new stream, and what is worth a note about its options."""
+    """A new stream, and notes about its options."""
     import lolrt
     from lolrt.checkpoint.recipes import sampling
 

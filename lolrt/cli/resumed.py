@@ -1,4 +1,4 @@
-"""What a snapshot knows of the run of `lolrt generate` that saved it, and how another run goes on with it."""
+"""Resuming a run of `lolrt generate`: the data that a snapshot keeps about the run that saved it, and how another run continues."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import Any
 
 from lolrt.errors import Error
 
-# Options of how a run is watched, not of its video.
+# Options that do not change the video.
 WATCHING = {"threads", "quiet", "json", "no_overwrite"}
 
-# Options that may be given anew when a run goes on; all others are those of the run that is gone on with.
+# The options that may be given again when a run is resumed. All others come from its snapshot.
 FREE = WATCHING | {"resume", "seconds", "frames", "endless", "save_every"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a snapshot knows of the run that saved it."""
+    """The data about a run that its snapshot keeps."""
 
     arguments: dict[str, Any]
     cues: list[list[Any]]
-    """Seconds and prompt of each."""
+    """The seconds and the prompt of each cue."""
     position: dict[str, int]
-    """`lolrt.media.writer.Position` of the video."""
+    """The `lolrt.media.writer.Position` of the video."""
     last_chunk: int
-    """Video frame that the newest chunk began at."""
+    """The video frame at which the newest chunk began."""
     mass_bytes: int
-    """Size of the file of attention mass."""
+    """The size of the file of attention mass."""
     latents_bytes: int
-    """Size of the file of latents."""
+    """The size of the file of latents."""
 
 
 def beside(output: str, kind: str) -> Path:
-    """A file of a run, beside its video; of a sequence, beside its folder."""
+    """The path of a file of a run: beside its video, or beside the folder of a sequence."""
     path = Path(output)
     return (path.parent if path.suffix.lower() == ".png" else path).with_suffix(f".{kind}")
 
 
 def recorded(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options that a snapshot keeps, as JSON takes them."""
+    """The options that a snapshot keeps, as plain values for JSON."""
     from lolrt.session.config import to_plain
 
     names = {action.dest for action in arguments.command._actions} - {"help", "resume"} - WATCHING
@@ -48,13 +48,13 @@ def recorded(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def resumed_run(arguments: argparse.Namespace) -> Run:
-    """The run that a snapshot goes on with; `arguments` get its options. Raises `lolrt.Error` where others are asked for."""
+    """The run to resume; sets its options in `arguments`. Raises `lolrt.Error` if the command line asks for different ones."""
     from lolrt.session.config import to_plain
     from lolrt.session.snapshot import Snapshot
 
     try:
         found = Run(**Snapshot.read(arguments.resume).run)
-    except TypeError:  # it has no run, or another program's
+    except TypeError:  # no run, or that of another program
         told = f"{arguments.resume} was not saved by lolrt generate; go on with it in Python: pipe.resume({arguments.resume!r})"
         raise Error(told) from None
     given = given_options(arguments)
@@ -73,9 +73,9 @@ def resumed_run(arguments: argparse.Namespace) -> Run:
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options that stand on the command line, by name."""
+    """The options that were given on the command line, by name."""
     absent = object()
     names = {action.dest for action in arguments.command._actions if action.dest != "help"}
-    blank = argparse.Namespace(**{**dict.fromkeys(names, absent), "lora": None})  # which is added to
+    blank = argparse.Namespace(**{**dict.fromkeys(names, absent), "lora": None})  # --lora appends to a list
     parsed = arguments.command.parse_args(arguments.argv[arguments.argv.index("generate") + 1 :], blank)
     return {name: value for name, value in vars(parsed).items() if name in names and value is not absent and value not in (None, [])}

@@ -1,4 +1,4 @@
-"""One video of a run of `lolrt generate`: its files, how they are written, and what is said of them."""
+"""One video of a run of `lolrt generate`: its files, how they are written, and the report about them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Video:
     """One video of a run."""
 
     options: argparse.Namespace
-    """Those of the command line; prompt, seed and output are this video's own."""
+    """The options of the command line, with the prompt, seed and output of this video."""
     cues: list[Cue]
-    """Prompts and when they begin."""
+    """The prompts and their start times."""
     resumed: Run | None
     path: Path | None
     """The file; None for standard output and addresses."""
@@ -43,15 +43,16 @@ class Video:
 
 
 def bar(options: argparse.Namespace, iterable: Iterator[Any] | None = None, **how: Any) -> Any:
-    """On standard error, as wide as the terminal; none with --quiet."""
+    """A progress bar on standard error, as wide as the terminal; none with --quiet."""
     from tqdm import tqdm
 
-    # Without --quiet tqdm is not told, so that TQDM_DISABLE says.
+    # Without --quiet the argument is left out, so that tqdm reads TQDM_DISABLE.
     return tqdm(iterable, unit=" frames", dynamic_ncols=True, file=sys.stderr, **how, **({"disable": True} if options.quiet else {}))
 
 
 def write(video: Video, pipe: Pipeline, stream: Stream, total: int | None) -> int:
-    """Writes a video of `total` frames, or until it is stopped; gives how many there are of it. Raises `Stopped` where they are fewer."""
+    """Writes a video of `total` frames, or until it is stopped. Returns the number of frames. Raises `Stopped` if there are fewer than
+    `total`."""
     from lolrt.media.destination import Position
     from lolrt.media.latents import LatentsFile
     from lolrt.media.output import open_output
@@ -60,14 +61,14 @@ def write(video: Video, pipe: Pipeline, stream: Stream, total: int | None) -> in
 
     options, resumed, quiet = video.options, video.resumed, video.options.quiet
     position = Position(**resumed.position) if resumed else None
-    saved = written = position.frames if position else 0  # the bar does not count where TQDM_DISABLE hides it
+    saved = written = position.frames if position else 0  # the bar does not count if TQDM_DISABLE hides it
     if total is not None and written >= total:
         raise Error(f"{options.resume} is at frame {written} of {total} already: ask for more with --frames or --seconds")
     if options.dvr and options.save_every and options.save_every > options.dvr * pipe.fps:
         raise Error(f"--save-every {options.save_every} is longer than the {options.dvr:g} s that --dvr keeps: save more often")
     coming = [cue for cue in video.cues[1:] if resumed is None or cue.seconds * pipe.fps > resumed.last_chunk]
     chunks = follow(stream, coming, pipe.fps, recache=options.recache, over_chunks=options.switch_chunks, frames=written)
-    if pipe.dit.device.type == "cuda" and not options.save_every:  # a snapshot is of what has been written
+    if pipe.dit.device.type == "cuda" and not options.save_every:  # a snapshot must match what has been written
         chunks = one_ahead(chunks)
     size = pipe.height, pipe.width, pipe.fps
     with (
@@ -79,7 +80,7 @@ def write(video: Video, pipe: Pipeline, stream: Stream, total: int | None) -> in
         bar(options, total=total, initial=written) as shown,
     ):
         if options.save_every:
-            remove_partials(video.snapshot)  # of a run that was killed while it saved
+            remove_partials(video.snapshot)  # left by a run that was killed while it saved
         if resumed is None and video.path is not None:
             video.snapshot.unlink(missing_ok=True)  # an earlier run's, of a video that is now overwritten
         for chunk in chunks:
@@ -89,7 +90,7 @@ def write(video: Video, pipe: Pipeline, stream: Stream, total: int | None) -> in
             writer.write(frames)
             mass_log.write(chunk)
             latents.write(chunk.latents)
-            if len(chunk.page_frames) >= stream.latent_stream.window.pages:  # until then sinks are most of what there is
+            if len(chunk.page_frames) >= stream.latent_stream.window.pages:  # before that, sinks are most of the window
                 shown.set_postfix_str(f"sink mass {chunk.sink_mass:.3f}", refresh=False)
             shown.update(len(frames))
             last_chunk, written = written, written + len(frames)
@@ -109,7 +110,7 @@ def write(video: Video, pipe: Pipeline, stream: Stream, total: int | None) -> in
                 saver.wait()
                 raise stopped(video, interrupt.requested, written, total, writer.partial_path)
     if options.save_every and written == total:
-        video.snapshot.unlink(missing_ok=True)  # there is nothing left to go on with
+        video.snapshot.unlink(missing_ok=True)  # complete: there is nothing to resume
     return written
 
 
@@ -120,7 +121,7 @@ def stopped(video: Video, number: int, written: int, total: int | None, partial:
 
 
 def report(video: Video, written: int, unfinished: bool, fps: int) -> None:
-    """Says on standard output what there is now."""
+    """Prints on standard output which files exist now."""
     options = video.options
     mass, latents = video.log(options.probe, "mass.csv"), video.log(options.latents, "latents.safetensors")
     snapshot = video.snapshot if options.save_every and unfinished else None
@@ -139,7 +140,7 @@ def report(video: Video, written: int, unfinished: bool, fps: int) -> None:
 
 
 def one_ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """The same chunks, each given when the next is queued: a GPU works on that one while this one is decoded and written."""
+    """Yields the same chunks, each when the next one is queued: a GPU works on the next one while this one is decoded and written."""
     chunk = next(chunks)
     for following in chunks:
         yield chunk

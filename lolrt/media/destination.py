@@ -81,7 +81,7 @@ class StandardOutput:
 
 
 class MovieFile:
-    """A file that grows as `<stem>.partial<suffix>`, locked, and gets its own name when it is whole and on the disk."""
+    """A file that is written as `<stem>.partial<suffix>`, locked, and gets its final name when it is complete and on the disk."""
 
     def __init__(self, path: Path, resume: Position | None) -> None:
         """Raises `lolrt.OutputError`."""
@@ -95,7 +95,7 @@ class MovieFile:
 
     @classmethod
     def check_free(cls, path: Path) -> None:
-        """Raises `lolrt.OutputError` where the video cannot be begun, as far as that can be seen without writing anything."""
+        """Raises `lolrt.OutputError` if the video cannot be started, as far as this can be known without writing."""
         if path.is_dir():
             raise OutputError(f"cannot write {path}: it is a folder; choose another place with -o")
         if cls._partial(path).exists():

@@ -1,7 +1,7 @@
-"""Encoded video of frames as they come.
+"""Encodes frames to video as they come.
 
 Colours are BT.709 in limited range, and the stream is labelled so. Without the label a player would assume BT.601 for small pictures.
-A GIF has 256 colours a frame, of its own.
+Each frame of a GIF has its own 256 colours.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DISPLAY_HEIGHT = 256
 # The filters, by FFmpeg's names.
 Enlarge = Literal["LANCZOS", "POINT"]
 
-# By FFmpeg's names: H.264, VP9, and GIF's own.
+# The codecs by FFmpeg's names: H.264, VP9 and GIF.
 Codec = Literal["libx264", "libvpx-vp9", "gif"]
 
 # Options of libx264 for live video: no B-frames, because players have to wait for them.
@@ -42,7 +42,7 @@ WRITE_ERRORS = (OSError, av.FFmpegError)
 
 
 def check_video(height: int, width: int, fps: int, crf: int) -> None:
-    """Raises `lolrt.Error` for numbers that are not whole or out of range: pixels, frames a second, and constant rate factor."""
+    """Raises `lolrt.Error` if the pixels, the frame rate or the constant rate factor are not integers, or out of range."""
     check_whole(height=height, width=width, fps=fps, crf=crf)
     encoded_size(height, width)
     if fps < 1 or not 1 <= crf <= 51:
@@ -59,7 +59,7 @@ def encoded_size(height: int, width: int) -> tuple[int, int]:
 
 
 class Encoder:
-    """An H.264 encoder that writes into a container, and closes it at the end."""
+    """An encoder that writes into a container, and closes it at the end."""
 
     def __init__(
         self,
@@ -72,7 +72,8 @@ class Encoder:
         codec: Codec = "libx264",
         enlarge: Enlarge = "LANCZOS",
     ) -> None:
-        """height, width: of the frames, in pixels; fps: frames a second; options: of the codec. Raises `lolrt.OutputError`."""
+        """height, width: the size of the frames, in pixels. fps: frames per second. options: those of the codec. Raises
+        `lolrt.OutputError`."""
         self.container, self._enlarge = container, enlarge
         self._height, self._width = encoded_size(height, width)
         try:
@@ -113,7 +114,8 @@ class Encoder:
 
 
 def _in_256_colours(image: np.ndarray, of: np.ndarray) -> av.VideoFrame:
-    """uint8 [height, width, 3] RGB in the colours that suit another best, the same before it was enlarged; dithered."""
+    """A picture, uint8 [height, width, 3] RGB, dithered to the 256 colours that fit `of` best, which is the same picture before it was
+    enlarged."""
     colours_of = Image.fromarray(of).quantize(256, Image.Quantize.MEDIANCUT)
     reduced = Image.fromarray(image).quantize(palette=colours_of, dither=Image.Dither.FLOYDSTEINBERG)
     palette = np.zeros((256, 4), np.uint8)

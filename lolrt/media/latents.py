@@ -1,7 +1,7 @@
-"""Files of latents: those of a video, to begin another with or to decode anew.
+"""Files of latents: those of a video, to start another video from or to decode again.
 
-A .safetensors file with one tensor, `latents`, float32 [frames, channels, height, width], normalised. Its header has room to spare, and is
-written anew as frames come.
+A .safetensors file with one tensor, `latents`, float32 [frames, channels, height, width], normalised. Its header has spare room, and is
+rewritten as frames come.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def is_latents(path: str | Path) -> bool:
 
 
 def read_latents(path: str | Path, shape: tuple[int, int, int]) -> Tensor:
-    """The latents of a file that `LatentsFile` wrote; shape: channels, height and width of a latent frame. Raises `lolrt.CheckpointError`
-    where the file is damaged, and `lolrt.Error` where it has no such latents."""
+    """The latents of a file that `LatentsFile` wrote. shape: channels, height and width of a latent frame. Raises `lolrt.CheckpointError`
+    if the file is damaged, and `lolrt.Error` if it has no latents of this shape."""
     found = read_safetensors(Path(path)).get(NAME)
     if found is None or found.ndim != 4 or not found.is_floating_point() or not len(found):
         raise Error(f"{path} has no latents; expected a file that lolrt generate --latents wrote")
@@ -41,7 +41,7 @@ class LatentsFile:
     """A context manager that writes latents as they come. Raises `lolrt.OutputError`."""
 
     def __init__(self, path: Path | None, resume_bytes: int = 0) -> None:
-        """path: None writes nothing. resume_bytes: goes on with the file of an earlier run, of which so much is kept."""
+        """path: the file; None writes nothing. resume_bytes: continues the file of an earlier run after so many bytes."""
         self.path, self._resume_bytes = path, resume_bytes
         self._frame: tuple[int, ...] | None = None
         self._file: BinaryIO | None = None
@@ -84,7 +84,7 @@ class LatentsFile:
             raise self._failure(error) from error
 
     def size(self) -> int:
-        """Bytes so far."""
+        """The bytes so far."""
         return self._file.seek(0, 2) if self._file is not None else 0
 
     def _header(self, frames: int) -> bytes:

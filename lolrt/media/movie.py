@@ -1,4 +1,5 @@
-"""Video files that end with going back, to write lengths and an index: no run goes on with them, as with an mp4 in fragments."""
+"""Video files whose writer goes back at the end to write lengths and an index. Unlike a fragmented mp4, a later run cannot continue
+them."""
 
 from __future__ import annotations
 
@@ -16,16 +17,16 @@ from lolrt.media.encoder import Codec, Encoder
 @dataclass(frozen=True)
 class Format:
     container: str
-    """By FFmpeg's name, as the codec."""
+    """FFmpeg's name of the container."""
     codec: Codec
     options: dict[str, str] = field(default_factory=dict)
-    """Of the codec."""
+    """The options of the codec."""
 
 
-# A cluster a second at most, so that what there is of a file that was cut off can be played.
+# At most one second per cluster, so that a truncated file can be played.
 CLUSTERS = {"cluster_time_limit": "1000"}
 
-# What the end of a name stands for. VP9 is asked for speed: video is written as it is made.
+# The formats by the suffix of the file name. VP9 is set to be fast, because video is written while it is made.
 FORMATS = {
     ".mkv": Format("matroska", "libx264"),
     ".webm": Format("webm", "libvpx-vp9", {"b": "0", "deadline": "realtime", "cpu-used": "8", "row-mt": "1"}),
@@ -34,12 +35,12 @@ FORMATS = {
 
 
 class MovieEncoder:
-    """Frames in, a file of one of `FORMATS` out. It has the calls of `Mp4Encoder`."""
+    """Encodes frames to a file in one of `FORMATS`. It has the methods of `Mp4Encoder`."""
 
     fragments = 0
 
     def __init__(self, file: BinaryIO, suffix: str, height: int, width: int, fps: int, *, crf: int) -> None:
-        """suffix: one of `FORMATS`; others as of `Mp4Encoder`. Raises `lolrt.OutputError` where there is no encoder."""
+        """suffix: one of `FORMATS`. The others are those of `Mp4Encoder`. Raises `lolrt.OutputError` if there is no encoder."""
         made = FORMATS[suffix]
         self.frames, self._ended = 0, False
         container = av.open(file, "w", format=made.container, options=CLUSTERS if made.container != "gif" else {})

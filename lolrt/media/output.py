@@ -1,4 +1,4 @@
-"""What `-o` names: a video file, an HLS playlist, a sequence of PNG files, standard output, or an address."""
+"""Opens the output that `-o` names: a video file, an HLS playlist, a sequence of PNG files, standard output, or an address."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lolrt.media.writer import VideoWriter, destination_of, is_hls, output_path
 
 
 def check_output(output: str, dvr_seconds: float | None, resume: bool) -> Path | None:
-    """The file that an output names; None for standard output and for an address. Raises `lolrt.OutputError` as `open_output` would, as far
-    as that can be known before anything is written; resume: whether the video of an earlier run is gone on with."""
+    """The file that an output names; None for standard output and for an address. Raises the `lolrt.OutputError` of `open_output`, as far
+    as it can be known before anything is written. resume: whether the video of an earlier run is continued."""
     path = None if is_address(output) else output_path(output)
     if is_address(output):
         check_address(output)

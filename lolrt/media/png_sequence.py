@@ -1,4 +1,4 @@
-"""Frames as PNG files, numbered from 1: `frames/%05d.png` is `frames/00001.png` and so on."""
+"""Writes frames as PNG files, numbered from 1: `frames/%05d.png` is `frames/00001.png` and so on."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ NUMBER = re.compile(r"%0?(\d*)d")
 
 
 def check_pattern(path: Path) -> None:
-    """Raises `lolrt.OutputError` for a name without one place for the frame's number."""
+    """Raises `lolrt.OutputError` unless the name has exactly one place for the frame number."""
     if len(NUMBER.findall(path.name)) != 1 or path.name.count("%") != 1:
         raise OutputError(f"the output is {str(path)!r}; expected a place for the frame's number, such as {path.stem or 'frame'}-%05d.png")
 
 
 class PngFolder:
-    """The folder of a sequence, locked while it grows. Every file is replaced whole."""
+    """The folder of a sequence, locked while it grows. Every file is written atomically."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `lolrt.OutputError` where frames of this name are there already: a shorter video would be mixed with what is left."""
+        """Raises `lolrt.OutputError` if frames of this name exist already: a shorter new video would be mixed with the rest of the old
+        one."""
         self.name, self.partial_path, self._path = str(path), path, path
         self._number = 0
         try:
@@ -47,7 +48,7 @@ class PngFolder:
 
     @classmethod
     def check_free(cls, path: Path) -> None:
-        """Raises `lolrt.OutputError` where the sequence cannot be begun, as far as that can be seen without writing anything."""
+        """Raises `lolrt.OutputError` if the sequence cannot be started, as far as this can be known without writing."""
         if path.parent.exists():
             cls(path).leave(False)
 
@@ -70,7 +71,7 @@ class PngFolder:
 
 
 class PngEncoder:
-    """Frames in, files out, of the frames' own size. It has the calls of `Mp4Encoder`."""
+    """Writes frames to files, in their own size. It has the methods of `Mp4Encoder`."""
 
     fragments = 0
 

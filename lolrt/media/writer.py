@@ -1,4 +1,4 @@
-"""Writes video as it comes, playable at any moment up to its last second."""
+"""Writes video as it comes. At any moment it can be played up to its last second."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lolrt.media.png_sequence import PngEncoder, PngFolder, check_pattern
 
 # HLS output raises OutputError itself.
 FAILURES = (*WRITE_ERRORS, OutputError)
-# What a run can go on with, and the others.
+# The formats that a later run can continue; the others it cannot.
 GOING_ON = (".mp4", ".m3u8")
 SUFFIXES = (*GOING_ON, *FORMATS, ".png")
 
@@ -42,7 +42,7 @@ def output_path(output: str | Path) -> Path | None:
 
 
 def goes_on(path: Path | None) -> bool:
-    """Whether a later run can go on with such a video."""
+    """Whether a later run can continue such a video."""
     return path is not None and path.suffix.lower() in GOING_ON
 
 
@@ -76,8 +76,9 @@ class VideoWriter:
         resume: Position | None = None,
         dvr_seconds: float | None = None,
     ) -> None:
-        """height, width: of the frames, in pixels; fps: frames a second; crf: constant rate factor of H.264 and VP9, from 1, the best, to
-        51. resume: goes on with the video of an earlier run, from its cut. dvr_seconds: of HLS, how much is kept; by default all."""
+        """height, width: the size of the frames, in pixels. fps: frames per second. crf: constant rate factor of H.264 and VP9, from 1,
+        the best, to 51. resume: continues the video of an earlier run from its cut. dvr_seconds: how much of an HLS video is kept; by
+        default all."""
         path = output_path(output)
         check_video(height, width, fps, crf)
         self._size = height, width
@@ -123,8 +124,8 @@ class VideoWriter:
             raise self._failure(error) from error
 
     def cut(self) -> Position:
-        """Brings all frames so far to the disk, and ends the encoder's past there; what follows does not depend on what came before, so
-        that a video that goes on from a cut has the bits of one that was never interrupted. Only .mp4 and .m3u8 can be cut."""
+        """Writes all frames so far to the disk, and resets the encoder. Later frames do not depend on earlier ones, so a video that is
+        continued from a cut has the same bits as one that was never interrupted. Only .mp4 and .m3u8 can be cut."""
         try:
             self._encoder.end()
             size, checksum = self._destination.cut()
