@@ -40,8 +40,8 @@ WAN_SETTINGS: dict[str, Any] = {"fps": 16, "height": 480, "width": 832, "sampler
 
 @contextmanager
 def new_folder(destination: Path) -> Iterator[Path]:
-    """A folder of this process's own to write to, synced, which becomes `destination` when all went well and is not there at all
-    otherwise. Of two processes that make the same one, the first to end has it. What an earlier one has left that was killed goes."""
+    """A context manager with a temporary folder to write to. On success it is synced and renamed to `destination`, otherwise it is
+    removed. If two processes make the same folder, the first to finish wins. Leftovers of killed processes are removed."""
     if destination.exists():
         raise OutputError(f"{destination} is there already; choose another name, or remove it first")
     folder = own_partial(destination)

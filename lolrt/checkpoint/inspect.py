@@ -1,4 +1,5 @@
-"""What a checkpoint is: its parts, what they lack or have too many of, their sizes, and the memory that they take; plain, or in words."""
+"""Describes a checkpoint: its parts, their missing and unexpected tensors, their sizes, and the memory that they need; as JSON or as
+text."""
 
 from __future__ import annotations
 
@@ -26,35 +27,35 @@ MIB, GIB = 1 << 20, 1 << 30
 
 @dataclass
 class Part:
-    """A part of a model, as a file has it."""
+    """The description of a part of a model in a file."""
 
     file: str
     kind: Kind
     title: str
-    """What it is, in words."""
+    """The name of the part, as text."""
     group: str
-    """The entry of a training checkpoint that it comes from; "" where there is none."""
+    """The entry of a training checkpoint that it comes from; "" if there is none."""
     used: bool
-    """Whether it is what would be loaded, of several of a kind in one file."""
+    """Whether it would be loaded, if the file has several parts of this kind."""
     tensors: int
     parameters: int
     stored: dict[str, int]
-    """Bytes of each dtype."""
+    """The bytes of each dtype."""
     packed: dict[str, int]
-    """Weights in each form that is unpacked when it is loaded."""
+    """The number of weights in each packed format."""
     memory: dict[str, int]
-    """Bytes of its weights in each dtype that models run in; adapters, which are merged, have none."""
+    """The bytes of its weights in memory, for each dtype that models run in; empty for adapters, which are merged."""
     holds_tokenizer: bool
     config: dict[str, Any] = field(default_factory=dict)
-    """Its sizes; {} where they cannot be told."""
+    """Its sizes; {} if they cannot be found."""
     config_beside: bool = False
-    """Whether they come from a JSON file beside it, else from its tensors."""
+    """Whether the sizes come from a JSON file beside it; otherwise they come from its tensors."""
     adapted_layers: int = 0
     adapters: dict[str, int] = field(default_factory=dict)
-    """Adapters of each kind."""
+    """The number of adapters of each kind."""
     wrong: list[str] = field(default_factory=list)
     checked: bool = False
-    """Whether it was compared, in full, with what it should be: an adapter is where its DiT is there."""
+    """Whether it was compared completely with the expected tensors. An adapter is compared if its DiT is there."""
 
     def lines(self) -> Iterator[str]:
         other = f"; used with --weights {self.group}" if self.kind == "dit" else "; not used"
@@ -85,21 +86,21 @@ class Part:
 
 @dataclass
 class Description:
-    """All that is found at a path; texts are as the files have them."""
+    """The description of everything at a path. Texts from files are not escaped."""
 
     parts: list[Part]
     sampling: Sampling | None
-    """None where there is no DiT."""
+    """The sampling settings; None if there is no DiT."""
     warnings: list[str]
     tokenizers: list[str]
     vocabulary: str | None
     wrong: list[str]
-    """What keeps the parts from being used together."""
+    """The reasons why the parts cannot be used together."""
     missing: list[str]
-    """What a pipeline needs and is not there."""
+    """The parts that a pipeline needs and that are missing."""
 
     def lines(self) -> Iterator[str]:
-        """It in words, each line safe for a terminal."""
+        """The description as lines of text, safe for a terminal."""
         return map(printable, self._lines())
 
     def _lines(self) -> Iterator[str]:
@@ -118,14 +119,14 @@ class Description:
             yield "nothing is missing for a pipeline"
 
     def plain(self) -> dict[str, Any]:
-        """It as JSON takes it."""
+        """The description as a JSON object."""
         return asdict(self)
 
 
 def inspect(path: str | Path, group: str | None = None) -> Description:
-    """What is found at `path` (path and group as of `lolrt.checkpoint.find_files`); values are not looked at.
+    """Describes everything at `path` (path and group: as in `lolrt.checkpoint.find_files`). Does not read values.
 
-    Raises `lolrt.CheckpointError` where there is nothing, or a file is damaged.
+    Raises `lolrt.CheckpointError` if nothing is found, or a file is damaged.
     """
     files = find_files(path, group)
     parts = []
@@ -153,7 +154,7 @@ def _missing(files: ModelFiles) -> Iterator[str]:
 
 
 def _misfits(files: ModelFiles) -> Iterator[str]:
-    """What keeps parts that are sound by themselves from being used together."""
+    """The reasons why parts that are valid by themselves cannot be used together."""
     try:
         yield from misfits(files, (*KINDS,))
         if files.text_encoder and _has_tokenizer(files) and not files.vocabulary:
@@ -163,13 +164,13 @@ def _misfits(files: ModelFiles) -> Iterator[str]:
 
 
 def _has_tokenizer(files: ModelFiles) -> bool:
-    """Whether there is one, in a folder or in the text encoder's own file."""
+    """Whether there is a tokenizer, in a folder or in the text encoder's own file."""
     encoder = _used(files.components(files.text_encoder), "text_encoder", files) if files.text_encoder else None
     return bool(files.tokenizers) or (encoder is not None and encoder.tokenizer is not None)
 
 
 def _used(components: list[Component], kind: Kind, files: ModelFiles) -> Component | None:
-    """The one that would be loaded, of several of a kind in one file, such as averaged weights and others."""
+    """The part that would be loaded, of several of one kind in a file, such as averaged weights and others."""
     try:
         return choose(components, kind, files.source, files.group if kind == "dit" else None, averaged=files.lora is None)
     except CheckpointError:
@@ -216,5 +217,5 @@ def _config(component: Component) -> dict[str, Any]:
 
 
 def size(count: float) -> str:
-    """A number of bytes, in words for people."""
+    """A number of bytes as text for people."""
     return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / MIB:.1f} MiB"

@@ -1,4 +1,5 @@
-"""Models from checkpoints. Strict: every missing, unexpected and mis-shaped tensor is named, and half a model is never returned."""
+"""Loads models from checkpoints. Loading is strict: errors name every missing, unexpected and mis-shaped tensor, and a partial model is
+never returned."""
 
 from __future__ import annotations
 
@@ -143,10 +144,10 @@ def assign(
 ) -> Model:
     """Sets the weights of a model that was built `unfilled`, after checking all of them. Returns the model, ready for inference.
 
-    They are copies, q, k and v of a layer side by side, each made in one pass from the file's pages, which are given back then: a file that
-    is overwritten would change a model that is mapped from it, and one that is cut would end the process. `mapped`: on the CPU, tensors of
-    this dtype are taken as they are, and others converted each into memory of its own, for a model that is large and soon let go. kept:
-    weights that are taken as they are, but where others lie beside them that are not.
+    The weights are copies, with q, k and v of a layer side by side. Each is made in one pass from the file's pages, which are then
+    released. Mapped weights would change if the file is overwritten, and the process would die if it is truncated. mapped: for a large
+    model of short use on the CPU: tensors of this dtype stay mapped, and each other one is converted into its own memory. kept: weights
+    that are used without a copy, except where they lie side by side with others that are not kept.
     """
     if dtype not in (torch.bfloat16, torch.float32):
         raise CheckpointError(f"dtype is {dtype}; expected torch.bfloat16 or torch.float32")
@@ -187,9 +188,9 @@ def assign(
 
 
 def weight(found: Weight, dtype: torch.dtype, name: str = "", lora: Adapters | None = None, out: Tensor | None = None) -> Tensor | None:
-    """A mapped or packed weight, merged with its adapters, in this dtype; None if it has values that are not finite.
+    """A mapped or packed weight in this dtype, merged with its adapters; None if it has values that are not finite.
 
-    It is written to `out`; without that, a mapped one that is as it should be stays as it is.
+    It is written to `out`, if given. Without `out`, a mapped weight that needs no change is returned as it is.
     """
     adapted = lora is not None and name in lora.changed
     if isinstance(found, Packed) and not adapted and (out is None or out.device == CPU):

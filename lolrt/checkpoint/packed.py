@@ -34,9 +34,9 @@ class Packed(ABC):
         """
 
     def unpack(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-        """The weight, each value rounded to float32 as its format says, and to `dtype` then.
+        """The weight. Each value is rounded to float32 as the format says, and then to `dtype`.
 
-        Memory: the result, which is `out` where that is given, and a piece of it.
+        Needs memory for the result, which is `out` if that is given, and for one piece of it.
         """
         count = self.shape[0] if self.shape else 1
         out = torch.empty(self.shape, dtype=dtype, device="cpu") if out is None else out

@@ -37,7 +37,7 @@ class PagePool:
     A page holds K and V of one latent frame for all heads of a layer, and has the same index in every layer. Windows take pages
     (`lolrt.engine.kv_window`) and give them back. A new window reserves the most pages that it can ever hold, so it never runs out.
 
-    ulysses: where several ranks have the heads of a page, who they are; `heads` are then this rank's.
+    ulysses: the ranks, if several of them share the heads of a page; `heads` is then the number on this rank.
     """
 
     def __init__(
