@@ -1,12 +1,12 @@
-"""A pipeline with the calling conventions of diffusers, for programs that are written for its `WanPipeline`.
+"""A pipeline with the calling conventions of diffusers, for programs written for its `WanPipeline`.
 
     from lolrt.diffusers import LolPipeline
 
     pipe = LolPipeline.from_pretrained("PATH", torch_dtype=torch.bfloat16)
     video = pipe("a red balloon over the hills", num_frames=161, generator=torch.Generator().manual_seed(7)).frames[0]
 
-A video may be of any length; all of it is in memory when it is returned. `lolrt.load(...).stream(...)` gives it chunk by chunk. Needs
-the package diffusers.
+A video may have any length, but it is in memory as a whole when it is returned. `lolrt.load(...).stream(...)` returns it chunk by chunk.
+Needs the package diffusers.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ except ImportError as error:
     raise ImportError("lolrt.diffusers needs the package diffusers: pip install diffusers") from error
 
 OutputType = Literal["np", "pt", "pil", "latent"]
-# (pipeline, step, timestep, {"latents": Tensor}) -> the dictionary, in which the latents may be others
+# (pipeline, step, timestep, {"latents": Tensor}) -> the dictionary, in which the callback may have replaced the latents
 Callback = Callable[[Any, int, Any, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
 
 @dataclass(frozen=True)
 class WatchedSampler(Sampler):
-    """A sampler that shows each pass's latents [frames, channels, height, width] to `watch`, and goes on with what that returns."""
+    """A sampler that passes the latents of each pass, [frames, channels, height, width], to `watch`, and goes on with the returned ones."""
 
     watch: Callable[[Tensor, float], Tensor] = lambda latents, timestep: latents
 
@@ -49,7 +49,7 @@ class WatchedSampler(Sampler):
 
 
 class LolPipeline:
-    """Makes whole videos. Attribute `pipeline`: the `lolrt.Pipeline` that does it."""
+    """Makes whole videos. The attribute `pipeline` is the underlying `lolrt.Pipeline`."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
@@ -59,12 +59,13 @@ class LolPipeline:
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, torch_dtype: torch.dtype | None = None, device: str = "cpu", **options: Any
     ) -> LolPipeline:
-        """Loads whatever `lolrt.load` does, among it diffusers' own folders; nothing is downloaded. options and errors: of `lolrt.load`."""
+        """Loads every model that `lolrt.load` can load, also diffusers folders. Nothing is downloaded. options and errors: those of
+        `lolrt.load`."""
         return cls(load(pretrained_model_name_or_path, torch_dtype, device=device, **options))
 
     @property
     def interrupt(self) -> bool:
-        """Whether a callback has ended the video, by `pipe._interrupt = True`: it then has the frames up to the chunk in hand."""
+        """Whether a callback has ended the video, with `pipe._interrupt = True`. The video then ends with the current chunk."""
         return self._interrupt
 
     def __call__(
@@ -83,11 +84,12 @@ class LolPipeline:
         rope: Rope | None = None,
         window: Window | None = None,
     ) -> WanPipelineOutput | tuple[Any]:
-        """Videos of one or more prompts, made one after another.
+        """Makes videos of one or more prompts, one after another.
 
         height, width: pixels, by default the model's. num_frames: video frames. num_inference_steps: denoise passes of a chunk, evenly
-        spaced, by default the model's own. guidance_scale: 1; the models are distilled, and have no guidance. generator: one, or one a
-        prompt, that the noise's seed is drawn from; by default torch's own. output_type: "np" float32 [prompts, frames, height, width, 3]
+        spaced, by default the model's own. guidance_scale: must be 1; the models are distilled, and have no guidance. generator: one, or
+        one per prompt; the seed of the noise is drawn from it. By default torch's global generator. output_type: "np" float32 [prompts,
+        frames, height, width, 3]
         in [0, 1]; "pt" the same as a tensor [prompts, frames, 3, height, width]; "pil" lists of images; "latent" the normalised latents
         [prompts, channels, latent frames, height, width], not decoded. callback_on_step_end: called after each denoise pass with the
         pipeline, the number of the pass in the video, its timestep and {"latents": [1, channels, frames, height, width]}, those of its
@@ -152,12 +154,12 @@ class LolPipeline:
         return WatchedSampler(**settings, watch=watch)
 
     def _latents(self, stream: Stream, frames: int) -> Tensor:
-        """[channels, latent frames, height, width], as many as hold these video frames."""
+        """The latents [channels, latent frames, height, width] of these video frames."""
         wanted = 1 + -(-(frames - 1) // self.pipeline.vae.config.temporal_factor)
         return torch.cat(list(self._until(wanted, (chunk.latents for chunk in stream.latent_stream)))).transpose(0, 1).cpu()
 
     def _frames(self, stream: Stream, frames: int) -> Tensor:
-        """uint8 [frames, height, width, 3]."""
+        """The video frames, uint8 [frames, height, width, 3]."""
         return torch.cat(list(self._until(frames, (chunk.frames for chunk in stream))))
 
     def _until(self, wanted: int, coming: Iterator[Tensor]) -> Iterator[Tensor]:

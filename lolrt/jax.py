@@ -1,10 +1,10 @@
-"""The ops for JAX, on the CPU: functions of arrays that work under `jax.jit`, by XLA's foreign function interface.
+"""The ops for JAX on the CPU: functions on arrays that work under `jax.jit`, through XLA's foreign function interface.
 
-What `lolrt.ops` updates in place is given in and returned here; XLA lets both be one memory where nobody else reads the old values. Shapes,
-dtypes and formulas are those of `lolrt.ops`, an array of JAX in the place of a tensor. There are no gradients and no batching (`vmap`).
-Raises what JAX raises for failing functions, with the text of the C ABI.
+Arrays that `lolrt.ops` updates in place are arguments and results here. XLA uses the same memory for both if nothing else reads the old
+values. Shapes, dtypes and formulas are those of `lolrt.ops`, with JAX arrays instead of tensors. There are no gradients and no batching
+(`vmap`). Errors are those that JAX raises for failing functions, with the text of the C ABI.
 
-The handlers are built where JAX is: `pip install --no-build-isolation .` with `jax` installed before.
+The handlers are built only if JAX is installed: run `pip install --no-build-isolation .` after installing `jax`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ for _op in OPS:
 def _call(op: str, arguments: Mapping[str, Array | None], results: Mapping[str, Any], **attributes: Any) -> tuple[Array, ...]:
     """Calls a handler.
 
-    arguments: by their names in the descriptor; None is left out. results: arrays or shapes like them, by the same names. A result with an
-    argument's name is that argument, updated.
+    arguments: by their names in the descriptor; None is left out. results: arrays or shapes like them, by the same names. A result with
+    the name of an argument is the updated argument.
     """
     given = {name: array for name, array in arguments.items() if array is not None}
     shapes = tuple(jax.ShapeDtypeStruct(of.shape, of.dtype) for of in results.values())
@@ -47,7 +47,7 @@ def _call(op: str, arguments: Mapping[str, Array | None], results: Mapping[str, 
 
 
 def page_elements(dtype: Any, tokens: int, heads: int, dim: int) -> int:
-    """Elements of a page of the KV cache; as `lolrt.ops.page_elements`."""
+    """The number of elements of a page of the KV cache; see `lolrt.ops.page_elements`."""
     return _core.page_elements(np.dtype(dtype).name, tokens, heads, dim)
 
 
@@ -62,7 +62,7 @@ def kv_write(
     rotation_first_channel: int = 0,
     eps: float = 1e-6,
 ) -> Array:
-    """The pages with the K and V of some frames written into them; as `lolrt.ops.kv_write`."""
+    """The pages with the K and V of some frames written into them; see `lolrt.ops.kv_write`."""
     arguments = {"k": k, "v": v, "k_weight": weight, "rotation": rotation, "page_table": page_table, "pages": pages}
     (written,) = _call(
         "kv_write", arguments, {"pages": pages}, eps=np.float32(eps), rotation_first_channel=np.int64(rotation_first_channel)
@@ -73,7 +73,7 @@ def kv_write(
 def normalize_queries(
     q: Array, *, weight: Array, rotation: Array | None = None, rotation_first_channel: int = 0, eps: float = 1e-6
 ) -> Array:
-    """As `lolrt.ops.normalize_queries`."""
+    """See `lolrt.ops.normalize_queries`."""
     arguments = {"q": q, "q_weight": weight, "rotation": rotation}
     (out,) = _call("kv_write", arguments, {"q_out": q}, eps=np.float32(eps), rotation_first_channel=np.int64(rotation_first_channel))
     return out
@@ -89,8 +89,8 @@ def frame_attention(
     bias: Array | None = None,
     probe: bool = False,
 ) -> Array | tuple[Array, Array]:
-    """As `lolrt.ops.frame_attention`; with `probe` also the mass, float32 [pages, frames, heads], or of a batch
-    [batch, pages, frames / batch, heads]."""
+    """See `lolrt.ops.frame_attention`. With `probe` it also returns the mass, float32 [pages, frames, heads], or for a batch [batch,
+    pages, frames / batch, heads]."""
     results: dict[str, Any] = {"out": q}
     if probe:
         *batch, listed = page_table.shape
@@ -104,7 +104,7 @@ def frame_attention(
 def attention(
     q: Array, k: Array, v: Array, rotation: Array | None, bias: Array | None = None, probe: bool = False
 ) -> Array | tuple[Array, Array]:
-    """Frame attention on plain arrays; as `lolrt.attention`."""
+    """Frame attention on plain arrays; see `lolrt.attention`."""
     count, tokens, heads, dim = k.shape
     pages = jax.numpy.zeros((count, page_elements(k.dtype, tokens, heads, dim)), k.dtype)
     page_table = jax.numpy.arange(count, dtype=np.int32)
@@ -114,20 +114,21 @@ def attention(
 def modulated_norm(
     x: Array, scale: Array, shift: Array, *, residual: Array | None = None, gate: Array | None = None, eps: float = 1e-6
 ) -> tuple[Array, Array]:
-    """(x + gate * residual, its norm); as `lolrt.ops.modulated_norm`, where x is updated in place. Without a residual x stays as it is."""
+    """Returns (x + gate * residual, its norm); see `lolrt.ops.modulated_norm`, which updates x in place. Without a residual x is
+    unchanged."""
     arguments = {"residual": residual, "gate": gate, "scale": scale, "shift": shift, "x": x}
     updated, out = _call("modulated_norm", arguments, {"x": x, "out": x}, eps=np.float32(eps))
     return updated, out
 
 
 def gelu(x: Array) -> Array:
-    """As `lolrt.ops.gelu`, of another array."""
+    """See `lolrt.ops.gelu`. Returns a new array."""
     (out,) = _call("gelu", {"x": x}, {"x": x})
     return out
 
 
 def sampler_step(sample: Array, level: float, velocity: Array, *, after: float = 0.0, noise: Array | None = None) -> Array:
-    """As `lolrt.ops.sampler_step`; arrays of any one shape."""
+    """See `lolrt.ops.sampler_step`. All arrays have one shape."""
     flat = {name: None if x is None else x.reshape(-1) for name, x in (("sample", sample), ("velocity", velocity), ("noise", noise))}
     out = jax.ShapeDtypeStruct((sample.size,), np.float32)
     (made,) = _call("sampler_step", flat, {"out": out}, level=np.float64(level), after=np.float64(after))

@@ -175,7 +175,7 @@ class CausalDiT(nn.Module):
         self.adapters: tuple[str, ...] = ()
         """The files whose adapters were merged into the weights, each with its strength; shown to users, and used to distinguish models."""
         self.ulysses: Ulysses | None = None
-        """This rank's part, where the model runs on several (`shard`)."""
+        """This rank's part, if the model runs on several ranks (`shard`)."""
         self.origin: object = None
         """The source of the weights, set by the loader (`lolrt.checkpoint.origin`)."""
 
@@ -192,8 +192,9 @@ class CausalDiT(nn.Module):
         return cast("list[Block]", list(self.blocks))
 
     def shard(self, group: dist.ProcessGroup | None = None) -> None:
-        """From now on runs as one rank of several, which all make the same calls: tokens are divided for linear layers, heads for
-        attention and the KV cache (`lolrt.models.ulysses`). Call it before streams are made. group and errors: as of `Ulysses`."""
+        """From now on runs the model as one of several ranks, which must all make the same calls. Linear layers divide the tokens;
+        attention and the KV cache divide the heads (`lolrt.models.ulysses`). Call it before streams are made. group and errors: as in
+        `Ulysses`."""
         self.ulysses = Ulysses(self.config.num_heads, group)
 
     @property

@@ -1,9 +1,10 @@
-"""One DiT on several devices by sequence parallelism: tokens are divided for the linear layers, heads for attention.
+"""Runs one DiT on several devices by sequence parallelism: the linear layers divide the tokens, attention divides the heads.
 
-Every rank runs the same stream. Between linear layers and attention the ranks exchange their parts, twice a layer: tokens of all heads
-become all tokens of some heads, and back. So a rank keeps only the pages of its own heads, and the KV memory is divided. Source: DeepSpeed
-Ulysses (arXiv 2309.14509). The norm over all heads of a token and the spatial rotation come before the exchange, where a rank has all
-heads of its tokens; attention's bits are then those of one device.
+Every rank runs the same stream. Between linear layers and attention the ranks exchange their parts, twice per layer: from some tokens with
+all heads to all tokens with some heads, and back. So a rank keeps only the pages of its own heads, and the KV memory is divided. Source:
+DeepSpeed
+Ulysses (arXiv 2309.14509). The norm over all heads of a token and the spatial rotation come before the exchange, while a rank has all
+heads of its tokens. So attention has the same bits as on one device.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lolrt.errors import Error
 
 
 class Ulysses:
-    """A rank's part of a model of `heads` heads. group: of torch.distributed; by default all ranks.
+    """The part of one rank in a model of `heads` heads. group: a group of torch.distributed; by default all ranks.
 
     Raises `lolrt.Error` when the number of ranks does not divide the heads, or torch.distributed is not initialised.
     """
@@ -35,14 +36,14 @@ class Ulysses:
         if heads % self.ranks:
             raise Error(f"{self.ranks} ranks do not divide {heads} heads; expected a number of ranks that does")
         self.heads = heads // self.ranks
-        """Heads of a rank."""
+        """The number of heads of a rank."""
 
     @cached_property
     def own_heads(self) -> slice:
         return slice(self.rank * self.heads, (self.rank + 1) * self.heads)
 
     def token_counts(self, tokens: int) -> list[int]:
-        """Tokens of a frame that each rank has; they differ by one at most."""
+        """The number of a frame's tokens on each rank; they differ by at most one."""
         return [tokens // self.ranks + (rank < tokens % self.ranks) for rank in range(self.ranks)]
 
     def own_tokens(self, tokens: int) -> slice:
@@ -50,27 +51,28 @@ class Ulysses:
         return slice(ends[self.rank] - self.token_counts(tokens)[self.rank], ends[self.rank])
 
     def all_tokens(self, x: Tensor, tokens: int) -> Tensor:
-        """Each rank's tokens [frames, own tokens, channels] to all of them, [frames, tokens, channels]."""
+        """Gathers each rank's tokens, [frames, own tokens, channels], to all tokens, [frames, tokens, channels]."""
         frames, _, channels = x.shape
         pieces = self._exchange([x] * self.ranks, [(frames, count, channels) for count in self.token_counts(tokens)])
         return torch.cat(pieces, 1)
 
     def to_heads(self, x: Tensor, tokens: int) -> Tensor:
-        """All heads of the own tokens [n, frames, own tokens, heads, dim] to the own heads of all tokens, [n, frames, tokens, own heads,
-        dim]."""
+        """Exchanges all heads of this rank's tokens, [n, frames, own tokens, heads, dim], for this rank's heads of all tokens, [n, frames,
+        tokens, own heads, dim]."""
         n, frames, _, _, dim = x.shape
         shapes = [(n, frames, count, self.heads, dim) for count in self.token_counts(tokens)]
         return torch.cat(self._exchange(x.split(self.heads, 3), shapes), 2)
 
     def to_tokens(self, x: Tensor) -> Tensor:
-        """The own heads of all tokens [frames, tokens, own heads, dim] to all heads of the own tokens, [frames, own tokens, heads, dim]."""
+        """Exchanges this rank's heads of all tokens, [frames, tokens, own heads, dim], for all heads of this rank's tokens, [frames, own
+        tokens, heads, dim]."""
         frames, tokens, heads, dim = x.shape
         counts = self.token_counts(tokens)
         pieces = self._exchange(x.split(counts, 1), [(frames, counts[self.rank], heads, dim)] * self.ranks)
         return torch.cat(pieces, 2)
 
     def all_heads(self, x: Tensor, dim: int) -> Tensor:
-        """A tensor of the own heads to one of all of them, along a dimension."""
+        """Gathers a tensor of each rank's heads to one of all heads, along a dimension."""
         return torch.cat(self._exchange([x] * self.ranks, [tuple(x.shape)] * self.ranks), dim)
 
     def attend(
@@ -86,8 +88,9 @@ class Ulysses:
         bias: Tensor | None,
         mass: Tensor | None,
     ) -> Tensor:
-        """Self-attention of the own tokens of q, k and v [frames, own tokens, heads, dim], which have been normalised and rotated
-        spatially; returns the same shape. tokens: of a frame. rotation, bias and mass are of all heads, pages of the own ones."""
+        """Self-attention of this rank's tokens of q, k and v, [frames, own tokens, heads, dim], which are normalised and rotated
+        spatially. Returns the same shape. tokens: the tokens of a frame. rotation, bias and mass have all heads, pages only this rank's
+        heads."""
         q, k, v = self.to_heads(torch.stack([q, k, v]), tokens).unbind(0)
         ops.kv_write(k, v, pages, write_table)
         own = self.own_heads
@@ -103,7 +106,7 @@ class Ulysses:
         return self.to_tokens(out)
 
     def _exchange(self, pieces: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        """Sends a piece to each rank, and returns what comes from each, of these shapes."""
+        """Sends a piece to each rank, and returns the pieces that the ranks send, in these shapes."""
         sent = torch.cat([piece.reshape(-1) for piece in pieces])
         counts = [torch.Size(shape).numel() for shape in shapes]
         received = sent.new_empty(sum(counts))
