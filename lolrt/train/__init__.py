@@ -1,1 +1,1 @@
-"""Training of the models that the package ships."""
+"""Trains the models that come with the package."""

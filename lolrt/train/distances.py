@@ -1,4 +1,4 @@
-"""Signed distances of pixels from simple shapes, in pixels, negative inside: what worlds are drawn of."""
+"""Signed distances of pixels from simple shapes, in pixels, negative inside. The worlds are drawn from them."""
 
 import math
 

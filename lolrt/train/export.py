@@ -1,4 +1,4 @@
-"""Writes a trained model in the layout that the runtime reads."""
+"""Writes a trained model in the folder layout of the runtime."""
 
 import json
 from dataclasses import asdict
@@ -20,7 +20,7 @@ def export(
 ) -> None:  # fmt: skip
     """Writes config, weights (bfloat16, Wan's names), text table and settings to `out`.
 
-    dit_weights, vae_weights: checkpoints, of which the averaged weights are taken. settings: what model.json says.
+    dit_weights, vae_weights: checkpoints; their averaged weights are used. settings: the contents of model.json.
     """
     out.mkdir(parents=True, exist_ok=True)
     wan = {"_class_name": "WanModel", "model_type": "t2v", "qk_norm": True, "cross_attn_norm": True}
@@ -40,4 +40,4 @@ def _write_json(path: Path, value: dict) -> None:
 
 def _write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
     save_file({name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}, path)
-    path.chmod(0o644)  # safetensors writes files that only their owner may read
+    path.chmod(0o644)  # safetensors writes files that only the owner can read

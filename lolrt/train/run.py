@@ -1,4 +1,4 @@
-"""What every training run needs: a clock of CPU time, a learning rate, averaged weights, a log and checkpoints to go on from."""
+"""The common parts of all training runs: a clock of CPU time, a learning rate, averaged weights, a log, and checkpoints to resume from."""
 
 import copy
 import time
@@ -12,22 +12,23 @@ from lolrt.muon import Muon
 from lolrt.pipeline import preferred_dtype
 
 WARMUP_STEPS = 50
-DECAY_SHARE = 0.3  # of the time, at the end, in which the learning rate falls to zero
+DECAY_SHARE = 0.3  # share of the time, at the end, in which the learning rate falls to zero
 MAX_AVERAGING = 0.997  # per step, of the exponential moving average
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def autocast() -> torch.autocast:
-    """Products in bfloat16 where the CPU multiplies it, in float32 elsewhere, where torch's bfloat16 products are many times slower."""
+    """Matrix products in bfloat16 if the CPU can multiply it; otherwise in float32, because torch's bfloat16 products are many times
+    slower there."""
     return torch.autocast("cpu", torch.bfloat16, enabled=preferred_dtype() == torch.bfloat16)
 
 
 class Run(Generic[Model]):
-    """One training run with a budget in minutes of its process's CPU time, which other work on the machine does not shorten;
-    restarted from its checkpoint if there is one.
+    """One training run. Its budget is in minutes of the process's CPU time, so other work on the machine does not shorten it. It resumes
+    from its checkpoint if there is one.
 
-    model: trained in place. averaged: its moving average, which is what gets evaluated and shipped.
+    model: trained in place. averaged: its moving average, which is evaluated and shipped.
     """
 
     def __init__(self, name: str, work: Path, model: Model, optimizer: Muon, minutes: float, peak_lr: float, report_seconds: float = 60):
@@ -53,14 +54,14 @@ class Run(Generic[Model]):
 
     @property
     def progress(self) -> float:
-        """Share of the budget that is used up, 0 to 1."""
+        """The share of the budget that is used, 0 to 1."""
         return min(1.0, self.seconds / 60 / self.minutes)
 
     def going(self) -> bool:
         return self.progress < 1
 
     def generator(self) -> torch.Generator:
-        """The random numbers of the present step, the same after a restart."""
+        """The random generator of the current step, the same after a restart."""
         return torch.Generator().manual_seed(self.step_number)
 
     def learning_rate(self) -> float:
@@ -84,7 +85,7 @@ class Run(Generic[Model]):
         self.seconds, self._tick = self.seconds + now - self._tick, now
 
     def report_due(self) -> bool:
-        """True every `report_seconds` and at the end: time to evaluate and `report`."""
+        """Whether it is time to evaluate and `report`: every `report_seconds` and at the end."""
         return self.seconds - self._saved_at >= self.report_seconds or not self.going()
 
     def report(self, results: str) -> None:

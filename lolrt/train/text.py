@@ -25,7 +25,7 @@ def value_table(vocabulary: Vocabulary, seed: int) -> Tensor:
 
 
 def value_rows(vocabulary: Vocabulary, picks: dict[str, int]) -> list[int]:
-    """Row of `value_table` of each group's meaning; -1 for one that is not named (index -1)."""
+    """The row of `value_table` for each group's meaning; -1 for a group that is not named (index -1)."""
     rows, start = [], 0
     for group in vocabulary:
         rows.append(start + picks[group] if picks[group] >= 0 else -1)
@@ -34,7 +34,7 @@ def value_rows(vocabulary: Vocabulary, picks: dict[str, int]) -> list[int]:
 
 
 def all_words(vocabulary: Vocabulary, filler: list[str]) -> dict[str, list[str]]:
-    """All words by group, fillers last."""
+    """All words by group, with the filler words last."""
     return {**{group: list(words) for group, words in vocabulary.items()}, "filler": filler}
 
 

@@ -1,4 +1,4 @@
-"""What is common to trainings of a causal DiT by flow matching with teacher forcing."""
+"""The common parts of the trainings of a causal DiT, by flow matching with teacher forcing."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from lolrt.train.teacher_forcing import CHUNK, TeacherForcing
 from lolrt.train.text import TEXT_DIM, TEXT_LEN
 
 CONTEXT_NOISE, CONTEXT_SHARE = 0.3, 0.8  # noise U(0, 0.3) on 80 % of the history: a rollout's own history is imperfect
-SIGMA_MEAN, SIGMA_STD = 0.4, 1.3  # of the logit of the noise level; few-step sampling leans on the high levels
+SIGMA_MEAN, SIGMA_STD = 0.4, 1.3  # of the logit of the noise level; few-step sampling depends on the high levels
 
 
 def dit_config(z_dim: int, dim: int = 256, layers: int = 6) -> DiTConfig:
@@ -44,7 +44,7 @@ def split_parameters(model: CausalDiT) -> Muon:
 def flow_errors(
     forward: TeacherForcing, latents: Tensor, text: Tensor, positions: Tensor, weight: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Squared errors of the flow, [batch, chunks]. Noise levels, noise, and noise on the context are drawn anew.
+    """The squared errors of the flow, [batch, chunks]. Each call draws new noise levels, noise, and noise on the context.
 
     latents: [batch, frames, z, h, w], normalised. text and positions: as `TeacherForcing` takes them. weight: [batch, frames, h, w], of
     each latent pixel's error.

@@ -1,4 +1,4 @@
-"""Trains the causal VAE towards the PCA latent space: decoder and encoder apart, then both together.
+"""Trains the causal VAE towards the PCA latent space: first decoder and encoder separately, then both together.
 
 Learning an autoencoder from scratch on a CPU takes hours; learning to invert a given linear encoder takes minutes. So the decoder
 first learns to turn PCA latents into video and the encoder to turn video into PCA latents. Then the whole is fine-tuned, with the
@@ -20,12 +20,12 @@ from lolrt.train.codec_pca import PCACodec, load_codec, to_unit
 from lolrt.train.run import Run, autocast
 from lolrt.train.vae_init import initialize, last_convolution
 
-BATCH, CROP = 4, (32, 48)  # clips a step; height and width of what is cut out of them
+BATCH, CROP = 4, (32, 48)  # clips per step; height and width of the crops
 PEAK_LR, JOINT_LR = 2e-3, 8e-4
 LATENT_NOISE = 0.05  # on the decoder's input, as the DiT's latents are not exact either
 LATENT_TIE = 0.1  # weight of the distance from the PCA latents in the joint phase
 EDGE_WEIGHT, GRADIENT_WEIGHT = 6.0, 0.5
-MOTION_WEIGHT = 1.0  # without it, what changes from frame to frame is a quarter more where a latent frame begins: video judders
+MOTION_WEIGHT = 1.0  # without it, the change between frames is a quarter larger where a latent frame begins: the video judders
 NARROW = 32  # channels; residual branches at or below are the costly ones, at full resolution
 NARROW_OFF = 0.12  # share of the decoder's and encoder's time in which they are off, so that the wide ones learn fast first
 
@@ -74,8 +74,8 @@ def random_crops(pixels: Tensor, batch: int, generator: torch.Generator) -> Tens
 
 
 def detail(video: Tensor) -> Tensor:
-    """How much happens around each pixel, [batch, 1, frames, H, W]: mean absolute difference from its neighbours, averaged
-    over 5 x 5 pixels.
+    """The amount of detail around each pixel, [batch, 1, frames, H, W]: the mean absolute difference from its neighbours, averaged over 5
+    x 5 pixels.
     """
     change = torch.zeros_like(video)
     change[..., 1:] += (video[..., 1:] - video[..., :-1]).abs()
@@ -84,8 +84,8 @@ def detail(video: Tensor) -> Tensor:
 
 
 def reconstruction_loss(y: Tensor, video: Tensor) -> Tensor:
-    """L1 + 2 L2, weighted by detail; L1 of the differences between neighbours in space and time; and by how much the mean change from
-    each frame to the next is missed.
+    """L1 + 2 L2, weighted by detail; L1 of the differences between neighbours in space and time; and the error in the mean change from
+    each frame to the next.
     """
     weight = 1 + EDGE_WEIGHT * detail(video)
     weight = weight / weight.mean()
@@ -103,7 +103,7 @@ def half_parameters(vae: CausalVAE, decoder: bool) -> dict[str, nn.Parameter]:
 
 
 def split_parameters(parameters: dict[str, nn.Parameter]) -> Muon:
-    """Muon for the kernels between features; AdamW for what touches pixels, and for norms and biases."""
+    """An optimiser with Muon for the kernels between features, and AdamW for layers on pixels, norms and biases."""
     ends = ("encoder.conv1.weight", "decoder.head.2.weight")
     matrices = {name for name, p in parameters.items() if p.dim() >= 4 and name not in ends and not name.endswith("gamma")}
     return Muon([p for name, p in parameters.items() if name in matrices], [p for name, p in parameters.items() if name not in matrices])
@@ -177,7 +177,7 @@ def train_joint(work: Path, seed: int, minutes: float, config: VAEConfig, *, bat
         video = random_crops(pixels, batch, generator)
         target = codec.encode(video)
         with autocast():
-            # Mostly from PCA latents, which is what the DiT makes; every fourth step through the encoder.
+            # Mostly from PCA latents, because the DiT makes such latents; every fourth step through the encoder.
             if run.step_number % 4:
                 latents = target + LATENT_NOISE * torch.randn(target.shape, generator=generator)
                 loss = reconstruction_loss(vae.decode_clip(latents), video)
@@ -191,7 +191,7 @@ def train_joint(work: Path, seed: int, minutes: float, config: VAEConfig, *, bat
 
 
 def train_vae(work: Path, seed: int, minutes: float, shares: dict[str, float], config: VAEConfig, *, batch: int = BATCH) -> None:
-    """The decoder, the encoder, then both together; `shares`: of the minutes, by "decoder", "encoder" and "joint"."""
+    """Trains the decoder, the encoder, then both together. shares: the shares of the minutes, by "decoder", "encoder" and "joint"."""
     for name, decoder in (("decoder", True), ("encoder", False)):
         train_half(work, seed, minutes * shares[name], config, decoder=decoder, batch=batch)
     train_joint(work, seed, minutes * shares["joint"], config, batch=batch)

@@ -1,4 +1,4 @@
-"""Where the VAE's training starts: close to a plain pyramid, whose residual branches add nothing yet."""
+"""The initial weights of the VAE's training: nearly a plain pyramid, whose residual branches add nothing yet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HAAR = ([[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1,
 
 @torch.no_grad()
 def initialize(vae: CausalVAE, seed: int) -> None:
-    """Residual branches end in zeros, resampling repeats pixels or takes their Haar sums and differences."""
+    """Initialises a VAE: residual branches end in zeros, and resampling repeats pixels or takes their Haar sums and differences."""
     torch.manual_seed(seed)
     for module in vae.modules():
         if isinstance(module, ResidualBlock):

@@ -1,8 +1,8 @@
 """The data of `journey`: clips of worlds as PCA latents for the DiT, and short pixel clips for the VAE.
 
-A clip's prompt often changes, in it or in the frames left out between its sinks and the rest, so that what is seen at its end is on the
-way from one to another, or has nothing to do with what the sinks show. Every clip is drawn from its own seed. Clips for the DiT come in
-files of SHARD, which a training may begin with before all are there.
+The prompt of a clip often changes, in the clip or in the frames left out between its sinks and the rest. So the end of a clip may show a
+transition between two prompts, or something different from its sinks. Every clip is drawn from its own seed. Clips for the DiT come in
+files of SHARD clips, so training can begin before all files exist.
 """
 
 import time
@@ -43,9 +43,9 @@ class DataSizes:
 
 @dataclass(frozen=True)
 class Clip:
-    """What a clip shows: a world's first SINK_FRAMES latent frames, then, after `gap` others, the rest.
+    """The contents of a clip: the first SINK_FRAMES latent frames of a world, then, after a gap of `gap` frames, the rest.
 
-    change: latent frame, counted in the world, from which the second prompt counts; None without one.
+    change: the latent frame of the world from which the second prompt counts; None if there is no second prompt.
     """
 
     world: World
@@ -54,11 +54,11 @@ class Clip:
 
     @property
     def prompts(self) -> tuple[Prompt, Prompt]:
-        """Of the sinks and of the rest."""
+        """The prompts of the sinks and of the rest."""
         return self.world.prompts[0][1], self.world.prompts[-1][1]
 
     def counts(self) -> Tensor:
-        """Which chunks a rollout could make from what is in the clip, bool [chunks]: whose recent past is there, under one prompt."""
+        """The chunks that a rollout could make from the clip, bool [chunks]: those whose recent past is in the clip, with one prompt."""
         chunk = torch.arange(CLIP_LATENTS // CHUNK)
         first = 1 if self.change is None else max(1, -(-(self.change - self.gap) // CHUNK))
         return (chunk == 0) | ((chunk >= first) & ((chunk > PAST_CHUNKS) | (self.gap == 0)))
@@ -104,7 +104,7 @@ def encode_clip(clip: Clip, codec: PCACodec) -> dict[str, Tensor]:
     """latents bf16 [21, z, h, w]; subject uint8 [21, h, w], its share of each latent pixel, of 255; words int64 [2, groups], of the sinks
     and of the rest; gap; counts bool [chunks]."""
     sinks, sink_share = encode_frames(clip.world, codec, 0, TEMPORAL * (SINK_FRAMES - 1))
-    # The latent frame before the rest only gives the rest its start: the codec's first latent frame is unlike the others.
+    # One more latent frame is encoded before the rest and dropped, because the codec's first latent frame differs from the others.
     begin = TEMPORAL * (clip.gap + SINK_FRAMES - 1)
     rest, rest_share = encode_frames(clip.world, codec, begin, begin + TEMPORAL * (CLIP_LATENTS - SINK_FRAMES))
     return {
@@ -172,7 +172,8 @@ def make_clips(work: Path, seed: int, sizes: DataSizes, workers: int, codec: PCA
 
 @dataclass
 class Clips:
-    """The DiT's training clips in a folder. A step draws from as many of the first ones as its number allows, and waits for those."""
+    """The DiT's training clips in a folder. A step draws from the first clips; their number grows with the number of the step. It waits
+    until they exist."""
 
     work: Path
     count: int

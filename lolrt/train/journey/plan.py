@@ -1,4 +1,4 @@
-"""Sizes and budgets of `journey`'s training, and its long stages, which run side by side on a thread each."""
+"""The sizes and budgets of `journey`'s training, and its long stages, which run in parallel on one thread each."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ VAE_SHARES = {"decoder": 0.4, "encoder": 0.15, "joint": 0.45}  # of the VAE's mi
 
 @dataclass
 class Plan:
-    """Sizes of everything; `smoke` is a miniature in which every line of the script still runs."""
+    """All sizes; `smoke` is a miniature in which every line of the script still runs."""
 
     seed: int
     minutes_vae: float = 180.0

@@ -1,4 +1,4 @@
-"""Those whom the camera follows: a car, a bus, a horse and a balloon, each in its own way of moving."""
+"""The subjects that the camera follows: a car, a bus, a horse and a balloon, each with its own motion."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The world of `journey`: an endless landscape, and prompts that change it while one travels through it.
+"""The world of `journey`: an endless landscape, and prompts that change it during the journey.
 
-A world is a seed and a list of prompts with the video frames from which they count. All that is in a frame is a function of these
-and of the frame's number, so that any frame can be drawn alone and nothing ever repeats. Here is what does not depend on pixels:
-what was asked for, how far the camera has come, and how much of the old and of the new there is while one gives way to the other.
+A world is a seed and a list of prompts with the video frames from which they count. The contents of a frame are a function of these and of
+the frame's number, so any frame can be drawn alone and nothing ever repeats. This module has the part without pixels: the prompts, the
+position of the camera, and the weights of the old and the new during a change.
 """
 
 from __future__ import annotations

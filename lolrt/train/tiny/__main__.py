@@ -1,9 +1,9 @@
-"""Command line: makes the embedded model from nothing.
+"""Command line: makes the embedded model from scratch.
 
     python -m lolrt.train.tiny                # about 1.4 h on two cores: data, VAE and DiT side by side, evaluation, model folder
     python -m lolrt.train.tiny --stages ship  # evaluate and export what is in the work folder
 
-Every stage goes on from its checkpoint in the work folder, and is skipped when it is complete.
+Every stage resumes from its checkpoint in the work folder, and is skipped when it is complete.
 """
 
 import argparse

@@ -59,7 +59,7 @@ def render_clips(seed: int, clips: range, codec: PCACodec) -> dict[str, Tensor]:
     for clip in clips:
         scene, skipped = scene_of(seed, clip), 4 * gap_of(clip)
         sinks, sink_share, _ = _encode_frames(scene, codec, 0, 4 * (SINK_FRAMES - 1))
-        # The latent frame before the rest only gives the rest its start: the codec's first latent frame is unlike the others.
+        # One more latent frame is encoded before the rest and dropped, because the codec's first latent frame differs from the others.
         rest, rest_share, video = _encode_frames(scene, codec, skipped + 4 * (SINK_FRAMES - 1), skipped + CLIP_FRAMES - 1)
         latents.append(torch.cat([sinks, rest[1:]]))
         shares.append(torch.cat([sink_share, rest_share[1:]]))

@@ -1,4 +1,4 @@
-"""What `tiny`'s folder says beside its weights."""
+"""Exports `tiny`: its settings, and its model folder."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Sizes and budgets of the whole training, and its two long stages, which run side by side."""
+"""The sizes and budgets of the whole training, and its two long stages, which run in parallel."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ VAE_SHARES = {"decoder": 0.25, "encoder": 0.2, "joint": 0.55}  # of the VAE's mi
 
 @dataclass
 class Plan:
-    """Sizes of everything; `smoke` is a miniature in which every line of the script still runs, in less than a minute."""
+    """All sizes; `smoke` is a miniature in which every line of the script still runs, in less than a minute."""
 
     seed: int
     minutes_vae: float
