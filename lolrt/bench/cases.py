@@ -1,7 +1,7 @@
-"""What is measured: the registry of cases, one line each, and how the tensors of each op are made, on torch's default device.
+"""The registry of cases, one line each, and the functions that make the tensors of each op, on torch's default device.
 
-Work is counted as the formula demands it, not as a kernel does it. Attention: 4 query tokens x key tokens x dim FLOP a head, and each of
-q, pages and output moved once. The others: every input read once, every output written once; their FLOP are counted in `_case`'s calls.
+Work is counted by the formula of the op, not by the operations of a kernel. Attention: 4 query tokens x key tokens x dim FLOP per head,
+and q, pages and output moved once. The other ops: every input read once, every output written once; their FLOP are in the calls of `_case`.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _generator = torch.Generator().manual_seed(0)
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the tensors of one chunk in one layer."""
+    """The sizes of the tensors of one chunk in one layer."""
 
     name: str
     rows: int
     columns: int
     heads: int
     axes: tuple[int, int, int]
-    """Channels of a head that turn with time, row and column."""
+    """The channels of a head that are rotated by time, row and column."""
     hidden: int
-    """Channels between the linear layers of the feed-forward."""
+    """The channels between the linear layers of the feed-forward."""
     frames: int = 3
     pages: int = 12
 
@@ -57,7 +57,7 @@ ODD = Shape("odd", 7, 19, 3, (16, 12, 12), hidden=333, frames=2, pages=5)
 
 @dataclass(frozen=True)
 class Images:
-    """Sizes of the VAE's tensors at one stage of the decoder."""
+    """The sizes of the VAE's tensors at one stage of the decoder."""
 
     name: str
     frames: int
@@ -86,22 +86,22 @@ class Trial:
 @dataclass(frozen=True)
 class Case:
     op: str
-    """A function of `lolrt.ops`, or what a larger case is about."""
+    """A function of `lolrt.ops`, or the subject of a larger case."""
     shape: str
     dtype: torch.dtype
     flops: float
     bytes: float
     bound: Literal["flops", "bytes"]
-    """Which of the two the rate counts."""
+    """Whether the rate counts FLOP or bytes."""
     make: Callable[[bool], Trial]
-    """Makes the tensors; its argument says whether peers compiled by torch.compile, which takes long, are wanted."""
+    """Makes the tensors. Its argument says whether to make peers with torch.compile, which takes long."""
     quick: bool = False
-    """Whether a quick run has it."""
+    """Whether a quick run includes it."""
     every_thread_count: bool = True
     """False for cases that take too long on one thread."""
     best_isa_only: bool = False
     roundings: int = 1
-    """How many times over the result is rounded on its way, about: passes of a model."""
+    """About how many times the result is rounded: the passes of a model."""
 
     @property
     def name(self) -> str:
@@ -109,7 +109,7 @@ class Case:
 
     @property
     def tolerance(self) -> float:
-        """How far a peer may differ from ours, as a part of the result's root mean square: rounding, and no more."""
+        """How much a peer may differ from ours, relative to the root mean square of the result: only by rounding."""
         return {BF16: 0.05, FP32: 1e-3}[self.dtype] * self.roundings
 
 
@@ -118,7 +118,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def frame_attention(shape: Shape, dtype: torch.dtype, extra: Literal["", "probe", "bias"] = "", **flags: Any) -> Case:
-    """Peers: the public code's RoPE (of q; keys are cached rotated there) and SDPA, in both dtypes, of which the faster counts; SDPA alone.
+    """Peers: the public code's RoPE (only of q, because it caches rotated keys) and SDPA, in both dtypes, and the faster one counts; SDPA
+    alone.
 
     With `extra`, the peer is our own op without it.
     """
@@ -169,8 +170,8 @@ def frame_attention(shape: Shape, dtype: torch.dtype, extra: Literal["", "probe"
 
 
 def batched_attention(shape: Shape, dtype: torch.dtype, sessions: int, **flags: Any) -> Case:
-    """Sessions whose windows hold from one chunk to all their pages, in one call. Peers: our own op, and the public code's RoPE and SDPA,
-    called for one session after the other.
+    """Sessions in one call, with windows between one chunk and all pages. Peers: our own op, and the public code's RoPE and SDPA, called
+    for one session after the other.
     """
     counts = [shape.frames + (shape.pages - shape.frames) * session // (sessions - 1) for session in range(sessions)]
     q_elements = sessions * shape.frames * shape.tokens * shape.heads * shape.dim
@@ -265,7 +266,7 @@ def kv_write(shape: Shape, dtype: torch.dtype, **flags: Any) -> Case:
             runs["torch.compile"] = lambda: discard(fused(flat_k, flat_v))
         return Trial(ours, runs)
 
-    # Of an element of k: 2 for the sum of squares, 2 for the scale and the weight, 3 for the rotation.
+    # FLOP per element of k: 2 for the sum of squares, 2 for the scale and the weight, 3 for the rotation.
     return Case("kv_write", shape.name, dtype, 7.0 * elements, 4.0 * elements * dtype.itemsize, "bytes", make, **flags)
 
 
@@ -307,12 +308,12 @@ def modulated_norm(shape: Shape, dtype: torch.dtype, **flags: Any) -> Case:
             runs["torch.compile"] = lambda: fused(theirs, residual, their_gate, their_scale, their_shift)[1]
         return Trial(ours, runs)
 
-    # 2 for the gated residual, 3 for mean and variance, 4 for normalising, scale and shift.
+    # FLOP per element: 2 for the gated residual, 3 for mean and variance, 4 for normalising, scale and shift.
     return Case("modulated_norm", shape.name, dtype, 9.0 * elements, 4.0 * elements * dtype.itemsize, "bytes", make, **flags)
 
 
 def gelu(shape: Shape, dtype: torch.dtype, **flags: Any) -> Case:
-    """In place, on values that it hardly changes, so that round after round works on the same. Peer: torch's, which allocates."""
+    """In place, on values that it hardly changes, so that all rounds work on nearly the same values. Peer: torch's, which allocates."""
     elements = shape.frames * shape.tokens * shape.hidden
 
     def make(compiled: bool) -> Trial:
@@ -325,7 +326,7 @@ def gelu(shape: Shape, dtype: torch.dtype, **flags: Any) -> Case:
 
         return Trial(ours, {"torch": lambda: F.gelu(theirs, approximate="tanh")})
 
-    # 5 for the polynomial, 2 for the product, and a tanh, which is counted as 8.
+    # FLOP per element: 5 for the polynomial, 2 for the product, and a tanh, counted as 8.
     return Case("gelu", shape.name, dtype, 15.0 * elements, 2.0 * elements * dtype.itemsize, "bytes", make, **flags)
 
 
@@ -357,13 +358,14 @@ def channel_norm(images: Images, dtype: torch.dtype, **flags: Any) -> Case:
 
         return Trial(ours, {"torch": lambda: F.silu(F.normalize(theirs, dim=1) * images.channels**0.5 * their_gamma)})
 
-    # 2 for the sum of squares, 2 for scale and gamma, and a sigmoid's product, which is counted as 8.
+    # FLOP per element: 2 for the sum of squares, 2 for scale and gamma, and a product with a sigmoid, counted as 8.
     moved = 2.0 * images.elements * dtype.itemsize
     return Case("channel_norm", images.name, dtype, 12.0 * images.elements, moved, "bytes", make, **flags)
 
 
 def conv3d(images: Images, **flags: Any) -> Case:
-    """3 x 3 x 3, as many channels out as in, float32. Peer: as published: the carried frames joined, padded, and torch's convolution."""
+    """3 x 3 x 3, with as many output as input channels, float32. Peer: as published: the past frames joined, padding, and torch's
+    convolution."""
     weights = 27 * images.channels**2
 
     def make(compiled: bool) -> Trial:
@@ -392,12 +394,12 @@ def channels_first(images: Tensor) -> Tensor:
 
 
 def random(*shape: int) -> Tensor:
-    """The same numbers on every device."""
+    """Random numbers, the same on every device."""
     return torch.randn(shape, generator=_generator, device="cpu").to(torch.get_default_device())
 
 
 def discard(_: object) -> None:
-    """For runs whose results are laid out otherwise than ours and cannot be compared."""
+    """Drops a result, for runs whose layout differs from ours so that results cannot be compared."""
 
 
 def _spatial_rotation(shape: Shape) -> Tensor:
@@ -412,7 +414,7 @@ def _projection(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tenso
     """RMSNorm weight, our spatial rotation, the peer's full table without time, and our rotation's first channel."""
     weight = (1 + 0.1 * random(shape.heads, shape.dim)).to(dtype)
     rotation = _spatial_rotation(shape)
-    # At frame 0 alone the turns of time are 1, so that both compute the same; the peer multiplies by them as always.
+    # Only frame 0 is used: its temporal factors are 1, so both compute the same. The peer still multiplies by them.
     turns = peers.angles(range(1), shape.rows, shape.columns, shape.axes).repeat(shape.frames, 1, 1)
     return weight, rotation, turns, shape.axes[0]
 

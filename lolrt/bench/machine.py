@@ -1,4 +1,4 @@
-"""The machine that a benchmark runs on, and how a process is held to one of its instruction sets."""
+"""Describes the machine of a benchmark, and limits a process to one of its instruction sets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lolrt.openmp import WAIT
 
 CPU_FEATURES = ("fma", "f16c", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
-# Kernels without an entry run against libraries that may use all that the CPU has. oneDNN's limit does not bind MKL, which computes the
+# For kernels without an entry, the libraries may use all instructions of the CPU. oneDNN's limit does not bind MKL, which computes the
 # bfloat16 products inside scaled dot product attention; of MKL's names, AVX512_E2 is the one with bfloat16 and without AMX.
 _LIBRARY_LIMITS = {
     "avx512bf16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E2"},
@@ -21,12 +21,13 @@ _LIBRARY_LIMITS = {
 
 
 def environment(isa: str) -> dict[str, str]:
-    """Variables that hold our kernels, and torch with its libraries, to one instruction set; all are read on import."""
+    """The environment variables that limit our kernels, and torch with its libraries, to one instruction set. All are read on import."""
     return {"LOLRT_ISA": isa, **WAIT, **_LIBRARY_LIMITS.get(isa, {})}
 
 
 def isas() -> list[str]:
-    """The kernel sets worth measuring here, best first; the portable one is there to be right."""
+    """The kernel sets to measure on this machine, the best first. The portable set is left out: it is made for correctness, not for
+    speed."""
     from lolrt import _core
 
     return [isa for isa in _core.isas() if isa != "scalar"] or ["scalar"]
@@ -37,7 +38,7 @@ def multiplies_bf16(isa: str) -> bool:
 
 
 def cpu_features() -> list[str]:
-    """Those of the CPU's features that matter to the kernels here and in torch; empty where the system does not list them."""
+    """The features of the CPU that matter to our kernels and to torch; empty if the system does not list them."""
     try:
         listed = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
@@ -54,17 +55,17 @@ def cpu_model() -> str:
 
 
 def cores() -> int:
-    """CPUs that this process may run on."""
+    """The number of CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_compiler() -> bool:
-    """Whether torch.compile can build what it generates for CPUs."""
+    """Whether there is a compiler for the CPU code that torch.compile generates."""
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def describe() -> dict[str, str]:
-    """What a table's header says: machine, features, instruction sets in use, versions."""
+    """The header of a table: machine, features, instruction sets in use, versions."""
     import torch
 
     import lolrt

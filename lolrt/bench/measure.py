@@ -1,4 +1,4 @@
-"""Side by side: a callable and its peers take turns in one process, so that whatever else the machine does falls on all of them."""
+"""Measures side by side: a callable and its peers take turns in one process, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lolrt.errors import Error
 
-# Returns its result, or None where it is laid out otherwise than others' and cannot be compared.
+# Returns its result, or None if its layout differs from the others', so that it cannot be compared.
 Run = Callable[[], Tensor | None]
 
 
@@ -32,7 +32,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a case may take: rounds for about `seconds`, but at least `least` and at most `most`."""
+    """The time for a case: rounds for about `seconds`, but at least `least` and at most `most` rounds."""
 
     seconds: float
     least: int

@@ -1,4 +1,5 @@
-"""What the machine can do at best, as torch's libraries reach it: measured seconds before what is compared with it."""
+"""The peak rates of the machine, as reached by torch's libraries. They are measured seconds before the cases that are compared with
+them."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from lolrt.bench.machine import multiplies_bf16
 # rows, inner, columns: squares, and the linear layers of the 1.3B model.
 GEMM_SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4680, 1536, 1536), (1560, 1536, 8960))
 REPEATS = 4
-# Seconds. A product that would take longer than this says nothing new, only later (bfloat16 where the CPU cannot multiply it).
+# Seconds. Slower matrix products are skipped: they take long and cannot be the peak (bfloat16 if the CPU cannot multiply it).
 LONGEST = 0.5
 # Seconds after which a rate is measured again: clocks and neighbours change.
 STALE = 5.0
@@ -30,16 +31,16 @@ class Peak:
 
 
 class Peaks:
-    """Best rates of the threads now set."""
+    """The peak rates with the current number of threads."""
 
     def __init__(self) -> None:
-        self._gemm: dict[torch.dtype, tuple[float, tuple[int, int, int], float]] = {}  # when, the best shape, its rate
+        self._gemm: dict[torch.dtype, tuple[float, tuple[int, int, int], float]] = {}  # time of measurement, the best shape, its rate
 
     def before(self, case: Case) -> Peak:
-        """What the case is about to be compared with."""
+        """The peak to compare the next case with."""
         if case.bound == "bytes":
             return Peak("copy of the same bytes", copy_rate(round(case.bytes)))
-        # Where the CPU cannot multiply bfloat16, our kernels and the best that torch has work in float32.
+        # If the CPU cannot multiply bfloat16, our kernels and torch's best ones compute in float32.
         dtype = case.dtype if multiplies_bf16(_core.isa()) else FP32
         return Peak(f"{dtype_name(dtype)} GEMM", self._gemm_rate(dtype))
 

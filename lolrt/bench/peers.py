@@ -1,4 +1,4 @@
-"""The ops as the public code of the models computes them, in plain torch: what ours are measured against.
+"""The peers: the ops in plain torch, as the public code of the models computes them.
 
 Source: Self-Forcing `wan/modules/causal_model.py`, Wan2.1 `wan/modules/model.py`. Tensors are [1, tokens of all frames, heads, dim].
 """

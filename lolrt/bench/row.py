@@ -1,4 +1,4 @@
-"""A row of the table: what a case measured, in plain numbers that go to JSON as they are."""
+"""A row of the table: the measurements of a case, as plain numbers for JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Row:
     flops: float
     bytes: float
     bound: str
-    """What the rate counts: "flops" or "bytes"."""
+    """The unit of the rate: "flops" or "bytes"."""
     peak: float
     """Best rate of torch's own products or copies, FLOP/s or bytes/s."""
     peak_name: str

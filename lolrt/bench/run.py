@@ -15,7 +15,7 @@ from lolrt.ops.threads import set_threads
 
 
 def thread_counts(quick: bool) -> list[int]:
-    """All cores; a full run begins with one thread."""
+    """The numbers of threads to measure: all cores; a full run also measures one thread, first."""
     return [cores()] if quick else sorted({1, cores()})
 
 

@@ -1,4 +1,4 @@
-"""`lolrt bench serve`: a server as its clients see it.
+"""`lolrt bench serve`: measures a server from the side of its clients.
 
 Sessions arrive at random times, whether the server keeps up or not (an open loop), are watched from their first chunk on, and are steered
 once; beside that, as many servers of one session each, on the same cores. Clients measure; nothing is asked of the server but its CPU time.
@@ -22,9 +22,9 @@ from typing import Any
 from lolrt.bench.table import aligned
 from lolrt.errors import Error
 
-# What a viewer has in hand when it begins to play, in seconds.
+# The buffer of a viewer when it begins to play, in seconds.
 BUFFER_SECONDS = 0.2
-# Chunks until the window is full; rates are of those after.
+# The chunks until the window is full. Rates are measured after them.
 WARM_CHUNKS = 4
 # The name of a row.
 DEADLINES = "chunks before their deadline, %"
@@ -38,13 +38,13 @@ class Plan:
     """How long each session is watched."""
     arrivals_per_second: float = 0.5
     viewers: int = 50
-    """Of one session, for what viewers cost."""
+    """The viewers of one session, to measure the cost of viewers."""
     seed: int = 0
 
 
 @dataclass
 class Watched:
-    """A session as its viewer has seen it; times by the client's clock."""
+    """A session as seen by its viewer; times are by the client's clock."""
 
     asked: float
     arrivals: list[float] = field(default_factory=list)
@@ -53,10 +53,10 @@ class Watched:
     followed: float | None = None
     refused: str | None = None
     held_bytes: int | None = None
-    """What the server has for it at the end."""
+    """The memory that the server holds for it at the end."""
 
     def underruns(self) -> tuple[int, float]:
-        """How often a viewer who began `BUFFER_SECONDS` after the first chunk had nothing to show, and for how long in all."""
+        """The number of underruns of a viewer who began `BUFFER_SECONDS` after the first chunk, and their total time."""
         count, stalled, due = 0, 0.0, self.arrivals[0] + BUFFER_SECONDS
         for arrival, chunk in zip(self.arrivals, self.chunks, strict=True):
             if arrival > due:
@@ -98,17 +98,17 @@ class Server:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def rss_bytes(self) -> int:
-        """Of its memory that is resident."""
+        """The resident memory of the server."""
         with open(f"/proc/{self.pid}/status") as file:
             return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmRSS:"))
 
     def kill(self) -> None:
-        """Without a moment to save anything."""
+        """Kills the server, which cannot save anything."""
         self._process.kill()
         self._process.wait()
 
     def ask(self, method: str, path: str, body: Any = None) -> bytes:
-        """What is answered. Raises `urllib.error.HTTPError` where it is refused."""
+        """Sends a request and returns the answer. Raises `urllib.error.HTTPError` if it is refused."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"}, method=method)
         with urllib.request.urlopen(request, timeout=120) as answer:
@@ -121,7 +121,7 @@ class Server:
         return json.loads(self.ask("GET", "/v1/models"))["data"][0]["example_prompts"]
 
     async def messages(self, id: str, first: int) -> AsyncIterator[tuple[dict[str, Any], bytes]]:
-        """What a viewer is told and sent: the beginning, chunks, and whatever has no bytes."""
+        """The messages for a viewer and their bytes: the start, the chunks, and messages without bytes."""
         from websockets.asyncio.client import connect
 
         path = f"{self.address.replace('http', 'ws', 1)}/v1/sessions/{id}/watch?from={first}"
@@ -136,7 +136,7 @@ class Server:
                     yield header, b""
 
     async def chunks(self, id: str, first: int) -> AsyncIterator[dict[str, Any]]:
-        """What is said of each chunk, when its fragment has come."""
+        """The metadata of each chunk, when its fragment has arrived."""
         async for header, _ in self.messages(id, first):
             if header["type"] == "video.chunk_metadata":
                 yield header
@@ -170,7 +170,7 @@ async def watch(server: Server, prompt: str, after: str, seed: int, seconds: flo
 
 
 async def arrive(servers: Sequence[Server], plan: Plan) -> list[Watched]:
-    """Sessions at random times, one after another to each of the servers in turns."""
+    """Opens sessions at random times, on each of the servers in turn."""
     chance, prompts = random.Random(plan.seed), servers[0].prompts()
     at, tasks = 0.0, []
 
@@ -186,7 +186,7 @@ async def arrive(servers: Sequence[Server], plan: Plan) -> list[Watched]:
 
 
 async def viewers_cost(server: Server, viewers: int, seconds: float) -> float:
-    """Share of a core that all viewers but the first take: the CPU time of the server with them, less that with one."""
+    """The share of a core that all viewers except the first need: the CPU time of the server with them, minus that with one viewer."""
     session = server.post("/v1/sessions", {"prompt": server.prompts()[0]})
 
     async def look(first: int) -> None:
@@ -195,7 +195,7 @@ async def viewers_cost(server: Server, viewers: int, seconds: float) -> float:
 
     async def share(count: int) -> float:
         tasks = [asyncio.create_task(look(0)) for _ in range(count)]
-        await asyncio.sleep(3)  # until they are at the live edge
+        await asyncio.sleep(3)  # wait until they are at the live edge
         begun, used = time.monotonic(), server.cpu_seconds()
         await asyncio.sleep(seconds)
         taken = (server.cpu_seconds() - used) / (time.monotonic() - begun)
@@ -204,7 +204,7 @@ async def viewers_cost(server: Server, viewers: int, seconds: float) -> float:
         await asyncio.gather(*tasks, return_exceptions=True)
         return taken
 
-    await share(1)  # until the window is full
+    await share(1)  # wait until the window is full
     alone = [await share(1)]
     many = await share(viewers)
     alone.append(await share(1))
@@ -216,7 +216,7 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 
 def figures(seen: Sequence[Watched]) -> dict[str, str]:
-    """What the sessions saw, as rows of a table."""
+    """The measurements of the sessions, as rows of a table."""
     served = [one for one in seen if one.arrivals]
     rows = {"sessions served, and refused": f"{len(served)}, {len(seen) - len(served)}"}
     if not served:
@@ -257,9 +257,9 @@ class Report:
     rows: list[list[str]]
     """A header, and measures: of one server, and of as many servers as sessions."""
     answers_seconds: float
-    """From the start of the server until it answers."""
+    """The time from the start of the server until it answers."""
     viewers_cost: float
-    """Of all viewers of a session but the first, as a share of a core."""
+    """The cost of all viewers of a session except the first, as a share of a core."""
 
     def __str__(self) -> str:
         return "\n".join([self.about, "", aligned(self.rows, [0, 1, 2]), "", self.more])
@@ -281,12 +281,12 @@ class Report:
 
     @property
     def attainment(self) -> float:
-        """Chunks of one server that were there before their deadline, in percent."""
+        """The percentage of chunks of one server that met their deadline."""
         return next(float(row[1]) for row in self.rows if row[0] == DEADLINES)
 
 
 def measure(plan: Plan) -> Report:
-    """Raises `lolrt.Error` where a server does not start."""
+    """Runs the benchmark. Raises `lolrt.Error` if a server does not start."""
     options = ["--model", plan.model, "--lease", 60]
     with Server(*options, "--max-sessions", plan.sessions) as server:
         server.prompts()
