@@ -84,7 +84,7 @@ def recognise(content: Mapping[Any, Any], source: Path) -> list[Component]:
 
 
 def _tokenizer(models: Mapping[str, Weight], path: tuple[str, ...], source: Path) -> Callable[[], dict[str, Any]] | None:
-    """Of tensors with tokenizers, the one nearest above a text encoder; `path` leads to that."""
+    """The tokenizer of the text encoder at `path`: of all tensors with tokenizers, the nearest one above it."""
     for depth in range(len(path), -1, -1):
         model = models.get(".".join((*path[:depth], spiece.NAME)))
         if isinstance(model, Tensor):

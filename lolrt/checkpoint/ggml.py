@@ -18,9 +18,9 @@ Unpack = Callable[[Tensor], Tensor]
 
 class BlockFormat(NamedTuple):
     values: int
-    """Of a block."""
+    """The number of values in a block."""
     bytes: int
-    """Of a block."""
+    """The number of bytes in a block."""
     unpack: Unpack
     """Converts blocks, uint8 [blocks, bytes], to their values, float32 [blocks, values]."""
 

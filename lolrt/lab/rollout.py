@@ -248,7 +248,7 @@ def _row(line: str) -> dict[str, Any] | None:
 
 
 def cost(plan: Plan, missing: Sequence[Video], videos: int, latent_fps: float) -> str:
-    """What is to be made, in a line: the bar tells the time, once it has seen a video."""
+    """A line about the videos to make. The progress bar shows the time, after the first video."""
     chunks = sum(-(-plan.frames // Policy.parse(video.policy).window.chunk_frames) for video in missing)
     each = f"{plan.frames} latent frames ({plan.frames / latent_fps:.0f} s)"
     return f"{len(missing)} of {videos} videos of {each} are to be made, {chunks} chunks in all; the others are there already"

@@ -1,4 +1,4 @@
-"""UMT5, the text encoder of Wan's models, run by transformers on weights of any published layout."""
+"""UMT5, the text encoder of Wan's models. It runs through transformers, with weights in any published layout."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from lolrt.models.fingerprint import fingerprint
 from lolrt.text.embeddings import read_embedding, write_embedding
 from lolrt.text.encoder import TextEncoder
 
-# Rows of text that Wan's models were trained with.
+# The number of text rows that Wan's models were trained with.
 MOST_TOKENS = 512
 
 
 class UMT5Encoder(TextEncoder):
     """A UMT5 encoder and its tokenizer in memory.
 
-    component: the weights, which run as of `encoder_dtype`, mapped where that is the file's. tokenizer: a folder with its tokenizer.json;
-    None where the weights' file holds it.
-    Raises `lolrt.CheckpointError` when these are not what they should be, and `lolrt.Error` where transformers or ftfy are not installed.
+    component: the weights. They run in the dtype of `encoder_dtype`, and stay mapped if the file has this dtype. tokenizer: a folder with
+    its tokenizer.json; None if the file of the weights holds it. Raises `lolrt.CheckpointError` when these are invalid, and `lolrt.Error`
+    if transformers or ftfy are not installed.
     """
 
     def __init__(self, component: Component, tokenizer: Path | None) -> None:
@@ -57,12 +57,12 @@ class UMT5Encoder(TextEncoder):
         self._source, self._tokenizer = component.source, _tokenizer(component, tokenizer)
         names = to_diffusers("text_encoder", component.tensors)
         tensors = {theirs: component.tensors[ours] for ours, both in names.items() for theirs in both}
-        tensors |= {name: tensor for name, tensor in component.tensors.items() if name not in names}  # an unexpected one is an error
+        tensors |= {name: tensor for name, tensor in component.tensors.items() if name not in names}  # unexpected ones are errors
         self._model = assign(model, tensors, encoder_dtype(component), component.source, mapped=True)
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """The rows of each prompt's tokens, [1 .. 512, text_dim]; those that pad it up to 512 in Wan's models are zeros, and left out.
+        """Encodes prompts to one row per token, [1 .. 512, text_dim]. The zero rows that pad a prompt to 512 in Wan's models are left out.
 
         Raises `lolrt.PromptError` for a prompt of more tokens.
         """
@@ -85,13 +85,13 @@ def _transformers() -> Any:
 
 
 def _tokenizer(component: Component, folder: Path | None) -> Any:
-    """The tokenizer as of `read_tokenizer`. transformers might run code that lies in the folder, and looks at its other files."""
+    """The tokenizer, made from `read_tokenizer`. transformers' own loader could run code in the folder, and reads its other files."""
     import tokenizers
 
     values = read_tokenizer(component, folder)
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(values))
-    except Exception as error:  # the library has no type of its own for them
+    except Exception as error:  # the library has no exception type of its own
         source = folder / TOKENIZER if folder else f"what {component.source} holds"
         raise CheckpointError(f"{source} is no tokenizer that can be read ({str(error)[:200]}); fetch it again") from error
     tokenizer.no_padding()
@@ -100,16 +100,16 @@ def _tokenizer(component: Component, folder: Path | None) -> Any:
 
 
 def clean(prompt: str) -> str:
-    """The text that Wan's models are given: mended Unicode, no HTML entities, single spaces."""
+    """The text in the form that Wan's models expect: repaired Unicode, no HTML entities, single spaces."""
     import ftfy
 
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
 def encoder_dtype(component: Component) -> torch.dtype:
-    """What an encoder runs in: float32 where most of its values are in 32 bits, else bfloat16.
+    """The dtype that an encoder runs in: float32 if most of its values have 32 bits, otherwise bfloat16.
 
-    Files in fp16 were made from Wan's, in bfloat16, whose values they hold as they are, but for the smallest.
+    Files in fp16 were made from Wan's bfloat16 weights, and hold the same values, except the smallest.
     """
     wide = sum(found.numel() for found in component.tensors.values() if not isinstance(found, Packed) and found.dtype.itemsize > 2)
     return torch.float32 if 2 * wide > sum(found.numel() for found in component.tensors.values()) else torch.bfloat16
@@ -124,10 +124,10 @@ def encoder_fingerprint(component: Component, tokenizer: Path | None) -> str:
 
 
 class CachedUMT5(TextEncoder):
-    """A UMT5 encoder that is in memory only while it encodes, and that encodes no prompt twice: embeddings are kept on disk.
+    """A UMT5 encoder that is in memory only while it encodes. It encodes no prompt twice, because embeddings are cached on disk.
 
-    source: a model's path or files; tokenizer: as of `UMT5Encoder`; folder: of the cache, one file an embedding, named by
-    what went into it: the encoder, its tokenizer, and the text. Where an embedding cannot be kept, a warning says so, and the run goes on.
+    source: the path or the files of a model. tokenizer: as in `UMT5Encoder`. folder: the cache, with one file per embedding, named by a
+    hash of the encoder, its tokenizer and the text. If an embedding cannot be saved, there is a warning, and the run goes on.
     """
 
     def __init__(self, source: Path | ModelFiles, tokenizer: Path | None, folder: Path) -> None:
