@@ -1,24 +1,24 @@
 """Command line: makes the embedded model from scratch.
 
-    python -m lolrt.train.tiny                # about 1.4 h on two cores: data, VAE and DiT side by side, evaluation, model folder
-    python -m lolrt.train.tiny --stages ship  # evaluate and export what is in the work folder
+    python -m lolrt.train.tiny                   # about 1.4 h on two cores, VAE and DiT side by side, and 2 h on one to measure the model
+    python -m lolrt.train.tiny --stages measure  # measures the model in its folder, and writes its card
 
-Every stage resumes from its checkpoint in the work folder, and is skipped when it is complete.
+Every stage resumes from what is in the work folder, and is skipped when it is complete.
 """
 
 import argparse
 from pathlib import Path
 
 from lolrt.ops.threads import set_threads
-from lolrt.train.codec_pca import load_codec
 from lolrt.train.tiny.card import write_card
 from lolrt.train.tiny.data import make_data
 from lolrt.train.tiny.export import export
+from lolrt.train.tiny.measure import measure
 from lolrt.train.tiny.plan import Plan, train_dit_stage, train_vae_stages
 from lolrt.workers import pool
 
 SHIPPED = Path(__file__).parents[2] / "_embedded" / "tiny"
-STAGES = ("data", "vae", "dit", "ship")
+STAGES = ("data", "vae", "dit", "ship", "measure")
 
 
 def main() -> None:
@@ -45,9 +45,11 @@ def main() -> None:
         for job in jobs:
             job.result()
     if "ship" in args.stages:
-        set_threads(plan.threads)
         export(args.work, args.out, plan.dit, plan.vae(args.work), plan.seed)
-        write_card(args.out, args.work, load_codec(args.work), plan.seed, plan.effort)
+    if "measure" in args.stages:
+        set_threads(1)  # the bits of long videos depend on it
+        measure(args.out, args.work, plan.seed, plan.data, plan.effort)
+        write_card(args.out)
 
 
 if __name__ == "__main__":

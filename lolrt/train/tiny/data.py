@@ -75,6 +75,14 @@ def render_clips(seed: int, clips: range, codec: PCACodec) -> dict[str, Tensor]:
     }
 
 
+def fit_codec(seed: int, clips: int, z_dim: int) -> PCACodec:
+    """The latent space of so many clips."""
+    sample = to_unit(torch.stack([render(scene_of(seed + 1, clip), torch.arange(VAE_FRAMES))[0] for clip in range(clips)]))
+    codec = PCACodec.fit(sample, z_dim)
+    print(f"PCA of {clips} clips: {codec.psnr(sample[:50]):.2f} dB", flush=True)
+    return codec
+
+
 def make_data(work: Path, seed: int, sizes: DataSizes, workers: int, z_dim: int) -> None:
     """Fits the PCA and renders all clips into `work`.
 
@@ -82,9 +90,7 @@ def make_data(work: Path, seed: int, sizes: DataSizes, workers: int, z_dim: int)
     latent pixel that the object covers, 0..255), words int64 [clips, 4], gap int64 [clips] (latent frames left out after the
     third), pixels uint8 [clips, 17, 3, 64, 96].
     """
-    sample = torch.stack([render(scene_of(seed + 1, clip), torch.arange(VAE_FRAMES))[0] for clip in range(sizes.pca)])
-    codec = PCACodec.fit(to_unit(sample), z_dim)
-    print(f"PCA of {sizes.pca} clips: {codec.psnr(to_unit(sample[:50])):.2f} dB", flush=True)
+    codec = fit_codec(seed, sizes.pca, z_dim)
     total = sizes.train + sizes.held_out
     shards = [range(start, min(start + SHARD, total)) for start in range(0, total, SHARD)]
     with pool(workers) as processes:

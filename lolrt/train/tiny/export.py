@@ -1,5 +1,6 @@
 """Exports `tiny`: its settings, and its model folder."""
 
+import shutil
 from pathlib import Path
 
 from lolrt.models.dit import DiTConfig
@@ -31,8 +32,10 @@ EXAMPLE_PROMPTS = [
 
 def export(work: Path, out: Path, dit: DiTConfig, vae: VAEConfig, seed: int) -> None:
     """Writes the model whose checkpoints are in `work` to `out`."""
-    settings = {"name": "tiny", "fps": FPS, "height": HEIGHT, "width": WIDTH, "sampler": SAMPLER, "example_prompts": EXAMPLE_PROMPTS}
+    own = {"sampler": SAMPLER, "example_prompts": EXAMPLE_PROMPTS}
+    settings = {"name": "tiny", "fps": FPS, "height": HEIGHT, "width": WIDTH, **own}
     layout.export(
         out, dit=dit, dit_weights=work / "dit.pt", vae=vae, vae_weights=work / "vae.pt", seed=seed, vocabulary=VOCABULARY,
         filler=FILLER, settings=settings,
     )  # fmt: skip
+    shutil.copyfile(work / "training.log", out / "training.log")

@@ -31,11 +31,10 @@ class Plan:
     vae_batch: int = 4
     compiled: bool = True
     effort: Effort = field(default_factory=Effort)
-    threads: int = 2  # of the evaluation
 
     @classmethod
     def smoke(cls, seed: int) -> "Plan":
-        return cls(seed, 0.05, 0.05, 8, DataSizes(4, 8, 4), 64, 1, 2, 1, False, Effort(1, 9, 1, 1, 1), 1)
+        return cls(seed, 0.05, 0.05, 8, DataSizes(4, 8, 4), 64, 1, 2, 1, False, Effort(1, 9, 1, 1, 1, 2, 1, 1, 6.0, 44, 2, 11))
 
     @property
     def dit(self) -> DiTConfig:

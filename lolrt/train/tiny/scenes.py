@@ -334,10 +334,10 @@ class _Painter:
 
 
 @torch.no_grad()
-def render(scene: Scene, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def render(scene: Scene, frames: torch.Tensor, *, with_object: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Draws frames of a scene.
 
-    frames: [T] frame numbers (16 a second, any integers).
+    frames: [T] frame numbers (16 a second, any integers). with_object: without it, the same landscape lies there empty.
     Returns (video uint8 [T, 3, HEIGHT, WIDTH], object coverage fp32 [T, HEIGHT, WIDTH]).
     """
     painter = _Painter(scene, frames)
@@ -345,5 +345,6 @@ def render(scene: Scene, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     painter.clouds(canvas)
     painter.backdrop(canvas)
     painter.foreground(canvas)
-    getattr(painter, painter.object)(canvas)
+    if with_object:
+        getattr(painter, painter.object)(canvas)
     return (canvas.image.clamp(0, 1) * 255).round().byte(), canvas.mask

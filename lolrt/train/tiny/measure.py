@@ -1,0 +1,29 @@
+"""Everything that the card of a trained model says of it, measured from its files, section by section."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import lolrt.pipeline
+from lolrt.models.vae.wan import CausalVAE
+from lolrt.train.tiny.card import keep
+from lolrt.train.tiny.data import DataSizes, fit_codec
+from lolrt.train.tiny.evaluate import Effort, codec_quality
+from lolrt.train.tiny.long_run import at_returns, long_run, switches
+from lolrt.train.tiny.subject import accuracy, kept_reader
+
+
+def measure(out: Path, work: Path, seed: int, data: DataSizes, effort: Effort) -> None:
+    """Measures the model in the folder `out`; `work` keeps the reader and what was seen of long videos."""
+    pipe = lolrt.pipeline.load(out)
+    vae, z_dim = cast(CausalVAE, pipe.vae), pipe.dit.config.in_dim
+    parameters = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in (("vae", vae), ("dit", pipe.dit))}
+    sizes = {"z_dim": z_dim, "clips": data.train, **{f"{name}_parameters": count for name, count in parameters.items()}}
+    quality = codec_quality(vae, fit_codec(seed, data.pca, z_dim), seed, effort.codec_clips, effort.codec_frames)
+    keep(out, sizes=sizes, codec={"frames": effort.codec_frames, "decibels": quality})
+    reader = kept_reader(work, seed, effort.training, effort.training_steps)
+    keep(out, reader={"scenes": effort.held_out, "right": accuracy(reader, vae, seed, effort.held_out)})
+    keep(out, returns=at_returns(pipe, reader, effort.examples))
+    keep(out, long_run=long_run(pipe, reader, effort, work))
+    keep(out, switches=switches(pipe, reader, effort, work))
