@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,12 @@ import torch
 import lolrt
 from lolrt.train.reader import Reader
 from lolrt.train.tiny import long_run
+from lolrt.train.tiny.card import MEASURED, summary, write_card
 from lolrt.train.tiny.data import scene_of
 from lolrt.train.tiny.scenes import HEIGHT, VOCABULARY, WIDTH, render
 from lolrt.train.tiny.subject import KINDS, QUESTIONS, WHOLE, Drawing, examples, is_right, train_reader
+
+TINY = Path(lolrt.__file__).parent / "_embedded" / "tiny"
 
 
 def covered(drawing: Drawing, kind: str) -> float:
@@ -98,3 +103,12 @@ def test_a_look_is_nearly_what_the_whole_video_shows(tiny: lolrt.Pipeline) -> No
     # Of the last chunk, the first latent frame is number 15, and its last video frame 60.
     exact = video[60].add(1).mul(127.5).permute(1, 2, 0)
     assert (long_run.look(tiny, chunks[4], chunks[5]).float() - exact).square().mean().sqrt() < 7
+
+
+def test_the_card_and_the_readme_say_what_was_measured(tmp_path: Path) -> None:
+    for name in (MEASURED, "training.log"):
+        shutil.copyfile(TINY / name, tmp_path / name)
+    write_card(tmp_path)
+    assert (tmp_path / "README.md").read_text() == (TINY / "README.md").read_text()
+    said = summary(json.loads((TINY / MEASURED).read_text()))
+    assert said in " ".join((Path(__file__).parents[1] / "README.md").read_text().split())

@@ -78,7 +78,8 @@ whose subject was spoilt. On {held_out} held-out scenes that went through the VA
 
 {reader}
 
-By eye, on sheets of what it looked at, it is lenient: a pale double behind the subject, or a narrow gap in it, may pass.
+By eye, on sheets of what it looked at, it is lenient: a pale double behind the subject, or a narrow gap in it, may pass. And these
+are few videos: by this measure, no policy is surely better than another.
 
 ## A new prompt on the way
 {switches} prompts that change all four attributes {before:.0f} s into a video. How many videos show the new one within {after:.0f} s
@@ -179,7 +180,7 @@ def summary(measured: dict[str, Any]) -> str:
     parts = []
     for minutes in (found["short_minutes"], found["long_minutes"]):
         shares = of_length(found, found["own"], minutes)
-        kinds = [f"{100 * mean(map(mean, videos)):.0f} % with a {kind}" for kind, videos in shares.items()]
+        kinds = [f"{100 * mean(map(mean, videos)):.1f} % with a {kind} (videos: {len(videos)})" for kind, videos in shares.items()]
         parts.append(f"in {minutes} minutes {', '.join(kinds)}")
     return f"Frames with exactly one whole subject of the right kind and colour: {'; '.join(parts)}."
 
