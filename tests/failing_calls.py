@@ -255,12 +255,10 @@ def in_child(act: Callable[[], None], arm: Callable[[], None] = lambda: None) ->
                 status = DONE
             except lolrt.Error as error:
                 status = REFUSED if str(error) and "\n" not in str(error) else CRASHED
-            except MemoryError:
-                status = REFUSED  # which the command line says in a line
-            except RuntimeError as error:
+            except Exception as error:
                 if not cli.is_out_of_memory(error):
                     raise
-                status = REFUSED
+                status = REFUSED  # which the command line says in a line
         except BaseException:
             lib.disarm_failing_call()
             traceback.print_exc()

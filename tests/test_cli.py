@@ -67,7 +67,14 @@ def test_a_name_that_the_terminal_has_no_letters_for(tmp_path, prompt):
     assert decode(path)[0] == 9
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    ],
+)
 def test_memory_that_does_not_suffice_is_one_line(error, monkeypatch, capsys):
     raised = [error, RuntimeError("a fault of ours")]
 

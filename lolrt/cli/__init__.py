@@ -6,6 +6,7 @@ torch, and modules that need it, are imported in `run`, so that `--help` and `--
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Error as error:
             print(f"lolrt: {error}", file=sys.stderr)
             return 2
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
             print(f"lolrt: {OUT_OF_MEMORY}", file=sys.stderr)
@@ -57,7 +58,10 @@ def run(argv: Sequence[str] | None) -> None:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error means that memory ran out, in Python, NumPy, the core, or torch. On the CPU torch has no exception of its own for
     it."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return (
+        of_system or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    )
 
 
 def check_kernels() -> None:
