@@ -122,7 +122,7 @@ def film(playlist: Path, at: int, what: str, dvr_seconds: float | None) -> None:
             if what == "kill":
                 writer.write(frames[at : at + 25])
                 fcntl.flock(writer._destination._init, fcntl.LOCK_UN)  # type: ignore[attr-defined]
-                (playlist.parent / f"{playlist.name}.1.partial").write_bytes(b"half")
+                (playlist.parent / f"{playlist.name}.99999999.partial").write_bytes(b"half")
             else:
                 writer.__exit__(None, None, None)
             writer = lolrt.VideoWriter(playlist, 64, 96, FPS, resume=cut, dvr_seconds=dvr_seconds)
