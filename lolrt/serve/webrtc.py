@@ -43,12 +43,15 @@ CONNECT_SECONDS = 15.0
 JUMP_SECONDS = 2.0
 CLOCK = 90_000  # of RTP, Hz: RFC 6184
 
-_reached: ContextVar[str] = ContextVar("reached")
+_reached: ContextVar[str | None] = ContextVar("reached", default=None)
+_addresses_of_host = None if aiortc is None else aioice.ice.get_host_addresses
 
 
 def _addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
-    """The addresses that media are sent from: only the one at which the offer came in."""
-    return [_reached.get()]
+    """The addresses that media are sent from: only the one at which the offer came in. Other connections of the process, which are not a
+    server's, have all addresses of the host."""
+    reached = _reached.get()
+    return _addresses_of_host(use_ipv4, use_ipv6) if reached is None else [reached]
 
 
 class NoWebRTCError(RequestError):
