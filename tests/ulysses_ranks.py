@@ -6,6 +6,7 @@ Makes chunks of a small model in WORK, from a snapshot if one is named, and leav
 from __future__ import annotations
 
 import datetime
+import os
 import sys
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def main() -> None:
             mass.append(chunk.mass)
             print(chunk.first_frame, flush=True)
     except lolrt.Error as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)  # gloo's threads may abort the process when a group that has lost a rank is taken down
     snapshot = made.session.snapshot()
     torch.save(
         {"latents": torch.cat(latents), "mass": mass[-1], "pages": snapshot.tensors["cache.pages"], "own": made.engine.pool.pages.shape},
