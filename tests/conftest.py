@@ -12,6 +12,7 @@ from lolrt.openmp import WAIT
 os.environ.update(WAIT)  # before torch comes, as on the command line
 
 import hypothesis
+import layouts
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from tiers import pytest_collection_modifyitems as pytest_collection_modifyitems
 
 import lolrt
 from lolrt import _core
+from lolrt.checkpoint.synth import synth
 
 # What a shell puts into the background ignores Ctrl-C, and what nohup starts hangups; the runs that tests begin would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -88,3 +90,22 @@ def quick(quick_model: Path) -> lolrt.Pipeline:
 @pytest.fixture(scope="session")
 def tiny() -> lolrt.Pipeline:
     return lolrt.load("tiny")
+
+
+@pytest.fixture
+def self_forcing(tmp_path) -> Path:
+    """A folder with a Self-Forcing checkpoint in float32, a VAE and a text encoder in bf16, and a tokenizer."""
+    folder = tmp_path / "downloads"
+    layouts.DIT_LAYOUTS["Self-Forcing, FSDP"](folder, layouts.dit_tensors())
+    torch.save({name: tensor.bfloat16() for name, tensor in layouts.vae_tensors().items()}, folder / "Wan2.1_VAE.pth")
+    torch.save({name: tensor.bfloat16() for name, tensor in layouts.text_encoder_tensors().items()}, folder / "t5.pth")
+    torch.save(layouts.taehv_tensors(), folder / "taew2_1.pth")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory) -> Path:
+    """A folder with a whole model of random weights."""
+    return synth(tmp_path_factory.mktemp("synth") / "small", "small")

@@ -1,60 +1,30 @@
-"""lolrt inspect, convert, synth and info --model."""
+"""lolrt convert, synth and info --model."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import layouts
 import pytest
 import torch
+from lolrt_in_process import refused, said
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import lolrt
 from lolrt.checkpoint import find_files, read_component, read_safetensors
 from lolrt.checkpoint.convert import convert
 from lolrt.checkpoint.folder import new_folder
 from lolrt.checkpoint.synth import PRESETS, synth
-from lolrt.cli import main
-from lolrt.models.vae.layers import VAEConfig
 from lolrt.pipeline import MODELS, preferred_dtype
 
 pytestmark = pytest.mark.whole
 
 BYTES = preferred_dtype().itemsize
-
-
-def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert main([str(argument) for argument in arguments]) == 0
-    return capsys.readouterr().out
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert main([str(argument) for argument in arguments]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
-
-
-@pytest.fixture
-def self_forcing(tmp_path) -> Path:
-    """A folder with a Self-Forcing checkpoint in float32, a VAE and a text encoder in bf16, and a tokenizer."""
-    folder = tmp_path / "downloads"
-    layouts.DIT_LAYOUTS["Self-Forcing, FSDP"](folder, layouts.dit_tensors())
-    torch.save({name: tensor.bfloat16() for name, tensor in layouts.vae_tensors().items()}, folder / "Wan2.1_VAE.pth")
-    torch.save({name: tensor.bfloat16() for name, tensor in layouts.text_encoder_tensors().items()}, folder / "t5.pth")
-    torch.save(layouts.taehv_tensors(), folder / "taew2_1.pth")
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
-    return folder
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Path:
-    return synth(tmp_path_factory.mktemp("synth") / "small", "small")
 
 
 def test_a_converted_model_is_the_model(self_forcing, tmp_path, capsys):
@@ -168,12 +138,15 @@ def test_a_conversion_that_fails_leaves_nothing(self_forcing, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", ["convert", "synth"])
-def test_a_folder_that_it_did_not_make_stays(command, small, tmp_path, capsys):
+def test_a_folder_that_it_did_not_make_stays(command, small_model, tmp_path, capsys):
     """Whatever it is called; and what is made is as open to others as any new folder."""
     mine = tmp_path / "made.partial" / "mine.txt"
     mine.parent.mkdir()
     mine.write_text("precious")
-    said(capsys, *(("convert", small, tmp_path / "made") if command == "convert" else ("synth", tmp_path / "made", "--config", "small")))
+    said(
+        capsys,
+        *(("convert", small_model, tmp_path / "made") if command == "convert" else ("synth", tmp_path / "made", "--config", "small")),
+    )
     assert mine.read_text() == "precious"
     assert (tmp_path / "made").stat().st_mode == mine.parent.stat().st_mode
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "made.partial"]
@@ -205,166 +178,8 @@ def test_what_else_lies_in_a_tokenizers_folder_is_not_needed(self_forcing, tmp_p
     assert [path.name for path in (tmp_path / "converted" / "tokenizer").iterdir()] == ["tokenizer.json"]
 
 
-def test_inspect_says_what_is_there(self_forcing, capsys):
-    told = said(capsys, "inspect", self_forcing)
-    assert "DiT with Wan's names, from 'generator_ema', wrappers removed" in told
-    assert "DiT with Wan's names, from 'generator', wrappers removed" in told
-    assert "num_layers 2" in told and "read off the tensors" in told
-    assert "VAE with Wan's names" in told and "UMT5 text encoder with Wan's names" in told and "TAEHV with TAEHV's names" in told
-    assert "of bfloat16" in told and "of float32" in told
-
-
-def test_inspect_says_what_is_wrong(tmp_path, capsys):
-    tensors = {name.replace("norm3", "norm4"): tensor for name, tensor in layouts.dit_tensors().items()}
-    tensors["head.head.bias"] = torch.zeros(3)
-    layouts.save_wan(tmp_path, tensors)
-    told = said(capsys, "inspect", tmp_path)
-    assert "missing: blocks.0.norm3.bias, blocks.0.norm3.weight, blocks.1.norm3.bias, blocks.1.norm3.weight" in told
-    assert "unexpected: blocks.0.norm4.bias" in told and "head.head.bias [3] instead of [64]" in told
-    assert "needed for a pipeline: VAE, UMT5 text encoder" in told
-    assert "expected a folder" in refused(capsys, "inspect", tmp_path / "nowhere")
-
-
-def test_inspect_says_which_of_several_weights_are_used(self_forcing, tmp_path, capsys):
-    unused = "from 'generator', wrappers removed; used with --weights generator"
-    assert unused in said(capsys, "inspect", self_forcing)
-    (tmp_path / "m.toml").write_text('dit = "downloads/x.pt"\nweights = "generator"\n')
-    told = said(capsys, "inspect", tmp_path / "m.toml")
-    assert unused not in told and "wrappers removed; used with --weights generator_ema" in told
-
-
-def test_inspect_says_the_same_as_json(self_forcing, capsys):
-    found = json.loads(said(capsys, "inspect", "--json", self_forcing))
-    told = said(capsys, "inspect", self_forcing)
-    parts = {(part["kind"], part["group"]): part for part in found["parts"]}
-    assert parts.keys() == {("dit", "generator_ema"), ("dit", "generator"), ("vae", ""), ("text_encoder", ""), ("taehv", "")}
-    assert {key for key, part in parts.items() if not part["used"]} == {("dit", "generator")}
-    dit, tensors = parts["dit", "generator_ema"], layouts.dit_tensors()
-    count = sum(tensor.numel() for tensor in tensors.values())
-    assert (dit["tensors"], dit["parameters"], dit["stored"]) == (len(tensors), count, {"float32": 4 * count})
-    assert dit["memory"] == {"bfloat16": 2 * count, "float32": 4 * count} and dit["file"] == str(self_forcing / "x.pt")
-    sizes = asdict(layouts.DIT)
-    assert dit["config"] == {name: list(x) if isinstance(x, tuple) else x for name, x in sizes.items() if x is not None}
-    assert dit["checked"] and not dit["wrong"] and not dit["config_beside"]
-    assert found["tokenizers"] == [str(self_forcing / "tokenizer")] and found["vocabulary"] is None and found["missing"] == []
-    assert found["sampling"]["timesteps"] == [1000, 750, 500, 250] and found["sampling"]["chunk_frames"] == 3
-    assert found["wrong"] == ["the text encoder gives 32 channels, the DiT takes 48; take both of one model"]
-    for text in (f"{count:,} parameters", dit["title"], *found["wrong"], "timesteps 1000, 750, 500, 250", found["tokenizers"][0]):
-        assert text in told
-
-
-def test_json_of_what_is_wrong_has_nothing_that_a_terminal_obeys(tmp_path, capsys):
-    name = "blocks.0.\x1b[2J\x7f\x9b"
-    save_file({**layouts.dit_tensors(), name: torch.zeros(3)}, tmp_path / "x.safetensors")
-    (tmp_path / "model.json").write_text('{"sampler": {"shift": NaN, "timesteps": {"a": 1}}}')
-    told = said(capsys, "inspect", "--json", tmp_path)
-    assert all(line.isprintable() for line in told.splitlines()) and "NaN" not in told
-    (part,) = json.loads(told)["parts"]
-    assert part["wrong"] == [f"unexpected: {name}"]
-    assert all(line.isprintable() for line in said(capsys, "inspect", tmp_path).splitlines())
-
-
-@pytest.mark.parametrize(
-    "command",
-    [["convert", "MODEL", "OUT"], ["generate", "a red car by the sea", "-o", "OUT.mp4", "--model", "MODEL"],
-     ["serve", "--model", "MODEL", "--port", "0"], ["info", "--model", "MODEL"], ["inspect", "MODEL"]],
-    ids=lambda command: command[0],
-)  # fmt: skip
-def test_weights_that_are_named_are_those_that_are_used(command, small, tmp_path, capsys):
-    """The others of the file are sound, these are not finite; what does not look at values says which it means."""
-    tensors = load_file(small / "diffusion_pytorch_model.safetensors")
-    torch.save({"generator_ema": tensors, "generator": {name: tensor * torch.nan for name, tensor in tensors.items()}}, tmp_path / "x.pt")
-    (tmp_path / "m.toml").write_text(f'dit = "x.pt"\nvae = "{small}"\nvocabulary = "{small}"\n')
-    arguments = [part.replace("MODEL", str(tmp_path / "m.toml")).replace("OUT", str(tmp_path / "out")) for part in command]
-    there = "from 'generator_ema'; DiT with Wan's names, from 'generator'; expected a DiT in 'critic'"
-    assert there in refused(capsys, *arguments, "--weights", "critic")
-    if command[0] == "inspect":
-        told = said(capsys, *arguments, "--weights", "generator")
-        assert "from 'generator'\n" in told and "from 'generator_ema'; used with --weights generator_ema" in told
-    elif command[0] == "info":
-        assert "in all" in said(capsys, *arguments, "--weights", "generator")
-    else:
-        assert "has values that are not finite" in refused(capsys, *arguments, "--weights", "generator")
-
-
-def test_weights_are_named_in_python_too(small, tmp_path):
-    tensors = load_file(small / "diffusion_pytorch_model.safetensors")
-    torch.save({"generator_ema": tensors, "generator": {name: 2 * tensor for name, tensor in tensors.items()}}, tmp_path / "x.pt")
-    (tmp_path / "m.toml").write_text(f'dit = "x.pt"\nvae = "{small}"\nvocabulary = "{small}"\n')
-    usual, named = (lolrt.load(tmp_path / "m.toml", torch.float32, group=group).dit.head.head.weight for group in (None, "generator"))
-    assert torch.equal(named, 2 * usual)
-    convert(tmp_path / "m.toml", tmp_path / "x", group="generator")
-    assert torch.equal(lolrt.load_dit(tmp_path / "x", torch.float32).head.head.weight, named)
-
-
-def test_inspect_reads_adapters_and_checks_them_against_their_model(tmp_path, capsys):
-    tensors = layouts.lora_tensors(rank=4)
-    torch.save(tensors, tmp_path / "lora.pt")
-    told = said(capsys, "inspect", tmp_path / "lora.pt")
-    assert "adapters   of 20 layers: 20 x LoRA of rank 4, scale 1" in told and "complete" not in told
-    layouts.save_wan(tmp_path, layouts.dit_tensors())
-    assert "complete   every adapter fits a layer of the DiT" in said(capsys, "inspect", tmp_path)
-    tensors["base_model.model.blocks.1.ffn.0.lora_A.weight"] = torch.tensor(1.0)
-    torch.save(tensors, tmp_path / "lora.pt")
-    assert "blocks.1.ffn.0 has A [] and B [320, 4] for a weight [320, 256]" in said(capsys, "inspect", tmp_path)
-
-
-def test_inspect_says_what_keeps_parts_from_being_used_together(self_forcing, tmp_path, capsys):
-    assert "nothing is missing" not in (told := said(capsys, "inspect", self_forcing))
-    assert "the text encoder gives 32 channels, the DiT takes 48" in told
-    shutil.rmtree(self_forcing / "tokenizer")
-    assert "needed for a pipeline: its tokenizer" in said(capsys, "inspect", self_forcing)
-    model = synth(tmp_path / "synth", "small")
-    assert "nothing is missing for a pipeline" in said(capsys, "inspect", model)
-    other = VAEConfig(dim=8, z_dim=48, latents_mean=(0.0,) * 48, latents_std=(1.0,) * 48)
-    (tmp_path / "sizes.json").write_text(json.dumps({"dim": 128, "num_heads": 1, "num_layers": 1, "vae": asdict(other)}))
-    wide = synth(tmp_path / "wide", str(tmp_path / "sizes.json"))
-    (tmp_path / "m.toml").write_text(f'dit = "{model}"\nvae = "{wide}"\nvocabulary = "{model}"\n')
-    clause = "the VAE has latents of 48 channels, the DiT of 16"
-    told = said(capsys, "inspect", tmp_path / "m.toml")
-    assert clause in told and "nothing is missing" not in told
-    assert clause in refused(capsys, "info", "--model", tmp_path / "m.toml")
-    assert clause in refused(capsys, "generate", "a red car", "-o", tmp_path / "v.mp4", "--model", tmp_path / "m.toml")
-    with pytest.raises(lolrt.CheckpointError, match=clause):
-        lolrt.load(tmp_path / "m.toml")
-
-
-def test_a_dit_that_takes_more_than_it_gives_is_refused_before_anything_is_computed(tmp_path, capsys):
-    sizes = {"dim": 128, "num_heads": 1, "num_layers": 1, "ffn_dim": 64, "text_dim": 32, "in_dim": 36, "vae": {"dim": 8}, "height": 64}
-    (tmp_path / "sizes.json").write_text(json.dumps({**sizes, "width": 64}))
-    model = synth(tmp_path / "model", str(tmp_path / "sizes.json"))
-    hint = "the DiT takes 36 channels and gives 16"
-    told = said(capsys, "inspect", model)
-    assert hint in told and "nothing is missing" not in told
-    assert hint in refused(capsys, "info", "--model", model)
-    assert hint in refused(capsys, "generate", "a red car", "-o", tmp_path / "v.mp4", "--model", model)
-
-
-@pytest.mark.parametrize(
-    "line, hint",
-    [
-        ('vae = "synth/taehv.safetensors"', "holds TAEHV with TAEHV's names; expected a VAE"),
-        ('vocabulary = "synth/text.json"', "expected a folder with text.json"),
-        ('vocabulary = "."', "expected a folder with text.json"),
-        ('tokenizer = "synth"', "expected a folder with tokenizer.json"),
-    ],
-)
-def test_a_part_that_is_not_what_it_is_named_as_is_told(line, hint, small, tmp_path, capsys):
-    (tmp_path / "synth").symlink_to(small)
-    (tmp_path / "m.toml").write_text(line)
-    assert hint in refused(capsys, "inspect", tmp_path / "m.toml")
-
-
-def test_two_tokenizers_are_told(self_forcing, tmp_path, capsys):
-    shutil.copytree(self_forcing / "tokenizer", self_forcing / "xlm")
-    assert "more than one tokenizer" in said(capsys, "inspect", self_forcing)
-    assert "more than one tokenizer" in refused(capsys, "encode", "a car", "-o", tmp_path / "t", "--model", self_forcing)
-    (tmp_path / "m.toml").write_text('dit = "downloads"\ntext_encoder = "downloads"\ntokenizer = "downloads/xlm"\n')
-    assert find_files(tmp_path / "m.toml").tokenizer == self_forcing / "xlm"
-
-
-def test_frames_that_a_model_denoises_together_are_its_windows(small, tmp_path, capsys):
-    (tmp_path / "m.toml").write_text(f'dit = "{small}"\nvae = "{small}"\nvocabulary = "{small}"\nchunk_frames = 1\n')
+def test_frames_that_a_model_denoises_together_are_its_windows(small_model, tmp_path, capsys):
+    (tmp_path / "m.toml").write_text(f'dit = "{small_model}"\nvae = "{small_model}"\nvocabulary = "{small_model}"\nchunk_frames = 1\n')
     pipe = lolrt.load(tmp_path / "m.toml")
     assert pipe.window == lolrt.Window(chunk_frames=1)
     assert len(next(pipe.latent_stream("a red car")).latents) == 1
@@ -374,15 +189,15 @@ def test_frames_that_a_model_denoises_together_are_its_windows(small, tmp_path, 
     assert engine.open("a red car").latent_stream.session.config.window == pipe.window
     plans = {said(capsys, "info", "--model", tmp_path / "m.toml", *options).partition("\n")[2] for options in ((), ("--chunk-frames", 1))}
     assert len(plans) == 1
-    assert plans != {said(capsys, "info", "--model", small).partition("\n")[2]}
+    assert plans != {said(capsys, "info", "--model", small_model).partition("\n")[2]}
     assert find_files(convert(tmp_path / "m.toml", tmp_path / "x")).settings["chunk_frames"] == 1
-    (tmp_path / "m.toml").write_text(f'dit = "{small}"\nvae = "{small}"\nvocabulary = "{small}"\nchunk_frames = 10\n')
+    (tmp_path / "m.toml").write_text(f'dit = "{small_model}"\nvae = "{small_model}"\nvocabulary = "{small_model}"\nchunk_frames = 10\n')
     with pytest.raises(lolrt.Error, match="recent frames at least as many as a chunk has"):
         lolrt.load(tmp_path / "m.toml")
 
 
-def test_positions_that_a_model_names_are_its_streams(small, tmp_path, monkeypatch, capsys):
-    toml, parts = tmp_path / "m.toml", f'dit = "{small}"\nvae = "{small}"\nvocabulary = "{small}"\n'
+def test_positions_that_a_model_names_are_its_streams(small_model, tmp_path, monkeypatch, capsys):
+    toml, parts = tmp_path / "m.toml", f'dit = "{small_model}"\nvae = "{small_model}"\nvocabulary = "{small_model}"\n'
     toml.write_text(f'{parts}[rope]\nspread = "stratified"\nsigma = 0.5\n')
     pipe, named = lolrt.load(toml), lolrt.Rope(spread="stratified", sigma=0.5)
     assert pipe.rope == named
@@ -391,7 +206,7 @@ def test_positions_that_a_model_names_are_its_streams(small, tmp_path, monkeypat
     other = lolrt.Rope(sigma=0)
     opened = [pipe.latent_stream("a red car", rope=other), pipe.engine(1).open("a red car", rope=other).latent_stream]
     assert [stream.config.rope for stream in opened] == [other] * 2
-    assert lolrt.load(small).rope == lolrt.Rope()
+    assert lolrt.load(small_model).rope == lolrt.Rope()
     assert lolrt.load(convert(toml, tmp_path / "x")).rope == named
     made = []
     monkeypatch.setattr(lolrt.Pipeline, "stream", lambda *_, rope, **__: made.append(rope) or refuse())
@@ -426,22 +241,22 @@ def test_settings_are_converted_with_the_dit(tmp_path):
     assert parts.settings["fps"] == 24 and parts.settings["sampler"] == {"timesteps": [1000, 500]}
 
 
-def test_a_synthetic_model_makes_video(small, tmp_path, capsys):
-    told = said(capsys, "generate", "a red car by the sea", "-o", tmp_path / "v.mp4", "--frames", 3, "--model", small)
+def test_a_synthetic_model_makes_video(small_model, tmp_path, capsys):
+    told = said(capsys, "generate", "a red car by the sea", "-o", tmp_path / "v.mp4", "--frames", 3, "--model", small_model)
     assert "3 frames" in told
     assert "3 frames" in said(
-        capsys, "generate", "a red car by the sea", "-o", tmp_path / "t.mp4", "--frames", 3, "--model", small, "--vae", "tiny"
+        capsys, "generate", "a red car by the sea", "-o", tmp_path / "t.mp4", "--frames", 3, "--model", small_model, "--vae", "tiny"
     )
-    dit = lolrt.load_dit(small)
+    dit = lolrt.load_dit(small_model)
     assert dit.config == PRESETS["small"].dit
     spread = torch.cat([parameter.flatten() for parameter in dit.parameters()]).float().std()
     assert 0.01 < spread < 1
 
 
-def test_the_seed_makes_the_model(small, tmp_path):
+def test_the_seed_makes_the_model(small_model, tmp_path):
     again, other = synth(tmp_path / "again", "small"), synth(tmp_path / "other", "small", seed=1)
     for name in ("diffusion_pytorch_model.safetensors", "vae.safetensors", "text.safetensors"):
-        assert (again / name).read_bytes() == (small / name).read_bytes() != (other / name).read_bytes()
+        assert (again / name).read_bytes() == (small_model / name).read_bytes() != (other / name).read_bytes()
 
 
 def test_a_config_of_ones_own(tmp_path, capsys):
@@ -481,8 +296,8 @@ def test_info_counts_the_text_encoder_and_the_decoder_that_is_asked_for(self_for
 
 
 @pytest.mark.parametrize("sampler", ['shift = "x"', 'timesteps = ["a"]', "timesteps = 5", "timesteps = [999.5]", "steps = 4"])
-def test_wrong_settings_of_the_sampler_are_one_clear_line(sampler, small, tmp_path, capsys):
-    (tmp_path / "m.toml").write_text(f'dit = "{small}"\nvae = "{small}"\nvocabulary = "{small}"\n[sampler]\n{sampler}\n')
+def test_wrong_settings_of_the_sampler_are_one_clear_line(sampler, small_model, tmp_path, capsys):
+    (tmp_path / "m.toml").write_text(f'dit = "{small_model}"\nvae = "{small_model}"\nvocabulary = "{small_model}"\n[sampler]\n{sampler}\n')
     assert re.search("sampler|timesteps", refused(capsys, "info", "--model", tmp_path / "m.toml"))
 
 

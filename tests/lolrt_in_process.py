@@ -1,0 +1,18 @@
+"""The command line in this process: what it prints, or the one line that it refuses with."""
+
+from __future__ import annotations
+
+import pytest
+
+from lolrt.cli import main
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main([str(argument) for argument in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
