@@ -134,7 +134,7 @@ def test_donated_pages_are_written_where_they_are(lolrt_jax: Any, case: SimpleNa
     ],
 )
 def test_mistakes_are_errors_of_jax(lolrt_jax: Any, run: Callable[..., Any], call: Callable[[Any], Any], message: str) -> None:
-    with pytest.raises((ValueError, NotImplementedError, jax.errors.JaxRuntimeError), match=message):
+    with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match=message):
         jax.block_until_ready(run(lambda: call(lolrt_jax)))
     assert same(lolrt_jax.gelu(jnp.zeros((1, 2, 4))), torch.zeros(1, 2, 4)), "goes on"
 
