@@ -10,6 +10,7 @@ from lolrt.train.teacher_forcing import CHUNK, TeacherForcing
 from lolrt.train.text import TEXT_DIM, TEXT_LEN
 
 CONTEXT_NOISE, CONTEXT_SHARE = 0.3, 0.8  # noise U(0, 0.3) on 80 % of the history: a rollout's own history is imperfect
+RESAMPLED_FROM, RESAMPLING_STEPS = (0.2, 0.8), (1.0, 0.4)  # noise level that a history is made anew from, and the steps, as its shares
 SIGMA_MEAN, SIGMA_STD = 0.4, 1.3  # of the logit of the noise level; few-step sampling depends on the high levels
 
 
@@ -41,13 +42,32 @@ def split_parameters(model: CausalDiT) -> Muon:
     return Muon([p for name, p in named.items() if name in hidden], [p for name, p in named.items() if name not in hidden])
 
 
+@torch.no_grad()
+def resampled(forward: TeacherForcing, latents: Tensor, text: Tensor, positions: Tensor, generator: torch.Generator) -> Tensor:
+    """The clips [batch, frames, z, h, w] as the model itself makes them from a noised copy, with the errors that a rollout has: all
+    chunks at once, each behind the clean chunks before it. A clip has one noise level. (Self-resampling, arXiv 2512.15702.)
+    """
+    low, high = RESAMPLED_FROM
+    start = low + (high - low) * torch.rand(len(latents), 1, generator=generator)
+    clean = torch.zeros(latents.shape[:2])
+    made = latents
+    for share in RESAMPLING_STEPS:
+        sigma = (start * share).expand_as(clean)
+        noisy = made.lerp(torch.randn(latents.shape, generator=generator), sigma[..., None, None, None])
+        with autocast():
+            flow = forward(latents, noisy, clean, sigma, text, positions)
+        made = noisy - sigma[..., None, None, None] * flow
+    return made
+
+
 def flow_errors(
-    forward: TeacherForcing, latents: Tensor, text: Tensor, positions: Tensor, weight: Tensor, generator: torch.Generator
-) -> Tensor:
+    forward: TeacherForcing, latents: Tensor, text: Tensor, positions: Tensor, weight: Tensor, generator: torch.Generator,
+    history: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The squared errors of the flow, [batch, chunks]. Each call draws new noise levels, noise, and noise on the context.
 
     latents: [batch, frames, z, h, w], normalised. text and positions: as `TeacherForcing` takes them. weight: [batch, frames, h, w], of
-    each latent pixel's error.
+    each latent pixel's error. history: what the chunks see of the clip, by default the clip itself.
     """
     count, frames = latents.shape[:2]
 
@@ -63,6 +83,7 @@ def flow_errors(
     noise, context_noise = torch.randn(2, *latents.shape, generator=generator)
     s, c = sigma[..., None, None, None], context_sigma[..., None, None, None]
     with autocast():
-        flow = forward(latents.lerp(context_noise, c), latents.lerp(noise, s), context_sigma, sigma, text, positions)
+        seen = latents if history is None else history
+        flow = forward(seen.lerp(context_noise, c), latents.lerp(noise, s), context_sigma, sigma, text, positions)
     error = (flow - (noise - latents)).square().mean(2) * (weight / weight.mean())
     return error.unflatten(1, (-1, CHUNK)).mean((2, 3, 4))

@@ -1,6 +1,6 @@
 """Command line: makes `journey` from scratch.
 
-    python -m lolrt.train.journey --work FOLDER                  # about 9 h on two cores: data, VAE and DiT side by side
+    python -m lolrt.train.journey --work FOLDER                  # about 2 h on two cores: data, VAE and DiT side by side
     python -m lolrt.train.journey --work FOLDER --stages dit     # a stage alone; vae: the DiT's clips, and then the VAE
 
 Every stage resumes from its checkpoint in the work folder, which is at most some minutes old, and is skipped when it is complete.

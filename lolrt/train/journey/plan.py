@@ -21,8 +21,8 @@ class Plan:
     """All sizes; `smoke` is a miniature in which every line of the script still runs."""
 
     seed: int
-    minutes_vae: float = 180.0
-    minutes_dit: float = 360.0
+    minutes_vae: float = 40.0
+    minutes_dit: float = 105.0
     z_dim: int = 24
     data: DataSizes = field(default_factory=DataSizes)
     dim: int = 256

@@ -11,12 +11,13 @@ from lolrt.train.journey.world import VOCABULARY
 from lolrt.train.run import Run
 from lolrt.train.teacher_forcing import CHUNK, TeacherForcing
 from lolrt.train.text import embed, value_table
-from lolrt.train.train_dit import flow_errors, initialize, split_parameters
+from lolrt.train.train_dit import flow_errors, initialize, resampled, split_parameters
 
 PEAK_LR = 2e-3
 FIRST_CHUNKS = 2  # for each clip of a batch, as many first chunks of other clips
 SUBJECT_WEIGHT = 2.0  # added where the subject is
 WORD_DROP = 0.12  # each word that stays is left out this often, so that partial prompts work
+OWN_PAST_FROM = 0.5  # share of the time from which on every second step has a history that the model itself made
 TIME = list(VOCABULARY).index("time")  # never left out: without it, the day goes round
 
 
@@ -32,15 +33,19 @@ def frame_texts(table: Tensor, words: Tensor, keep: Tensor, frames: int) -> Tens
     return torch.stack([before, after], 1)[:, index]
 
 
-def clip_errors(forward: TeacherForcing, batch: dict[str, Tensor], table: Tensor, generator: torch.Generator, drop: float) -> Tensor:
-    """`flow_errors` of a batch of clips, or of first chunks; words are dropped anew."""
+def clip_errors(
+    forward: TeacherForcing, batch: dict[str, Tensor], table: Tensor, generator: torch.Generator, drop: float, own_past: bool = False
+) -> Tensor:
+    """`flow_errors` of a batch of clips, or of first chunks; words are dropped anew. own_past: the history is the model's own."""
     frames, gap = batch["latents"].shape[1], batch["gap"][:, None]
     positions = torch.arange(frames) + gap * (torch.arange(frames) >= SINK_FRAMES)
     keep = torch.rand(batch["words"][:, 0].shape, generator=generator) >= drop
     text = frame_texts(table, batch["words"], keep, frames)
     text = torch.cat([text, text], 1) if frames > CHUNK else text
     weight = 1 + SUBJECT_WEIGHT * batch["subject"].float() / 255
-    return flow_errors(forward, batch["latents"].float(), text, positions, weight, generator)
+    latents = batch["latents"].float()
+    history = resampled(forward, latents, text, positions, generator) if own_past else None
+    return flow_errors(forward, latents, text, positions, weight, generator, history)
 
 
 def mean_errors(errors: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,13 +61,15 @@ class Forwards:
         self.first = TeacherForcing(model, CHUNK, height, width, compiled=compiled)
 
 
-def teacher_forced_loss(forwards: Forwards, clips: Clips, step: int, batch: int, table: Tensor, generator: torch.Generator) -> Tensor:
+def training_loss(
+    forwards: Forwards, clips: Clips, step: int, batch: int, table: Tensor, generator: torch.Generator, own_past: bool
+) -> Tensor:
     drawn = clips.draw(step, batch * (1 + FIRST_CHUNKS), generator)
     firsts = {key: value[batch:] for key, value in drawn.items()}
     firsts |= {key: firsts[key][:, :CHUNK] for key in ("latents", "subject")}
     alone = clip_errors(forwards.first, firsts, table, generator, WORD_DROP).mean()
     drawn = {key: value[:batch] for key, value in drawn.items()}
-    first, later = mean_errors(clip_errors(forwards.clip, drawn, table, generator, WORD_DROP), drawn["counts"])
+    first, later = mean_errors(clip_errors(forwards.clip, drawn, table, generator, WORD_DROP, own_past), drawn["counts"])
     return (0.5 * (FIRST_CHUNKS * alone + first) / (FIRST_CHUNKS + 1) + later) / 1.5
 
 
@@ -87,6 +94,7 @@ def train_dit(work: Path, seed: int, minutes: float, config: DiTConfig, clips: C
         return
     forwards = Forwards(model, *clips.latent_size, compiled=compiled)
     while run.going():
-        run.step(teacher_forced_loss(forwards, clips, run.step_number, batch, table, run.generator()))
+        own_past = run.progress > OWN_PAST_FROM and run.step_number % 2 == 0
+        run.step(training_loss(forwards, clips, run.step_number, batch, table, run.generator(), own_past))
         if run.report_due():
             run.report(held_out_report(run.averaged, work, table, seed))
