@@ -11,11 +11,12 @@ import torch
 
 import lolrt
 from lolrt.train.reader import Reader
+from lolrt.train.spoilt import KINDS, WHOLE, Drawing
 from lolrt.train.tiny import long_run
 from lolrt.train.tiny.card import MEASURED, summary, write_card
 from lolrt.train.tiny.data import scene_of
 from lolrt.train.tiny.scenes import HEIGHT, VOCABULARY, WIDTH, render
-from lolrt.train.tiny.subject import KINDS, QUESTIONS, WHOLE, Drawing, examples, is_right, train_reader
+from lolrt.train.tiny.subject import QUESTIONS, SceneDrawing, examples, is_right, train_reader
 
 TINY = Path(lolrt.__file__).parent / "_embedded" / "tiny"
 
@@ -28,7 +29,7 @@ def covered(drawing: Drawing, kind: str) -> float:
 def test_spoilt_subjects_cover_more_or_less_of_their_landscape() -> None:
     areas = dict.fromkeys(KINDS, 0.0)
     for number in range(24):
-        drawing = Drawing(scene_of(0, number), torch.Generator().manual_seed(number))
+        drawing = SceneDrawing(scene_of(0, number), torch.Generator().manual_seed(number))
         video, mask = render(drawing.scene, drawing.frame)
         assert torch.equal(drawing.picture("as drawn"), video[0].float())
         empty, nothing = render(drawing.scene, drawing.frame, with_object=False)

@@ -5,10 +5,14 @@ It is trained on pictures whose answers are known, because a script drew them, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lolrt.models.vae.codec import Codec
 from lolrt.train.run import autocast
 
 CHANNELS = (24, 48, 96, 128)
@@ -68,6 +72,26 @@ class Reader(nn.Module):
             torch.stack(losses).sum().backward()
             optimizer.step()
             schedule.step()
+
+
+def kept(path: Path, questions: Questions, height: int, width: int, train: Callable[[], Reader]) -> Reader:
+    """The reader that a file holds, or else a new one, which is kept there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(train().state_dict(), path)
+    reader = Reader(questions, height, width)
+    reader.load_state_dict(torch.load(path))
+    return reader.eval()
+
+
+@torch.inference_mode()
+def through_codec(vae: Codec, pictures: Tensor) -> Tensor:
+    """Pictures, uint8 [n, height, width, 3], as a model's VAE shows them."""
+    shown = []
+    for picture in pictures:
+        latents = vae.encode(picture.permute(2, 0, 1)[None].float().div(127.5).sub(1), {})
+        shown.append(vae.decode(latents, {})[0].add(1).mul(127.5).round().byte().permute(1, 2, 0))
+    return torch.stack(shown)
 
 
 def varied(x: Tensor, generator: torch.Generator) -> Tensor:

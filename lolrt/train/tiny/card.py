@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from lolrt.train.spoilt import KINDS
 from lolrt.train.tiny.data import CLIP_FRAMES, MAX_GAP
 from lolrt.train.tiny.long_run import AROUND, RETURNS
 from lolrt.train.tiny.scenes import FPS, HEIGHT, VOCABULARY, WIDTH, values
-from lolrt.train.tiny.subject import KINDS
 
 MEASURED = "measured.json"
 STAGES = ("decoder", "encoder", "vae", "dit")  # as the log calls them
