@@ -14,10 +14,10 @@ MOMENTUM, WEIGHT_DECAY = 0.95, 0.01
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
-    """Moves the singular values of a batch of matrices [n, rows, columns] close to 1, in bfloat16."""
+def orthogonalize(g: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Moves the singular values of a batch of matrices [n, rows, columns] close to 1, with products in `dtype`."""
     a, b, c = NEWTON_SCHULZ
-    x = (g.mT if g.shape[-2] > g.shape[-1] else g).bfloat16()
+    x = (g.mT if g.shape[-2] > g.shape[-1] else g).to(dtype)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
@@ -26,11 +26,11 @@ def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon:
-    """matrices: the parameters for Muon, convolution kernels as [out, rest]. others: the parameters for AdamW. Each step gets its learning
-    rates."""
+    """matrices: the parameters for Muon, convolution kernels as [out, rest]. others: the parameters for AdamW. dtype: of Muon's products.
+    Each step gets its learning rates."""
 
-    def __init__(self, matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter]):
-        self.matrices = list(matrices)
+    def __init__(self, matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter], dtype: torch.dtype = torch.bfloat16):
+        self.matrices, self.dtype = list(matrices), dtype
         self.momentum = [torch.zeros_like(p) for p in self.matrices]
         self.adam = torch.optim.AdamW(list(others), betas=(0.9, 0.95), weight_decay=0.0)
 
@@ -57,6 +57,6 @@ class Muon:
             by_shape[tuple(update.shape)].append((p, update))
             p.grad = None
         for shape, members in by_shape.items():
-            updates = orthogonalize(torch.stack([u for _, u in members])) * (0.2 * max(shape) ** 0.5)
+            updates = orthogonalize(torch.stack([u for _, u in members]), dtype=self.dtype) * (0.2 * max(shape) ** 0.5)
             for (p, _), update in zip(members, updates, strict=True):
                 p.mul_(1 - lr * WEIGHT_DECAY).add_(update.view_as(p), alpha=-lr)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from lolrt.models.dit import CausalDiT, DiTConfig
 from lolrt.muon import Muon
+from lolrt.pipeline import preferred_dtype
 from lolrt.train.run import autocast
 from lolrt.train.teacher_forcing import CHUNK, TeacherForcing
 from lolrt.train.text import TEXT_DIM, TEXT_LEN
@@ -39,7 +40,9 @@ def initialize(model: CausalDiT, seed: int) -> None:
 def split_parameters(model: CausalDiT) -> Muon:
     hidden = {name for name, p in model.named_parameters() if name.startswith("blocks.") and p.dim() == 2}
     named = dict(model.named_parameters())
-    return Muon([p for name, p in named.items() if name in hidden], [p for name, p in named.items() if name not in hidden])
+    return Muon(
+        [p for name, p in named.items() if name in hidden], [p for name, p in named.items() if name not in hidden], preferred_dtype()
+    )
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lolrt.models.vae.layers import ResidualBlock, VAEConfig
 from lolrt.models.vae.wan import CausalVAE
 from lolrt.muon import Muon
+from lolrt.pipeline import preferred_dtype
 from lolrt.train.codec_pca import PCACodec, load_codec, to_unit
 from lolrt.train.run import Run, autocast
 from lolrt.train.vae_init import initialize, last_convolution
@@ -106,7 +107,8 @@ def split_parameters(parameters: dict[str, nn.Parameter]) -> Muon:
     """An optimiser with Muon for the kernels between features, and AdamW for layers on pixels, norms and biases."""
     ends = ("encoder.conv1.weight", "decoder.head.2.weight")
     matrices = {name for name, p in parameters.items() if p.dim() >= 4 and name not in ends and not name.endswith("gamma")}
-    return Muon([p for name, p in parameters.items() if name in matrices], [p for name, p in parameters.items() if name not in matrices])
+    others = [p for name, p in parameters.items() if name not in matrices]
+    return Muon([p for name, p in parameters.items() if name in matrices], others, preferred_dtype())
 
 
 @torch.no_grad()
