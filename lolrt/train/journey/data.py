@@ -37,7 +37,7 @@ class DataSizes:
 
     pca: int = 400
     pixels: int = 2400
-    train: int = 6000
+    train: int = 3200
     held_out: int = 64
 
 

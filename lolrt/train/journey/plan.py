@@ -21,13 +21,13 @@ class Plan:
     """All sizes; `smoke` is a miniature in which every line of the script still runs."""
 
     seed: int
-    minutes_vae: float = 40.0
-    minutes_dit: float = 105.0
+    minutes_vae: float = 25.0
+    minutes_dit: float = 150.0
     z_dim: int = 24
     data: DataSizes = field(default_factory=DataSizes)
     dim: int = 256
     layers: int = 7
-    dit_batch: int = 4
+    dit_batch: int = 2
     vae_batch: int = 4
     compiled: bool = True
     threads: int = 2  # of the evaluation
