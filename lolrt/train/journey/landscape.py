@@ -328,23 +328,23 @@ class Painter:
             veil = 0.62 - 0.30 * ((self.y.view(1, -1, 1) - 52).abs() / 40).clamp(0, 1)
             self.paint(0.6 * self.fog * veil, self.haze)
 
-    def all(self) -> Canvas:
-        behind = (self.sky, self.clouds, self.far, self.middle, self.water)
-        for layer in (*behind, self.ground, self.things, self.lane, self.subjects, self.precipitation):
+    def all(self, with_subjects: bool) -> Canvas:
+        behind = (self.sky, self.clouds, self.far, self.middle, self.water, self.ground, self.things, self.lane)
+        for layer in (*behind, *([self.subjects] if with_subjects else []), self.precipitation):
             layer()
         return self.canvas
 
 
 @torch.no_grad()
-def render(world: World, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws frames of a world.
+def render(world: World, frames: Tensor, *, with_subjects: bool = True) -> tuple[Tensor, Tensor]:
+    """Draws frames of a world, or of its landscape alone.
 
     frames: [T] frame numbers, none negative, 16 a second. Returns video uint8 [T, 3, HEIGHT, WIDTH], and the share of each pixel that
     the subject covers, fp32 [T, HEIGHT, WIDTH].
     """
     video, masks = [], []
     for block in frames.split(BLOCK):
-        canvas = Painter(world, block).all()
+        canvas = Painter(world, block).all(with_subjects)
         video.append((canvas.image.clamp(0, 1) * 255).round().byte())
         masks.append(canvas.mask)
     return torch.cat(video), torch.cat(masks)
