@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import lolrt
+from lolrt.train.card import MEASURED
 from lolrt.train.reader import Reader
 from lolrt.train.spoilt import KINDS, WHOLE, Drawing
 from lolrt.train.tiny import long_run
-from lolrt.train.tiny.card import MEASURED, summary, write_card
+from lolrt.train.tiny.card import summary, write_card
 from lolrt.train.tiny.data import scene_of
 from lolrt.train.tiny.scenes import HEIGHT, VOCABULARY, WIDTH, render
 from lolrt.train.tiny.subject import QUESTIONS, SceneDrawing, examples, is_right, train_reader

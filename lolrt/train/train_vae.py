@@ -205,3 +205,18 @@ def round_trip_report(vae: CausalVAE, codec: PCACodec, videos: Tensor) -> str:
         whole = reconstruction_psnr(videos, vae.decode_clip(vae.encode_clip(videos)))
         from_pca = reconstruction_psnr(videos, vae.decode_clip(codec.encode(videos)))
     return f"held-out {whole[0]:.2f} dB, {whole[1]:.2f} dB in detail; from PCA latents {from_pca[0]:.2f} and {from_pca[1]:.2f}"
+
+
+@torch.no_grad()
+def codec_quality(vae: CausalVAE, codec: PCACodec, videos: Tensor) -> dict[str, float]:
+    """PSNR in dB of videos [n, 3, frames, H, W] in [-1, 1], through encoder and decoder and from PCA latents; drift: second half minus
+    first."""
+    dtype = vae.conv2.weight.dtype
+    whole = torch.cat([vae.decode_clip(vae.encode_clip(v[None].to(dtype))).float() for v in videos])
+    from_pca = torch.cat([vae.decode_clip(codec.encode(v[None]).to(dtype)).float() for v in videos])
+    result = dict(zip(("psnr", "psnr_detail"), reconstruction_psnr(videos, whole), strict=True))
+    result |= dict(zip(("pca_psnr", "pca_psnr_detail"), reconstruction_psnr(videos, from_pca), strict=True))
+    half = videos.shape[2] // 2
+    early = reconstruction_psnr(videos[:, :, :half], whole[:, :, :half])[0]
+    late = reconstruction_psnr(videos[:, :, half:], whole[:, :, half:])[0]
+    return {**result, "drift": late - early}

@@ -7,13 +7,11 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from lolrt.train.card import MEASURED, cost, table
 from lolrt.train.spoilt import KINDS
 from lolrt.train.tiny.data import CLIP_FRAMES, MAX_GAP
 from lolrt.train.tiny.long_run import AROUND, RETURNS
 from lolrt.train.tiny.scenes import FPS, HEIGHT, VOCABULARY, WIDTH, values
-
-MEASURED = "measured.json"
-STAGES = ("decoder", "encoder", "vae", "dit")  # as the log calls them
 
 CARD = """# tiny: endless little landscapes
 
@@ -96,13 +94,6 @@ are few videos: by this measure, no policy is surely better than another.
 """
 
 
-def keep(out: Path, **sections: Any) -> None:
-    """Writes sections of what was measured to `measured.json`, beside those that are there."""
-    path = out / MEASURED
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**kept, **sections}, indent=1) + "\n")
-
-
 def write_card(out: Path) -> None:
     """Writes README.md from the files of `out`."""
     measured = json.loads((out / MEASURED).read_text())
@@ -113,7 +104,7 @@ def write_card(out: Path) -> None:
         **_switches(measured["switches"]),
         around=2 * AROUND + 1,
         examples=len(next(iter(next(iter(measured["returns"].values())).values()))),
-        returns=_table(
+        returns=table(
             ["policy", *map(str, RETURNS)],
             [[policy, *(f"{100 * mean(shares):.0f}" for shares in at.values())] for policy, at in measured["returns"].items()],
         ),
@@ -124,10 +115,10 @@ def write_card(out: Path) -> None:
         max_gap=MAX_GAP,
         max_offset=MAX_GAP + CLIP_FRAMES // 4,
         vocabulary="\n".join(f"- {group}: {', '.join(words)}" for group, words in VOCABULARY.items()),
-        cost=_cost((out / "training.log").read_text()),
+        cost=cost(out / "training.log"),
         frames=codec["frames"],
-        codec=_table([name.replace("_", " ") for name in codec["decibels"]], [[f"{value:.2f}" for value in codec["decibels"].values()]]),
-        reader=_table(
+        codec=table([name.replace("_", " ") for name in codec["decibels"]], [[f"{value:.2f}" for value in codec["decibels"].values()]]),
+        reader=table(
             ["question", "right"],
             [[f"one whole subject, {what}" if what in KINDS else what, f"{100 * share:.0f}"] for what, share in reader["right"].items()],
         ),
@@ -160,7 +151,7 @@ def _switches(found: dict[str, Any]) -> dict[str, Any]:
         "after": found["after_seconds"],
         "stays": found["looks_in_a_row"],
         "every": found["look_seconds"],
-        "switched": _table(["run again", *VOCABULARY], [[name, *map(_shown, of.values())] for name, of in found["seconds"].items()]),
+        "switched": table(["run again", *VOCABULARY], [[name, *map(_shown, of.values())] for name, of in found["seconds"].items()]),
     }
 
 
@@ -194,20 +185,10 @@ def _by_minute(found: dict[str, Any], policies: list[str], minutes: int, step: i
             whole = [mean(video) for video in videos]
             shares = [f"{100 * part:.0f}" for part in [*parts, mean(whole), min(whole)]]
             rows.append([policy, f"{kind} ({len(videos)})", *shares])
-    return _table(["policy", "object (videos)", *titles, "all", "worst video"], rows)
+    return table(["policy", "object (videos)", *titles, "all", "worst video"], rows)
 
 
 def _shown(seconds: list[float | None]) -> str:
     """How many there are of these, and their median."""
     there = [one for one in seconds if one is not None]
     return f"{len(there)} of {len(seconds)}" + (f", {median(there):.0f} s" if there else "")
-
-
-def _cost(log: str) -> str:
-    """The last line of each stage: "dit 75.0 min step 3198 ..."."""
-    last = {line.split()[0]: line.split() for line in log.splitlines()}
-    return _table(["stage", "minutes", "steps"], [[name, f"{float(last[name][1]):.0f}", last[name][4]] for name in STAGES])
-
-
-def _table(titles: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [titles, ["---"] * len(titles), *rows])

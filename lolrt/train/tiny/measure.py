@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+import torch
+
 import lolrt.pipeline
 from lolrt.models.vae.wan import CausalVAE
-from lolrt.train.tiny.card import keep
-from lolrt.train.tiny.data import DataSizes, fit_codec
-from lolrt.train.tiny.evaluate import Effort, codec_quality
+from lolrt.train.card import keep
+from lolrt.train.codec_pca import to_unit
+from lolrt.train.tiny.data import DataSizes, fit_codec, scene_of
+from lolrt.train.tiny.evaluate import Effort
 from lolrt.train.tiny.long_run import at_returns, long_run, switches
+from lolrt.train.tiny.scenes import render
 from lolrt.train.tiny.subject import accuracy, kept_reader
+from lolrt.train.train_vae import codec_quality
 
 
 def measure(out: Path, work: Path, seed: int, data: DataSizes, effort: Effort) -> None:
@@ -20,7 +25,8 @@ def measure(out: Path, work: Path, seed: int, data: DataSizes, effort: Effort) -
     vae, z_dim = cast(CausalVAE, pipe.vae), pipe.dit.config.in_dim
     parameters = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in (("vae", vae), ("dit", pipe.dit))}
     sizes = {"z_dim": z_dim, "clips": data.train, **{f"{name}_parameters": count for name, count in parameters.items()}}
-    quality = codec_quality(vae, fit_codec(seed, data.pca, z_dim), seed, effort.codec_clips, effort.codec_frames)
+    clips = [render(scene_of(seed + 2, clip), torch.arange(effort.codec_frames))[0] for clip in range(effort.codec_clips)]
+    quality = codec_quality(vae, fit_codec(seed, data.pca, z_dim), to_unit(torch.stack(clips)))
     keep(out, sizes=sizes, codec={"frames": effort.codec_frames, "decibels": quality})
     reader = kept_reader(work, seed, effort.training, effort.training_steps)
     keep(out, reader={"scenes": effort.held_out, "right": accuracy(reader, vae, seed, effort.held_out)})

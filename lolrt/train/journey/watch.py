@@ -1,0 +1,104 @@
+"""Videos of a trained model, watched: what each chunk shows, how fast its scenery passes, and how much changes from frame to frame.
+
+What was seen is kept in a folder, a file for each video: what was interrupted goes on with the next video.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lolrt.engine.kv_window import Window
+from lolrt.lab.pictures import luminance, saturation, sharpness
+from lolrt.models.fingerprint import fingerprint
+from lolrt.pipeline import Pipeline
+from lolrt.positions.rope import Rope
+from lolrt.train.codec_pca import TEMPORAL
+from lolrt.train.journey.flow import APART, camera_speed
+from lolrt.train.journey.world import FPS, Prompt, named
+from lolrt.train.teacher_forcing import CHUNK
+
+CHUNK_SECONDS = CHUNK * TEMPORAL / FPS
+OWN, PLAIN = "the model's own", "plain RoPE"
+LOOKS = (luminance, saturation, sharpness)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video of so many chunks. script: (chunk, prompt), the prompts and the chunks from which they count; the first from 0 on."""
+
+    policy: str
+    script: tuple[tuple[int, Prompt], ...]
+    seed: int
+    chunks: int
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha1(repr(self).encode()).hexdigest()[:12]
+
+
+class Watched(NamedTuple):
+    """What was seen of a video."""
+
+    pictures: Tensor
+    """uint8 [chunks, height, width, 3]: the last frame of each chunk."""
+    speed: Tensor
+    """float32 [chunks]: the camera's speed in pixels a frame of what is nearest."""
+    change: Tensor
+    """float32 [frames - 1]: the mean absolute difference of each frame from the one before, in grey levels."""
+    first_frames: Tensor
+    """int64 [chunks]: the number of each chunk's first frame."""
+
+    def looks(self) -> dict[str, np.ndarray]:
+        """Luminance, saturation and sharpness of each chunk, [chunks]."""
+        return {look.__name__: look(self.pictures.numpy()) for look in LOOKS}
+
+    def border_change(self) -> float:
+        """The mean change where chunks begin, over that of all other frames."""
+        borders = torch.zeros(len(self.change), dtype=torch.bool)
+        borders[self.first_frames[1:] - 1] = True
+        return float(self.change[borders].mean() / self.change[~borders].mean())
+
+
+def policies(pipe: Pipeline) -> dict[str, tuple[Rope, Window]]:
+    return {OWN: (pipe.rope, pipe.window), PLAIN: (Rope(sigma=0), Window())}
+
+
+def watched(pipe: Pipeline, video: Video, folder: Path) -> Watched:
+    path = folder / f"{video.key}.pt"
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        torch.save(tuple(watch(pipe, video)), partial)
+        partial.replace(path)
+    return Watched(*torch.load(path))
+
+
+def watch(pipe: Pipeline, video: Video) -> Watched:
+    rope, window = policies(pipe)[video.policy]
+    prompts = {chunk: " ".join(named(prompt)) for chunk, prompt in video.script}
+    stream = pipe.stream(prompts[0], seed=video.seed, rope=rope, window=window)
+    pictures, speed, change, first_frames, last, count = [], [], [], [], None, 0
+    for number in range(video.chunks):
+        if number and number in prompts:
+            stream.set_prompt(prompts[number])
+        frames = next(stream).frames
+        joined = (frames if last is None else torch.cat([last[None], frames])).float()
+        change.append(joined.diff(dim=0).abs().mean((1, 2, 3)))
+        speed.append(camera_speed(frames[-1 - APART], frames[-1]))
+        pictures.append(frames[-1])
+        first_frames.append(count)
+        last, count = frames[-1], count + len(frames)
+    return Watched(torch.stack(pictures), torch.tensor(speed), torch.cat(change), torch.tensor(first_frames))
+
+
+def videos_folder(work: Path, pipe: Pipeline) -> Path:
+    """Where what was seen of this model's videos is kept; another model has another folder."""
+    folder = work / "videos" / fingerprint(pipe.dit.state_dict()).hexdigest()[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
