@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -24,8 +23,9 @@ from lolrt.cli.options import (
     kv_dtype,
     positive,
 )
+from lolrt.cli.progress import KINDS, bar, note
 from lolrt.cli.resumed import given_options, resumed_run
-from lolrt.cli.video import Video, bar, report, write
+from lolrt.cli.video import Video, report, write
 from lolrt.cli.without_effect import without_effect
 from lolrt.errors import Error
 from lolrt.fields import integers
@@ -63,7 +63,9 @@ def add_command(commands: Commands) -> None:
     generate.add_argument("--dvr", metavar="SECONDS", type=positive(float), help="keep so much of an .m3u8's video; by default all of it")
     generate.add_argument("--no-overwrite", action="store_true", help="refuse an output that is there already")
     generate.add_argument("--crf", type=int, choices=range(1, 52), metavar="1..51", default=CRF, help="loss of the video: 1 is the least")
-    generate.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    said = generate.add_mutually_exclusive_group()
+    said.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    said.add_argument("--progress", choices=KINDS, default="bar", help="on standard error; json: a line of JSON after each pass and chunk")
     generate.add_argument("--json", action="store_true", help="say what was written as a line of JSON")
     generate.add_argument(
         "--save-every", metavar="FRAMES", type=positive(int), help="save a snapshot beside the video every so many frames, for --resume"
@@ -105,8 +107,8 @@ def run(arguments: argparse.Namespace) -> None:
     start = read_start(arguments, pipe, total) if arguments.start and not arguments.resume else None
     for video in videos:
         stream, notes = (pipe.resume(arguments.resume), []) if video.resumed else begin(video, pipe, files, start)
-        for note in [*late_prompts(video, pipe, total), *notes] if video is videos[0] and not arguments.quiet else []:
-            print(f"note: {note}", file=sys.stderr)
+        for text in [*late_prompts(video, pipe, total), *notes] if video is videos[0] else []:
+            note(arguments, text)
         written = write(video, pipe, stream, total)
         del stream  # frees its pages before the next stream takes its own
         report(video, written, written != total, pipe.fps)

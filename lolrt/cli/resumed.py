@@ -10,7 +10,7 @@ from typing import Any
 from lolrt.errors import Error
 
 # Options that do not change the video.
-WATCHING = {"threads", "quiet", "json", "no_overwrite"}
+WATCHING = {"threads", "quiet", "progress", "json", "no_overwrite"}
 
 # The options that may be given again when a run is resumed. All others come from its snapshot.
 FREE = WATCHING | {"resume", "seconds", "frames", "endless", "save_every"}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lolrt.cli.interrupt import Interrupt, Stopped
 from lolrt.cli.mass_log import MassLog
+from lolrt.cli.progress import progress
 from lolrt.cli.resumed import Run, beside, recorded
 from lolrt.errors import Error
 from lolrt.files import remove_partials
@@ -42,14 +42,6 @@ class Video:
         return beside(self.options.output, kind) if wanted else None
 
 
-def bar(options: argparse.Namespace, iterable: Iterator[Any] | None = None, **how: Any) -> Any:
-    """A progress bar on standard error, as wide as the terminal; none with --quiet."""
-    from tqdm import tqdm
-
-    # Without --quiet the argument is left out, so that tqdm reads TQDM_DISABLE.
-    return tqdm(iterable, unit=" frames", dynamic_ncols=True, file=sys.stderr, **how, **({"disable": True} if options.quiet else {}))
-
-
 def write(video: Video, pipe: Pipeline, stream: Stream, total: int | None) -> int:
     """Writes a video of `total` frames, or until it is stopped. Returns the number of frames. Raises `Stopped` if there are fewer than
     `total`."""
@@ -59,7 +51,7 @@ def write(video: Video, pipe: Pipeline, stream: Stream, total: int | None) -> in
     from lolrt.session.saver import Saver
     from lolrt.session.script import follow
 
-    options, resumed, quiet = video.options, video.resumed, video.options.quiet
+    options, resumed = video.options, video.resumed
     position = Position(**resumed.position) if resumed else None
     saved = written = position.frames if position else 0  # the bar does not count if TQDM_DISABLE hides it
     if total is not None and written >= total:
@@ -77,22 +69,20 @@ def write(video: Video, pipe: Pipeline, stream: Stream, total: int | None) -> in
         open_output(options.output, *size, crf=options.crf, resume=position, dvr_seconds=options.dvr) as writer,
         MassLog(video.log(options.probe, "mass.csv"), resumed.mass_bytes if resumed else 0) as mass_log,
         LatentsFile(video.log(options.latents, "latents.safetensors"), resumed.latents_bytes if resumed else 0) as latents,
-        bar(options, total=total, initial=written) as shown,
+        progress(options, total, written, pipe.fps) as shown,
     ):
+        stream.latent_stream.on_pass = shown.passed
         if options.save_every:
             remove_partials(video.snapshot)  # left by a run that was killed while it saved
         if resumed is None and video.path is not None:
             video.snapshot.unlink(missing_ok=True)  # an earlier run's, of a video that is now overwritten
         for chunk in chunks:
             frames = chunk.frames if total is None else chunk.frames[: total - written]
-            if chunk.switch is not None and not quiet:
-                shown.write(f"{written / pipe.fps:.2f} s: {chunk.switch}", file=sys.stderr)
             writer.write(frames)
             mass_log.write(chunk)
             latents.write(chunk.latents)
-            if len(chunk.page_frames) >= stream.latent_stream.window.pages:  # before that, sinks are most of the window
-                shown.set_postfix_str(f"sink mass {chunk.sink_mass:.3f}", refresh=False)
-            shown.update(len(frames))
+            # Before the window is full, sinks are most of it.
+            shown.made(chunk, written, len(frames), len(chunk.page_frames) >= stream.latent_stream.window.pages)
             last_chunk, written = written, written + len(frames)
             if written == total:
                 break

@@ -105,6 +105,8 @@ class Session:
         self._switch: PromptSwitch | None = None
         self._passes: Passes | None = None
         self._pending: PassInputs | None = None
+        self.passes_done = 0
+        """How many passes the chunk in progress has had."""
 
     # A session whose constructor failed counts as closed.
     _closed = True
@@ -163,7 +165,7 @@ class Session:
         """The inputs of the next pass; begins a chunk if none is in progress."""
         self._check_open()
         if self._pending is None:
-            self._passes = self._chunk()
+            self._passes, self.passes_done = self._chunk(), 0
             begun = self._resume(None)
             assert isinstance(begun, PassInputs), "the last pass of a chunk is its cache pass"
             self._pending = begun
@@ -173,6 +175,7 @@ class Session:
     def passed(self, flow: Tensor) -> LatentChunk | None:
         """Takes the flow of the pending pass. Returns the chunk if that was its last pass."""
         following = self._resume(flow)
+        self.passes_done += 1
         if isinstance(following, LatentChunk):
             self._passes = self._pending = None
             return following

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,12 @@ class LatentStream:
     memory. Raises `lolrt.Error` when the sizes do not fit the model, and where such pages are not supported.
     """
 
+    on_pass: Callable[[int, int], None] | None = None
+    """Called after each pass of the model that does not complete its chunk, with the chunk's first latent frame and how many passes it has
+    had. A chunk takes one more than its sampler has timesteps; a new prompt, a memory bank and a gate that probes take more. An error of
+    the callback leaves the loop, and the next call goes on with that chunk. `StreamEngine.step` is one pass already, and does not call
+    it."""
+
     def __init__(
         self,
         dit: CausalDiT,
@@ -105,6 +112,8 @@ class LatentStream:
                 raise chunk
             if chunk is not None:
                 return chunk
+            if self.on_pass is not None:
+                self.on_pass(self.next_frame, self.session.passes_done)
 
     @property
     def engine(self) -> Engine:
