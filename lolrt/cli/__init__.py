@@ -11,15 +11,21 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from lolrt import __version__
-from lolrt.cli import bench, convert, encode, generate, info, inspect, lab, serve, synth
+from lolrt.cli import bench, completion, convert, encode, generate, info, inspect, lab, serve, synth
 from lolrt.cli.standard import standard_streams
 from lolrt.errors import Error
 
 OUT_OF_MEMORY = "the memory does not suffice: a smaller window or size takes less, and lolrt info --model counts how much"
 
-COMMANDS = (generate, serve, inspect, convert, synth, encode, info, bench, lab)
+GROUPS = {
+    "video": (generate, serve),
+    "models": (inspect, convert, synth, encode),
+    "this machine": (info, bench, completion),
+    "research": (lab,),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,9 +85,30 @@ def check_kernels() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="lolrt", description="Endless video from streaming autoregressive diffusion models.")
+    top = Top(prog="lolrt", description="Endless video from streaming autoregressive diffusion models.")
     top.add_argument("--version", action="version", version=f"lolrt {__version__}")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add_command(commands)
+    commands = top.add_subparsers(required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
+    for title, members in GROUPS.items():
+        before = len(commands.choices)
+        for command in members:
+            command.add_command(commands)
+        top.groups[title] = list(commands._get_subactions())[before:]
     return top
+
+
+class Top(argparse.ArgumentParser):
+    """The parser of the commands. Its help has them in groups, which argparse knows for options only."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.groups: dict[str, list[argparse.Action]] = {}
+
+    def format_help(self) -> str:
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        for title, actions in {**self.groups, "options": self._optionals._group_actions}.items():
+            formatter.start_section(title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        return formatter.format_help()
