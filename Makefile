@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PROMPT ?= a red car by the sea at sunrise
 
-.PHONY: demo test test-fast test-slow dev lint lint-python lint-types lint-imports lint-cxx hooks format sanitize figures bench bench-quick clean
+.PHONY: demo test test-fast test-slow dev lint lint-python lint-types lint-imports lint-cxx hooks format sanitize docs figures bench bench-quick clean
 
 demo: .venv/installed
 	$(BIN)/lolrt generate "$(PROMPT)" -o out/demo.mp4 --seconds 20
@@ -51,6 +51,10 @@ sanitize: .venv/installed
 	$(BIN)/cmake --build build/sanitize
 	cd build/sanitize && $(abspath $(BIN))/ctest --output-on-failure
 
+# The manual, as a site in build/site; anything that it lacks is an error. The variable silences an advertisement.
+docs: .venv/installed .venv/manual
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # The pictures of the README, made anew.
 figures: .venv/installed
 	$(BIN)/python docs/figures.py
@@ -88,6 +92,10 @@ BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -t
 .venv/jax: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[jax]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/manual: .venv/linters
+	$(BIN)/pip install --quiet --disable-pip-version-check --group docs
 	touch $@
 
 # Dependency groups need this pip.

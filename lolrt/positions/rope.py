@@ -45,7 +45,7 @@ class Rope:
     scope: Literal["model", "layer"] = "model"
     """Whether layers share the heads' jitter ("model") or have their own ("layer"). LoL does not say which."""
     bases: Sequence[float] | Sequence[Sequence[float]] | None = None
-    """Explicit bases, one for each head or one for all, instead of those that the jitter draws. [heads] or [layers][heads] in Python; in a
+    """Explicit bases, one for each head or one for all, instead of those that the jitter draws. [heads] or [layers, heads] in Python; in a
     text they stand between colons. sigma, jitter_seed, spread and scope then play no part."""
     theta: float = 10000.0
     """The base that the model was trained with."""
