@@ -11,7 +11,7 @@ import torch
 
 import lolrt
 from lolrt.train.card import MEASURED
-from lolrt.train.reader import Reader
+from lolrt.train.reader import Reader, first_run
 from lolrt.train.spoilt import KINDS, WHOLE, Drawing
 from lolrt.train.tiny import long_run
 from lolrt.train.tiny.card import summary, write_card
@@ -73,9 +73,9 @@ def test_a_frame_is_right_with_one_whole_subject_of_the_colour_and_the_kind() ->
 
 def test_a_new_value_is_there_once_it_stays() -> None:
     there = torch.tensor([0, 1, 1, 0, 1, 1, 1, 0], dtype=torch.bool)
-    assert long_run.first_run(there, 3) == 4
-    assert long_run.first_run(there, 2) == 1
-    assert long_run.first_run(there, 4) is None
+    assert first_run(there, 3) == 4
+    assert first_run(there, 2) == 1
+    assert first_run(there, 4) is None
 
 
 def test_the_sample_of_prompts_has_every_object_place_and_time() -> None:

@@ -84,6 +84,12 @@ def kept(path: Path, questions: Questions, height: int, width: int, train: Calla
     return reader.eval()
 
 
+def first_run(there: Tensor, length: int) -> int | None:
+    """Where the first `length` entries in a row begin that are true; bool [n]."""
+    runs = there.unfold(0, length, 1).all(1).nonzero()
+    return int(runs[0]) if len(runs) else None
+
+
 @torch.inference_mode()
 def through_codec(vae: Codec, pictures: Tensor) -> Tensor:
     """Pictures, uint8 [n, height, width, 3], as a model's VAE shows them."""

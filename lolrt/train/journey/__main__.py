@@ -1,6 +1,6 @@
 """Command line: makes `journey` from scratch.
 
-    python -m lolrt.train.journey --work FOLDER                  # about 2 h on two cores: data, VAE and DiT side by side
+    python -m lolrt.train.journey --work FOLDER                  # about 3 h on two cores: data; VAE and DiT side by side; measures
     python -m lolrt.train.journey --work FOLDER --stages dit     # a stage alone; vae: the DiT's clips, and then the VAE
 
 Every stage resumes from its checkpoint in the work folder, which is at most some minutes old, and is skipped when it is complete.
@@ -9,16 +9,22 @@ Every stage resumes from its checkpoint in the work folder, which is at most som
 import argparse
 from pathlib import Path
 
+from lolrt.ops.threads import set_threads
+from lolrt.train.journey.card import write_card
 from lolrt.train.journey.data import make_pixels
+from lolrt.train.journey.export import export
+from lolrt.train.journey.measure import measure
 from lolrt.train.journey.plan import Plan, dit_stage, pixels_stage
 from lolrt.workers import pool
 
-STAGES = ("data", "vae", "dit")
+SHIPPED = Path(__file__).parents[2] / "_embedded" / "journey"
+STAGES = ("data", "vae", "dit", "ship", "measure")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lolrt.train.journey", description="Trains `journey` from nothing.")
     parser.add_argument("--work", type=Path, default=Path("build/journey"), help="data, checkpoints and log (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="the model's folder (default: inside the package)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="which stages to run (default: all)")
     parser.add_argument("--smoke", action="store_true", help="run everything in miniature, to see that it runs")
@@ -34,6 +40,12 @@ def main() -> None:
         ]
         for job in jobs:
             job.result()
+    if "ship" in args.stages:
+        export(args.work, args.out, plan.dit, plan.vae, plan.seed)
+    if "measure" in args.stages:
+        set_threads(1)  # the bits of long videos depend on it
+        measure(args.out, args.work, plan.seed, plan.data, plan.effort)
+        write_card(args.out)
 
 
 if __name__ == "__main__":

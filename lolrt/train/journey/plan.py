@@ -9,6 +9,7 @@ from lolrt.models.dit import DiTConfig
 from lolrt.models.vae.layers import VAEConfig
 from lolrt.train.codec_pca import load_codec
 from lolrt.train.journey.data import Clips, DataSizes, make_clips
+from lolrt.train.journey.measure import Effort
 from lolrt.train.journey.train_dit import train_dit
 from lolrt.train.train_dit import dit_config
 from lolrt.train.train_vae import train_vae, vae_config
@@ -30,11 +31,11 @@ class Plan:
     dit_batch: int = 2
     vae_batch: int = 4
     compiled: bool = True
-    threads: int = 2  # of the evaluation
+    effort: Effort = field(default_factory=Effort)
 
     @classmethod
     def smoke(cls, seed: int) -> "Plan":
-        return cls(seed, 0.05, 0.05, 8, DataSizes(4, 6, 4, 4), 64, 1, 2, 1, False, 1)
+        return cls(seed, 0.05, 0.05, 8, DataSizes(4, 6, 4, 4), 64, 1, 2, 1, False, Effort(1, 9, 1, 1, 1, 1, 3, 4, 22, 2, 11))
 
     @property
     def dit(self) -> DiTConfig:

@@ -24,7 +24,7 @@ from lolrt.positions.sink_gate import SinkGate
 from lolrt.session.prompt_switch import Recache
 from lolrt.session.stream import LatentChunk, LatentStream
 from lolrt.train.codec_pca import TEMPORAL
-from lolrt.train.reader import Reader
+from lolrt.train.reader import Reader, first_run
 from lolrt.train.teacher_forcing import CHUNK
 from lolrt.train.tiny.evaluate import Effort
 from lolrt.train.tiny.scenes import FPS, VOCABULARY, values
@@ -189,12 +189,6 @@ def switches(pipe: Pipeline, reader: Reader, effort: Effort, work: Path) -> dict
         "looks_in_a_row": STAYS,
         "seconds": seconds,
     }
-
-
-def first_run(there: Tensor, length: int) -> int | None:
-    """Where the first `length` entries in a row begin that are true; bool [n]."""
-    runs = there.unfold(0, length, 1).all(1).nonzero()
-    return int(runs[0]) if len(runs) else None
 
 
 def sheet(pipe: Pipeline, reader: Reader, policy: str, minutes: int, number: int, work: Path, columns: int = 20) -> Tensor:
