@@ -109,6 +109,16 @@ def test_gradients_are_not_dropped_in_silence(name: str) -> None:
             op(**wanted, **others)
 
 
+@pytest.mark.parametrize("name", calls())
+def test_what_is_no_array_is_refused_by_the_name_of_the_argument(name: str) -> None:
+    """Whichever argument it is; None is fine where nothing is asked for."""
+    op, tensors, others = calls()[name]
+    for wrong in tensors:
+        for value in (1, "x", [1.0], object()):
+            with pytest.raises(TypeError, match=rf"{wrong}\b.*expected"):
+                op(**{**tensors, wrong: value}, **others)
+
+
 WRITTEN = {
     "kv_write": ["pages"], "frame_attention": ["mass"], "modulated_norm": ["x"], "gelu": ["x"], "channel_norm": ["out"], "conv3d": ["out"],
 }  # fmt: skip

@@ -1,8 +1,6 @@
 """The training script of the embedded model: it runs from end to end in miniature, and trains what the runtime computes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -113,21 +111,6 @@ def test_chunks_behind_a_gap_count_once_their_past_is_in_the_clip() -> None:
     errors = torch.tensor([[1.0, 10, 10, 4], [3.0, 1, 2, 3]])
     first, later = mean_errors(errors, torch.tensor([5, 0]))
     assert (first, later) == (2.0, 2.5)
-
-
-@pytest.mark.parametrize(("name", "size"), [("tiny", (64, 96)), pytest.param("journey", (80, 144), marks=pytest.mark.slow)])
-def test_the_whole_script_runs_in_miniature_and_ships_a_model_that_loads(name: str, size: tuple[int, int], tmp_path: Path) -> None:
-    out = tmp_path / "model"
-    command = [sys.executable, "-m", f"lolrt.train.{name}", "--smoke", "--work", str(tmp_path / "work"), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert {"README.md", "training.log", "model.json", "text.json", "vae.safetensors"} <= {path.name for path in out.iterdir()}
-    pipe = lolrt.load(out)
-    chunk = next(pipe.stream(pipe.example_prompts[0]))
-    assert chunk.frames.shape == (9, *size, 3)
-    assert json.loads((out / "config.json").read_text())["rope_dims"] == [44, 10, 10]
-    again = subprocess.run([*command, "--stages", "data", "vae", "dit"], capture_output=True, text=True, timeout=600)
-    assert again.returncode == 0 and "step" not in again.stdout, "finished stages are skipped"
 
 
 def test_the_shipped_vocabulary_is_the_one_of_the_script() -> None:

@@ -44,14 +44,18 @@ def _traced(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or type(x) is not Tensor or x.is_meta
 
 
-def _tensor(x: Any, name: str, written: bool = False) -> Any:
-    """An array of another library as a tensor that shares its memory; other values unchanged.
+def _tensor(x: Any, name: str, kind: str = "Tensor") -> Any:
+    """An array of another library as a tensor that shares its memory; a tensor, and what is no tensor by its kind (a type of an op's
+    schema), unchanged.
 
-    Raises ValueError for an array that torch would misread or crash on, and for a read-only array that the op writes.
+    Raises TypeError for what is neither a tensor nor such an array, and ValueError for an array that torch would misread or crash on, and
+    for a read-only array that the op writes.
     """
-    if isinstance(x, Tensor) or not hasattr(x, "__dlpack__"):
+    if isinstance(x, Tensor) or not kind.startswith("Tensor") or (x is None and kind.endswith("?")):
         return x
-    _core.check_array(name, x, written)
+    if not hasattr(x, "__dlpack__"):
+        raise TypeError(f"{name}: expected a torch tensor, or an array that supports DLPack, such as NumPy's; got {type(x).__name__}")
+    _core.check_array(name, x, "(a!)" in kind)
     return torch.from_dlpack(x)
 
 
@@ -128,6 +132,7 @@ def mean_key(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
 
     page: [page_elements]. The layout is that of lolrt.h.
     """
+    page = _tensor(page, "page")
     keys = (_row_keys if page.is_cuda else _packed_keys)(page, tokens, heads, dim)
     return keys.mean(1, dtype=torch.float32)
 
@@ -287,6 +292,7 @@ def conv3d(
 def pack_convolution(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Converts weight [out, in, frames, rows, columns] and bias [out] to the layout of `conv3d`: float32 in blocks of 16 output channels,
     the last block padded with zeros: [blocks, frames, rows, columns, in, 16] and [blocks, 16]."""
+    weight, bias = _tensor(weight, "weight"), _tensor(bias, "bias")
     _refuse_gradients("pack_convolution", weight, bias)
     missing = -len(weight) % 16
     blocks = F.pad(weight.float(), (0, 0) * 4 + (0, missing)).unflatten(0, (-1, 16))

@@ -79,7 +79,11 @@ def gelu(x: Tensor) -> None:
 
 def sampler_step(sample: Tensor, level: float, velocity: Tensor, after: float, noise: Tensor | None) -> Tensor:
     for name, x in ("velocity", velocity), ("noise", noise):
-        if x is not None and x.shape != sample.shape:
+        if x is None:
+            continue
+        if not isinstance(x, Tensor):
+            raise TypeError(f"sampler_step: {name}: expected a torch tensor, as the sample is one; got {type(x).__name__}")
+        if x.shape != sample.shape:
             raise ValueError(f"sampler_step: {name} is {list(x.shape)}; expected the sample's shape, {list(sample.shape)}")
     out = torch.empty(sample.shape, dtype=torch.float32, device=sample.device)
     flat = [None if x is None else x.reshape(-1) for x in (sample, velocity, noise)]
@@ -113,8 +117,8 @@ def _nothing(*arguments: object) -> None:
 
 _BOTH = ("CPU", "CUDA")
 
-ARGUMENTS: dict[str, list[tuple[str, bool]]] = {}
-"""For each op, the names of its arguments, and whether each is written."""
+ARGUMENTS: dict[str, list[tuple[str, str]]] = {}
+"""For each op, the names of its arguments and their types: "Tensor", "Tensor(a!)" (written), "Tensor?" (may be None) and so on."""
 
 _library = torch.library.Library("lolrt", "DEF")
 for _schema, _implementation, _fake, _keys in (
@@ -160,7 +164,7 @@ for _schema, _implementation, _fake, _keys in (
     ),
 ):
     _name, _, _rest = _schema.partition("(")
-    ARGUMENTS[_name] = [(each.split()[-1], "(a!)" in each) for each in _rest.partition(") ->")[0].split(", ")]
+    ARGUMENTS[_name] = [(each.split()[1], each.split()[0]) for each in _rest.partition(") ->")[0].split(", ")]
     _library.define(_schema)
     for _key in _keys:
         _library.impl(_name, _implementation, _key)
