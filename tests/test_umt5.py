@@ -361,3 +361,14 @@ def test_a_file_of_embeddings_stands_in_for_the_encoder(tmp_path, tiny):
     for name in ("other.safetensors", "nothing.safetensors"):
         with pytest.raises(lolrt.CheckpointError, match="no file of embeddings"):
             lolrt.EmbeddingFile(tmp_path / name)
+
+
+def test_a_file_of_embeddings_with_a_changed_byte_is_refused(tmp_path):
+    path = tmp_path / "e.safetensors"
+    embeddings.write_embeddings(path, {"a red car": torch.ones(3, 8), "a blue car": torch.full((2, 8), 2.0)})
+    whole = path.read_bytes()
+    assert lolrt.EmbeddingFile(path).encode(["a blue car"])[0].eq(2).all()
+    for at in (len(whole) - 1, len(whole) - 100, whole.index(b"blue")):  # in each embedding, and in a prompt
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(lolrt.CheckpointError, match=r"damaged.*write it anew"):
+            lolrt.EmbeddingFile(path)

@@ -20,7 +20,7 @@ from lolrt.text.encoder import TextEncoder
 # The entry of a file's metadata that lists its prompts; the embedding of prompt i is the tensor of that name.
 PROMPTS = "lolrt.prompts"
 
-# The entry of a cached embedding's metadata with its checksum.
+# The entry of a file's metadata with its checksum.
 DIGEST = "lolrt.sha256"
 
 
@@ -30,12 +30,11 @@ class EmbeddingFile(TextEncoder):
     def __init__(self, path: str | Path) -> None:
         """Reads all embeddings of the file. Raises `lolrt.CheckpointError` when it is not a file of embeddings."""
         try:
-            tensors, metadata = read_all(Path(path))
-            prompts = json.loads(metadata[PROMPTS])
-            self._rows = {prompt: tensors[str(i)].clone() for i, prompt in enumerate(prompts)}
-            check_whole_file(path)
+            tensors, metadata = _read(Path(path))
+            self._rows = {prompt: tensors[str(i)] for i, prompt in enumerate(json.loads(metadata[PROMPTS]))}
         except (CheckpointError, KeyError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} is no file of embeddings that lolrt encode wrote ({error})") from error
+            message = f"{path} is no file of embeddings that lolrt encode wrote ({error}); write it anew with lolrt encode"
+            raise CheckpointError(message) from error
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """The embedding of each prompt, [text_tokens, text_dim]. Raises `lolrt.PromptError` for one that is not in the file."""
@@ -61,26 +60,37 @@ def cache_folder() -> Path:
 def read_embedding(path: Path) -> Tensor | None:
     """The embedding in a file of the cache; None if the file does not exist or its checksum is wrong."""
     try:
-        tensors, metadata = read_all(path)
-        rows = tensors["rows"].clone()
-        check_whole_file(path)
-        return rows if metadata.get(DIGEST) == _digest(rows) else None
+        return _read(path)[0]["rows"]
     except (CheckpointError, KeyError):
         return None
 
 
 def write_embedding(path: Path, rows: Tensor) -> None:
     """Writes one embedding to a file of the cache. Raises `lolrt.OutputError`."""
-    _write(path, {"rows": rows}, {DIGEST: _digest(rows)})
+    _write(path, {"rows": rows}, {})
 
 
-def _digest(rows: Tensor) -> str:
-    """SHA-256 of a tensor's dtype, shape and bytes."""
-    content = rows.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return hashlib.sha256(f"{rows.dtype} {list(rows.shape)} ".encode() + content).hexdigest()
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of the prompts, and of each tensor's dtype, shape and bytes in the order of their names."""
+    digest = hashlib.sha256(metadata.get(PROMPTS, "").encode())
+    for _, tensor in sorted(tensors.items()):
+        digest.update(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Copies of the tensors, and the metadata. Raises CheckpointError, and KeyError for a file without a checksum."""
+    mapped, metadata = read_all(path)
+    tensors = {name: tensor.clone() for name, tensor in mapped.items()}
+    check_whole_file(path)
+    if metadata[DIGEST] != _digest(tensors, metadata):
+        raise CheckpointError("its contents are not those of its checksum: the file is damaged")
+    return tensors, metadata
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    metadata = {**metadata, DIGEST: _digest(tensors, metadata)}
     layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with replaced(path) as partial:
         write_tensors(partial, layout, tensors.__getitem__, metadata)
