@@ -36,7 +36,7 @@ pictures or videos of others were used.
 - Latent space: principal components of 4 x 8 x 8 x RGB groups, in closed form ({z_dim} channels).
 - VAE ({vae_parameters:.1f} M parameters): decoder and encoder trained apart against those latents, then together.
 - DiT ({dit_parameters:.1f} M parameters): flow matching with teacher forcing; every chunk of 3 sees the 3 sink frames and the 6 before
-  it. In the last quarter of the time, every second step sees a past that the model itself made from a noised one (self-resampling,
+  it. In the last seventh of the time, every second step sees a past that the model itself made from a noised one (self-resampling,
   arXiv 2512.15702).
 
 ## Cost

@@ -14,7 +14,7 @@ from lolrt.train.journey.train_dit import train_dit
 from lolrt.train.train_dit import dit_config
 from lolrt.train.train_vae import train_vae, vae_config
 
-VAE_SHARES = {"decoder": 0.4, "encoder": 0.15, "joint": 0.45}  # of the VAE's minutes
+VAE_SHARES = {"decoder": 0.5, "encoder": 0.19, "joint": 0.31}  # of the VAE's minutes
 
 
 @dataclass
@@ -22,8 +22,8 @@ class Plan:
     """All sizes; `smoke` is a miniature in which every line of the script still runs."""
 
     seed: int
-    minutes_vae: float = 25.0
-    minutes_dit: float = 150.0
+    minutes_vae: float = 20.0
+    minutes_dit: float = 100.0
     z_dim: int = 24
     data: DataSizes = field(default_factory=DataSizes)
     dim: int = 256
