@@ -1,6 +1,7 @@
 """`journey`: its world does what its labels say, however it is asked for, and its training computes what the runtime does."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from runtime_flow import runtime_flow
 
 import lolrt
 from lolrt.models.dit import CausalDiT
-from lolrt.train.codec_pca import PCACodec, to_unit
+from lolrt.train.card import cost
+from lolrt.train.codec_pca import PCACodec, load_codec, to_unit
 from lolrt.train.journey.data import CLIP_LATENTS, SINK_FRAMES, Clip, draw_clip, encode_clip, video_frame
+from lolrt.train.journey.handover import hand_over, start_from, take_over
 from lolrt.train.journey.landscape import labels, render
 from lolrt.train.journey.train_dit import frame_texts
 from lolrt.train.journey.world import FILLER, GROUPS, HEIGHT, PASSING, SPEEDS, VOCABULARY, WIDTH, Prompt, World, draw_prompt, named
@@ -155,3 +158,30 @@ def test_training_after_a_change_of_prompt_agrees_with_the_runtime() -> None:
     for there in (slice(0, 3), slice(switched, frames)):
         torch.testing.assert_close(flow[there], expected[there], atol=1e-4, rtol=0)
     assert not torch.allclose(flow[3:switched], expected[3:switched], atol=1e-2)
+
+
+def test_what_a_training_hands_over_is_taken_over_with_its_codec_and_weights(tmp_path: Path) -> None:
+    here, there, config = tmp_path / "here", tmp_path / "there", dit_config(8, dim=64, layers=1)
+    here.mkdir(), there.mkdir()
+    codec = PCACodec.fit(to_unit(render(steady(1), torch.arange(17))[0])[None], 8)
+    dit = CausalDiT(config)
+    torch.save(vars(codec), here / "pca.pt")
+    torch.save({"averaged": {"x": torch.tensor([0.5])}}, here / "vae.pt")
+    torch.save({"averaged": dit.state_dict()}, here / "dit.pt")
+    (here / "training.log").write_text("dit 1.0 min step 3 loss 1\n")
+    hand_over(here, here / "handed-over")
+    take_over(here / "handed-over", there)
+    again, other = CausalDiT(config), load_codec(there)
+    start_from(here / "handed-over", again)
+    assert torch.equal(other.basis, codec.basis) and torch.equal(other.mean, codec.mean) and torch.equal(other.scale, codec.scale)
+    for name, value in dit.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=2**-8, atol=0)
+    (there / "training.log").write_text("dit 1.0 min step 3 loss 1\ndit 2.0 min step 6 loss 1\n")
+    take_over(here / "handed-over", there)
+    assert (there / "training.log").read_text().count("\n") == 2, "what goes on already is left alone"
+
+
+def test_the_cost_of_a_training_in_parts_is_that_of_all_of_them(tmp_path: Path) -> None:
+    log = tmp_path / "training.log"
+    log.write_text("dit 3.0 min step 20 loss 2\ndit 6.2 min step 45 loss 2\ndit 3.0 min step 30 loss 1\nvae 9.0 min step 7 loss 1\n")
+    assert "| dit | 9 | 75 |" in cost(log) and "| vae | 9 | 7 |" in cost(log)

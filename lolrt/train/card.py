@@ -18,9 +18,18 @@ def keep(out: Path, **sections: Any) -> None:
 
 
 def cost(log: Path) -> str:
-    """A table of the last line of each stage: "dit 75.0 min step 3198 ..."."""
-    last = {line.split()[0]: line.split() for line in log.read_text().splitlines()}
-    return table(["stage", "minutes", "steps"], [[name, f"{float(last[name][1]):.0f}", last[name][4]] for name in STAGES])
+    """A table of the minutes and steps of each stage, from lines like "dit 75.0 min step 3198 ..."; a run that begins anew counts from
+    nothing."""
+    spent = {stage: [(0.0, 0)] for stage in STAGES}
+    for line in log.read_text().splitlines():
+        stage, minutes, _, _, steps = line.split()[:5]
+        runs = spent[stage]
+        if int(steps) < runs[-1][1]:
+            runs.append((0.0, 0))
+        runs[-1] = (float(minutes), int(steps))
+    return table(
+        ["stage", "minutes", "steps"], [[name, f"{sum(m for m, _ in of):.0f}", str(sum(n for _, n in of))] for name, of in spent.items()]
+    )
 
 
 def table(titles: list[str], rows: list[list[str]]) -> str:

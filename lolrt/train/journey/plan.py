@@ -32,6 +32,8 @@ class Plan:
     vae_batch: int = 4
     compiled: bool = True
     effort: Effort = field(default_factory=Effort)
+    start: Path | None = None
+    """A folder of `hand_over` that the DiT goes on from."""
 
     @classmethod
     def smoke(cls, seed: int) -> "Plan":
@@ -48,13 +50,14 @@ class Plan:
 
 
 def pixels_stage(work: Path, plan: Plan) -> None:
-    """The DiT's clips, then the VAE, on one thread."""
+    """The DiT's clips, then the VAE, on one thread; a VAE that was handed over is left as it is."""
     torch.set_num_threads(1)
     make_clips(work, plan.seed, plan.data, 1, load_codec(work))
-    train_vae(work, plan.seed, plan.minutes_vae, VAE_SHARES, plan.vae, batch=plan.vae_batch)
+    if plan.start is None:
+        train_vae(work, plan.seed, plan.minutes_vae, VAE_SHARES, plan.vae, batch=plan.vae_batch)
 
 
 def dit_stage(work: Path, plan: Plan) -> None:
     torch.set_num_threads(1)
     clips = Clips(work, plan.data.train)
-    train_dit(work, plan.seed, plan.minutes_dit, plan.dit, clips, batch=plan.dit_batch, compiled=plan.compiled)
+    train_dit(work, plan.seed, plan.minutes_dit, plan.dit, clips, batch=plan.dit_batch, compiled=plan.compiled, start=plan.start)

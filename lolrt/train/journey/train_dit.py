@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lolrt.models.dit import CausalDiT, DiTConfig
 from lolrt.train.journey.data import CLIP_LATENTS, SINK_FRAMES, Clips
+from lolrt.train.journey.handover import start_from
 from lolrt.train.journey.world import VOCABULARY
 from lolrt.train.run import Run
 from lolrt.train.teacher_forcing import CHUNK, TeacherForcing
@@ -83,12 +84,16 @@ def held_out_report(model: CausalDiT, work: Path, table: Tensor, seed: int) -> s
     return f"held-out first chunk {first:.4f} later {later:.4f}"
 
 
-def train_dit(work: Path, seed: int, minutes: float, config: DiTConfig, clips: Clips, *, batch: int, compiled: bool) -> None:
-    """Trains for a number of minutes on one thread; leaves `dit.pt` in `work`."""
+def train_dit(
+    work: Path, seed: int, minutes: float, config: DiTConfig, clips: Clips, *, batch: int, compiled: bool, start: Path | None
+) -> None:
+    """Trains for a number of minutes on one thread; leaves `dit.pt` in `work`. start: a folder of `hand_over` to go on from."""
     torch.manual_seed(seed)
     table = value_table(VOCABULARY, seed)
     model = CausalDiT(config)
     initialize(model, seed)
+    if start is not None:
+        start_from(start, model)
     run = Run("dit", work, model, split_parameters(model), minutes, PEAK_LR, report_seconds=180)
     if not run.going():
         return
