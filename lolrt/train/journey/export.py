@@ -8,14 +8,6 @@ from lolrt.models.vae.layers import VAEConfig
 from lolrt.train import export as layout
 from lolrt.train.journey.world import FILLER, FPS, HEIGHT, VOCABULARY, WIDTH
 
-# The first chunk decides what is followed: it is drawn in twenty passes, the others in six, with fresh noise in every pass.
-SAMPLER = {
-    "timesteps": [1000, 833, 667, 500, 333, 167],
-    "first_timesteps": [round(3000 * k / (40 + k)) for k in range(20, 0, -1)],
-    "shift": 2.0,
-    "method": "renoise",
-    "context_noise": 0.1,
-}
 ROPE = {"spread": "stratified"}
 EXAMPLE_PROMPTS = [
     "a red car driving slowly through the town on a clear day",
@@ -33,7 +25,7 @@ def export(work: Path, out: Path, dit: DiTConfig, vae: VAEConfig, seed: int) -> 
     """Writes the model whose checkpoints are in `work` to `out`."""
     settings = {
         "name": "journey", "fps": FPS, "height": HEIGHT, "width": WIDTH,
-        "sampler": SAMPLER, "rope": ROPE, "example_prompts": EXAMPLE_PROMPTS,
+        "sampler": layout.SAMPLER, "rope": ROPE, "example_prompts": EXAMPLE_PROMPTS,
     }  # fmt: skip
     layout.export(
         out, dit=dit, dit_weights=work / "dit.pt", vae=vae, vae_weights=work / "vae.pt", seed=seed, vocabulary=VOCABULARY,

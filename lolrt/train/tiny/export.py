@@ -8,16 +8,6 @@ from lolrt.models.vae.layers import VAEConfig
 from lolrt.train import export as layout
 from lolrt.train.tiny.scenes import FILLER, FPS, HEIGHT, VOCABULARY, WIDTH
 
-# By eye: fresh noise in every pass heals objects better than following the flow, and six passes draw them cleaner than four.
-# Twenty passes for the first chunk, which decides where the object is: with six, one in six starts as two that merge. These are the
-# noise levels of twenty even steps at shift 3, said at shift 2.
-SAMPLER = {
-    "timesteps": [1000, 833, 667, 500, 333, 167],
-    "first_timesteps": [round(3000 * k / (40 + k)) for k in range(20, 0, -1)],
-    "shift": 2.0,
-    "method": "renoise",
-    "context_noise": 0.1,
-}
 # Videos fall back to their beginning less than with drawn bases or plain RoPE (docs/collapse.md), and keep their subject no worse.
 ROPE = {"spread": "stratified"}
 EXAMPLE_PROMPTS = [
@@ -34,7 +24,7 @@ EXAMPLE_PROMPTS = [
 
 def export(work: Path, out: Path, dit: DiTConfig, vae: VAEConfig, seed: int) -> None:
     """Writes the model whose checkpoints are in `work` to `out`."""
-    own = {"sampler": SAMPLER, "rope": ROPE, "example_prompts": EXAMPLE_PROMPTS}
+    own = {"sampler": layout.SAMPLER, "rope": ROPE, "example_prompts": EXAMPLE_PROMPTS}
     settings = {"name": "tiny", "fps": FPS, "height": HEIGHT, "width": WIDTH, **own}
     layout.export(
         out, dit=dit, dit_weights=work / "dit.pt", vae=vae, vae_weights=work / "vae.pt", seed=seed, vocabulary=VOCABULARY,
