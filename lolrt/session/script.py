@@ -31,22 +31,27 @@ class Cue:
 def read_script(path: str | Path) -> list[Cue]:
     """The cues of a script, in their order; the first is at 0. Raises `lolrt.Error`, which names the wrong line."""
     try:
-        lines = Path(path).read_text("utf-8-sig").splitlines()  # editors on Windows write a byte order mark
+        text = Path(path).read_text("utf-8-sig")  # editors on Windows write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise Error(f"cannot read the script {path}: {error}") from error
+    return parse_script(text, str(path))
+
+
+def parse_script(text: str, name: str) -> list[Cue]:
+    """The cues in the text of a script; `name` is what errors call it."""
     cues = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = LINE.fullmatch(line.strip())
         if match is None:
-            raise Error(f'{path}, line {number}: expected a time and a prompt, such as "8.5 a boat at sea" or "1:08 a boat at sea"')
+            raise Error(f'{name}, line {number}: expected a time and a prompt, such as "8.5 a boat at sea" or "1:08 a boat at sea"')
         hours, minutes, seconds, prompt = match.groups()
         cues.append(Cue(3600 * int(hours or 0) + 60 * int(minutes or 0) + float(seconds), prompt))
         if len(cues) > 1 and cues[-1].seconds <= cues[-2].seconds:
-            raise Error(f"{path}, line {number}: its time is not later than that of the prompt before")
+            raise Error(f"{name}, line {number}: its time is not later than that of the prompt before")
     if not cues or cues[0].seconds:
-        raise Error(f"{path}: expected its first prompt at time 0")
+        raise Error(f"{name}: expected its first prompt at time 0")
     return cues
 
 
