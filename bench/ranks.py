@@ -6,7 +6,7 @@ latency of an exchange. What comes out is predicted. Three ways are compared:
 
 - Ulysses on all ranks (docs/distributed.md): linear layers and attention are divided, each layer exchanges twice in each pass, and
   decoding stays whole on one rank, after the passes.
-- Ulysses on all ranks but one, which decodes a chunk while the next is made.
+- Ulysses on all ranks but one, which decodes a chunk while the next is made (`lolrt.send_latents`).
 - Steps in a pipeline: each rank runs one pass of the sampler, on another chunk than the others. It makes other videos: a chunk sees the
   chunk before it as noisy as it is itself, and not clean. Nothing here can run it; it is in the table for its time.
 """

@@ -18,7 +18,7 @@ pipe = lolrt.load("tiny")
 pipe.dit.shard()  # every rank from here on makes the same calls
 chunks = 10
 if dist.get_rank() == 0:
-    with lolrt.VideoWriter(output, pipe.width, pipe.height, pipe.fps) as video:
+    with lolrt.VideoWriter(output, pipe.height, pipe.width, pipe.fps) as video:
         for chunk in itertools.islice(pipe.stream(prompt, seed=7), chunks):
             video.write(chunk.frames)
 else:

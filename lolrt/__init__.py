@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from lolrt.pipeline import load_text as load_text
     from lolrt.positions.rope import Rope as Rope
     from lolrt.positions.sink_gate import SinkGate as SinkGate
+    from lolrt.session.apart import decode_latents as decode_latents
+    from lolrt.session.apart import send_latents as send_latents
     from lolrt.session.prompt_switch import SwitchLatency as SwitchLatency
     from lolrt.session.session import LatentChunk as LatentChunk
     from lolrt.session.session import Session as Session
@@ -78,6 +80,7 @@ _HOMES = {
     "pipeline": ("Pipeline", "load", "load_text"),
     "positions.rope": ("Rope",),
     "positions.sink_gate": ("SinkGate",),
+    "session.apart": ("decode_latents", "send_latents"),
     "session.prompt_switch": ("SwitchLatency",),
     "session.session": ("LatentChunk", "Session"),
     "session.snapshot": ("Snapshot",),

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 import torch
 import ulysses_ranks
@@ -158,3 +159,24 @@ def test_attention_has_the_bits_of_one_rank(dtype: torch.dtype) -> None:
 def test_ranks_that_have_not_met_are_refused() -> None:
     with pytest.raises(lolrt.Error, match=r"torch\.distributed is not initialised"):
         ulysses_ranks.model().shard()
+
+
+def test_the_example_writes_its_video(tmp_path: Path) -> None:
+    example, video = Path(__file__).parents[1] / "examples" / "ulysses.py", tmp_path / "v.mp4"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        example,
+        "a red car by the sea",
+        video,
+    ]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    with av.open(str(video)) as file:
+        (stream,) = file.streams.video
+        sizes = [(frame.height, frame.width) for frame in file.decode(stream)]
+        assert len(sizes) == 9 + 9 * 12 and all(height * 96 == width * 64 for height, width in sizes)  # small video is enlarged

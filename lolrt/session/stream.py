@@ -233,7 +233,7 @@ class Stream:
         if self._half_decoded:
             self._carry_anew()
         self._half_decoded = True
-        decoded = on_side_stream(self._decode, chunk.latents, chunk.sums)
+        decoded = on_side_stream(lambda latents, sums: decoded_frames(self.vae, latents, sums, self._vae_state), chunk.latents, chunk.sums)
         self._remember(chunk.latents)
         self._half_decoded = False
         if chunk.switch is not None:
@@ -256,12 +256,6 @@ class Stream:
         with side_stream(self.latent_stream.dit.device):
             for latents in self._decoded:
                 self.vae.decode(latents, self._vae_state)
-
-    def _decode(self, latents: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """The video frames, and the sums of the passes followed by the sum of the frames."""
-        video = self.vae.decode(latents, self._vae_state)
-        frames = video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        return frames, torch.cat([sums, finite.total(video)[None]])
 
     def snapshot(self, kind: SnapshotKind = "full") -> Snapshot:
         """See `Session.snapshot`; also holds the state of the VAE. Raises `lolrt.Error` while a chunk is still to be decoded."""
@@ -323,3 +317,10 @@ class Stream:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """See `LatentStream.load_state_dict` and `restore`."""
         self.restore(from_state(state))
+
+
+def decoded_frames(vae: Codec, latents: Tensor, sums: Tensor, state: State) -> tuple[Tensor, Tensor]:
+    """The video frames of a stream's next latents, uint8 [n, height, width, 3], and the sums of the passes followed by the frames' sum."""
+    video = vae.decode(latents, state)
+    frames = video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return frames, torch.cat([sums, finite.total(video)[None]])
