@@ -1,4 +1,4 @@
-"""Whether two commits compute the same bits: hashes of streams of `tiny`, as this tree and another commit make them.
+"""Checks whether two commits compute the same bits: compares hashes of streams of `tiny` from this tree and from another commit.
 
     python -m bench.bits            # the hashes of this tree, a line a stream
     python -m bench.bits COMMIT     # builds COMMIT in build/commits, runs this file there, and names the streams that differ
@@ -25,7 +25,7 @@ Recache = Literal["window", "sinks", "none"]
 RECACHES: tuple[Recache, ...] = get_args(Recache)
 CHUNKS = 6  # the window of 12 frames is full from the fourth on
 
-DRAWN, PLAIN = Rope(), Rope(sigma=0)  # said in every stream: commits may differ in what the model names
+DRAWN, PLAIN = Rope(), Rope(sigma=0)  # set explicitly in every stream, because commits may differ in what the model names
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {"rope": PLAIN},
     "jitter": {},  # as all that name no other
@@ -71,10 +71,10 @@ def digest(tensors: list[torch.Tensor]) -> str:
 
 
 def hashes() -> Iterator[tuple[str, str]]:
-    lolrt.set_threads(1)  # torch's products depend on how many there are
+    lolrt.set_threads(1)  # torch's products may depend on the number of threads
     for dtype in torch.float32, torch.bfloat16:
         pipe = lolrt.load("tiny", dtype)
-        few = dtype == torch.bfloat16  # slow where the CPU does not multiply it, and on the same paths
+        few = dtype == torch.bfloat16  # slow on a CPU that does not multiply bfloat16, and on the same code paths
         for name, stream, before in itertools.islice(streams(pipe), 2 if few else None):
             tensors = []
             for i in range(CHUNKS):

@@ -1,7 +1,7 @@
-"""What a call costs beside its kernel, by each way into the library: `python -m bench.bridges`.
+"""What a call costs in addition to its kernel, for each way into the library: `python -m bench.bridges`.
 
-The kernel is GELU of two numbers, a few nanoseconds. The ways take turns; of each the median of the rounds, with the quartiles, in ns a
-call. JAX's calls are also awaited, one by one.
+The kernel is GELU of two numbers, a few nanoseconds. The ways take turns. Printed is the median over the rounds for each, with
+quartiles, in ns per call. Calls of JAX are also measured with a wait for each result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROUNDS, CALLS = 31, 2000
 
 
 def ways() -> dict[str, Callable[[], object]]:
-    """A call of each way that is installed here."""
+    """One call for each way that is installed here."""
     tensor, array = torch.zeros(1, 1, 2), np.zeros((1, 1, 2), dtype=np.float32)
     found: dict[str, Callable[[], object]] = {
         "pybind11 (lolrt._core), torch": lambda: _core.gelu(tensor),

@@ -1,10 +1,10 @@
 """Instruction counts of the kernels' inner loops, read from the disassembly of the built library: `python -m bench.codegen [LIBRARY]`.
 
-A clock on a busy machine does not show that a compiler has begun to spill; the instructions do. The loops are found by what they do: in
-every function of a policy, the innermost loops with the most multiply-adds. One step of a block of `a` accumulators, r rows by c vectors
-with r c = a, takes a multiply-adds and at least r + c operand loads, broadcasts included; that is the floor that a loop is compared with.
+A clock on a busy machine does not show that a compiler has begun to spill registers; the instructions do. Loops are found by their content:
+in every function of a policy, the innermost loops with the most multiply-adds. One step of a block of `a` accumulators, r rows by c vectors
+with r c = a, takes a multiply-adds and at least r + c operand loads, broadcasts included. A loop is compared with this floor.
 
-A tile product takes 16 cycles, in which a core does 60 other instructions, so in loops on tiles only the tile instructions count.
+A tile product takes 16 cycles, in which a core executes 60 other instructions, so in loops on tiles only the tile instructions count.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import lolrt
 from lolrt.bench.table import aligned
 
 LIBRARY = Path(lolrt.__file__).parent / "lib" / "liblolrt.so"
-# Of the loops of one policy, kernel and kind of multiply-add, those with at least this share of the largest one's multiply-adds are hot.
+# A loop is hot if it has at least this share of the multiply-adds of the largest loop of the same policy, kernel and kind of multiply-add.
 HOT = 0.7
 SMALLEST_BLOCK = 6  # accumulators
 
@@ -71,8 +71,8 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Loop:
-    """An innermost loop; `policy` is the instruction set that its function was compiled for, `element` what it multiplies, `kernel` the
-    class that its function belongs to, or the function itself."""
+    """An innermost loop. `policy`: the instruction set that its function was compiled for; `element`: the type that it multiplies;
+    `kernel`: the class that its function belongs to, or the function itself."""
 
     kernel: str
     policy: str
@@ -81,11 +81,11 @@ class Loop:
     instructions: int
     counts: Counter[str]
     accumulators: int
-    """Distinct registers that multiply-adds add to."""
+    """Number of different registers that multiply-adds add to."""
 
     @property
     def floor(self) -> int:
-        """Multiply-adds and operand loads that the loop's work takes at least."""
+        """The least multiply-adds and operand loads that the work of the loop takes."""
         operands = min(rows + self.accumulators // rows for rows in range(1, self.accumulators + 1) if self.accumulators % rows == 0)
         multiply_adds = self.counts["multiply_add"]
         return multiply_adds + operands * multiply_adds // self.accumulators
@@ -123,7 +123,7 @@ def functions(disassembly: str) -> Iterator[tuple[str, list[Instruction]]]:
 
 
 def innermost_loops(body: list[Instruction]) -> Iterator[list[Instruction]]:
-    """The instructions of each loop that has no other inside; a loop is what a backward jump spans."""
+    """The instructions of each innermost loop; a loop is what a backward jump spans."""
     first = body[0].address
     spans = {(i.target, i.address) for i in body if i.target is not None and first <= i.target <= i.address}
     for start, end in sorted(spans):
@@ -151,13 +151,14 @@ def hot_loops(disassembly: str) -> list[Loop]:
 
 
 def summarise(function: str, policy: str, loop: list[Instruction]) -> Loop | None:
-    """Counts of a loop, or None when it is no product of matrices, in which most multiply-adds add to what they added to before."""
+    """Counts of a loop; None if it is no matrix product, in which most multiply-adds add to a register that an earlier one has added to."""
     counts = Counter(i.kind for i in loop)
     products = [i for i in loop if i.kind == "multiply_add"]
     if not products or all("%xmm" in i.operands for i in products):
         return None
     accumulators = {i.destination for i in products}
-    # Tiles are there for products of matrices; vectors also for sums, of few accumulators, and polynomials, which overwrite theirs.
+    # Tiles are only used for matrix products. Vectors are also used for sums, with few accumulators, and for polynomials, which overwrite
+    # theirs.
     element = {"vd": "bfloat16", "td": "bfloat16 tiles"}.get(products[0].mnemonic[:2], "float32")
     overwritten = {i.destination for i in loop if i.kind not in ("multiply_add", "reload")}
     is_block = len(accumulators) >= SMALLEST_BLOCK and sum(i.destination in overwritten for i in products) <= len(products) / 2

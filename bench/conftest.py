@@ -1,4 +1,4 @@
-"""What the files of the suite share: the run's effort, and a recorder that turns a race into pytest-benchmark's statistics and our row."""
+"""Fixtures of the suite: the effort of a run, and a recorder that turns a race into pytest-benchmark's statistics and our row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BEST_ISA = _core.isa() == isas()[0]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes a case and threads runs for all of them, one number of threads after the other."""
+    """Runs each test that takes a case and threads for all of them, one number of threads after the other."""
     if "case" not in metafunc.fixturenames:
         return
     pairs = [
@@ -42,14 +42,14 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.fixture(scope="session")
 def peaks() -> Callable[[int], Peaks]:
-    """The peaks of a number of threads, made when its first case asks."""
+    """The peaks for a number of threads, measured when its first case needs them."""
     made: dict[int, Peaks] = {}
     return lambda threads: made.setdefault(threads, Peaks())
 
 
 @pytest.fixture
 def measured(benchmark, peaks) -> Callable[[Case, int], Row]:
-    """Races a case against its peers: pytest-benchmark times ours, and before each of its rounds the peers have their turn."""
+    """Races a case against its peers: pytest-benchmark times ours, and the peers run before each of its rounds."""
 
     def measure(case: Case, threads: int) -> Row:
         set_threads(threads)

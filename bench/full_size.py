@@ -1,8 +1,8 @@
-"""A full-size model end to end on this CPU: `python -m bench.full_size [MODEL]`, minutes.
+"""A full-size model end to end on this CPU: `python -m bench.full_size [MODEL]`, takes minutes.
 
-Without a model, one of Wan2.1-T2V-1.3B's sizes with random weights is written to a temporary folder (3 GB): time does not depend on
-what the weights say. One chunk over the full window is timed whole, from noise to frames in a file: all denoise passes, the cache pass,
-decoding, H.264. The frames before it are given, as those of a video that the stream goes on from.
+Without MODEL, a model of Wan2.1-T2V-1.3B's sizes with random weights is written to a temporary folder (3 GB); the time does not depend
+on the values of weights. One chunk over the full window is timed, from noise to frames in a file: all denoise passes, the cache pass,
+decoding, H.264. The frames before it are given, as for a video that the stream continues.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def measure(model: str | Path, output: Path) -> list[str]:
     for _ in range(WINDOW.recent_frames // WINDOW.chunk_frames):
         next(stream)
     state: dict[str, torch.Tensor] = {}
-    pipe.vae.decode(given[:1], state)  # a video's first frame, which is like no other
+    pipe.vae.decode(given[:1], state)  # the first frame of a video is unlike all others
     with VideoWriter(output, pipe.height, pipe.width, pipe.fps) as writer:
 
         def whole_chunk() -> None:
@@ -76,7 +76,7 @@ def measure(model: str | Path, output: Path) -> list[str]:
 
 
 def peak_bytes() -> int:
-    """The most that this process has held in memory so far."""
+    """The most memory that this process has held so far."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -36,8 +36,8 @@ ID, PROMPT, SEED = "long", "a red balloon drifting over the hills at dusk", 7
 SAVE_SECONDS = 60
 LEASE_SECONDS = 7 * 86400
 PARTS = 12
-# From where on a maximum of the phase kernel is a return, how high it is then, and how far from a higher one. The page of `lolrt serve`
-# (phase.js) names those above 0.45, the last of which is at frame 251 of the embedded model: these go on to the end.
+# Maxima of the phase kernel count as returns from this frame on, if they are this high and this far from a higher one. The page of `lolrt
+# serve` (phase.js) names those above 0.45, the last of which is at frame 251 of the embedded model; these go on to the end.
 AFTER_FRAMES, RETURN, APART_FRAMES = 100, 0.25, 24
 COLUMNS = (
     "sequence", "first_latent_frame", "num_frames", "made_seconds", "slack_seconds", "sink_mass", "spread", "motion", "from_start",
@@ -46,7 +46,7 @@ COLUMNS = (
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The log's columns; a last line that is not whole is cut off."""
+    """Reads the columns of the log; an incomplete last line is cut off."""
     text = path.read_text() if path.exists() else ""
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
@@ -89,7 +89,7 @@ class LongRun:
                 try:
                     asyncio.run(self._watch(server, kill_at))
                 finally:
-                    with contextlib.suppress(OSError):  # a server that has ended by itself
+                    with contextlib.suppress(OSError):  # a server that has ended without a signal
                         metrics = server.ask("GET", "/metrics").decode()
                         begun["replayed"] = re.findall(r"^lolrt_chunks_replayed_total(\{.*\} .*)$", metrics, re.M)
                     self._write_about()

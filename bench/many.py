@@ -45,7 +45,7 @@ def one_stream(number: int, chunks: int, threads: int, ready: Barrier, done: Bar
 
 
 def processes(streams: int, chunks: int, threads: int) -> float:
-    """Frames a second of all processes together, from when the last is warm until the last is done."""
+    """Frames per second of all processes together, from when the last is warm until the last is done."""
     context = multiprocessing.get_context("spawn")
     ready, done = context.Barrier(streams + 1), context.Barrier(streams + 1)
     workers = [context.Process(target=one_stream, args=(i, chunks, threads, ready, done)) for i in range(streams)]
@@ -77,8 +77,8 @@ def engine(streams: int, chunks: int, invariant: bool) -> float:
 
 
 def saving(groups: int) -> list[float]:
-    """What a video whose run saves every 60 frames takes more than one that does not, as a share: a pair of groups of 60 frames at a time,
-    made, encoded and written, in turns with a snapshot and without."""
+    """How much longer a video takes whose run saves every 60 frames, as a share. Groups of 60 frames are made, encoded and written in
+    pairs, in turns with a snapshot and without."""
     import lolrt
 
     pipe = lolrt.load("tiny")
@@ -119,7 +119,7 @@ def resuming() -> float:
             process.kill()
         position = Snapshot.read(snapshot).run["position"]
         begin = time.perf_counter()
-        # It saves again as soon as it has made a chunk and written it.
+        # The resumed run saves again as soon as it has made a chunk and written it.
         saved = snapshot.stat().st_mtime_ns
         again = [*command, "--resume", str(snapshot), "--save-every", "1"]
         with subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -132,7 +132,7 @@ def resuming() -> float:
 
 
 def memory(streams: int) -> dict[str, int]:
-    """Bytes of the plan, which is held against what is allocated by tests/test_memory.py: the model's, and what a stream takes more."""
+    """Planned bytes of the model, and of each stream. tests/test_memory.py compares the plan with what is allocated."""
     import lolrt
     from lolrt.memory_plan import plan
 

@@ -1,7 +1,7 @@
 """Whole models against the same models as published: a pass of one layer, a chunk, the VAE's decoder.
 
-Weights are the same on both sides: the embedded model's where it says tiny, random otherwise. FLOP count the products alone (attention,
-linear layers, convolutions); bytes, the weights once a pass, and the window's pages.
+Both sides have the same weights: the embedded model's in cases named tiny, random ones otherwise. FLOP count only the products
+(attention, linear layers, convolutions). Bytes count the weights once per pass, and the pages of the window.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Model:
 def tiny() -> Model:
     pipe = embedded(FP32)
     factor = pipe.vae.config.spatial_factor
-    # The first chunk has passes of its own; what is measured is a chunk over a full window.
+    # The first chunk has extra passes; a chunk over a full window is measured.
     sampler = replace(pipe.sampler, first_timesteps=())
     return Model("tiny", pipe.dit.config, (pipe.height // factor, pipe.width // factor), sampler)
 
@@ -141,7 +141,7 @@ def chunk(model: Model, dtype: torch.dtype, **flags: Any) -> Case:
 
 
 def vae_decode(name: str, config: lolrt.VAEConfig, latent: tuple[int, int], dtype: torch.dtype, **flags: Any) -> Case:
-    """One latent frame within a stream. Peer, where diffusers is installed: its AutoencoderKLWan with the same weights."""
+    """One latent frame within a stream. The peer, if diffusers is installed, is its AutoencoderKLWan with the same weights."""
 
     @torch.inference_mode()
     def make(compiled: bool) -> Trial:
@@ -154,7 +154,7 @@ def vae_decode(name: str, config: lolrt.VAEConfig, latent: tuple[int, int], dtyp
         def ours() -> Tensor:
             return vae.decode(latents, state)
 
-        for run in (ours, *peers.values()):  # the first frame of a stream is another thing: one video frame
+        for run in (ours, *peers.values()):  # the first frame of a stream differs: it gives one video frame
             run()
         return Trial(ours, peers)
 
@@ -163,7 +163,7 @@ def vae_decode(name: str, config: lolrt.VAEConfig, latent: tuple[int, int], dtyp
 
 
 def diffusers_decode(vae: lolrt.CausalVAE, latents: Tensor) -> Run:
-    """The step of AutoencoderKLWan's own decode, which goes through a clip frame by frame: here each call goes one frame further."""
+    """The step of AutoencoderKLWan's own decode, which decodes a clip frame by frame: here each call decodes the next frame."""
     from diffusers import AutoencoderKLWan
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
@@ -178,7 +178,7 @@ def diffusers_decode(vae: lolrt.CausalVAE, latents: Tensor) -> Run:
         latents_std=list(config.latents_std),
     )
     model.load_state_dict(convert_wan_vae_to_diffusers(dict(vae.state_dict())))
-    torch.nn.Module.to(model, vae.conv2.weight.dtype)  # the class warns of modules that it would keep in float32, and has none
+    torch.nn.Module.to(model, vae.conv2.weight.dtype)  # the class warns about modules that it would keep in float32, but has none
     model.clear_cache()
     frames = itertools.count()
 

@@ -56,13 +56,13 @@ def report(results: Results, pictures: Path) -> str:
 
 
 def parts(document: str) -> dict[str, str]:
-    """What a document has under each title of the second level."""
+    """The text under each title of the second level of a document."""
     found = re.split(r"^(?=## )", document, flags=re.MULTILINE)[1:]
     return {part.partition("\n")[0].removeprefix("## "): part for part in found}
 
 
 def with_section(document: str, section: Section) -> str:
-    """A document with a section in place of what it has under that title, or at its end."""
+    """A document with a section in place of the old text under that title, or at its end."""
     found = parts(document)
     head = document[: document.index(next(iter(found.values())))] if found else document
     found[section.title] = str(section)
@@ -124,7 +124,7 @@ CONTAINS = {
 
 
 def roofline(results: Results, pictures: Path) -> Section | None:
-    """One point a row with all threads; one roof for each peak."""
+    """One point per row with all threads; one roof for each peak."""
     from matplotlib import pyplot
 
     most = max((row.threads for row in results.rows), default=0)

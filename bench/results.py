@@ -1,4 +1,4 @@
-"""A run of the suite: pytest-benchmark's JSON, joined over the instruction sets, and what we read from it."""
+"""A run of the suite: pytest-benchmark's JSON, joined over the instruction sets, and the rows in it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Results:
 
     @classmethod
     def read(cls, *paths: Path) -> Results:
-        """Runs of one machine, each of other instruction sets, as one. Raises `lolrt.Error` for runs of several machines."""
+        """Joins runs of one machine, each of other instruction sets. Raises `lolrt.Error` for runs of several machines."""
         runs = [json.loads(path.read_text()) for path in paths]
         machines = {", ".join(v for k, v in run["machine_info"]["lolrt"].items() if k != "kernels") for run in runs}
         if len(machines) > 1:

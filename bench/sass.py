@@ -30,24 +30,24 @@ _TARGET = re.compile(r"\b0x([0-9a-f]+)\s*$")
 class Instruction:
     address: int
     guard: str
-    """The predicate that it is executed under, "" where it always is; it takes its turn either way."""
+    """The predicate of the instruction, "" if it always executes; it takes an issue slot either way."""
     opcode: str
     operands: str
 
     @property
     def name(self) -> str:
-        """The opcode less its modifiers: HMMA of HMMA.16816.F32.BF16."""
+        """The opcode without its modifiers: HMMA for HMMA.16816.F32.BF16."""
         return self.opcode.split(".")[0]
 
     @cached_property
     def target(self) -> int | None:
-        """Where a branch goes to."""
+        """The target address of a branch."""
         match = _TARGET.search(self.operands) if self.name == "BRA" else None
         return int(match[1], 16) if match else None
 
     @property
     def ends_path(self) -> bool:
-        """Whether what follows is reached from elsewhere only; BRA.U and `UP0, 0x..` also branch on what their operands say."""
+        """Whether the next instruction is never reached from this one; BRA.U and `UP0, 0x..` also branch on what their operands say."""
         if self.guard or self.name not in ("BRA", "EXIT", "RET"):
             return False
         return self.name != "BRA" or re.fullmatch(r"`?\(?[\w.]*\)?", self.operands.strip()) is not None
@@ -57,18 +57,18 @@ class Instruction:
 class Function:
     architecture: str
     name: str
-    """Mangled."""
+    """The mangled name."""
     body: tuple[Instruction, ...]
 
 
 @dataclass(frozen=True)
 class Loop:
-    """What the backward branches to one instruction span."""
+    """The instructions that the backward branches to one instruction span."""
 
     function: Function
     start: int
     ends: tuple[int, ...]
-    """Addresses of those branches."""
+    """Addresses of these branches."""
 
     @cached_property
     def body(self) -> tuple[Instruction, ...]:
@@ -79,7 +79,7 @@ class Loop:
 
 
 def tool(name: str) -> Path | None:
-    """cuobjdump or nvdisasm: from the path, or from its package, which leaves it among its own files."""
+    """The path of cuobjdump or nvdisasm: from PATH, or from its package, which installs it among its own files."""
     if found := shutil.which(name):
         return Path(found)
     try:
@@ -90,7 +90,7 @@ def tool(name: str) -> Path | None:
 
 
 def disassemble(library: Path = LIBRARY, architecture: str | None = None) -> str:
-    """What cuobjdump prints of the library, of one architecture where it is given. RuntimeError where there is no tool for it."""
+    """What cuobjdump prints about the library, for one architecture if it is given. Raises RuntimeError if there is no tool."""
     cuobjdump, nvdisasm = tool("cuobjdump"), tool("nvdisasm")
     if cuobjdump is None or nvdisasm is None:
         raise RuntimeError("cuobjdump and nvdisasm are needed: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
@@ -119,19 +119,19 @@ def functions(disassembly: str) -> Iterator[Function]:
 
 
 def loops(function: Function) -> list[Loop]:
-    """In the order of their first instructions. A loop is entered at its first instruction only: a branch back into the midst of other
-    code, where a thread goes on that has waited at the function's end, makes none."""
+    """In the order of their first instructions. A loop is entered only at its first instruction. So a branch back into the middle of
+    other code, where a thread continues that has waited at the function's end, makes no loop."""
     after = successors(function)
     ends: dict[int, list[int]] = {}
     for i in function.body:
-        # A branch to itself is what fills the end of a function.
+        # A branch to itself only fills the end of a function.
         if i.target is not None and i.target < i.address and not _reaches(after, i.address, without=i.target):
             ends.setdefault(i.target, []).append(i.address)
     return [Loop(function, start, tuple(sorted(addresses))) for start, addresses in sorted(ends.items())]
 
 
 def successors(function: Function) -> dict[int, list[int]]:
-    """Addresses of what may come after each instruction; the first one's come first."""
+    """Addresses of the possible successors of each instruction; those of the first instruction come first."""
     following = [i.address for i in function.body[1:]]
     return {
         i.address: ([] if i.ends_path else [after]) + ([] if i.target is None else [i.target])
@@ -140,7 +140,7 @@ def successors(function: Function) -> dict[int, list[int]]:
 
 
 def _reaches(after: Mapping[int, list[int]], goal: int, without: int) -> bool:
-    """Whether there is a way from the first instruction to another that avoids a third."""
+    """Whether there is a path from the first instruction to another that avoids a third."""
     ways, seen = [next(iter(after))], {without}
     while ways:
         address = ways.pop()
@@ -154,7 +154,7 @@ def _reaches(after: Mapping[int, list[int]], goal: int, without: int) -> bool:
 
 
 def innermost_loop(function: Function, name: str) -> Loop:
-    """The one that has most instructions of that name and no other loop with them inside; ValueError where there is none."""
+    """The loop with the most instructions of that name and no inner loop with any; ValueError if there is none."""
     having = {loop: sum(i.name == name for i in loop.body) for loop in loops(function)}
     having = {loop: count for loop, count in having.items() if count}
     innermost = [loop for loop in having if not any(loop.contains(other) for other in having)]
@@ -164,15 +164,16 @@ def innermost_loop(function: Function, name: str) -> Loop:
 
 
 def shortest_way(loop: Loop, at_least: Mapping[str, int]) -> list[Instruction]:
-    """The shortest way once round the loop that has at least so many instructions of each name: what a turn that does that work costs.
+    """The shortest path once round the loop with at least these numbers of instructions of each name: the cost of a turn that does that
+    work.
 
-    Loops inside are gone through once or not at all. ValueError where there is no such way.
+    Inner loops are passed through once or not at all. Raises ValueError if there is no such path.
     """
     names = tuple(at_least)
     goal = tuple(at_least.values())
     by_address = {i.address: i for i in loop.body}
     following = {a.address: b.address for a, b in zip(loop.body, loop.body[1:], strict=False)}
-    # To each instruction, by the work done before it: how many instructions at least, and after which other one.
+    # For each instruction and each amount of work done before it: the least number of instructions, and the predecessor on that path.
     reached: dict[int, dict[tuple[int, ...], tuple[int, int, tuple[int, ...]]]] = {loop.start: {(0,) * len(goal): (0, -1, ())}}
     finished: list[tuple[int, int, tuple[int, ...]]] = []
     for address in sorted(by_address):
@@ -199,5 +200,5 @@ def shortest_way(loop: Loop, at_least: Mapping[str, int]) -> list[Instruction]:
 
 
 def counts(instructions: Iterable[Instruction]) -> Counter[str]:
-    """How many instructions there are of each name. What never executes (@!PT) is there to fill time and counts as that: NOP."""
+    """The number of instructions of each name. Instructions that never execute (@!PT) only fill time, and count as NOP."""
     return Counter("NOP" if i.guard == "!PT" else i.name for i in instructions)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(DOCS.parent / "tests"))
 
 from browser import Browser, Page
 
-# When pictures are on the screen, by the wall clock in ms: those of each video of the page, with their times in the stream.
+# Records, by the wall clock in ms, when pictures appear on the screen: for each video of the page, with their times in the stream.
 PICTURES = """
 window.pictures = [];
 new MutationObserver(() => document.querySelectorAll('video').forEach((video, at) => {
@@ -65,7 +65,7 @@ class Measured:
 
 
 def page_of(browser: Browser, address: str) -> Page:
-    """A tab that notes its pictures from the beginning."""
+    """A tab that records its pictures from the beginning."""
     page = browser.open("about:blank")
     page.call("Page.addScriptToEvaluateOnNewDocument", source=PICTURES)
     page.call("Page.navigate", url=address)
@@ -73,7 +73,8 @@ def page_of(browser: Browser, address: str) -> Page:
 
 
 def first_pictures(browser: Browser, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds from the start of a server to the first picture on its page, and from the press on Start to that of a second stream."""
+    """Seconds from the start of a server to the first picture on its page, and from pressing Start to the first picture of a second
+    stream."""
     first, second = [], []
     for _ in range(rounds):
         begun = time.time()
@@ -92,7 +93,7 @@ def first_pictures(browser: Browser, rounds: int) -> tuple[list[float], list[flo
 
 
 def prompts_and_glass(browser: Browser, prompts: int) -> tuple[list[float], list[float]]:
-    """Seconds from new prompts to their first pictures; and from when a chunk was decoded to its first picture on the screen."""
+    """Seconds from new prompts to their first pictures, and from the decoding of a chunk to its first picture on the screen."""
     with Server("--max-sessions", 1) as server:
         page = page_of(browser, server.address)
         page.until(LIVE.format(at=0), 120)
@@ -113,16 +114,16 @@ def prompts_and_glass(browser: Browser, prompts: int) -> tuple[list[float], list
 
 
 async def _arrivals(server: Server, id: str, arrivals: list[tuple[float, dict[str, Any]]]) -> None:
-    """When each chunk comes, as another viewer sees it."""
+    """When each chunk arrives, as another viewer sees it."""
     try:
         async for chunk in server.chunks(id, 0):
             arrivals.append((time.time(), chunk))
-    except Exception:  # the server has ended, and so has what was to be seen
+    except Exception:  # the server has ended, and there is nothing more to see
         return
 
 
 def _glass(arrivals: Sequence[tuple[float, dict[str, Any]]], shown: Sequence[tuple[float, float]], fps: int) -> Iterator[float]:
-    for arrived, chunk in arrivals[2:]:  # those before were there when the page came
+    for arrived, chunk in arrivals[2:]:  # earlier pictures were there when the page was loaded
         begin = chunk["first_frame"] / fps
         found = next((when - (at - begin) for at, when in shown if begin - 0.25 / fps <= at < begin + chunk["seconds"]), None)
         if found is not None:

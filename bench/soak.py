@@ -1,9 +1,9 @@
-"""A server for hours: sessions come and go, viewers vanish or hardly read, and nothing of it may be left.
+"""A server for hours: sessions come and go, viewers vanish or hardly read, and no trace of them may be left.
 
     python -m bench.soak                                     # two hours, 8 sessions, 50 viewers; writes docs/soak.md, its log and its plot
     python -m bench.soak --minutes 10 -o out/soak
 
-The log, soak.csv, is written as it goes; `--report FOLDER` makes document and plot of one that was broken off.
+The log, soak.csv, is written during the run; `--report FOLDER` makes the document and the plot of a run that was broken off.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from lolrt.bench.serve import Server
 DOCS = Path(__file__).parents[1] / "docs"
 SAMPLE_SECONDS = 10.0
 LEASE_SECONDS = 30.0
-# Until all that a server keeps for its viewers is there: what is measured before does not count.
+# By then the server holds all that it keeps for its viewers; samples before do not count.
 WARM_SECONDS = 300.0
 PARTS = 6
 MOST_GROWTH = 0.02
-# What may go wrong for a client whose session ends under it.
+# Errors that a client may get when its session ends.
 BROKEN = (OSError, WebSocketException, asyncio.TimeoutError, EOFError)
 # /metrics, by the names in the log.
 METRICS = {
@@ -69,7 +69,7 @@ class Plan:
 
 @dataclass
 class Crowd:
-    """All who use the server. Each goes on until it is cancelled, and what each does is drawn by chance."""
+    """All clients of the server. Each goes on until it is cancelled, and chooses its actions at random."""
 
     server: Server
     plan: Plan
@@ -84,7 +84,7 @@ class Crowd:
         await asyncio.gather(*people)
 
     async def keeps_a_session(self, chance: random.Random, prompts: list[str]) -> None:
-        """Opens one, steers it, pauses it, branches from it, and then closes it or forgets it, so that its lease ends it."""
+        """Opens a session, steers it, pauses it, branches from it, and then closes it, or forgets it, so that its lease ends it."""
         while True:
             wanted = {"prompt": chance.choice(prompts), "seed": chance.randrange(1000), "probe": chance.random() < 0.5}
             id = await self.asked("POST", "/v1/sessions", wanted | {"lease_seconds": LEASE_SECONDS}, "opened")
@@ -113,26 +113,26 @@ class Crowd:
             await self.asked("POST", f"{path}/continue", {}, "went on")
         elif what < 0.9:
             await self.asked("GET", f"{path}/snapshot", None, "snapshots")
-        else:  # with all places taken it is refused, which has to leave nothing behind either
+        else:  # with all places taken the server refuses it, and that must leave nothing behind either
             other = await self.asked("POST", f"{path}/branch", {"lease_seconds": LEASE_SECONDS}, "branched")
             if other is not None:
                 await self.asked("DELETE", f"/v1/sessions/{other}", None, "closed")
 
     async def asked(self, method: str, path: str, body: Any, name: str) -> str | None:
-        """The id in what is answered, if there is one; None where it is refused, which is counted."""
+        """The id in the answer, if there is one; None if the request is refused, which is counted."""
         try:
             content = await asyncio.to_thread(self.server.ask, method, path, body)
         except urllib.error.HTTPError as error:
             self.done[f"refused with {error.code}"] += 1
             return None
-        except OSError as error:  # a machine that is busy with other things
+        except OSError as error:  # on a machine that is busy with other work
             self.done[type(error).__name__] += 1
             return None
         self.done[name] += 1
         return json.loads(content).get("id") if content[:1] == b"{" else None
 
     async def watches(self, chance: random.Random, how: Kind) -> None:
-        """One viewer after another, of some session."""
+        """One viewer after another, each of some session."""
         while True:
             await asyncio.sleep(chance.uniform(0, 5))
             if self.open:
@@ -149,7 +149,7 @@ async def stay(address: str, chance: random.Random) -> None:
 
 
 async def vanish(address: str, chance: random.Random) -> None:
-    """Without a word."""
+    """Ends without closing the connection."""
     async with connect(address, max_size=None) as socket:
         try:
             async for _ in socket:
@@ -159,7 +159,7 @@ async def vanish(address: str, chance: random.Random) -> None:
 
 
 async def read_slowly(address: str, chance: random.Random) -> None:
-    """Or not at all, for a while."""
+    """Or reads nothing for a while."""
     async with connect(address, max_size=None, max_queue=1) as socket:
         async for _ in socket:
             await asyncio.sleep(chance.choice((0.5, 2, 10, 60)))
@@ -195,9 +195,9 @@ async def soak(plan: Plan, folder: Path) -> None:
             with contextlib.suppress(asyncio.CancelledError):
                 await using
             for id in [session["id"] for session in json.loads(server.ask("GET", "/v1/sessions"))["data"]]:
-                with contextlib.suppress(OSError):  # its lease has ended it meanwhile
+                with contextlib.suppress(OSError):  # its lease may have ended it meanwhile
                     server.ask("DELETE", f"/v1/sessions/{id}")
-            await asyncio.sleep(30)  # sockets of those who have vanished are found out by pings
+            await asyncio.sleep(30)  # the server notices by pings that viewers have vanished
             after = sample(server, begun)
         left = [path.name for path in Path(state, "sessions").iterdir()]
     machine = {"date": str(date.today()), **describe()}
@@ -214,8 +214,8 @@ class Check:
 
 
 def growth(rows: Sequence[dict[str, float]]) -> tuple[float, list[float]]:
-    """By how much the median of the last part of a run is above that of the first, and the medians of all parts, in bytes; the time until
-    the server is warm left out."""
+    """How far the median of the last part of a run is above that of the first, and the medians of all parts, in bytes. The time until
+    the server is warm is left out."""
     warm = [row["rss_bytes"] for row in rows if row["seconds"] >= WARM_SECONDS]
     if len(warm) < PARTS:
         return float("nan"), []
@@ -224,7 +224,7 @@ def growth(rows: Sequence[dict[str, float]]) -> tuple[float, list[float]]:
 
 
 def checks(rows: Sequence[dict[str, float]], after: dict[str, float] | None, left: Sequence[str]) -> list[Check]:
-    """after: the last sample, when all sessions are closed; None where the run was broken off before."""
+    """after: the last sample, when all sessions are closed; None if the run was broken off before."""
     grown, medians = growth(rows)
     parts = ", ".join(f"{each / 2**20:.0f}" for each in medians)
     found = [Check(f"memory (RSS), of the last sixth of the time against the first; medians of the sixths in MiB: {parts}",
@@ -242,7 +242,7 @@ def checks(rows: Sequence[dict[str, float]], after: dict[str, float] | None, lef
 
 
 def report(folder: Path) -> list[Check]:
-    """Writes soak.md and soak.png of what is in a folder."""
+    """Writes soak.md and soak.png from the files in a folder."""
     with (folder / "soak.csv").open() as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     path = folder / "soak.json"

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-STARTS = 5  # of the processes: where memory lands and which core a thread gets differ by start, and shift a whole run by per cents
+STARTS = 5  # of starts of the processes: memory placement and cores differ by start, and shift a whole run by some per cent
 ROUNDS = {"tiny, latents": 40, "tiny, video": 25, "1.3B, one layer, latents": 2}
-GAP_S = 0.05  # before every turn: by then the threads of the process that had the last one sleep
+GAP_S = 0.05  # before every turn: by then the threads of the process that had the last turn sleep
 
 
 def stream(name: str) -> Iterator[object]:
-    """A stream whose window is full. Only calls that both commits have may be used here."""
+    """A stream whose window is full. Use only calls here that both commits have."""
     import lolrt
     from bench.models import ONE_LAYER, embedded
 
@@ -39,7 +39,7 @@ def stream(name: str) -> Iterator[object]:
 
 
 def serve() -> None:
-    """A line in, the name of a stream; a line out, the seconds of its next chunk."""
+    """Reads the name of a stream per line, and prints the seconds of its next chunk."""
     name = ""
     made: Iterator[object] = iter(())
     for line in sys.stdin:
@@ -52,7 +52,7 @@ def serve() -> None:
 
 
 def turns(children: list[subprocess.Popen[str]], name: str, rounds: int) -> np.ndarray:
-    """[children] Median seconds of a chunk of each; they take turns, and every round begins with another of them."""
+    """[children] Median seconds per chunk of each process. They take turns, and every round begins with another one."""
     seconds = np.empty((len(children), rounds))
     for i in range(rounds):
         for which in np.roll(range(len(children)), i):

@@ -1,4 +1,5 @@
-"""Where a chunk's time goes: the calls that make it up are timed where they are made, each counted once, for the outermost it lies in."""
+"""Where the time of a chunk goes: its calls are timed where they are made, and each counts once, for the outermost stage that contains
+it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import lolrt
 from lolrt import ops
 from lolrt.media.writer import VideoWriter
 
-# What is replaced, by stage: owner and attribute.
+# The functions that are replaced, by stage: owner and attribute.
 STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "attention": ((ops, "frame_attention"),),
     "norms, packing": ((ops, "normalize_queries"), (ops, "kv_write"), (ops, "modulated_norm")),
@@ -26,7 +27,7 @@ STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
 
 
 class StageClock:
-    """Seconds of each stage while `running`; "rest" is what none of them covers."""
+    """Seconds of each stage while `running`; "rest" is the time outside of all of them."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -64,7 +65,7 @@ class StageClock:
 
 
 def of(chunk: Callable[[], object]) -> dict[str, float]:
-    """Seconds of each stage of what `chunk` does."""
+    """Seconds of each stage during `chunk`."""
     clock = StageClock()
     with clock.running():
         chunk()

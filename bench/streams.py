@@ -1,7 +1,9 @@
-"""The figures of docs/streams.md: `python -m bench.streams [switches] [memory] [decoders]`, all of them, minutes, when none is named.
+"""The figures of docs/streams.md: `python -m bench.streams [switches] [memory] [decoders]`; without arguments all of them, which takes
+minutes.
 
-switches: how long a new prompt takes to show in a stream of the embedded model, by what is cached again. memory: what VAE and TAEHV
-allocate at 480 x 832, worked out, and by how much the process of a decoding stream really grows. decoders: TAEHV beside Wan's VAE.
+switches: how long a new prompt takes to show in a stream of the embedded model, for each choice of what is re-cached. memory: what VAE
+and TAEHV allocate at 480 x 832, computed, and how far the process of a decoding stream really grows. decoders: TAEHV side by side with
+Wan's VAE.
 """
 
 from __future__ import annotations
@@ -49,12 +51,12 @@ def main() -> None:
 
 
 def spread(values: list[float], digits: int = 0) -> str:
-    """Median, and least and most in brackets."""
+    """The median, with the least and the most in brackets."""
     return f"{np.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def switches() -> Iterator[str]:
-    """A chunk with no switch, and one with each kind, in turns; frames decoded."""
+    """A chunk without a switch, and one with each kind of switch, in turns; frames are decoded."""
     stream = lolrt.load("tiny").stream(PROMPTS[0])
     window, prompts = Window(), itertools.cycle(reversed(PROMPTS))
     for chunk in itertools.islice(stream, window.pages // window.chunk_frames + 1):
@@ -105,7 +107,8 @@ def memory() -> Iterator[str]:
 
 
 def decode_alone() -> tuple[int, float]:
-    """Three latent frames through Wan's VAE in a process of its own: bytes by which it grew at most, and seconds of the last one."""
+    """Decodes three latent frames by Wan's VAE in a separate process: the most bytes by which it grew, and the seconds of the last
+    frame."""
     vae = lolrt.CausalVAE(lolrt.VAEConfig()).requires_grad_(False).bfloat16()
     vae.decode(torch.randn(1, 16, 2, 2), {})  # loads libraries and lays out the weights
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
@@ -122,7 +125,7 @@ def resident(field: str) -> int:
 
 
 def decoders() -> Iterator[str]:
-    """Random weights: time does not depend on what they say."""
+    """Random weights: the time does not depend on their values."""
     vae, taehv = lolrt.CausalVAE(lolrt.VAEConfig()), TAEHV(TAEHVConfig())
     codecs: list[Codec] = [vae.requires_grad_(False).bfloat16(), taehv.requires_grad_(False).bfloat16()]
     states: list[State] = [{}, {}]
@@ -133,7 +136,7 @@ def decoders() -> Iterator[str]:
         codecs[i].decode(latent, states[i])
         return time.perf_counter() - begin
 
-    for i in (0, 1, 0, 1):  # the first frame is another thing, and the second the first of its kind
+    for i in (0, 1, 0, 1):  # the first frame is special, and the second is the first ordinary one
         seconds(i)
     full, tiny = np.array([[seconds(0), seconds(1)] for _ in range(ROUNDS)]).T
     yield (

@@ -1,4 +1,4 @@
-"""What the kernels should reach on two cores at the 1.3B shape, and how each measure is read from a run."""
+"""What the kernels should reach on two cores at the 1.3B shape, and how the measure of each target is read from a run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Target:
     wanted: str
     """The target in words."""
     read: Callable[[Row], Spread | None]
-    """The measure, with its quartiles, of a row; None for rows that it is not about."""
+    """The measure of a row, with its quartiles; None for rows that the target is not about."""
 
     def measured(self, results: Results) -> list[tuple[str, Spread]]:
-        """Kernels (and case) with the measure, of all rows with all threads."""
+        """The kernels (and case) and the measure of each row with all threads."""
         most = max((row.threads for row in results.rows), default=0)
         found = [(row, self.read(row)) for row in results.rows if row.threads == most]
         return [(f"{row.isa}, {row.shape}", spread) for row, spread in found if spread is not None]
@@ -39,7 +39,7 @@ def fraction_of_peak(op: str, shape: str, dtype: str) -> Callable[[Row], Spread 
 
 
 def ratio(op: str, dtype: str, peer: str, shapes: Iterable[str], *, wide: bool = False) -> Callable[[Row], Spread | None]:
-    """Reads the ratio of the fastest peer whose name begins with `peer`. wide: only kernels at least as wide as AVX-512."""
+    """Reads the ratio to the fastest peer whose name begins with `peer`. wide: only kernels at least as wide as AVX-512."""
     shapes = tuple(shapes)
 
     def read(row: Row) -> Spread | None:

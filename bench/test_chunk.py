@@ -29,7 +29,7 @@ THREADS = sorted({1, cores()})
 
 @pytest.fixture
 def record(benchmark):
-    """Times a callable, some seconds at most, and stores where it stands in a figure."""
+    """Times a callable for at most a few seconds, and stores the result in a figure."""
 
     def run(call, rounds: int, **extra: object) -> None:
         benchmark.pedantic(call, rounds=rounds)

@@ -1,1 +1,1 @@
-"""The CUDA half: what it reaches on a GPU, measured, and what it should reach by calculation."""
+"""The CUDA part of the suite: its speed on a GPU, measured, and the speed that is predicted for it."""

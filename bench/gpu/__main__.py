@@ -36,7 +36,7 @@ Timer = Callable[[Run], float]
 class ColdTimer:
     """Seconds that a GPU takes for a callable, by events around it, with an L2 cache that holds none of its tensors.
 
-    Scratch memory is overwritten before; while the GPU is at that, the callable's kernels are queued, so that launching them costs nothing.
+    Scratch memory is overwritten first. While the GPU does that, the kernels of the callable are queued, so their launch costs nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -53,7 +53,7 @@ class ColdTimer:
 
 
 class Peaks:
-    """What the GPU can do at best, as torch's libraries reach it, by the same timer."""
+    """The peak rates of the GPU, as torch's libraries reach them, by the same timer."""
 
     def __init__(self, timer: Timer, gemm_shape: tuple[int, int, int] = GEMM_SHAPE) -> None:
         self._timer, self._gemm_shape = timer, gemm_shape
@@ -77,7 +77,7 @@ class Peaks:
 
 
 def measure(cases: Sequence[Case], device: torch.device, timer: Timer, peaks: Peaks, effort: Effort, architecture: str) -> Iterator[Row]:
-    """A row of each case as it comes; `isa` is the GPU's architecture, and `threads` 0."""
+    """One row per case, as it is measured; `isa` is the GPU's architecture, and `threads` 0."""
     for case in cases:
         print(case.name, file=sys.stderr)
         with device, torch.inference_mode():
@@ -90,7 +90,7 @@ def measure(cases: Sequence[Case], device: torch.device, timer: Timer, peaks: Pe
 
 
 def results(rows: Sequence[Row], machine: dict[str, str], command: str) -> Results:
-    """As pytest-benchmark and `python -m bench` write a run; seconds."""
+    """The JSON of pytest-benchmark and `python -m bench`; times in seconds."""
     benchmarks = []
     for row in rows:
         low, median, high = row.seconds

@@ -1,4 +1,4 @@
-"""What is measured on a GPU: the cases of `lolrt bench` that there are kernels for, more peers of attention, and a whole chunk."""
+"""What is measured on a GPU: the cases of `lolrt bench` that have CUDA kernels, more peers of attention, and a whole chunk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LIBRARIES: dict[str, tuple[str, str, Callable[[Callable[..., object], Tensor, Te
 
 
 def attention_peers(shape: Shape) -> dict[str, Run]:
-    """torch's SDPA and the libraries that run here; their results, of other numbers than ours, are not compared."""
+    """torch's SDPA and the libraries that run here. Their results are not compared, because they compute other numbers than ours."""
     q = random(1, shape.frames * shape.tokens, shape.heads, shape.dim).to(BF16)
     k, v = (random(1, shape.pages * shape.tokens, shape.heads, shape.dim).to(BF16) for _ in range(2))
     runs: dict[str, Run] = {"SDPA alone": lambda: discard(peers.sdpa(q, k, v))}
@@ -41,7 +41,7 @@ def attention_peers(shape: Shape) -> dict[str, Run]:
         try:
             found = getattr(importlib.import_module(module), function)
             call(found, q, k, v)
-        except Exception as error:  # whatever a library says of this GPU, the others are still to be measured
+        except Exception as error:  # whatever error a library raises on this GPU, the others are still measured
             print(f"{name} does not run here: {error}", file=sys.stderr)
             continue
         runs[f"{name} alone"] = lambda call=call, found=found: discard(call(found, q, k, v))  # type: ignore[misc]
@@ -57,7 +57,7 @@ def with_peers(case: Case, more: Callable[[], Mapping[str, Run]]) -> Case:
 
 
 def op_cases() -> list[Case]:
-    """Those of `lolrt.bench` in bfloat16 (the sampler's step in float32) whose head dimension has kernels, and a batch at full size."""
+    """The cases of `lolrt.bench` in bfloat16 (the sampler's step in float32) whose head dimension has kernels, and a batch at full size."""
     found = []
     for case in (*CASES, batched_attention(WAN, BF16, SESSIONS)):
         name, _, extra = case.shape.partition(", ") if case.shape not in SHAPES else (case.shape, "", "")
@@ -70,13 +70,13 @@ def op_cases() -> list[Case]:
 
 
 def chunk(model: Model, kv_dtype: torch.dtype | None = None) -> Case:
-    """The latents of a chunk over a full window, all passes, with random weights; the noise, drawn on the CPU, is in it. kv_dtype: as of
-    `lolrt.LatentStream`; the bytes that are counted are those of bfloat16 pages."""
+    """The latents of a chunk over a full window, with all passes and random weights; drawing the noise on the CPU is included. kv_dtype:
+    as in `lolrt.LatentStream`; bytes are counted for bfloat16 pages."""
 
     def make(compiled: bool) -> Trial:
         torch.manual_seed(0)
         dit = lolrt.CausalDiT(model.config).to(BF16).requires_grad_(False)
-        with torch.device("cpu"):  # as a user has it: the model alone is elsewhere
+        with torch.device("cpu"):  # as a user has it: only the model is on the GPU
             stream = lolrt.LatentStream(
                 dit, model.prompt(), *model.latent, rope=PLAIN, window=WINDOW, sampler=model.sampler, kv_dtype=kv_dtype
             )

@@ -68,14 +68,14 @@ H100 = Machine("H100", "sm_90a", 132, 1.830, tensor_flop=4096, float32=128, mma_
 
 _FLOAT = {"FFMA", "FADD", "FMUL"}
 _NO_PIPE = {"NOP", "BRA", "BAR", "CALL", "DEPBAR", "LDGDEPBAR", "BSSY", "BSYNC", "S2R", "VOTE", "WARPGROUP", "SYNCS"}
-# Bytes a warp moves through shared memory. LDSM is always that of four matrices here.
+# Bytes that a warp moves through shared memory. LDSM always loads four matrices here.
 _SHARED = {"LDSM": 512, "LDGSTS": 512, "LDS": 512, "STS": 512, "SHFL": 128}
 _ARITHMETIC = ("tensor", "special", "float32", "other")
 
 
 def pipes(counts: Mapping[str, int], machine: Machine, warps: int = 4, mma: bool = True) -> dict[str, float]:
-    """Cycles that each pipe is busy with what `warps` warps, the same number at each scheduler, do once; without `mma` the products
-    are WGMMA's, counted in units of HMMA, as copies by TMA are in units of LDGSTS."""
+    """Cycles that each pipe is busy with what `warps` warps, the same number at each scheduler, do once. Without `mma` the products are
+    WGMMA's, counted in units of HMMA, and copies are by TMA, counted in units of LDGSTS."""
 
     def results(names: set[str]) -> int:
         return LANES * warps * sum(counts.get(name, 0) for name in names)
@@ -95,18 +95,18 @@ def pipes(counts: Mapping[str, int], machine: Machine, warps: int = 4, mma: bool
 
 
 def cycles(busy: Mapping[str, float], overlap: float) -> float:
-    """Cycles of what takes so many in each pipe. `overlap` is `a` above: 0 is all at once, 1 one after the other."""
+    """Cycles of work that takes these cycles in each pipe. `overlap` is `a` above: 0 is full overlap, 1 none."""
     busiest = max(busy.values())
     return busiest + overlap * max(sum(busy[pipe] for pipe in _ARITHMETIC) - busiest, 0.0)
 
 
 @dataclass(frozen=True)
 class Work:
-    """A block's phases in the order of time: so often, these instructions of each warp."""
+    """A block's phases in the order of time: the number of times, and the instructions of each warp."""
 
     parts: tuple[tuple[int, Mapping[str, int]], ...]
     flop: float
-    """That the caller asked for: without what the hardware multiplies in padding."""
+    """FLOP that the caller asked for, without what the hardware multiplies in padding."""
     warps: int = 4
     resident: int = 2
     """Blocks that share a multiprocessor."""
@@ -117,7 +117,7 @@ class Work:
 
 
 def rounds(work: Work, blocks: int, machine: Machine, overlap: float) -> float:
-    """Cycles of so many blocks, each of them the whole work."""
+    """Cycles of a number of equal blocks."""
     together = work.resident * work.cycles(machine, overlap)
     full, rest = divmod(blocks, work.resident * machine.multiprocessors)
     last = 0.0 if rest == 0 else together if rest > machine.multiprocessors or work.resident == 1 else work.cycles(machine, 1.0)
@@ -125,8 +125,8 @@ def rounds(work: Work, blocks: int, machine: Machine, overlap: float) -> float:
 
 
 def split(work: Work, blocks: int, pages: int, machine: Machine, overlap: float, partial_bytes: int) -> float:
-    """Cycles when the tiles that do not fill a round are cut by pages, as csrc/cuda/work_split.cuh does: each block takes the slot that is
-    free first. Parts are written, and read again by what puts them together, at the rate of the memory."""
+    """Cycles when the tiles that do not fill a round are cut by pages, as csrc/cuda/work_split.cuh does: each block takes the slot that
+    is free first. Parts are written, and read again by the kernel that combines them, at the rate of the memory."""
     slots = work.resident * machine.multiprocessors
     full, rest = divmod(blocks, slots)
     last, parts = min((_last_pages(rest, pages, part, slots), -(-pages // part)) for part in range(1, pages + 1)) if rest else (0, 1)
@@ -135,7 +135,7 @@ def split(work: Work, blocks: int, pages: int, machine: Machine, overlap: float,
 
 
 def _last_pages(tiles: int, pages: int, part: int, slots: int) -> int:
-    """Pages of the slot that does most."""
+    """Pages of the slot that does the most."""
     free = [0] * slots
     for first in range(0, pages, part):
         for _ in range(tiles):
@@ -152,8 +152,8 @@ def fraction(work: Work, blocks: int, machine: Machine, taken: float) -> float:
 
 
 def flash(rows: int, keys: int, dim: int, tiles: int, warps: int, resident: int, mma: bool, addresses: int) -> Work:
-    """FlashAttention's tile as its papers have it: the output is rescaled in each. `addresses` is what else a warp does: FA2 2.8.3 has
-    910 instructions a tile in all."""
+    """A tile of FlashAttention as in its papers: the output is rescaled in each tile. `addresses`: the other instructions of a warp; FA2
+    2.8.3 has 910 instructions per tile in total."""
     own = rows // warps  # rows of a warp
     scores, held = own * keys // LANES, own * 4 // LANES  # of a lane: scores, and rows that it has a part of
     counts = Counter(
@@ -192,7 +192,7 @@ class Published:
         return self.tflops / self.machine.peak_tflops
 
     def overlap(self) -> float:
-        """What makes the model right for this kernel; time is linear in it."""
+        """The factor that makes the model right for this kernel; time is linear in it."""
         none, all_, real = 1 / self.predicted(0.0), 1 / self.predicted(1.0), 1 / self.reached
         return (real - none) / (all_ - none)
 
@@ -240,7 +240,7 @@ def frame_attention(function: sass.Function, shape: Shape) -> Work:
 
 
 def _by_mma(function: sass.Function, shape: Shape, keys: int, stored_bytes: int) -> Work:
-    """Whole tiles of a page, its first with the rotation, its last with the copies for the next page."""
+    """The whole tiles of a page; its first has the rotation, its last the copies for the next page."""
     loop = sass.innermost_loop(function, "HMMA")
     whole, rest = divmod(shape.tokens, keys)
     products = 4 * 32 * keys * shape.dim // PRODUCT_FLOP
@@ -263,8 +263,8 @@ def _by_mma(function: sass.Function, shape: Shape, keys: int, stored_bytes: int)
 
 
 def _by_warpgroups(function: sass.Function, shape: Shape, keys: int = 112) -> Work:
-    """Tiles of a page, its first with the rotation, by eight warps of 16 rows. The last is done whole; what masking takes is left out, and
-    the warps that copy, one instruction in thirty."""
+    """The tiles of a page, by eight warps of 16 rows; its first has the rotation. The last counts as a whole one; masking is left out,
+    and so are the warps that copy, one instruction in thirty."""
     loop = sass.innermost_loop(function, "HGMMA")
     products = shape.dim // 16 + keys // 16
     # Of a page a word of its notice; of each 16 channels turned the four words and their angles.
@@ -286,8 +286,8 @@ _SM90_KERNEL = re.compile(r"frame_attention_sm90_kernelI\w*4Bf16ELb0E")
 
 
 def kernel(functions: Iterable[sass.Function], machine: Machine, fp8_pages: bool = False) -> sass.Function:
-    """What runs at dim 128, for bfloat16 and without the probe, on pages of bfloat16 or of 8 bits; kernels for other architectures are
-    there and empty."""
+    """The kernel that runs at dim 128, for bfloat16 and without the probe, on pages of bfloat16 or of 8 bits. Kernels for other
+    architectures are in the library too, and empty."""
 
     def is_it(name: str) -> bool:
         by_mma = _MMA_KERNEL.search(name)
@@ -298,7 +298,7 @@ def kernel(functions: Iterable[sass.Function], machine: Machine, fp8_pages: bool
 
 
 def table(shape: Shape = Shape()) -> list[list[str]]:
-    """Published kernels, what the model gives for them, and ours."""
+    """Published kernels, with the model's prediction for them, and ours."""
     rows = [["kernel", "machine", "predicted, not measured", "of peak", "published", "of peak", "predicted / published", "a"]]
     for calibrated in (FA2_A100, FA2_H100, FA3_H100):
         a, machine = calibrated.overlap(), calibrated.machine
