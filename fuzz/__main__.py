@@ -1,4 +1,4 @@
-"""Runs the fuzz target of readers.py; the folder named first collects inputs that reach new code.
+"""Runs the fuzz target of readers.py. The first folder on the command line collects inputs that reach new code.
 
 pip install atheris
 python -m fuzz build/fuzz -max_total_time=300 -rss_limit_mb=4096 -timeout=10 -len_control=0
@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import atheris
-import torch  # noqa: F401 - before the instrumented imports: it is not what is tested, and large
+import torch  # noqa: F401 - imported before instrumentation: it is large, and not what is tested
 
 INSTRUMENTED = ("pickletools", "tomllib", "zipfile")
 for name in INSTRUMENTED:  # torch has imported them, uninstrumented

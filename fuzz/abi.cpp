@@ -131,7 +131,7 @@ void fuzz_windows(Bytes &bytes, Tensors &tensor, lolrt_dtype) {
   if (lolrt_pool_create(pages > 4096 ? 4096 : pages, &pool) != LOLRT_OK) return;
   if (lolrt_window_create(pool, bytes.number(), bytes.number(), &window) == LOLRT_OK) {
     int64_t frame = bytes.number(), frames[8];
-    int32_t page = -1;  // that is ours to release, and not the window's
+    int32_t page = -1;  // it is ours to release, not the window's
     for (int call = 0; call < 12; ++call) {
       const int64_t count = bytes.or_number(1 + bytes.below(3));
       const uint8_t choice = bytes.next() % 8;

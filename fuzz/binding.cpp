@@ -70,7 +70,7 @@ class Arguments {
         return py::bool_(true);
       case 6:
         return py::type::of(py::none());
-      case 7:  // an exporter that gives something else
+      case 7:  // an exporter that returns something else
         return py::eval("type('E', (), {'__dlpack_device__': lambda self: (1, 0), '__dlpack__': lambda self, **_: 3})()");
       default:
         return py::none();

@@ -1,9 +1,9 @@
-"""Fuzzes the readers of checkpoints: whatever the bytes, a reader gives a whole model whose tensors lie inside the file, or a
+"""Fuzzes the readers of checkpoints: for any bytes, a reader returns a whole model whose tensors lie inside the file, or raises
 CheckpointError.
 
-The first byte of an input chooses what the rest is: a safetensors file, a .pt archive, the pickle inside of one, config.json, the index
-of weights in several files, a .toml file that names the parts, a GGUF file, adapters, or their config. The other files are sound then.
-Inputs that break something are to be kept in tests/data/fuzz, and run again by tests/test_malformed.py.
+The first byte of an input chooses the type of the rest: a safetensors file, a .pt archive, the pickle inside of one, config.json, the
+index of weights in several files, a .toml file that names the parts, a GGUF file, adapters, or their config. The other files of the
+model are then valid. Keep inputs that break something in tests/data/fuzz; tests/test_malformed.py runs them again.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def adapters() -> dict[str, Tensor]:
 
 
 def other_adapters() -> dict[str, dict[str, Tensor]]:
-    """Of every kind that is read."""
+    """One tensor of every kind that is read."""
     layer, pair = "diffusion_model.blocks.0.ffn.0", {"lora_down.weight": torch.zeros(2, 8), "lora_up.weight": torch.zeros(8, 2)}
     hada = {f"hada_w{i}_{side}": torch.ones(8, 2) if side == "a" else torch.ones(2, 8) for i in (1, 2) for side in "ab"}
     kinds = {
@@ -109,7 +109,7 @@ def gguf(tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]], fields: dict
 
 
 def ggufs() -> dict[str, bytes]:
-    """A DiT in floats, and part of a text encoder with a matrix of every kind of blocks, and a tokenizer."""
+    """A DiT in floats, and part of a text encoder with one matrix of every block format, and a tokenizer."""
     plain = {name: ("F16", tuple(tensor.shape), bytes(2 * tensor.numel())) for name, tensor in whole_model().items()}
     blocks = {
         f"enc.blk.{i}.attn_q.weight": (kind, (2, 256), bytes(512 // BLOCKS[kind].values * BLOCKS[kind].bytes))
@@ -160,13 +160,13 @@ def archive_of(content: object) -> bytes:
 
 @functools.cache
 def records() -> list[tuple[str, bytes]]:
-    """Of a sound archive."""
+    """The records of a valid archive."""
     with zipfile.ZipFile(io.BytesIO(archive_of(TENSORS))) as archive:
         return [(record.filename, archive.read(record)) for record in archive.infolist()]
 
 
 def with_pickle(pickle: bytes) -> bytes:
-    """A sound archive, but for its pickle."""
+    """A valid archive, except for its pickle."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in records():
@@ -175,7 +175,7 @@ def with_pickle(pickle: bytes) -> bytes:
 
 
 def seeds() -> dict[str, bytes]:
-    """Sound inputs, by name."""
+    """Valid inputs, by name."""
     diffusers = {"blocks.0.attn1.to_q.weight": torch.zeros(8, 8), "condition_embedder.time_proj.bias": torch.zeros(48)}
     vae = {"decoder.up_blocks.0.resnets.0.norm1.gamma": torch.zeros(4, 1, 1, 1), "encoder.conv_in.bias": torch.zeros(4)}
     text = {"shared.weight": torch.zeros(4, 8), "encoder.block.0.layer.0.SelfAttention.q.weight": torch.zeros(8, 8)}
@@ -203,7 +203,7 @@ def seeds() -> dict[str, bytes]:
 
 
 def run(data: bytes, folder: Path) -> None:
-    """One input; raises what a reader should not have raised."""
+    """Runs one input; raises what a reader must not raise."""
     if not data:
         return
     place = write(TARGETS[data[0] % len(TARGETS)], data[1:], folder)
@@ -234,18 +234,18 @@ def run(data: bytes, folder: Path) -> None:
 
 
 def follow(tokenizer: dict[str, Any]) -> None:
-    """Makes a tokenizer and uses it: tokenizers, which is not ours, ends the process where a description that we let pass is broken."""
+    """Makes a tokenizer and uses it. The package tokenizers is not ours, and ends the process if we accept a broken description."""
     import tokenizers
 
     try:
         made = tokenizers.Tokenizer.from_str(json.dumps(tokenizer))
-    except Exception:  # the library has no type of its own for them
+    except Exception:  # the library has no exception type of its own for them
         return
     made.encode("a ﬁne № </s> 日本語 \U0001f642")
 
 
 def write(target: str, content: bytes, folder: Path) -> Path:
-    """The files of one input; returns the one to read."""
+    """Writes the files of one input; returns the one to read."""
     weights, index, toml = folder / "weights", folder / "model.safetensors.index.json", folder / "model.toml"
     (folder / "config.json").write_bytes(content if target == "config" else CONFIG)
     if target == "pickle":

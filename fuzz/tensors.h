@@ -1,4 +1,4 @@
-// What the fuzzers of the C ABI and of the binding draw from bytes: numbers, and tensors whose memory is there.
+// What the fuzzers of the C ABI and of the binding make from bytes: numbers, and tensors with real memory.
 //
 // Sizes, strides, types and numbers are mostly right. A tensor has memory of exactly the span that its view claims; one whose
 // span is larger than that can be had has a NULL pointer, and one that no address space holds must be refused.
@@ -63,10 +63,10 @@ struct Owned {
   lolrt_tensor view{};
   int64_t shape[kDims], strides[kDims];
   std::unique_ptr<char[]> memory;
-  bool impossible = false;  // no address space holds it
+  bool impossible = false;  // too large for any address space
 };
 
-// The tensors of a call; they live as long as it.
+// The tensors of a call; they live as long as the call.
 class Tensors {
  public:
   explicit Tensors(Bytes &bytes) : bytes_(bytes) {}
@@ -93,11 +93,11 @@ class Tensors {
     if (made.view.shape) give_memory(made);
     if (bytes_.rarely()) made.view.ndim = static_cast<int32_t>(std::clamp<int64_t>(bytes_.number(), INT32_MIN, INT32_MAX));
     if (made.view.ndim > kDims && made.view.ndim < INT32_MAX) made.view.ndim = INT32_MAX;
-    if (made.view.ndim > ndim) made.view.data = nullptr;  // of other strides than memory was given for
+    if (made.view.ndim > ndim) made.view.data = nullptr;  // with other strides than the memory was allocated for
     return &made.view;
   }
 
-  // Fails where a call has taken a tensor that there cannot be.
+  // Fails if a call has accepted a tensor that cannot exist.
   void check_taken() const {
     if (std::any_of(all_.begin(), all_.end(), [](const Owned &each) { return each.impossible; })) {
       std::fprintf(stderr, "a tensor that no address space holds was taken\n");
@@ -134,7 +134,7 @@ class Tensors {
     const uint64_t offset = bytes_.rarely() ? static_cast<uint64_t>(bytes_.below(9)) : 0;
     made.memory.reset(new char[static_cast<size_t>(whole) + offset]);
     std::memset(made.memory.get(), 0, static_cast<size_t>(whole) + offset);
-    for (Wide i = 0; i < std::min<Wide>(whole / 4, 4); ++i) {  // numbers of a page table, say
+    for (Wide i = 0; i < std::min<Wide>(whole / 4, 4); ++i) {  // the numbers of a page table, for example
       const auto entry = static_cast<int32_t>(bytes_.or_number(static_cast<int64_t>(i)));
       std::memcpy(made.memory.get() + offset + 4 * i, &entry, sizeof entry);
     }
@@ -151,7 +151,7 @@ class Tensors {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #if defined(STANDALONE)
-// A program without libFuzzer: its arguments are the number of inputs, and a seed, from which all of them follow. `calls` counts.
+// A program without libFuzzer. Its arguments are the number of inputs, and a seed that determines all of them. `calls` counts.
 extern long calls;
 
 int main(int argc, char **argv) {
