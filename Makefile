@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PROMPT ?= a red car by the sea at sunrise
 
-.PHONY: demo test test-fast test-slow dev lint lint-python lint-types lint-imports lint-cxx hooks format sanitize docs figures bench bench-quick clean
+.PHONY: demo test test-fast test-slow dev lint lint-python lint-types lint-imports lint-cxx hooks format sanitize aarch64 docs figures bench bench-quick clean
 
 demo: .venv/installed
 	$(BIN)/lolrt generate "$(PROMPT)" -o out/demo.mp4 --seconds 20
@@ -50,6 +50,12 @@ sanitize: .venv/installed
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DLOLRT_SANITIZE=ON -DLOLRT_TESTS=ON -DLOLRT_PYTHON=OFF -DLOLRT_CUDA=OFF
 	$(BIN)/cmake --build build/sanitize
 	cd build/sanitize && $(abspath $(BIN))/ctest --output-on-failure
+
+# The library for 64-bit ARM, and its C++ tests in an emulator (cmake/aarch64.cmake).
+aarch64: .venv/installed
+	$(BIN)/cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DLOLRT_TESTS=ON -DLOLRT_CUDA=OFF
+	$(BIN)/cmake --build build/aarch64
+	cd build/aarch64 && $(abspath $(BIN))/ctest --output-on-failure
 
 # The manual, as a site in build/site; anything that it lacks is an error. The variable silences an advertisement.
 docs: .venv/installed .venv/manual

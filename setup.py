@@ -1,15 +1,18 @@
-"""Builds the C++ core with CMake; everything else about the package is in pyproject.toml."""
+"""Builds the C++ core with CMake, and says what is compiled into it; everything else about the package is in pyproject.toml."""
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.egg_info import egg_info
 
 
 class CMakeBuild(build_ext):
@@ -47,4 +50,37 @@ def _jax_headers() -> str:
     return "" if found is None or found.origin is None else str(Path(found.origin).parent / "include")
 
 
-setup(ext_modules=[Extension("lolrt._core", [])], cmdclass={"build_ext": CMakeBuild})
+class Materials(egg_info):
+    """Adds to the metadata of a wheel what of others is compiled into it, pybind11's templates: their licence, and a bill of materials
+    (CycloneDX, where PEP 770 has it)."""
+
+    def run(self) -> None:
+        super().run()
+        folder, made_with = Path(self.egg_info), distribution("pybind11")
+        for file in made_with.files or ():
+            if file.name == "LICENSE":
+                _write(folder / "licenses" / "pybind11" / file.name, file.read_text())
+        own = self.distribution.metadata
+        bill = {
+            "bomFormat": "CycloneDX",
+            "specVersion": "1.6",
+            "version": 1,
+            "metadata": {"component": _component(own.get_name(), own.get_version(), "MIT")},
+            "components": [_component("pybind11", made_with.version, "BSD-3-Clause")],
+        }
+        _write(folder / "sboms" / "lolrt.cdx.json", json.dumps(bill, indent=2) + "\n")
+
+
+def _component(name: str, version: str, licence: str) -> dict[str, object]:
+    where = f"pkg:pypi/{name}@{version}"
+    return {
+        "type": "library", "bom-ref": where, "name": name, "version": version, "purl": where, "licenses": [{"license": {"id": licence}}],
+    }  # fmt: skip
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+setup(ext_modules=[Extension("lolrt._core", [])], cmdclass={"build_ext": CMakeBuild, "egg_info": Materials})
