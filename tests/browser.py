@@ -20,13 +20,13 @@ SECONDS = 30.0
 
 
 def chromium() -> str | None:
-    """Where it is; None where it is not installed."""
+    """The path of Chromium; None if it is not installed."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Browser:
     def __init__(self, profile: Path) -> None:
-        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # the sandbox does not take root
+        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses to run as root
         command = [str(chromium()), *FLAGS, *sandbox, f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert self._process.stderr is not None
@@ -56,7 +56,7 @@ class Page:
 
         self._socket, self._calls = connect(address, max_size=None, legacy=True), 0
         self.events: list[dict[str, Any]] = []
-        """What the browser has told unasked: errors of the page, and what it loads."""
+        """Events that the browser has sent: errors of the page, and what it loads."""
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
         self.resize(width, height)
@@ -73,13 +73,13 @@ class Page:
             self.events.append(message)
 
     def js(self, expression: str) -> Any:
-        """The value of an expression, or of the promise that it is."""
+        """The value of an expression; if it is a promise, the value that it resolves to."""
         answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def until(self, expression: str, seconds: float = SECONDS) -> Any:
-        """Waits until an expression is true, and gives its value. Before the page is loaded there is nothing for it to find."""
+        """Waits until an expression is true, and returns its value. Until the page is loaded, an expression may fail."""
         deadline = time.monotonic() + seconds
         while not (value := self.js(f"(() => {{ try {{ return {expression} }} catch {{ return false }} }})()")):
             assert time.monotonic() < deadline, f"{expression} did not come true; the page says: {self.js('document.body.innerText')}"
@@ -87,7 +87,7 @@ class Page:
         return value
 
     def click(self, selector: str) -> None:
-        """By the mouse, in the middle of it."""
+        """Clicks with the mouse in the middle of an element."""
         found = f"document.querySelector({json.dumps(selector)})"
         self.js(f"{found}.scrollIntoView({{block: 'center'}})")
         box = self.js(f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({found}.getBoundingClientRect())")
@@ -109,11 +109,11 @@ class Page:
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
 
     def screenshot(self) -> bytes:
-        """What is seen, as PNG."""
+        """The visible page, as PNG."""
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
     def complaints(self) -> list[str]:
-        """Errors that the page has thrown, or the browser has found in it."""
+        """Errors that the page has thrown, or that the browser has found in it."""
         self.js("0")
         told = [message["params"] for message in self.events if message["method"] in ("Runtime.exceptionThrown", "Log.entryAdded")]
         return [json.dumps(each) for each in told if each.get("entry", {}).get("level", "error") == "error"]

@@ -1,4 +1,4 @@
-"""DLPack capsules made by hand, as no library makes them."""
+"""DLPack capsules made by hand, such as no library makes."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Versioned(ctypes.Structure):
 
 
 class Capsule:
-    """float32 of a shape, with memory for `room` elements; its capsule, and the object that has it to give.
+    """float32 of a shape, with memory for `room` elements: its capsule, and an object that exports it.
 
-    Fields of the DLPack tensor that are named are as they are given. version: None is a tensor of before there were versions.
+    Named fields of the DLPack tensor get the given values. version: None makes a tensor without a version, as before DLPack 1.0.
     """
 
     def __init__(

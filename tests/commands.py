@@ -1,4 +1,4 @@
-"""Running build tools, those of the tests' own environment first."""
+"""Runs build tools; those of the tests' own environment come first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str
 
 
 def output_of(*command: object, **environment: str) -> str:
-    """What a command prints; an error, with all it said, if it fails."""
+    """The output of a command; if it fails, an error with all of its output."""
     done = run(*command, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lolrt.openmp import WAIT
 
-os.environ.update(WAIT)  # before torch comes, as on the command line
+os.environ.update(WAIT)  # must be set before torch is imported, as on the command line
 
 import hypothesis
 import layouts
@@ -22,7 +22,7 @@ import lolrt
 from lolrt import _core
 from lolrt.checkpoint.synth import synth
 
-# What a shell puts into the background ignores Ctrl-C, and what nohup starts hangups; the runs that tests begin would inherit that.
+# A process in the background of a shell ignores Ctrl-C, and one under nohup ignores hangups. Runs that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
@@ -36,7 +36,7 @@ DATA = Path(__file__).parent / "data"
 
 @pytest.fixture(params=_core.isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each kernel set that this CPU can run, in turn; it and the number of threads are put back."""
+    """Each kernel set that this CPU can run, in turn. Afterwards the old set and the number of threads are restored."""
     before, threads = _core.isa(), _core.threads()
     _core.set_isa(request.param)
     yield request.param
@@ -46,7 +46,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Products of torch may depend on the number of threads, and what is compared is not that."""
+    """One thread, because torch's products may depend on the number of threads, and this is not what the tests compare."""
     threads = torch.get_num_threads()
     lolrt.set_threads(1)
     yield
@@ -72,7 +72,7 @@ def rollout_inputs() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def quick_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder: tiny in two steps and at three times its rate, for tests that wait for video to be played."""
+    """A folder with tiny in two steps and at three times its frame rate, for tests that wait until video is played."""
     folder = tmp_path_factory.mktemp("models") / "quick"
     shutil.copytree(Path(lolrt.__file__).parent / "_embedded" / "tiny", folder)
     settings = json.loads((folder / "model.json").read_text())

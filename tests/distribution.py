@@ -1,4 +1,4 @@
-"""What the source distribution of the repository's files unpacks to."""
+"""The files that the repository's source distribution unpacks to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from commands import output_of
 
 ROOT = Path(__file__).parent.parent
-BUILT = ("_core*.so", "lib", "include", "__pycache__")  # what an editable installation leaves in the package
+BUILT = ("_core*.so", "lib", "include", "__pycache__")  # files that an editable installation leaves in the package
 
 
 def unpacked_sources(folder: Path) -> Path:
-    """Made of a clean copy in this folder."""
+    """Builds the source distribution from a clean copy in this folder."""
     copy, made = folder / "copy", folder / "made"
     copy.mkdir()
     for name in ("CMakeLists.txt", "MANIFEST.in", "setup.py", "pyproject.toml", "README.md", "LICENSE"):

@@ -1,12 +1,12 @@
-"""Runs an operation of lolrt in which one call of the system fails, then the next one, and so on, until none is left to fail.
+"""Runs an operation of lolrt again and again; each time another system call fails, until every call has failed once.
 
     LD_PRELOAD=failing_calls.so python tests/failing_calls.py OPERATION FOLDER STEP
 
-An operation writes below a folder; each time it begins in a fresh one, in a child process. It may end well, or with one of lolrt's errors
-in one line; then what was there before is there still, or what was to be written is, whole. The process may also end at the call, as by a
-power cut; then the operation is done once more, without a failure, and must end well. Every STEP-th call is made to fail; for each kind, a
-line says how many were. Where memory does not suffice, FFmpeg and the C library, when it starts a thread, end the process by themselves:
-allocations of operations that ask for these are left alone.
+An operation writes below a folder. Each time it begins in a fresh one, in a child process. It may succeed, or end with one of lolrt's
+errors in one line; then either the old files are still there, or the new ones are complete. The process may also end at the call, as in
+a power cut; then the operation is done once more, without a failure, and must succeed. Every STEP-th call is made to fail; one line for
+each kind of call says how many were. If memory runs out, FFmpeg, and the C library when it starts a thread, end the process themselves.
+So in operations that use them, allocations are not made to fail.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ NEW = stream.snapshot("light")
 
 
 class Save:
-    """A snapshot, over an earlier one."""
+    """Writes a snapshot over an earlier one."""
 
     def begin(self, folder: Path) -> None:
         OLD.write(folder / "s.safetensors")
@@ -71,7 +71,7 @@ class Save:
 
 
 class Resume:
-    """From a snapshot: nothing of the stream, or the frames that it goes on with."""
+    """Resumes a snapshot: either nothing of the stream is there, or the frames that it continues with."""
 
     def begin(self, folder: Path) -> None:
         OLD.write(folder / "s.safetensors")
@@ -85,7 +85,7 @@ class Resume:
 
 
 class Convert:
-    """A model into a folder that is not there."""
+    """Converts a model into a folder that does not exist."""
 
     def begin(self, folder: Path) -> None:
         shutil.copytree(MODEL, folder / "model")
@@ -101,7 +101,7 @@ class Convert:
 
 
 class Cache:
-    """An embedding in the cache: what was written, or nothing."""
+    """Writes an embedding to the cache: the complete embedding is there, or nothing."""
 
     rows = torch.arange(30_000.0).view(-1, 30)
 
@@ -118,7 +118,7 @@ class Cache:
 
 
 class Embeddings:
-    """The file of lolrt encode, over an earlier one."""
+    """Writes the file of `lolrt encode` over an earlier one."""
 
     def begin(self, folder: Path) -> None:
         write_embeddings(folder / "e.safetensors", {"old": torch.ones(3000, 30)})
@@ -134,7 +134,7 @@ class Embeddings:
 
 
 class State:
-    """A session of a server: what it has told of is there, whole, and it goes on whatever the disk does."""
+    """A session of a server: what it has confirmed is on the disk, complete, and it goes on whatever the disk does."""
 
     record = Record("one", 0.0, 1.0, "", 1, 9, None, False, 0, [], [], [])
 
@@ -168,7 +168,7 @@ class State:
 
 
 class Video:
-    """A video, cut and gone on with in the middle, over an earlier one."""
+    """Writes a video over an earlier one; it is cut and resumed in the middle."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -193,7 +193,7 @@ class Video:
         if self.name.endswith(".png"):
             assert all(av.open(str(path)).streams.video[0].height == 64 for path in folder.glob("*.png"))
             assert not done or len(names(folder)) == 24
-        elif not self.name.endswith(".m3u8"):  # which is written over as it grows
+        elif not self.name.endswith(".m3u8"):  # this file is overwritten as it grows
             with av.open(str(folder / self.name)) as container:
                 count = sum(1 for _ in container.decode(video=0))
             assert count == 24 if done else count in (5, 24), count
@@ -202,12 +202,12 @@ class Video:
 
 
 class Generate:
-    """A whole run of the command line, with all that lies beside its video."""
+    """A whole run of the command line, with all files beside its video."""
 
     options = ("--frames", "21", "--timesteps", "1000", "--first-timesteps", "1000", "--save-every", "9", "--probe", "--latents")
 
     def begin(self, folder: Path) -> None:
-        lolrt.load = lambda *_, **__: tiny  # the time that it takes is not what is tested
+        lolrt.load = lambda *_, **__: tiny  # the running time is not tested
 
     def act(self, folder: Path) -> None:
         said = io.StringIO()
@@ -227,7 +227,7 @@ class Generate:
                 assert sum(1 for _ in container.decode(video=0)) == 21
         else:
             assert not done
-        if cut:  # the next run would be refused while the video of this one is there, which is as it should be
+        if cut:  # the next run is rightly refused while the video of this one is there
             for path in folder.iterdir():
                 path.unlink()
 
@@ -243,7 +243,7 @@ def names(folder: Path) -> list[str]:
 
 
 def in_child(act: Callable[[], None], arm: Callable[[], None] = lambda: None) -> tuple[int, bytes]:
-    """How it ended, and how many calls of the kind there were; nothing where the process has ended before it could say so."""
+    """How the operation ended, and how many calls of the kind it made; nothing if the process ended before it could report them."""
     reached_end, told = os.pipe()
     child = os.fork()
     if child == 0:
@@ -271,11 +271,11 @@ def in_child(act: Callable[[], None], arm: Callable[[], None] = lambda: None) ->
 
 
 def fail(name: str, kind: str, scratch: Path, step: int) -> int:
-    """Gives how many calls were made to fail."""
+    """Returns how many calls were made to fail."""
     failed = 0
     for error in (ERRORS.get(kind, errno.ENOSPC), 0):
         if error == 0 and kind in ("read", "allocate"):
-            continue  # a power cut there is one at the next write
+            continue  # there, a power cut is one at the next write
         for n in itertools.count(1, step):
             folder = scratch / "run"
             shutil.rmtree(folder, ignore_errors=True)
@@ -287,7 +287,7 @@ def fail(name: str, kind: str, scratch: Path, step: int) -> int:
             what = f"{name}: {kind} {n} {'fails' if error else 'is the last'}"
             assert status in ((DONE, REFUSED) if error else (DONE, CUT)), f"{what}: status {status}"
             operation.check(folder, status == DONE, status == CUT)
-            if status == CUT and not name.startswith(("v.", "%")):  # a video of before is in the way, as it should be
+            if status == CUT and not name.startswith(("v.", "%")):  # those refuse, as an earlier video is in the way
                 assert in_child(lambda: operation.act(folder))[0] == DONE, f"{what}: the next time"  # noqa: B023
                 operation.check(folder, True, False)
             if status == DONE and calls and int(calls) < n:

@@ -13,7 +13,7 @@ import lolrt
 
 @contextmanager
 def full_after(chunks: int) -> Iterator[None]:
-    """Inside, a video's disk is full once so many chunks are in it."""
+    """Inside this context, the disk of a video is full once it holds this many chunks."""
     write, calls = lolrt.VideoWriter.write, 0
 
     def fails(self: lolrt.VideoWriter, frames: Tensor) -> None:

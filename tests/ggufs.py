@@ -1,4 +1,5 @@
-"""GGUF files as the tools of ComfyUI-GGUF and llama.cpp write them, made with the `gguf` package; and what they hold, as it reads them."""
+"""GGUF files as the tools of ComfyUI-GGUF and llama.cpp write them, made with the `gguf` package, and their contents as this package
+reads them."""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# What those tools leave in float32 whatever the rest is in (ComfyUI-GGUF, tools/convert.py and tools/lcpp.patch).
+# Tensors that these tools leave in float32 whatever type the others have (ComfyUI-GGUF, tools/convert.py and tools/lcpp.patch).
 KEPT = ("modulation", "patch_embedding", "text_embedding", "time_projection", "time_embedding", "head")
 
 
 def blocks_of(values: np.ndarray, kind: Any, seed: int) -> np.ndarray:
-    """Values in blocks of a kind; of K-quants, which the package does not make, random ones of about the same size."""
+    """Values in blocks of a type. The package cannot make K-quants; for these the blocks are random, with values of about the same size."""
     from gguf import GGML_QUANT_SIZES
     from gguf.quants import dequantize, quantize
 
@@ -30,12 +31,13 @@ def blocks_of(values: np.ndarray, kind: Any, seed: int) -> np.ndarray:
     return blocks.reshape(*values.shape[:-1], -1)
 
 
-# K-quants, and where float16 scales lie in their blocks.
+# K-quants, and where their blocks have float16 scales.
 SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 
 
 def kind_of(name: str, shape: tuple[int, ...], kind: str) -> str:
-    """Of a tensor, where weights are to be of `kind`: what is no matrix, or is kept, or whose rows do not divide, is of another."""
+    """The type of a tensor in a file of type `kind`: tensors that are no matrix, are exempt, or have rows that do not divide into blocks
+    get another type."""
     if len(shape) != 2 or any(kept in name for kept in KEPT):
         return "F32"
     return kind if shape[-1] % 256 == 0 or kind in ("F16", "BF16", "F32") else "Q8_0" if shape[-1] % 32 == 0 else "F16"
@@ -45,15 +47,15 @@ def save_gguf(
     path: Path, tensors: Mapping[str, Tensor], kind: str, architecture: str | None = "wan", fields: Mapping[str, Any] | None = None,
     original: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Writes a file; returns what it holds, float32, unpacked by the package. original: tensors that are stored in rows of 256 values, with
-    the shape that they had."""
+    """Writes a file; returns its contents in float32, unpacked by the package. original: tensors that are stored in rows of 256 values,
+    with their original shape."""
     from gguf import GGMLQuantizationType, GGUFWriter
     from gguf.quants import dequantize
 
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(path, architecture or "none")
     if architecture is None:
-        writer.kv_data[0].clear()  # stable-diffusion.cpp writes no field at all
+        writer.kv_data[0].clear()  # stable-diffusion.cpp writes no such field at all
     for key, value in (fields or {}).items():
         writer.add_array(key, value) if isinstance(value, list) else writer.add_key_value(key, *value)
     held = {}

@@ -41,7 +41,8 @@ def text_encoder_tensors() -> dict[str, Tensor]:
 
 
 def taehv_tensors(surplus: bool = False) -> dict[str, Tensor]:
-    """TAEHV's, in bf16: the layers that have weights, as its source lists them; `surplus`: a TGrow that has more outputs than it needs."""
+    """TAEHV's tensors in bf16: the layers that have weights, as its source lists them. `surplus`: a TGrow with more outputs than it
+    needs."""
     tensors: dict[str, Tensor] = {}
 
     def convolution(name: str, channels: int, out: int, size: int = 3, bias: bool = True) -> None:
@@ -71,7 +72,7 @@ def taehv_tensors(surplus: bool = False) -> dict[str, Tensor]:
 
 
 def lora_tensors(rank: int, seed: int = 5) -> dict[str, Tensor]:
-    """Adapters of every Linear of the blocks, in peft's names."""
+    """Adapters of every Linear of the blocks, with peft's names."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in DIT_SHAPES.items():
@@ -124,7 +125,7 @@ def save_diffusers(folder: Path, tensors: dict[str, Tensor]) -> Path:
 
 
 def save_pt(group: str | None, rename: Callable[[str], str], others: tuple[str, ...] = ()) -> Callable[[Path, dict[str, Tensor]], Path]:
-    """A writer of .pt files with the weights in `group`, and other weights of the same names in `others`."""
+    """A writer of .pt files with the weights in `group`, and different weights with the same names in `others`."""
 
     def save(folder: Path, tensors: dict[str, Tensor]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)

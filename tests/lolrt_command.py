@@ -1,4 +1,4 @@
-"""The command line in a process of its own, and what it leaves."""
+"""Runs the command line in a separate process, and reads the files that it leaves."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def error_of(*arguments: object, **options: object) -> str:
 
 
 def decode(path: Path) -> tuple[int, tuple[int, int]]:
-    """Frames in a video, and the size of the last."""
+    """The number of frames in a video, and the size of the last one."""
     with av.open(str(path)) as container:
         frames = [frame for frame in container.decode(video=0)]
     return len(frames), (frames[-1].width, frames[-1].height)

@@ -1,4 +1,4 @@
-"""The command line in this process: what it prints, or the one line that it refuses with."""
+"""Runs the command line in this process, and returns its output, or the one line of its error."""
 
 from __future__ import annotations
 

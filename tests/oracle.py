@@ -1,4 +1,4 @@
-"""The ops in NumPy and float64, written as their formulas read; what every kernel is measured against.
+"""The ops in NumPy and float64, written exactly as their formulas; every kernel is compared with them.
 
 All take and return float64 arrays. Inputs should be values that the tensors' dtype can hold, so that the difference to a kernel
 is the kernel's own rounding. Rotation tables are arrays [..., pairs, 2] of (cos, sin).

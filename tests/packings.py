@@ -1,4 +1,4 @@
-"""Small DiTs in 8 bits, written as the public tools write them, each with the floats that it stands for."""
+"""Small DiTs in 8 bits, written as the public tools write them, each with the float weights that it represents."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from lolrt import DiTConfig
 from lolrt.checkpoint.shapes import dit_shapes
 
-# A side that is no whole number of blocks of 128.
+# A size that is not a multiple of the block size, 128.
 DIT = DiTConfig(dim=128, ffn_dim=160, freq_dim=64, text_dim=48, num_heads=1, num_layers=2)
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 COMFY = "model.diffusion_model."
 
-# What a writer gives: the tensors of the file, its metadata, and what the weights are in float32.
+# The result of a writer: the tensors of the file, its metadata, and the weights in float32.
 Tensors = dict[str, Tensor]
 Packed = tuple[Tensors, dict[str, str], Tensors]
 
@@ -29,19 +29,19 @@ def dit_tensors() -> Tensors:
 
 
 def is_linear(name: str, tensor: Tensor) -> bool:
-    """The weights that the tools quantise: those of the linear layers of attention and FFN."""
+    """Whether the tools quantise a weight: only those of the linear layers of attention and FFN."""
     return tensor.ndim == 2 and ".weight" in name and ("attn" in name or "ffn" in name)
 
 
 def product(values: Tensor, scale: Tensor) -> Tensor:
-    """What values and scales stand for, rounded once."""
+    """Values times scales, rounded once."""
     return (values.double() * scale.double()).float()
 
 
 def each(
     tensors: Tensors, pack: Callable[[str, Tensor], tuple[Tensors, Tensor]], prefix: str = "", other: torch.dtype = torch.float32
 ) -> Packed:
-    """pack: gives a linear layer's tensors, by what stands behind the layer's name, and the weight that they are."""
+    """pack: returns the tensors of a linear layer, by their suffix after the layer's name, and the weight that they represent."""
     file, meaning = {}, {}
     for name, tensor in tensors.items():
         if is_linear(name, tensor):
@@ -80,8 +80,8 @@ def scaled_fp8(shape: tuple[int, ...], prefix: str = "", scale_input: bool = Fal
 
 
 def kitchen(layout: str, says: str, header: bool = False, prefix: str = COMFY, **options: object) -> Callable[[Tensors], Packed]:
-    """ComfyUI's own library: quantised by it, and what is meant is what it makes of that. header: formats in the header, in place of JSON
-    beside each layer."""
+    """ComfyUI's own library quantises the weights, and also gives the values that they represent. header: formats are in the header,
+    instead of JSON beside each layer."""
 
     def pack(name: str, weight: Tensor) -> tuple[Tensors, Tensor]:
         from comfy_kitchen.tensor import QuantizedTensor
@@ -105,7 +105,7 @@ def kitchen(layout: str, says: str, header: bool = False, prefix: str = COMFY, *
 
 
 def lightx2v(dtype: torch.dtype) -> Callable[[Tensors], Packed]:
-    """Self-Forcing-FP8 and its int8 twin: a scale a row."""
+    """Self-Forcing-FP8 and its int8 counterpart: one scale per row."""
 
     def pack(_: str, weight: Tensor) -> tuple[Tensors, Tensor]:
         most = torch.finfo(E4M3).max if dtype == E4M3 else 127
@@ -118,7 +118,7 @@ def lightx2v(dtype: torch.dtype) -> Callable[[Tensors], Packed]:
 
 
 def turbo(tensors: Tensors) -> Packed:
-    """TurboDiffusion's int8: a scale a block of 128 x 128, cut off at the edges."""
+    """TurboDiffusion's int8: one scale per block of 128 x 128; blocks are smaller at the edges."""
 
     def pack(_: str, weight: Tensor) -> tuple[Tensors, Tensor]:
         out, inner = weight.shape

@@ -34,7 +34,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def empty_pages(dtype: torch.dtype, count: int, tokens: int, heads: int, dim: int) -> Tensor:
-    """A pool in which everything that is not written is NaN."""
+    """A pool in which every element that is not written stays NaN."""
     return torch.full((count, _core.page_elements(name_of(dtype), tokens, heads, dim)), torch.nan, dtype=dtype)
 
 

@@ -1,4 +1,4 @@
-"""What the runtime predicts of a clip chunk by chunk: what training in one pass is compared with."""
+"""What the runtime predicts for a clip, chunk by chunk. Training in one pass is compared with it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lolrt import CausalDiT
 
 
 def runtime_flow(dit: CausalDiT, context: Tensor, noisy: Tensor, prompts: Mapping[int, Tensor], rope: lolrt.Rope) -> Tensor:
-    """The flow for `noisy` [frames, z, h, w] at noise level 0.7 in chunks of 3, when what it remembers is `context`.
+    """The flow for `noisy` [frames, z, h, w] at noise level 0.7 in chunks of 3, with `context` as the frames in the cache.
 
-    prompts: each by the frame from which it counts, the first by 0.
+    prompts: each by the frame from which it applies, the first by 0.
     """
     denoised = []
 
     @dataclass(frozen=True)
     class Scripted(lolrt.Sampler):
-        """Notes what was denoised, and remembers the clip's own chunk instead."""
+        """Records what was denoised, and remembers the clip's own chunk instead."""
 
         def context(self, latents: Tensor, noise: object, first_frame: int) -> Tensor:
             denoised.append(latents)

@@ -1,4 +1,4 @@
-"""Sessions for tests: a model that is as small as the kernels take, engines whose free pages are poison, and runs of chunks."""
+"""Sessions for tests: the smallest model that the kernels accept, engines whose free pages are NaN, and runs of chunks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def smallest_text(seed: int, rows: int = 3) -> Tensor:
 
 
 def poison(engine: Engine) -> None:
-    """Makes every page and prompt that nobody holds NaN: what reads one of them cannot hide it."""
+    """Sets every page and prompt that nobody holds to NaN, so that the result shows if one of them is read."""
     engine.pool.pages.fill_(torch.nan)
     engine.latents.fill_(torch.nan)
     engine._text_pages.fill_(torch.nan)
@@ -50,7 +50,7 @@ def config(window: Window = Window(1, 2, 1), sampler: Sampler = TWO_PASSES, **op
 
 
 def run(engine: Engine, session: Session, chunks: int) -> list[LatentChunk]:
-    """The next chunks of a session that is stepped alone."""
+    """The next chunks of a session that is stepped by itself."""
     made: list[LatentChunk] = []
     while len(made) < chunks:
         made += [chunk for chunk in engine.step([session]) if chunk is not None]
@@ -58,7 +58,7 @@ def run(engine: Engine, session: Session, chunks: int) -> list[LatentChunk]:
 
 
 def same(one: list[LatentChunk], other: list[LatentChunk]) -> bool:
-    """Whether two runs have the same bits, of latents and of attention mass."""
+    """Whether two runs have the same bits of latents and of attention mass."""
     return len(one) == len(other) and all(
         a.first_frame == b.first_frame
         and a.page_frames == b.page_frames

@@ -1,4 +1,4 @@
-"""Tensors far larger than memory, of which only what is touched is there."""
+"""Tensors far larger than memory; only the parts that are accessed use memory."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 APART = 2**31 + 512
-"""Elements, a multiple of 640; in none of the element types but that of 8 bits less than 4 GiB."""
-_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python 3.11 names it
+"""Elements, a multiple of 640. They take more than 4 GiB in every element type except that of 8 bits."""
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # only Python 3.11 and later has a name for it
 
 
 def sparse(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Zeros."""
+    """Zeros that take no memory until they are accessed."""
     elements = torch.Size(shape).numel()
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
     return torch.frombuffer(mmap.mmap(-1, elements * dtype.itemsize, flags=flags), dtype=dtype).view(shape)
 
 
 def apart(x: Tensor, dim: int) -> Tensor:
-    """x, with `APART` elements from one index of that dimension to the next, and all other dimensions packed."""
+    """x with a distance of `APART` elements between the indices of that dimension, and all other dimensions packed."""
     others = [size for d, size in enumerate(x.shape) if d != dim]
     strides = [torch.Size(others[d + 1 :]).numel() for d in range(len(others))]
     strides.insert(dim, APART)

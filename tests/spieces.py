@@ -1,4 +1,4 @@
-"""SentencePiece's models of T5's kind, trained by its own package."""
+"""SentencePiece models like T5's, trained by SentencePiece's own package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CORPUS = [
 
 
 def train(folder: Path, **options: object) -> bytes:
-    """Padding, the end and what is unknown are the first pieces; of single letters and some words, or of bytes too."""
+    """The first pieces are padding, end and unknown; the others are single letters and some words, or also bytes."""
     import sentencepiece
 
     defaults = {

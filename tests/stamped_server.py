@@ -1,4 +1,4 @@
-"""`lolrt` whose video has the number of each frame in its pixels: what is shown in a browser can be told from what was made.
+"""`lolrt` with the number of each frame in its pixels, so that a picture in a browser can be compared with the frame that was made.
 
 The model, the engine and the encoder are the real ones; only the top rows of decoded frames are painted over.
 """
@@ -12,11 +12,11 @@ import torch
 from lolrt import cli
 from lolrt.session.stream import Chunk, Stream
 
-BITS, SIDE = 16, 6  # squares of so many pixels, the highest bit first; white is 1
+BITS, SIDE = 16, 6  # side of a square in pixels; squares go from the highest bit to the lowest, white is 1
 
 
 def stamp(frames: torch.Tensor, first: int) -> None:
-    """frames: uint8 [n, height, width, 3], the numbers of which begin with `first`."""
+    """frames: uint8 [n, height, width, 3], whose numbers start with `first`."""
     for number, frame in enumerate(frames, first):
         bits = torch.tensor([number >> (BITS - 1 - i) & 1 for i in range(BITS)], dtype=torch.uint8)
         frame[:SIDE, : BITS * SIDE] = 255 * bits.repeat_interleave(SIDE)[None, :, None]

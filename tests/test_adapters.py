@@ -1,5 +1,5 @@
-"""Adapters of every kind against implementations that are not ours: peft's merge, diffusers' converters and fuse, and the written rules in
-double precision for what neither has."""
+"""Adapters of every kind against independent implementations: peft's merge, diffusers' converters and fuse, and, for what neither has,
+the published rules in double precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 import lolrt
 from lolrt.checkpoint.lora import LoRAFile, lora_files
 
-# Of sums of a few products in float32, in another order; weights are of the order of 0.05, differences of 0.1.
+# The tolerance is for float32 sums of a few products in another order. Weights are of the order of 0.05, differences of 0.1.
 ATOL = 2e-6
 WEIGHTS = layouts.dit_tensors()
 
@@ -77,7 +77,7 @@ PEFT = {
 
 
 @pytest.mark.whole
-@pytest.mark.filterwarnings("ignore:Adapter 'default'")  # about biases, which it takes for matrices
+@pytest.mark.filterwarnings("ignore:Adapter 'default'")  # peft takes biases for matrices
 @pytest.mark.parametrize("kind", PEFT)
 def test_what_peft_saves_is_merged_as_peft_merges_it(kind, base, tmp_path):
     from peft import get_peft_model
@@ -117,7 +117,7 @@ def comfy(diffs: bool) -> dict[str, Tensor]:
 
 
 def musubi() -> dict[str, Tensor]:
-    """Of all layers of the blocks, with their alphas, as diffusers' converter expects them."""
+    """Adapters of all layers of the blocks, with their alphas, as diffusers' converter expects them."""
     tensors = {}
     for name, tensor in comfy(False).items():
         layer, _, part = name.removeprefix("diffusion_model.").partition(".lora_")
@@ -196,7 +196,7 @@ def test_each_kind_follows_its_rule_in_double_precision(kind, strength, base, tm
 
 
 def test_differences_of_every_kind_of_tensor(base, tmp_path):
-    """Whole weights, biases and modulations, as LightX2V's tool extracts what is no product."""
+    """Whole weights, biases and modulations, as LightX2V's tool stores what is not a product."""
     ends = {".diff": ("head.head.weight", "blocks.1.norm3.weight", "blocks.0.cross_attn.norm_q.weight", "patch_embedding.weight")}
     ends |= {".diff_b": ("head.head.bias", "blocks.1.norm3.bias", "blocks.0.self_attn.q.bias")}
     ends |= {".diff_m": ("blocks.1.modulation", "head.modulation")}
@@ -208,7 +208,8 @@ def test_differences_of_every_kind_of_tensor(base, tmp_path):
 
 
 def test_several_are_added_up_in_float32_and_rounded_once(base, tmp_path):
-    """In bfloat16, where each rounding shows: a hundred small ones, most of which would change no weight alone."""
+    """In bfloat16, where each rounding shows: a hundred small adapters, most of which would change no weight if they were added one by
+    one."""
     file = tmp_path / "small.safetensors"
     layer = "blocks.0.self_attn.q"
     a, b = drawn(1, 256, seed=1, scale=2e-3), drawn(256, 1, seed=2, scale=2e-2)

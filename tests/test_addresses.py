@@ -1,5 +1,6 @@
-"""Addresses beyond 2^31 elements and 4 GiB, of every op on the CPU: each tensor that may have strides, once with each of its dimensions so
-far apart, which changes no bit; and those that may have none, as large. In sparse memory: what is not touched is not there."""
+"""Addresses beyond 2^31 elements and 4 GiB, for every op on the CPU. Each tensor that may have strides is tested once with such a stride
+in each of its dimensions, which must not change a bit; tensors that must be contiguous are made as large. Memory is sparse: what is not
+accessed takes none."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def conv3d(t: dict[str, Tensor], dtype: torch.dtype) -> None:
 
 
 def tensors(op: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """With "out" and the like filled, so that they are compared whole."""
+    """The tensors of a call. "out" and other outputs are filled first, so that they can be compared whole."""
     heads, rows = (2, TOKENS, HEADS, DIM), (2, TOKENS, DIM)
     pages = empty_pages(dtype, 3, TOKENS, HEADS, DIM).fill_(0.5)
     return {
@@ -69,7 +70,7 @@ def tensors(op: str, dtype: torch.dtype) -> dict[str, Tensor]:
     }[op]  # fmt: skip
 
 
-# Of the dimensions from the first on, how many may have strides; of some tensors fewer.
+# How many dimensions, counted from the first, may have strides; for some tensors fewer.
 FREE = {"pages": 1, "past": 2, "wide": 2}
 OPS: dict[str, tuple[Call, int]] = {
     "frame_attention": (frame_attention, 3), "kv_write": (kv_write, 3), "modulated_norm": (modulated_norm, 2), "gelu": (gelu, 2),
@@ -96,7 +97,7 @@ def test_rows_that_are_far_apart(op: str, dtype: torch.dtype) -> None:
 @pytest.mark.whole
 @pytest.mark.parametrize("isa", _core.isas())
 def test_a_rotation_of_more_elements(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a page that is the last of many, most of which are not there."""
+    """The rotation of the last page of many, most of which are not present."""
     frames, pages, pairs = 520, 65536, 32
     before = _core.isa()
     _core.set_isa(isa)
@@ -118,7 +119,7 @@ def test_a_rotation_of_more_elements(isa: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def repeated(elements: int, part: int, own_tail: int) -> tuple[Tensor, Tensor]:
-    """float32 [elements] that is the same `part` elements of memory again and again, but for a tail; and the part."""
+    """float32 [elements] that repeats the same `part` elements of memory, except for a tail; and that part."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
@@ -135,7 +136,7 @@ def repeated(elements: int, part: int, own_tail: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.slow
 def test_a_sampler_step_of_more_elements() -> None:
-    """2^31 and some: nearly all of them in the same memory."""
+    """A little more than 2^31 elements, nearly all of them in the same memory."""
     part, tail = 2**22, 1000
     elements = 2**31 + part
     values, out = (repeated(elements, part, part) for _ in range(2))
@@ -149,7 +150,8 @@ def test_a_sampler_step_of_more_elements() -> None:
 
 @pytest.mark.slow
 def test_attention_to_a_page_of_more_elements() -> None:
-    """K of the last of very many heads lies beyond 2^31 elements, and V beyond that: as in a page of that head alone."""
+    """With very many heads, K of the last head lies beyond 2^31 elements, and V beyond that. The result is that of a page with that head
+    only."""
     heads, tokens, dim, dtype = 4096, 4112, 128, torch.bfloat16
     one = tokens * dim
     page, large = empty_pages(dtype, 1, tokens, 1, dim), sparse(1, 2 * heads * one, dtype=dtype)

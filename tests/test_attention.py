@@ -1,4 +1,4 @@
-"""frame_attention of every instruction set against the float64 oracle, by the rule of rule.py, and what its bits do not depend on."""
+"""frame_attention of every instruction set against the float64 oracle, by the rule of rule.py, and what its bits must not depend on."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Attention:
         self.page_frames = torch.randperm(103, generator=generator)[: self.pages]
         jitter = 1 + 0.8 * (2 * torch.rand(self.heads, 1, generator=generator) - 1)
         self.radians = (jitter * 1e4 ** (-torch.arange(self.pairs) / max(self.pairs, 1))).double()
-        # More pages than are used, in no order; the others and all padding stay NaN.
+        # The pool has more pages than are used, in random order. The others and all padding stay NaN.
         self.pool = self.empty_pool()
         self.page_table = torch.randperm(self.pages + 2, generator=generator)[: self.pages].int()
         self.write()
@@ -136,7 +136,7 @@ def test_frame_attention_matches_the_oracle(dtype: torch.dtype, shape: dict) -> 
 @given(data=st.data())
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_frame_attention_at_any_geometry(dtype: torch.dtype, data: st.DataObject) -> None:
-    """Tails of every kind: of query blocks, key tiles, value pairs, channel vectors, pages."""
+    """Remainders of every kind: of query blocks, key tiles, value pairs, channel vectors, pages."""
     dim = data.draw(st.integers(1, 66).map(lambda n: 2 * n) | st.sampled_from([32, 64, 96, 128]), "dim")
     case = Attention(
         dtype,
@@ -175,7 +175,7 @@ def test_a_head_without_pages_gives_zeros(dtype: torch.dtype) -> None:
 
 
 def check_scores_of_any_size(case: Attention, mass_atol: float) -> None:
-    """Weights that underflow, and a maximum that rises within each page and from page to page, so that what is there is rescaled."""
+    """Weights that underflow, and a maximum that rises within each page and from page to page, so that earlier sums are rescaled."""
     case.k = (case.k * torch.linspace(0.1, 4, case.page_tokens)[:, None, None]).to(case.dtype)
     case.write()
     rising = torch.linspace(-200, 200, case.pages)[:, None].repeat(1, 2)
@@ -197,7 +197,8 @@ def test_scores_of_any_size(dtype: torch.dtype, page_tokens: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("bias", [-1e9, torch.finfo(torch.float32).min])
 def test_a_finite_bias_may_shut_a_page_out(dtype: torch.dtype, bias: float) -> None:
-    """Beside it scores are less than float32's last place, and times log2(e) the lowest number is -inf. Pages longer than a panel."""
+    """Beside such a bias, scores are below the last place of float32, and the lowest number times log2(e) is -inf. Pages are longer than
+    a panel."""
     case = Attention(dtype, pages=3, page_tokens=200, scale=1.0, bias=torch.tensor([[bias] * 2, [0.0] * 2, [bias] * 2]))
     out, mass = case.run(probe=True)
     ref, ref_mass = case.oracle()
@@ -208,7 +209,7 @@ def test_a_finite_bias_may_shut_a_page_out(dtype: torch.dtype, bias: float) -> N
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("bias", [-1e9, torch.finfo(torch.float32).min, torch.finfo(torch.float32).max])
 def test_a_bias_that_all_pages_have_changes_nothing(dtype: torch.dtype, bias: float) -> None:
-    """As large as it may be."""
+    """Even if the bias is as large as possible."""
     case = Attention(dtype, pages=3, page_tokens=70, scale=1.0)
     (ref, ref_mass), baseline = case.oracle(), case.torch()
     case.bias = torch.full((3, 2), bias)
@@ -219,7 +220,7 @@ def test_a_bias_that_all_pages_have_changes_nothing(dtype: torch.dtype, bias: fl
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_scores_whose_last_place_is_large(dtype: torch.dtype) -> None:
-    """They are 32 apart in float32, so that no maximum keeps all weights small. Each query sees one key alone."""
+    """In float32 the scores are 32 apart, so that no maximum keeps all weights small. Each query sees a single key."""
     case = Attention(dtype, pages=2, page_tokens=200, pairs=0, scale=1e7)
     out, mass = case.run(probe=True)
     ref, ref_mass = case.oracle()
@@ -248,7 +249,7 @@ def test_same_bits_at_any_frame_number(dtype: torch.dtype) -> None:
 def test_same_bits_wherever_the_pages_lie(dtype: torch.dtype) -> None:
     case = Attention(dtype, page_tokens=35)
     expected, _ = case.run()
-    # Rows further apart than a page is long, starting off any cache line.
+    # Rows further apart than the length of a page, starting off any cache line.
     wide = torch.full((20, case.pool.shape[1] + 6), torch.nan, dtype=dtype)[:, 2:-4]
     placed = torch.randperm(20)[: case.pages].int()
     wide[placed.long()] = case.pool[case.page_table.long()]

@@ -1,4 +1,5 @@
-"""frame_attention with a batch: every instruction set against the float64 oracle, and each entry, bit for bit, against itself alone."""
+"""frame_attention with a batch: every instruction set against the float64 oracle, and each entry, bit for bit, against a call of its
+own."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ ABSENT = -1
 def attend(
     q: Tensor, pool: Tensor, page_table: Tensor, page_tokens: int, rotation: Tensor | None, bias: Tensor | None, mass: Tensor | None
 ) -> Tensor:
-    """One call; whatever it does not write stays NaN, also what it reads of its workspace before it wrote it."""
+    """One call. What it does not write stays NaN; so does workspace that it reads before it has written it."""
     out = torch.full(q.shape, torch.nan, dtype=q.dtype)
     shared = (q, pool, page_table, page_tokens, rotation, bias)
     workspace = torch.full((_core.frame_attention_workspace(*shared, out, mass),), 0xFF, dtype=torch.uint8)
@@ -34,12 +35,12 @@ def attend(
 
 @dataclass
 class Batch:
-    """Random inputs of one call. What no entry may read is NaN: pages that no row lists, and rotations and biases of absent pages."""
+    """Random inputs of one call. Whatever no entry may read is NaN: pages that no row lists, and rotations and biases of absent pages."""
 
     dtype: torch.dtype
     table: list[list[int]]
     frames: int = 2
-    """Of an entry."""
+    """Frames of one entry."""
     tokens: int = 24
     heads: int = 2
     dim: int = 64
@@ -47,7 +48,7 @@ class Batch:
     pairs: int = 22
     has_bias: bool = True
     left_out: float = 0.2
-    """How many of the biases are -inf, about."""
+    """The approximate share of biases that are -inf."""
 
     def __post_init__(self) -> None:
         self.page_table = torch.tensor(self.table, dtype=torch.int32)
@@ -61,7 +62,7 @@ class Batch:
         pool_pages = max(int(self.page_table.max()) + 2, 1)
         self.q = normal(self.batch * self.frames, self.tokens, self.heads, self.dim).to(self.dtype)
         self.k, self.v = (normal(pool_pages, self.page_tokens, self.heads, self.dim).to(self.dtype) for _ in range(2))
-        # An entry's frames are at places of their own, also those of a page that entries share.
+        # Each entry has its own frame numbers, also for the pages that entries share.
         self.query_frames = 100 + torch.arange(self.batch * self.frames).view(self.batch, self.frames)
         self.page_frames = torch.randint(0, 100, (self.batch, self.pages), generator=generator)
         self.radians = 1e4 ** (-torch.arange(self.pairs) / max(self.pairs, 1)).double() * torch.tensor([[1.0], [0.7], [1.3]])[: self.heads]
@@ -77,7 +78,7 @@ class Batch:
         self.pool = self.pool_of(self.page_table[self.there].unique())
 
     def pool_of(self, pages: Tensor) -> Tensor:
-        """These pages of the pool; the others are NaN."""
+        """A pool with these pages; the others are NaN."""
         pool = empty_pages(self.dtype, len(self.k), self.page_tokens, self.heads, self.dim)
         if len(pages):
             _core.kv_write(None, self.k[pages], self.v[pages], None, None, 0.0, None, 0, None, pool, pages.int())
@@ -93,7 +94,7 @@ class Batch:
         return slice(entry * self.frames, (entry + 1) * self.frames)
 
     def alone(self, entry: int, mass: Tensor | None = None) -> Tensor:
-        """Without a batch and without absent pages, from a pool that has the entry's pages only."""
+        """The entry without a batch and without absent pages, from a pool with only its own pages."""
         there = self.there[entry]
         if not there.any():
             if mass is not None:
@@ -112,7 +113,7 @@ class Batch:
         return oracle.batched_frame_attention(fp64(self.q), fp64(self.k), fp64(self.v), table, fp64(self.rotation), fp64(self.bias))
 
     def torch(self) -> Tensor:
-        """Entry by entry, Q and K rotated by their absolute frames, then scaled dot product attention, 0 where there is nothing."""
+        """Entry by entry: Q and K rotated by their absolute frames, then scaled dot product attention; 0 for an entry without pages."""
         outs = []
         for entry, there in enumerate(self.there):
             q, pages = self.q[self.group(entry)], self.page_table[entry, there]
@@ -141,7 +142,7 @@ def check_bits(case: Batch) -> None:
     assert torch.equal(torch.cat([case.alone(entry) for entry in range(case.batch)]), expected)
 
 
-# Three entries: one that shares a page with the next and has a gap, a full one, one that has fewer pages and none in front.
+# Three entries: one shares a page with the next and has a gap, one is full, and one has fewer pages and none at the start.
 TABLE = [[3, -1, 0, 5, -1], [4, 3, 1, 2, 0], [-1, -1, 6, -1, 2]]
 BATCHES = [
     dict(),
@@ -179,7 +180,7 @@ def test_a_batch_matches_the_oracle(dtype: torch.dtype, sizes: dict) -> None:
 @given(data=st.data())
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_neighbours_leave_no_trace(dtype: torch.dtype, data: st.DataObject) -> None:
-    """Any mix of entries: of any number of pages, with gaps anywhere, with pages in common, without any, with pages left out."""
+    """Any mix of entries: with any number of pages, gaps anywhere, shared pages, no pages, and pages that are left out."""
     entries, pages = data.draw(st.integers(1, 5), "batch"), data.draw(st.integers(1, 7), "pages")
     row = st.lists(st.integers(-1, 6) | st.just(ABSENT), min_size=pages, max_size=pages)
     dim = data.draw(st.sampled_from([2, 38, 64]), "dim")
@@ -201,7 +202,7 @@ def test_neighbours_leave_no_trace(dtype: torch.dtype, data: st.DataObject) -> N
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_a_row_for_every_frame_gives_the_bits_of_a_row_for_a_group(dtype: torch.dtype) -> None:
-    """That is how a caller has groups of different sizes."""
+    """This is how a caller passes groups of different sizes."""
     case = batch(dtype, frames=3)
     mass = case.empty_mass()
     expected = case.run(mass)
@@ -215,7 +216,7 @@ def test_a_row_for_every_frame_gives_the_bits_of_a_row_for_a_group(dtype: torch.
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_absent_pages_without_a_batch(dtype: torch.dtype) -> None:
-    """A table of one dimension, and one row of two."""
+    """A table with one dimension, and one with two and a single row."""
     for row in (*TABLE, [-1] * 5):
         case = batch(dtype, table=[row])
         rotation, bias = case.rotation[0], case.bias[0]
@@ -245,7 +246,8 @@ def test_same_bits_in_any_order_and_for_any_number_of_threads(dtype: torch.dtype
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_nan_stays_in_its_entry(dtype: torch.dtype) -> None:
-    """Of queries, and of keys and values of a page that the others do not list. One thread, so that all entries use its scratch."""
+    """NaN of queries, and of keys and values of a page that the other entries do not list. One thread, so that all entries use its
+    scratch memory."""
     case = batch(dtype)
     _core.set_threads(1)
     mass = case.empty_mass()

@@ -1,4 +1,4 @@
-"""What the extension says about bad input: one line that says what is wrong, and nothing written."""
+"""The extension's errors for bad input: one line that says what is wrong, and nothing is written."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_rounds_follow_the_effort():
 def test_ratios_compare_turns_of_the_same_round():
     race = Race(lambda: None, {"peer": lambda: None}, tolerance=0.0)
     race.times = [1.0, 2.0, 4.0]
-    race.peer_times["peer"] = [2.0, 4.0, 8.0]  # twice as slow whatever the machine did; medians of all turns would say so with a spread
+    race.peer_times["peer"] = [2.0, 4.0, 8.0]  # twice as slow in every turn; medians of all turns would show a spread
     assert race.ratios() == {"peer": Spread(2.0, 2.0, 2.0)}
 
 
@@ -126,7 +126,7 @@ def test_peers_compute_the_same(case):
 
 
 def test_a_wrong_offset_would_be_noticed(monkeypatch):
-    """That peers agree means something: one frame's offset more, and they do not."""
+    """The comparison with peers can fail: with an offset that is wrong by one frame, results differ."""
     monkeypatch.setattr("lolrt.bench.cases.rotation_tables", lambda increments, offsets: rotation_tables(increments, offsets + 1))
     case = frame_attention(ODD, FP32)
     with pytest.raises(Error, match="no fair peer"):
@@ -265,7 +265,7 @@ def test_a_full_size_model_is_timed_in_a_whole_chunk(tmp_path):
 
 
 def test_a_section_takes_the_place_of_its_old_one():
-    """And nothing else changes, so that runs of different days can make parts of one document."""
+    """The rest of the document does not change, so that runs of different days can write parts of one document."""
     document = "# B\n\nhead\n\n## A\n\nx\n\n## C\n\ny\n"
     section = Section("Serving", "What it is.", "| 1 |", "python -m it")
     added = with_section(document, section)

@@ -1,4 +1,4 @@
-"""What measures on a GPU, as far as it can be tried without one: with made-up clocks, on the CPU and on the meta device."""
+"""The measurement on a GPU, as far as it can be tested without one: with made-up clocks, on the CPU and on the meta device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_every_op_of_cuda_is_measured_at_full_size():
 @pytest.mark.whole
 @pytest.mark.parametrize("case", op_cases(), ids=lambda case: case.name)
 def test_cases_keep_to_torchs_default_device(case):
-    """On the meta device, where nothing mixes with the CPU's tensors and nothing takes time."""
+    """Runs on the meta device, whose tensors mix with none of the CPU's and where nothing takes time."""
     with torch.device("meta"), torch.inference_mode():
         trial = case.make(False)
         for run in (trial.ours, *trial.peers.values()):

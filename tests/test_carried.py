@@ -1,4 +1,4 @@
-"""What a VAE carries from call to call can be made again from the newest latents, to the bit, whatever came before them."""
+"""The state that a VAE carries from call to call can be made again from the newest latents, bit for bit, whatever came before them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_codec_forgets_what_is_older_than_it_says(codec):
 
 
 class Stops:
-    """Stops in the middle of a chunk, once, having changed what is carried."""
+    """Stops once in the middle of a chunk, after it has changed the carried state."""
 
     def __init__(self, codec: Codec, call: int) -> None:
         self.config, self.description, self.memory_frames = codec.config, codec.description, codec.memory_frames
@@ -65,7 +65,7 @@ class Stops:
 @pytest.mark.parametrize("after", [1, 2, 26])
 @pytest.mark.parametrize("restored", [False, True])
 def test_a_stream_whose_decoder_was_stopped_gives_the_bits_of_one_that_was_not(restored, after):
-    """Also where it has forgotten its first frames, and where it began from a saved state; soon after that it says that it cannot."""
+    """Also if the decoder has forgotten its first frames, or began from a saved state; too soon after that, it raises an error."""
     pipe = lolrt.load("tiny")
     options = {"window": lolrt.Window(1, 3), "sampler": lolrt.Sampler(timesteps=(1000,)), "seed": 3}
     twin, stream = (pipe.stream(pipe.example_prompts[0], **options) for _ in range(2))

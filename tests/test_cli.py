@@ -1,4 +1,4 @@
-"""What the command line says, and how it fails, in processes of its own."""
+"""The output and the failures of the command line, in separate processes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def prompt(tiny) -> str:
 
 @pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-", "2>/dev/full", "2>/dev/full >/dev/full"])
 def test_standard_streams_that_cannot_be_written(closed, tmp_path, prompt):
-    """The video is made all the same, and nothing else is written into it."""
+    """The video is made nevertheless, and nothing else is written into it."""
     line = f'exec "$0" -m lolrt generate "$1" -o v.mp4 --frames 9 --threads 1 {closed}'
     done = subprocess.run(["sh", "-c", line, sys.executable, prompt], capture_output=True, text=True, timeout=120, cwd=tmp_path)
-    assert done.returncode == (2 if " >/dev/full" in closed else 0), done.stderr  # where the last line cannot be told
+    assert done.returncode == (2 if " >/dev/full" in closed else 0), done.stderr  # the last line cannot be printed there
     assert "Traceback" not in done.stderr + done.stdout
     quiet = tmp_path / "quiet.mp4"
     assert run("generate", prompt, "-o", quiet, "--frames", 9, "--threads", 1).returncode == 0
@@ -53,7 +53,7 @@ def test_a_reader_of_text_that_goes_away_or_is_full(words):
     os.close(unread)
     full = os.open("/dev/full", os.O_WRONLY)
     for output, status, told in ((written, 141, ""), (full, 2, "lolrt: cannot write to standard output: No space left on device; ")):
-        # Unbuffered, argparse would keep to itself that nobody reads its help.
+        # With buffering, argparse would not notice that nobody reads its help.
         options = {"stdout": output, "stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "PYTHONUNBUFFERED": ""}}
         done = subprocess.run(command(*words), timeout=120, **options)
         os.close(output)
@@ -93,7 +93,7 @@ def test_wrong_input_is_one_clear_line(tmp_path, prompt, data):
     out = tmp_path / "v.mp4"
     assert "unicorn" in (line := error_of("generate", "a red unicorn", "-o", out)) and "vocabulary" in line
     assert "neither an embedded model (tiny) nor a path" in error_of("generate", prompt, "-o", out, "--model", "huge")
-    assert "ends in .mp4" in error_of("generate", "a red unicorn", "-o", tmp_path / "v.avi")  # said before any text is encoded
+    assert "ends in .mp4" in error_of("generate", "a red unicorn", "-o", tmp_path / "v.avi")  # reported before any text is encoded
     (tmp_path / "blocked").write_text("a file, where a folder should be")
     assert "cannot write" in error_of("generate", prompt, "-o", tmp_path / "blocked" / "v.mp4")
     assert "sigma" in error_of("generate", prompt, "-o", out, "--sigma", 1.5)
@@ -142,7 +142,7 @@ def test_the_version_is_told():
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """It and those of its commands."""
+    """The main parser and those of its commands."""
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -189,7 +189,7 @@ def test_what_is_not_installed_is_one_clear_line(module: str, line: str) -> None
     ],
 )
 def test_threads_of_torch_are_told_to_spin_briefly(first: str, environment: dict[str, str], expected: str) -> None:
-    """In every program that imports lolrt first, unless its environment says otherwise."""
+    """In every program that imports lolrt first, unless its environment sets it."""
     code = f"import os, {first}, lolrt; print(os.environ.get('GOMP_SPINCOUNT'))"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     done = subprocess.run([sys.executable, "-c", code], env={**clean, **environment}, capture_output=True, text=True, timeout=60)

@@ -74,7 +74,7 @@ def test_no_inner_loop_spills(loops):
 
 
 def test_the_loops_of_attention_multiply(loops):
-    """Hardly more operand loads than the squarest block of these accumulators needs, and little besides."""
+    """Hardly more operand loads than the squarest block of these accumulators needs, and few other instructions."""
     for loop in loops:
         if loop.kernel not in ("FrameAttention", "TileAttention", "multiply"):
             continue

@@ -31,8 +31,8 @@ def test_plain_rope_falls_back_at_the_predicted_frames(tmp_path):
 
 
 def risen(pipe: lolrt.Pipeline, policy: str) -> float:
-    """Mass on the sinks at the predicted frames over that elsewhere: the cause, apart from its effect, of one chunk, with one content,
-    numbered otherwise."""
+    """Mass on the sinks at the predicted frames, divided by that elsewhere: the cause, separate from its effect. One chunk with the same
+    content is placed at different frame numbers."""
     starts = [72, 90, 132, 159, 177, 201]
     mass = experiments.sweep(pipe, policy, pipe.example_prompts[0], 0, starts).mean((1, 2))
     realigned = np.isin(starts, [132, 201])
@@ -40,7 +40,7 @@ def risen(pipe: lolrt.Pipeline, policy: str) -> float:
 
 
 def test_more_jitter_turns_fewer_heads_to_the_sinks(tiny):
-    """Experiment 2. Every of three draws is between plain RoPE (2.0) and 1.2; at 0.2 they are still above 1.75, at 0.8 below 1.4."""
+    """Experiment 2. Each of three draws lies between plain RoPE (2.0) and 1.2; at sigma 0.2 they are still above 1.75, at 0.8 below 1.4."""
     plain, weak, strong = (
         [risen(tiny, f"sigma={sigma},jitter_seed={seed}") for seed in range(n)] for sigma, n in ((0, 1), (0.2, 3), (0.8, 3))
     )
@@ -49,7 +49,7 @@ def test_more_jitter_turns_fewer_heads_to_the_sinks(tiny):
 
 
 def test_a_head_that_is_not_jittered_still_turns_to_the_sinks(tiny):
-    """Experiment 3, means of three draws; single draws of half of the heads differ as much as the shares do."""
+    """Experiment 3, means of three draws. Single draws with half of the heads differ as much as the shares do."""
     none = risen(tiny, "sigma=0")
     half, whole = (np.mean([risen(tiny, f"sigma=0.8,share={share},jitter_seed={seed}") for seed in range(3)]) for share in (0.5, 1.0))
     assert none > half + 0.2 > whole + 0.3

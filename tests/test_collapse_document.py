@@ -1,4 +1,4 @@
-"""docs/collapse.md says what the results beside it say: other results make other sentences."""
+"""docs/collapse.md says what the results beside it say: other results give other sentences."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ def swapped(results: dict[str, Result], one: str, other: str) -> dict[str, Resul
 
 
 def sentences(text: str, number: str = "#") -> str:
-    """Of a text of conclusions: on one line, with `number` for its numbers, and without its summary, which has a test of its own."""
+    """The sentences of the conclusions: on one line, with `number` for every number, and without the summary, which has its own test."""
     return re.sub(r"[-+]?\d[\d.]*\d|\d", number, re.sub(r"\s+", " ", text.split("- **Plain RoPE, the dip.**")[1]))
 
 
 def summary(text: str) -> dict[str, str]:
-    """Where -> what falls back less than drawn jitter there."""
+    """For each place, what falls back less than drawn jitter there."""
     first = re.sub(r"\s+", " ", text).partition(", ")[2].partition(". - **")[0]
     return dict(part.split(": ") for part in first.split("; "))
 
 
 def verbs() -> list[tuple[str, str]]:
-    """Of a lower and of a higher measure, of one subject and of many."""
+    """Verbs for a lower and a higher measure, in singular and plural."""
     return [(lower.format(s), higher.format(s)) for _, lower, higher in claims.WORDS.values() for s in ("s", "")]
 
 
@@ -80,7 +80,8 @@ def test_the_document_is_made_of_what_is_kept(kept):
 
 
 def test_the_interval_chooses_the_verb():
-    """Of made-up results whose direction is known: a lower dip is a further fall, and a mean that the spread hides is no difference."""
+    """Made-up results with a known direction: a lower dip is a further fall, and a difference of means that the spread hides is no
+    difference."""
     usual = np.full((1, 4), 0.5)
     spread = np.array([[0.8, 0.2, 0.8, 0.3]])  # its mean is higher, its interval contains that of `usual`
     made = {"plain": usual, "less": usual - 0.2, "more": usual + 0.2, "spread": spread}
@@ -126,7 +127,7 @@ def test_names_change_places_with_their_results(kept):
     results, decoded = kept
 
     def facts(results: dict[str, Result]) -> set[tuple[str, str]]:
-        """What is said of each rival: names in any order."""
+        """What the text says about each rival, with the names in any order."""
         comparisons = [
             *claims.against(results["rivals"], "plain", "dip"),
             *claims.against(results["rivals"], claims.DRAWN, "dip"),
@@ -157,7 +158,7 @@ OUTCOMES = r"\b(falls? back|shallower|deeper|beats?|worse|better|best|higher|low
 
 @pytest.mark.parametrize("name", ["collapse", "collapse_claims", "collapse_conclusions"])
 def test_no_number_and_no_outcome_is_held_as_text(name):
-    """Text inside functions has neither; constants of a module may, and are few: the next test."""
+    """Text inside functions holds neither. Constants of a module may, and there are few: the next test covers them."""
     functions = [node for node in ast.parse((DOCS / f"{name}.py").read_text()).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     assert functions
     for function in functions:

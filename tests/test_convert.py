@@ -78,7 +78,7 @@ def test_what_becomes_of_a_file_does_not_change_a_loaded_model(change, self_forc
 
 
 def test_what_else_lies_beside_a_tokenizer_is_not_copied(self_forcing, tmp_path):
-    """Weights, which the new folder would then hold twice, and what links lead to."""
+    """Other files are weights, which the new folder would then hold twice, and targets of links."""
     tokenizer = self_forcing / "tokenizer"
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "id_rsa").write_text("secret")
@@ -139,7 +139,7 @@ def test_a_conversion_that_fails_leaves_nothing(self_forcing, tmp_path, capsys):
 
 @pytest.mark.parametrize("command", ["convert", "synth"])
 def test_a_folder_that_it_did_not_make_stays(command, small_model, tmp_path, capsys):
-    """Whatever it is called; and what is made is as open to others as any new folder."""
+    """Whatever its name is. A folder that convert makes has the same permissions as any new folder."""
     mine = tmp_path / "made.partial" / "mine.txt"
     mine.parent.mkdir()
     mine.write_text("precious")
@@ -162,7 +162,7 @@ def test_of_two_that_make_one_folder_the_first_to_end_has_it(tmp_path):
 
 
 def test_text_with_a_byte_order_mark_is_read(tmp_path, capsys):
-    """As Windows' editors write it: JSON and TOML."""
+    """JSON and TOML as Windows editors write them."""
     shutil.copytree(MODELS / "tiny", tmp_path / "tiny")
     for path in (tmp_path / "tiny").glob("*.json"):
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
@@ -306,7 +306,7 @@ def test_a_name_too_long_for_a_file_is_one_clear_line(capsys):
 
 
 def test_the_embedded_model_survives_conversion(tmp_path):
-    """Its config has what tensors do not show, and its text side is a vocabulary."""
+    """Its config has settings that tensors do not show, and its text part is a vocabulary."""
     shutil.copytree(MODELS / "tiny", tmp_path / "tiny")
     converted, original = lolrt.load(convert(tmp_path / "tiny", tmp_path / "x")), lolrt.load("tiny")
     assert converted.dit.config == original.dit.config and converted.vae.config == original.vae.config

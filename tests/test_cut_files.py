@@ -1,4 +1,4 @@
-"""A file of weights that becomes shorter while it is read: an error that names it, and never the end of the process."""
+"""A file of weights that becomes shorter while it is read causes an error that names it, and never ends the process."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_file_that_is_cut_while_it_is_read(what: str, name: str, model: Path, 
 
 
 def test_another_bus_error_still_ends_the_process(tmp_path: Path) -> None:
-    """Only mappings of ours are guarded."""
+    """Only our own mappings are guarded."""
     code = """
 import ctypes, mmap, sys
 from lolrt.checkpoint.mapped import map_file
@@ -94,7 +94,7 @@ other[0]
 
 
 def test_a_mapping_that_is_gone_is_not_guarded(tmp_path: Path) -> None:
-    """There is room for the next one, however many there were."""
+    """Its slot is free for the next mapping, however many there were."""
     from lolrt.checkpoint.mapped import map_file
 
     (tmp_path / "x").write_bytes(os.urandom(5000))

@@ -1,5 +1,5 @@
-"""Models on another device than the CPU, as far as that can be seen without one: the meta device, whose tensors have no values to read and
-do not mix with others, stands for it; what torch says of CUDA is made up. The kernels themselves are in tests/cuda."""
+"""Models on a device other than the CPU, as far as this can be tested without one. The meta device stands for it: its tensors have no
+values and do not mix with others. torch's answers about CUDA are made up. The kernels themselves are tested in tests/cuda."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_frames_are_encoded_and_decoded_on_the_device(far_dit):
 
 
 def test_attention_asks_for_its_workspace_where_its_tensors_are(monkeypatch):
-    """Another GPU than the current one may want another: the tensors are fakes, and so are the kernels."""
+    """Another GPU than the current one may need another size. Tensors and kernels are fakes."""
     current, calls = [0], []
 
     @contextlib.contextmanager
@@ -83,7 +83,7 @@ def test_attention_asks_for_its_workspace_where_its_tensors_are(monkeypatch):
 
 
 def test_passes_over_a_full_window_find_everything_where_the_last_one_did(small_dit, rollout_inputs, monkeypatch):
-    """Which is what lets a CUDA graph of a pass be replayed: what changes from chunk to chunk is written into the same memory."""
+    """This lets a CUDA graph of a pass be replayed: everything that changes from chunk to chunk is written into the same memory."""
     stream = lolrt.LatentStream(small_dit, rollout_inputs["prompt_embeds"], 8, 8)
     list(islice(stream, 4))
     places: list[object] = []
@@ -112,7 +112,7 @@ def test_passes_over_a_full_window_find_everything_where_the_last_one_did(small_
 
 
 def test_a_pass_brings_nothing_to_the_device(far_dit, monkeypatch):
-    """A graph of it would bring the same again."""
+    """A graph of the pass would upload the same values again."""
 
     class AllThere(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -136,7 +136,7 @@ def test_a_pass_brings_nothing_to_the_device(far_dit, monkeypatch):
 
 
 def test_a_state_of_another_device_is_refused(small_dit, rollout_inputs):
-    """Its pages may have as many elements, in another order."""
+    """Its pages may have the same number of elements, in another order."""
     stream = lolrt.LatentStream(small_dit, rollout_inputs["prompt_embeds"], 8, 8)
     next(stream)
     saved = stream.snapshot()
@@ -203,7 +203,7 @@ def test_kernels_are_queued_on_torchs_stream_of_the_tensors_device(monkeypatch):
 
 @pytest.fixture
 def gpu(monkeypatch) -> pytest.MonkeyPatch:
-    """A machine that has one GPU, an H100, by what torch says; a test takes parts of it away."""
+    """torch reports a machine with one GPU, an H100; tests take parts of it away."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     for name, answer in dict(
         is_available=True, current_device=0, device_count=1, get_device_capability=(9, 0), get_device_name="H100"

@@ -1,4 +1,4 @@
-"""Parity with diffusers, an independent implementation, on models made at random and saved by its own writer."""
+"""Parity with diffusers, an independent implementation, on random models that diffusers has saved."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from lolrt.session.session import Session
 
 pytestmark = pytest.mark.whole  # diffusers alone takes seconds to import: the tests do it, not this file
 
-# Of the outputs' standard deviation.
+# Relative to the standard deviation of the outputs.
 FP32_MAX = 5e-5
 
 
 def fill(model: Any, seed: int) -> Any:
-    """Every parameter drawn, so that no bias or norm is at a value that hides a mistake."""
+    """Draws every parameter at random, so that no bias or norm has a value that hides a mistake."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         fan_in = parameter[0].numel() if parameter.ndim > 1 and "scale_shift_table" not in name else 16
@@ -48,7 +48,7 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 @torch.inference_mode()
 def one_chunk(dit: lolrt.CausalDiT, sample: Tensor, timestep: float, prompt: Tensor) -> Tensor:
-    """A chunk that is its stream's first, and so sees itself alone: what the bidirectional model computes of a clip of its length."""
+    """The first chunk of a stream sees only itself, so it must equal the bidirectional model's output for a clip of its length."""
     frames, _, height, width = sample.shape
     session = Session(
         Engine(dit, height, width, pages=frames), prompt, StreamConfig(rope=Rope(sigma=0.0), window=Window(0, frames, frames))
@@ -99,7 +99,7 @@ def test_shards_are_one_model(tmp_path):
 
 
 def adapters(model: Any, rank: int, seed: int) -> dict[str, Tensor]:
-    """LoRA matrices of every Linear of the blocks, in peft's and Wan's names."""
+    """LoRA matrices of every Linear of the blocks, with peft's and Wan's names."""
     generator = torch.Generator().manual_seed(seed)
     linears = {name: module for name, module in model.blocks.named_modules(prefix="blocks") if isinstance(module, torch.nn.Linear)}
     wan = to_wan("dit", [f"{name}.weight" for name in linears])
@@ -112,7 +112,7 @@ def adapters(model: Any, rank: int, seed: int) -> dict[str, Tensor]:
 
 
 def adapt(model: Any, tensors: dict[str, Tensor], scale: float) -> None:
-    """Adds what the adapters say to the outputs of the layers, the weights left alone."""
+    """Adds the contribution of the adapters to the outputs of the layers; weights do not change."""
     for name, module in model.blocks.named_modules(prefix="blocks"):
         if isinstance(module, torch.nn.Linear):
             layer = "base_model.model." + to_wan("dit", [f"{name}.weight"])[f"{name}.weight"].removesuffix(".weight")
@@ -159,7 +159,8 @@ VAES = {
 }
 
 
-# A VAE's packings: dtype, what stands before its names, its file's end, and channels. LightVAE is Wan2.1's with a quarter of the channels.
+# The variants of a VAE's file: dtype, prefix of its names, suffix of its file name, and channels. LightVAE is Wan2.1's with a quarter of
+# the channels.
 PACKINGS = {
     "Wan2.1_VAE.pth": (torch.float32, "", ".pth", 8),
     "wan_2.1_vae of ComfyUI, fp16": (torch.float16, "", ".safetensors", 8),

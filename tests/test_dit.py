@@ -15,7 +15,7 @@ from lolrt.models.dit import Attention
 
 @pytest.mark.whole
 def test_q_k_and_v_in_one_product_are_the_parameters_as_they_are(tmp_path):
-    """Whatever happens to the parameters between two products: training, loading, another dtype, saving."""
+    """Whatever happens to the parameters between two products: training, loading, a change of dtype, saving."""
     attn = Attention(DiTConfig(dim=64, num_heads=2))
     parameters = dict(attn.named_parameters())
     h = torch.randn(3, 5, 64)
@@ -41,7 +41,7 @@ def test_q_k_and_v_in_one_product_are_the_parameters_as_they_are(tmp_path):
     check()
     attn.bfloat16().float()
     check()
-    attn.v.weight.data = 3 * attn.v.weight.data  # as large, in other memory
+    attn.v.weight.data = 3 * attn.v.weight.data  # of the same size, in other memory
     check()
     original, attn = attn, pickle.loads(pickle.dumps(attn))
     attn.q.weight.data.mul_(2)
@@ -65,7 +65,7 @@ def test_parameters_may_be_made_and_used_in_inference_mode(made_for_inference: b
 @pytest.mark.whole
 @torch.inference_mode()
 def test_a_pass_is_one_graph(small_dit: lolrt.CausalDiT, rollout_inputs: dict[str, torch.Tensor]) -> None:
-    """To torch.compile, without a break; run as it is, the graph gives what the pass gives."""
+    """torch.compile takes a pass without a graph break, and the graph gives the same result as the pass."""
     stream = lolrt.LatentStream(small_dit, rollout_inputs["prompt_embeds"], 8, 8)
     next(stream)
     inputs = stream.session.pending()

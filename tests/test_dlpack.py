@@ -1,4 +1,4 @@
-"""Tensors from anywhere: what comes over DLPack."""
+"""Tensors of other libraries, which come over DLPack."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_numpy_torch_and_capsules_are_the_same_to_it() -> None:
 
 
 def test_an_array_that_is_only_read_may_be_read_only() -> None:
-    """But none is written, nor is a copy that its owner would never see."""
+    """Outputs may not be read-only, and are not replaced by a copy that their owner would never see."""
     turns, offsets = np.array([[1 << 60]], dtype=np.uint64), np.array([[3]], dtype=np.int64)
     expected = np.zeros((1, 1, 1, 1, 2), dtype=np.float32)
     _core.rotation_table(turns, offsets, expected)
@@ -44,7 +44,7 @@ def test_an_array_that_is_only_read_may_be_read_only() -> None:
 
 
 def test_versions_of_dlpack() -> None:
-    """All of version 1 are alike in what is read, and one without a version too; of others nothing is known."""
+    """All versions 1.x, and tensors without a version, have the same layout in the fields that are read. Nothing is known about others."""
     plain = Capsule((1, 4, 8))
     _core.gelu(plain.capsule)
     for version in ((1, 0), (1, 99)):
@@ -92,7 +92,7 @@ def test_what_a_capsule_may_say(tensor: Capsule, message: str) -> None:
 
 
 def test_data_may_begin_within_their_buffer() -> None:
-    """DLPack's byte_offset, and rows that go backwards."""
+    """DLPack's byte_offset, and a negative stride."""
     x = Capsule((2, 2, 8), (-16, 8, 1), byte_offset=4 * 32)
     expected = torch.arange(64.0)
     expected[16:48] = torch.nn.functional.gelu(expected[16:48], approximate="tanh")
@@ -101,7 +101,7 @@ def test_data_may_begin_within_their_buffer() -> None:
 
 
 def test_a_tensor_that_is_to_be_negated_is_refused() -> None:
-    """torch's imaginary part of a conjugate is memory that holds the opposite of it."""
+    """torch's imaginary part of a conjugate refers to memory that holds its negative."""
     x = torch.ones(1, 4, 8, dtype=torch.complex64).mul(1 + 2j).conj().imag
     assert x.is_neg() and (x == -2).all()
     with pytest.raises(ValueError, match=r"^sample: its memory holds the negative"):
