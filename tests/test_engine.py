@@ -1,4 +1,4 @@
-"""The engine: a session has its own bits whoever its neighbours are, its own pages whatever happens, and its turn."""
+"""The engine: a session has the same bits whatever its neighbours are, its own pages whatever happens, and a fair turn."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class Neighbour:
 
     config: StreamConfig
     text: tuple[int, int] = (0, 20)
-    """Rows of the embeddings at hand that its prompt is."""
+    """Rows of the shared embeddings that are its prompt."""
     joins: int = 0
-    """Steps that the others are ahead, so that windows are filled to different degrees."""
+    """Steps by which the others are ahead, so that windows are filled to different degrees."""
     switch: tuple[int, str, int] | None = None
-    """Before which chunk the prompt changes, what is run again, and over how many chunks."""
+    """The chunk before which the prompt changes, what is re-cached, and over how many chunks."""
     start: int = 0
-    """Frames that are given."""
+    """The given frames."""
     decides: bool = False
-    """Whether a rounding may decide what it attends to, so that only equal bits can be asked of it."""
+    """Whether a rounding may decide what it attends to, so that only equal bits can be required of it."""
 
 
 def gate(**options: object) -> lolrt.SinkGate:
@@ -55,7 +55,7 @@ NEIGHBOURS = [
     Neighbour(config(lolrt.Window(1, 3, 3), probe=True)),
     Neighbour(config(lolrt.Window(1, 2, 2, gate=gate(bias=-1.0)), Sampler((1000, 500), (1000, 700, 300), method="euler"), seed=1), (3, 9)),
     Neighbour(config(lolrt.Window(1, 2, 1, recall_frames=1, store_frames=2), probe=True, seed=2), (40, 52), joins=1, decides=True),
-    # Shut in every chunk, and its sinks left out altogether: rows of -inf beside rows of no bias.
+    # Shut in every chunk, with the sinks left out completely: rows of -inf beside rows without a bias.
     Neighbour(
         config(
             lolrt.Window(2, 3, 1, gate=gate(bias=-torch.inf, when="realigned", kernel_level=-1.0, after_frames=1)),
@@ -65,7 +65,7 @@ NEIGHBOURS = [
     Neighbour(
         config(lolrt.Window(2, 4, 2, gate=gate(bias=-2.0, when="synchronised", head_share=0.0)), probe=True, seed=4), joins=3, decides=True
     ),
-    # Another theta turns rows and columns in another way, so that it cannot be in the same pass of the model.
+    # Another theta rotates rows and columns in another way, so the session cannot share a pass of the model.
     Neighbour(config(rope=lolrt.Rope(theta=5000.0), probe=True, seed=5), (10, 30)),
     Neighbour(config(lolrt.Window(1, 4, 2), seed=6, probe=True), switch=(2, "sinks", 2), joins=2),
     Neighbour(config(lolrt.Window(1, 4, 2), Sampler((1000, 500), context_noise=0.1), seed=7), switch=(1, "window", 1)),
@@ -82,7 +82,7 @@ class Running:
         self.session = Session(engine, inputs["prompt_embeds"][slice(*case.text)], case.config, start=start)
 
     def prepare(self) -> None:
-        """Before each step."""
+        """Called before each step."""
         if self.case.switch is not None and self.session._switch is None and len(self.made) == self.case.switch[0]:
             _, recache, chunks = self.case.switch
             self.session.set_prompt(3 * self.inputs["prompt_embeds"][60:75], recache=recache, over_chunks=chunks)  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ def alone(dit: lolrt.CausalDiT, case: Neighbour, inputs: dict[str, torch.Tensor]
 
 
 def together(dit: lolrt.CausalDiT, inputs: dict[str, torch.Tensor], batch_invariant: bool) -> list[list[LatentChunk]]:
-    """All neighbours in one engine. Those that have made enough leave, and give back pages that others then take."""
+    """All neighbours in one engine. Those that have made enough chunks leave, and give back pages that others then use."""
     pages = sum(case.config.window.pool_pages for case in NEIGHBOURS)
     engine = Engine(dit, 8, 8, pages=pages, sessions=len(NEIGHBOURS), batch_invariant=batch_invariant)
     poison(engine)
@@ -132,7 +132,7 @@ def references(dit, rollout_inputs) -> list[list[LatentChunk]]:
 
 
 def rows_depend_on_their_number(dit: lolrt.CausalDiT, most: int) -> bool:
-    """Whether a product of the model's shapes gives a row other bits when more rows are multiplied with it, on this machine."""
+    """Whether, on this machine, a product of the model's shapes gives a row other bits when more rows are multiplied with it."""
     block = dit._blocks[0]
     layers = [
         block.self_attn.fused_qkv(),
@@ -156,7 +156,7 @@ def test_neighbours_in_the_invariant_mode_change_no_bit(dit, references, rollout
 
 @pytest.mark.whole
 def test_neighbours_change_nothing_but_the_roundings_of_products(dit, references, rollout_inputs):
-    """Exactly nothing, where torch's products do not depend on how many rows they multiply."""
+    """The difference is exactly zero where torch's products do not depend on how many rows they multiply."""
     exact = not rows_depend_on_their_number(dit, 16 * sum(case.config.window.chunk_frames for case in NEIGHBOURS))
     made = together(dit, rollout_inputs, False)
     for i, (case, chunks, expected) in enumerate(zip(NEIGHBOURS, made, references, strict=True)):
@@ -169,14 +169,14 @@ def test_neighbours_change_nothing_but_the_roundings_of_products(dit, references
 
 
 def test_the_neighbours_are_what_they_are_meant_to_be(references):
-    """Else the tests above hold for less than they say."""
+    """If they were not, the tests above would prove less than they say."""
     assert any(chunk.recalled_frames for chunk in references[2])
     assert any(chunk.switch for chunk in references[6]) and any(chunk.switch for chunk in references[7])
     assert [len(chunk.latents) for chunk in references[8]] == [1, 2, 2, 2]
 
 
 def test_what_is_measured_is_each_ones_own(small_dit, rollout_inputs):
-    """Two neighbours with windows of one size, so that a mass that is mixed up has the right shape and a sum of 1."""
+    """Two neighbours with windows of the same size, so that a mass that belongs to the wrong one has the right shape and a sum of 1."""
     cases = [Neighbour(config(probe=True, seed=seed), text) for seed, text in ((1, (0, 20)), (2, (30, 40)))]
     engine = Engine(small_dit, 8, 8, pages=6, sessions=2, batch_invariant=True)
     running = [Running(engine, case, rollout_inputs) for case in cases]
@@ -187,14 +187,14 @@ def test_what_is_measured_is_each_ones_own(small_dit, rollout_inputs):
     assert not torch.equal(running[0].made[-1].mass, running[1].made[-1].mass)
 
 
-# Two layers of 32 channels are enough for who owns what, and fast enough to try it many times.
+# Two layers of 32 channels are enough to test ownership, and fast enough for many attempts.
 SMALLEST = smallest_dit()
 POOL_PAGES, PROMPTS = 16, 3
 
 
 @dataclass
 class Open:
-    """A session in the machine, and all that was done to it, so that the same can be done to one alone."""
+    """A session in the state machine, and all that was done to it, so that the same can be done to a session alone."""
 
     session: Session
     config: StreamConfig
@@ -214,7 +214,7 @@ WINDOWS = [
 
 
 class Ownership(RuleBasedStateMachine):
-    """Sessions of all kinds come, go, are saved and are put back, in an engine whose free pages are NaN."""
+    """Sessions of all kinds come, leave, are saved and are restored, in an engine whose free pages are NaN."""
 
     @initialize()
     def begin(self) -> None:
@@ -232,7 +232,7 @@ class Ownership(RuleBasedStateMachine):
         try:
             session = Session(self.engine, text, made, start=given)
         except lolrt.Error as error:
-            assert "close" in str(error)  # it says what would help
+            assert "close" in str(error)  # the message says what would help
             assert window.pool_pages > before[0] or not before[2]
             assert before == (self.engine.pool.unreserved_pages, self.engine.pool.free_pages, len(self.engine._free_prompts))
             return
@@ -267,7 +267,7 @@ class Ownership(RuleBasedStateMachine):
     @precondition(lambda self: self.open and self.saved)
     @rule(data=st.data())
     def goes_on_from_saved(self, data):
-        """In any other session, also in the middle of its chunk; it is refused by those of another config."""
+        """In any other session, even in the middle of its chunk; sessions with another config refuse it."""
         (snapshot, source), one = data.draw(st.sampled_from(self.saved)), data.draw(st.sampled_from(self.open))
         held = sorted(one.session.window.held_pages), one.session.next_frame
         if source.config == one.config:
@@ -285,7 +285,7 @@ class Ownership(RuleBasedStateMachine):
         self.open = [other for other in self.open if other is not one]
         held = one.session.window.held_pages
         one.session.close()
-        self.engine.pool.pages[:, list(held)] = torch.nan  # whoever still reads them shows it
+        self.engine.pool.pages[:, list(held)] = torch.nan  # so that whoever still reads them shows it
         self.engine.latents[list(held)] = torch.nan
 
     @invariant()
@@ -313,7 +313,7 @@ TestOwnership = Ownership.TestCase
 
 
 def test_a_session_that_is_closed_is_closed():
-    """Its pages and its prompt may be another's by now: it can neither go on nor give them back a second time."""
+    """Its pages and its prompt may belong to another session by now, so it can neither go on nor give them back again."""
     engine = smallest_engine(SMALLEST, pages=6, sessions=2)
     first, second = (Session(engine, smallest_text(seed), config(seed=seed)) for seed in (1, 2))
     run(engine, first, 2), run(engine, second, 2)
@@ -332,7 +332,7 @@ def test_a_session_that_is_closed_is_closed():
 
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "dropped"])
 def test_a_session_that_is_closed_or_that_nobody_holds_gives_all_back(closed):
-    """Those of its window, and those of a full memory bank."""
+    """The pages of its window, and those of a full memory bank."""
     window = lolrt.Window(1, 2, 1, recall_frames=1, store_frames=2)
     engine = smallest_engine(SMALLEST, pages=window.pool_pages, sessions=1)
     for seed in range(3):
@@ -360,7 +360,7 @@ def test_a_session_that_cannot_be_made_takes_nothing():
 
 
 class FailsOnce:
-    """Noise that cannot be drawn when it is asked for the first time at a step of a frame."""
+    """Noise that raises an error the first time that it is drawn for a step of a frame."""
 
     def __init__(self, frame: int, step: int) -> None:
         self.noise, self.at, self.failed = lolrt.Noise(1, 4, 4, 4), (frame, step), False
@@ -375,11 +375,11 @@ class FailsOnce:
 @pytest.mark.parametrize("frame, step", [(0, 0), (3, 0), (3, 1)])
 @pytest.mark.parametrize("window", [lolrt.Window(1, 2, 1), lolrt.Window(1, 2, 1, recall_frames=1, store_frames=2)])
 def test_who_fails_begins_its_chunk_anew_and_no_neighbour_loses_one(frame, step, window):
-    """Neither a chunk that a neighbour finishes in the very step that fails, nor a bit of the one that is made again."""
+    """No neighbour loses a chunk that it finishes in the failing step, and the chunk that is made again has the same bits."""
     made: dict[int, list[LatentChunk]] = {0: [], 1: [], 2: []}
     engine = smallest_engine(SMALLEST, pages=3 * window.pool_pages, sessions=3)
     sources = [lolrt.Noise(1, 4, 4, 4), FailsOnce(frame, step), lolrt.Noise(1, 4, 4, 4)]
-    # One that needs fewer passes, so that it finishes chunks while the one that fails is at any of its passes.
+    # A session that needs fewer passes, so that it finishes chunks while the failing one is at any of its passes.
     samplers = [TWO_PASSES, TWO_PASSES, Sampler(timesteps=(1000,))]
     sessions = [
         Session(engine, smallest_text(i), config(window, sampler), noise=source)

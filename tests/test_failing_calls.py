@@ -1,5 +1,5 @@
-"""Every call of the system that can fail is made to fail in turn, while something is written or read: nothing is lost, nothing is done by
-halves, and what went wrong is said in a line (tests/failing_calls.py)."""
+"""While something is written or read, every system call that can fail is made to fail in turn: nothing is lost, nothing is left half
+done, and the error is one line (tests/failing_calls.py)."""
 
 from __future__ import annotations
 

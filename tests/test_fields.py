@@ -33,7 +33,7 @@ OTHERS = {"bases": "2000:18000", "stretch": "2", "chunk_frames": "2", "timesteps
 
 
 def options_of(command: str) -> dict[str, argparse.Action]:
-    """By each name."""
+    """The options by each of their names."""
     top = next(action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
     return {name: action for action in top.choices[command]._actions for name in action.option_strings}
 

@@ -19,7 +19,7 @@ SAMPLER = lolrt.Sampler(timesteps=(1000, 750, 500))
 
 
 def spoil(pipe: lolrt.Pipeline, call: int, value: float) -> None:
-    """One number that one pass gives is not finite."""
+    """Makes one number in the result of one pass not finite."""
     calls, forward = itertools.count(), pipe.dit.forward
 
     def spoilt(inputs: PassInputs) -> torch.Tensor:
@@ -39,7 +39,7 @@ def pipe() -> lolrt.Pipeline:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("spoilt", [0, 2, 3, 5])
 def test_the_frames_and_the_pass_are_named(pipe, spoilt, value):
-    """One number of one pass is enough; passes of the first two chunks are 1 to 3 and the cache pass."""
+    """A single number of one pass is enough. The passes of the first two chunks are 1 to 3 and the cache pass."""
     stream = pipe.stream(pipe.example_prompts[0], sampler=SAMPLER)
     spoil(pipe, spoilt, value)
     chunk, number = divmod(spoilt, len(SAMPLER.timesteps) + 1)
@@ -52,7 +52,7 @@ def test_the_frames_and_the_pass_are_named(pipe, spoilt, value):
 
 
 class SpoiltCodec:
-    """A VAE of which one pixel is not finite."""
+    """A VAE whose output has one pixel that is not finite."""
 
     def __init__(self, codec: Codec) -> None:
         self.config, self.description, self.memory_frames, self._codec = codec.config, codec.description, codec.memory_frames, codec

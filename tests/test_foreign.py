@@ -1,4 +1,4 @@
-"""What is no checkpoint is called what it is, in one line: by its first bytes, by its tensors, or by its name."""
+"""The error for a file that is no checkpoint says in one line what the file is: by its first bytes, by its tensors, or by its name."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_variants_are_named_and_their_tensors_are_not_listed(name, tmp_path, cap
 
 @pytest.mark.parametrize("extra", ["downsamples.0.downsamples.0.residual.0.gamma", "down_blocks.0.resnets.0.norm1.gamma"])
 def test_the_vae_of_wan_2_2_is_named(extra, tmp_path):
-    """In its own names, and in diffusers'."""
+    """With its own names, and with diffusers'."""
     tensors = layouts.vae_tensors() if extra.startswith("downsamples") else layouts.as_diffusers("vae", layouts.vae_tensors())
     save_file({**tensors, f"encoder.{extra}": torch.zeros(8, 1, 1, 1)}, tmp_path / "vae.safetensors")
     with pytest.raises(lolrt.CheckpointError, match=r"the VAE of Wan2\.2-TI2V-5B"):
@@ -117,7 +117,7 @@ def test_the_vae_of_wan_2_2_is_named(extra, tmp_path):
 
 
 def longlive2(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    """A folder as diffusers', whose transformer has Wan's names under a wrapper's, as published for LongLive 2."""
+    """A folder like diffusers', whose transformer has Wan's names under a wrapper's, as published for LongLive 2."""
     (folder / "transformer").mkdir(parents=True)
     save_file({f"model.{name}": tensor for name, tensor in tensors.items()}, folder / "transformer" / "diffusion_pytorch_model.safetensors")
     return folder
@@ -152,7 +152,7 @@ def test_names_that_differ_in_a_number_are_told_as_one():
 
 
 def shards(folder: Path) -> list[Path]:
-    """Of a DiT, with no index."""
+    """Shards of a DiT, without an index."""
     folder = layouts.save_sharded(folder, layouts.dit_tensors())
     (folder / "diffusion_pytorch_model.safetensors.index.json").unlink()
     return sorted(folder.glob("*.safetensors"))
@@ -189,7 +189,7 @@ def test_a_file_larger_than_memory_is_mapped_and_its_tensors_can_be_written_to(t
     header += b" " * (-len(header) % 8)
     with open(tmp_path / "a.safetensors", "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + (1 << 40) + 8)  # sparse: no disk has it
+        file.truncate(8 + len(header) + (1 << 40) + 8)  # sparse, because no disk can hold it
     (tensor,) = read_safetensors(tmp_path / "a.safetensors").values()
     tensor[-1] = 3
     assert tensor[0] == 0 and tensor[-1] == 3 and tensor.nbytes > 1 << 40

@@ -1,4 +1,4 @@
-"""Every layout gives the same model, recognised by its tensors' names; and what does not fit is told."""
+"""Every layout gives the same model, recognised by its tensors' names; an error reports what does not fit."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_averaged_weights_come_first_unless_others_are_asked_for(tmp_path):
     "others, used", [(("generator",), "generator"), (("model",), "model"), (("critic",), "generator_ema"), ((), "generator_ema")]
 )
 def test_adapters_are_merged_into_the_weights_that_are_not_averaged_where_there_are_such(others, used, tmp_path):
-    """LongLive's are trained on these; `save_pt` writes the others' negatives."""
+    """LongLive's adapters are trained on these; `save_pt` writes the negatives of these weights as the others."""
     tensors = layouts.dit_tensors()
     path = layouts.save_pt("generator_ema", "model.{}".format, others=others)(tmp_path / "base", tensors)
     torch.save({"generator_lora": layouts.lora_tensors(rank=4)}, tmp_path / "lora.pt")
@@ -101,7 +101,7 @@ def test_other_entries_of_a_training_checkpoint_are_not_taken_for_the_model(tmp_
 
 
 def whole_model(folder: Path) -> Path:
-    """Wan's official folder, with a VAE and a text encoder under names of their own, and a tokenizer."""
+    """Wan's official folder, with a tokenizer, and with a VAE and a text encoder under other file names."""
     layouts.save_wan(folder, layouts.dit_tensors())
     torch.save(layouts.vae_tensors(), folder / "Wan2.1_VAE.pth")
     torch.save(layouts.text_encoder_tensors(), folder / "models_t5_umt5-xxl-enc-bf16.pth")
@@ -214,7 +214,7 @@ def test_in_every_layout_missing_and_unexpected_tensors_are_all_named(layout, tm
 
 
 def test_a_model_is_looked_through_once():
-    """Whatever is loaded from it: each of its files of weights is opened once to be recognised, and mapped then."""
+    """Whatever is loaded from the folder, each file of weights is opened once to be recognised, and then mapped."""
     opened: Counter[str] = Counter()
 
     def watch(event: str, arguments: tuple[object, ...]) -> None:
@@ -222,7 +222,7 @@ def test_a_model_is_looked_through_once():
             opened[Path(str(arguments[0])).name] += 1
 
     watching = True
-    sys.addaudithook(watch)  # for ever: there is no way to take one off
+    sys.addaudithook(watch)  # the hook stays forever, because there is no way to remove one
     pipe = lolrt.load("tiny")
     next(pipe.latent_stream(pipe.example_prompts[0]))
     watching = False

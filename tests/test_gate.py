@@ -1,4 +1,4 @@
-"""The sink gate: where it is shut, and that a shut sink is as good as none."""
+"""The sink gate: when it is shut, and that a shut sink has no influence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_gate_of_no_bias_changes_no_bit(small_dit, rollout_inputs):
 
 @pytest.mark.whole
 def test_sinks_shut_out_are_as_good_as_none(small_dit, rollout_inputs):
-    """With no other past in the window, a chunk that may not look at the sinks sees itself alone."""
+    """If the window holds no other past, a chunk that may not look at the sinks sees only itself."""
     shut = latents(small_dit, rollout_inputs, lolrt.Window(3, 3, gate=lolrt.SinkGate(-math.inf)))
     assert (shut - latents(small_dit, rollout_inputs, lolrt.Window(0, 3))).abs().max() <= 5e-5
     assert (shut - latents(small_dit, rollout_inputs, lolrt.Window(3, 3))).abs().max() >= 1e-2
@@ -52,7 +52,7 @@ def test_the_realigned_gate_is_shut_at_the_papers_frames():
 
 
 def test_the_realigned_gate_goes_by_phases_alone(small_dit, rollout_inputs):
-    """A mean of cosines is never more than 1, also where YaRN lengthens the channels that are turned."""
+    """A mean of cosines is never more than 1, even if YaRN lengthens the channels that are rotated."""
     rope = lolrt.Rope(sigma=0, frequencies="yarn", stretch=16)
     gated = lolrt.Window(gate=lolrt.SinkGate(-math.inf, "realigned", kernel_level=1.0, after_frames=1))
     assert torch.equal(*(latents(small_dit, rollout_inputs, window, rope=rope) for window in (gated, lolrt.Window())))
@@ -71,7 +71,7 @@ def test_the_synchronised_gate_is_shut_in_layers_whose_heads_agree():
 
 @pytest.mark.whole
 def test_a_stream_acts_on_its_first_pass(small_dit, rollout_inputs):
-    """Every head agrees when the share needed is none, so that every layer with one head drawn to the sinks shuts them out."""
+    """If the required share is zero, every head agrees, so each layer with a single head on the sinks shuts them out."""
     shut = lolrt.Window(gate=lolrt.SinkGate(-math.inf, "synchronised", head_share=0.0))
     streams = [
         lolrt.LatentStream(small_dit, rollout_inputs["prompt_embeds"][:20], 8, 8, window=window, probe=True)

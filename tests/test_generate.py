@@ -1,4 +1,4 @@
-"""The videos of `lolrt generate`: what is written, how a run ends, and what stays of it."""
+"""The videos of `lolrt generate`: what is written, how a run ends, and what it leaves."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_mass_on_the_sinks_is_shown_from_the_first_full_window_on(tmp_path, 
 
 
 def test_options_and_prompts_that_change_nothing_are_told(tmp_path, capsys):
-    """Those that are given, not the defaults; and not with --quiet."""
+    """Only for options that are given, not for defaults; and not with --quiet."""
     script = tmp_path / "script.txt"
     script.write_text("0 a red car by the sea at noon\n5 a blue car by the sea at night\n")
     options = ["generate", "--script", str(script), "-o", str(tmp_path / "v.mp4"), "--frames", "9", "--anchor", "5", "--gate", "realigned"]
@@ -125,13 +125,13 @@ def test_a_video_goes_on_from_another(tmp_path, prompt):
         done = run("generate", prompt, "-o", tmp_path / name, "--frames", 20, *arguments)
         assert done.returncode == 0, done.stderr
     assert decode(tmp_path / "b.mp4")[0] == 20
-    # Said before the prompt is encoded, and the model loaded.
+    # Reported before the prompt is encoded and the model is loaded.
     line = error_of("generate", "a red unicorn", "-o", tmp_path / "c.mp4", "--start", tmp_path / "nothing.png")
     assert "cannot read" in line and "nothing.png" in line
 
 
 def started(*arguments: object, partial: Path, size: int = 20_000, **options: object) -> subprocess.Popen[str]:
-    """A run that has begun to write its video."""
+    """Starts a run, and waits until it has begun to write its video."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     process = subprocess.Popen(command(*arguments), **pipes)  # type: ignore[call-overload]
     deadline = time.monotonic() + 60
@@ -156,7 +156,7 @@ def test_an_interrupted_endless_run_leaves_a_playable_file(number, tmp_path, pro
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_of_some_length_is_no_success(number, tmp_path, prompt):
-    """Its status and its name say that the video is a part."""
+    """Its status and its name show that the video is incomplete."""
     path, partial = tmp_path / "v.mp4", tmp_path / "v.partial.mp4"
     process = started("generate", prompt, "-o", path, "--seconds", 600, "--save-every", 10_000, partial=partial)
     process.send_signal(number)
@@ -169,13 +169,13 @@ def test_an_interrupted_run_of_some_length_is_no_success(number, tmp_path, promp
 
 
 def test_the_second_interrupt_stops_at_once(tmp_path, prompt):
-    """In a chunk of so many passes that it would take minutes."""
+    """In the middle of a chunk with so many passes that it would take minutes."""
     process = subprocess.Popen(
         command("generate", prompt, "-o", tmp_path / "v.mp4", "--endless", "--timesteps", ":".join(map(str, range(1000, 10, -1)))),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
-    said = process.stderr.read(10)  # the bar
+    said = process.stderr.read(10)  # the progress bar
     process.send_signal(signal.SIGTERM)
     while "again to stop now" not in said:
         said += process.stderr.read(1)
@@ -188,7 +188,7 @@ def test_the_second_interrupt_stops_at_once(tmp_path, prompt):
 
 
 def test_a_signal_that_is_to_be_ignored_is_ignored(tmp_path, prompt):
-    """As nohup asks for."""
+    """As nohup requires."""
     path, partial = tmp_path / "v.mp4", tmp_path / "v.partial.mp4"
 
     def nohup() -> None:
@@ -261,7 +261,7 @@ def test_a_reader_that_goes_away(prompt):
 
 
 def test_a_mass_log_that_cannot_be_written_leaves_the_video(tmp_path, prompt):
-    """The disk is full when its last rows are written, after the last frame."""
+    """The disk is full when the last rows of the log are written, after the last frame."""
     (tmp_path / "v.mass.csv").symlink_to("/dev/full")
     line = error_of("generate", prompt, "-o", tmp_path / "v.mp4", "--frames", 21, "--probe")
     assert "cannot go on writing" in line and "v.mass.csv: No space left on device" in line
@@ -276,13 +276,13 @@ def test_a_window_for_which_there_is_no_memory(window, tmp_path, prompt):
 
 
 def test_a_script_with_a_byte_order_mark(tmp_path, prompt):
-    """And with the line ends of the system that writes one."""
+    """Also with the line ends of systems that write one."""
     (tmp_path / "script.txt").write_bytes(b"\xef\xbb\xbf" + f"0 {prompt}\r\n".encode())
     assert cli.main(["generate", "--script", str(tmp_path / "script.txt"), "-o", str(tmp_path / "v.mp4"), "--frames", "9"]) == 0
 
 
 def test_two_runs_on_one_output(tmp_path, prompt, capsys):
-    """The second is refused, and touches nothing that is the first one's."""
+    """The second is refused, and touches nothing of the first."""
     with lolrt.VideoWriter(tmp_path / "v.mp4", 64, 96, 16) as first:
         first.write(torch.zeros(9, 64, 96, 3, dtype=torch.uint8))
         beside = [tmp_path / "v.snapshot.safetensors", tmp_path / "v.snapshot.safetensors.1.partial", tmp_path / "v.mass.csv"]
@@ -340,7 +340,7 @@ def test_options_of_the_jitter_reach_the_stream(monkeypatch, prompt, tmp_path):
 
 
 def test_several_prompts_and_seeds_make_a_video_each(tmp_path, capsys):
-    """The same as runs of their own, and the log of each is beside it."""
+    """They equal those of separate runs, and the log of each is beside it."""
     prompts, options = (
         ["a red car by the sea at noon", "a blue car by the sea at night"],
         ["--frames", "9", "--timesteps", "1000", "--json"],
@@ -366,7 +366,7 @@ def test_several_prompts_and_seeds_make_a_video_each(tmp_path, capsys):
     ],
 )
 def test_outputs_that_options_do_not_go_with(options, line, tmp_path, monkeypatch, capsys):
-    """Before a model is loaded."""
+    """They are refused before a model is loaded."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lolrt, "load", None)
     assert cli.main(["generate", "a red car", "a blue car", *options]) == 2
@@ -390,7 +390,7 @@ def test_what_is_in_the_way_is_told_before_a_model_is_loaded(name, tmp_path, mon
 
 
 def test_latents_go_out_and_come_in(tmp_path, prompt, tiny):
-    """The video that begins with the latents of another is that one, as far as they go; and they can be read as any such file."""
+    """A video that begins with the latents of another equals it, as far as these go. Its own latents are an ordinary safetensors file."""
     options = ["--frames", "21", "--timesteps", "1000", "--threads", "1"]
     assert cli.main(["generate", prompt, "-o", str(tmp_path / "a.mp4"), "--latents", *options]) == 0
     path = tmp_path / "a.latents.safetensors"

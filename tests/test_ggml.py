@@ -10,7 +10,7 @@ from lolrt.checkpoint.ggml import BLOCKS, PLAIN, TYPES
 
 
 def blocks_of(name: str, count: int, seed: int) -> np.ndarray:
-    """Random bytes, whose scales are of every size, also not finite."""
+    """Random bytes with scales of every size, including ones that are not finite."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     size = GGML_QUANT_SIZES[GGMLQuantizationType[name]][1]

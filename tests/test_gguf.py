@@ -1,4 +1,4 @@
-"""GGUF files of a DiT and of UMT5, written and unpacked by the `gguf` package, and what is made of damaged ones."""
+"""GGUF files of a DiT and of UMT5, written and unpacked by the `gguf` package, and what happens with damaged ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STEPS = {"F32": 0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 127, "Q5_0": 1 / 15
 
 @pytest.mark.parametrize("kind", STEPS)
 def test_what_is_read_is_the_float_model_within_the_formats_step(kind, tmp_path):
-    """Of a block's largest value; or of each value, where it has an exponent of its own."""
+    """The step is relative to the largest value of a block, or to each value if it has its own exponent."""
     save_gguf(tmp_path / "wan.gguf", DIT, kind)
     for name, tensor in lolrt.load_dit(tmp_path / "wan.gguf", torch.float32).state_dict().items():
         bound = DIT[name].abs()
@@ -61,7 +61,7 @@ def test_files_of_other_tools(architecture, prefix, tmp_path):
 
 
 def test_tensors_in_rows_of_another_length_have_their_shape(tmp_path):
-    """Of 48 values, which no block of 256 divides; rows are asked for from the middle of a block, too."""
+    """Rows of 48 values, which is no multiple of a block of 256; rows are also requested from the middle of a block."""
     name = "text_embedding.0.weight"
     held = save_gguf(tmp_path / "x.gguf", DIT, "Q6_K", original=(name,))
     weight = read_gguf(tmp_path / "x.gguf").tensors[name]
@@ -94,7 +94,7 @@ def test_adapters_are_merged_into_it_and_rounded_once(tmp_path):
 
 
 def t5_names(name: str) -> str:
-    """As llama.cpp names a T5 encoder's tensors, from Wan's names; written down from its converter."""
+    """The names that llama.cpp gives to a T5 encoder's tensors, from Wan's names; written down from its converter."""
     parts = {
         "norm1": "attn_norm", "norm2": "ffn_norm", "attn.q": "attn_q", "attn.k": "attn_k", "attn.v": "attn_v", "attn.o": "attn_o",
         "ffn.gate.0": "ffn_gate", "ffn.fc1": "ffn_up", "ffn.fc2": "ffn_down", "pos_embedding.embedding": "attn_rel_b",
@@ -118,7 +118,7 @@ Write = Callable[[Path], object]
 
 
 def header(*parts: bytes, tensors: int = 0, fields: int = 0, version: int = 3, data: bytes = b"") -> Write:
-    """A file of these parts after its counts."""
+    """A file that has these parts after its counts."""
     return lambda path: path.write_bytes(b"GGUF" + struct.pack("<IQQ", version, tensors, fields) + b"".join(parts) + data)
 
 
@@ -210,7 +210,7 @@ def test_malformed_files_are_told_in_one_line(name, tmp_path, capsys):
 
 
 def test_a_header_without_end_takes_no_time(tmp_path):
-    """Texts of no length in a file of a terabyte."""
+    """Endlessly many texts of length 0, in a file of a terabyte."""
     with open(tmp_path / "x.gguf", "wb") as file:
         file.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + field(b"a", 9, struct.pack("<IQ", 8, LONG)))
         file.truncate(1 << 40)
@@ -223,7 +223,7 @@ PROMPTS = ["a red car", "  the   boat:  by the sea ", "日本の海 ﬁsh №", 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["byte fallback", "unknown pieces"])
 def pieces(request, tmp_path_factory):
-    """A unigram model that SentencePiece has trained, by its own description."""
+    """The pieces of a unigram model that SentencePiece has trained, read by its own schema."""
     import sentencepiece
 
     model = train(tmp_path_factory.mktemp("spiece"), byte_fallback=request.param, user_defined_symbols=["<extra>"])
@@ -231,7 +231,7 @@ def pieces(request, tmp_path_factory):
 
 
 def tokenizer_fields(pieces) -> dict[str, object]:
-    """As llama.cpp's converter writes them, the vocabulary filled up to the rows of the table."""
+    """The fields as llama.cpp's converter writes them, with the vocabulary padded to the number of rows of the table."""
     from gguf import GGUFValueType
     from sentencepiece import sentencepiece_model_pb2
 
@@ -292,7 +292,7 @@ def test_the_tokenizer_inside_gives_the_tokens_of_sentencepiece(pieces, tmp_path
 @pytest.mark.whole
 @pytest.mark.skipif(not all(map(find_spec, ("transformers", "ftfy"))), reason="no transformers, or no ftfy")
 def test_the_path_alone_is_an_encoder(pieces, tmp_path, monkeypatch):
-    """And so is a converted folder, which has the tokenizer too."""
+    """So is a converted folder, which has the tokenizer too."""
     monkeypatch.setenv("LOLRT_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "model" / "umt5.gguf"
     save_gguf(path, {t5_names(name): tensor for name, tensor in layouts.text_encoder_tensors().items()}, "Q8_0", "t5encoder",

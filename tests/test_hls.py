@@ -1,4 +1,4 @@
-"""HLS and live addresses, as FFmpeg's own demuxers read them, and beside the mp4 of the same frames."""
+"""HLS and live addresses, read by FFmpeg's own demuxers and compared with the mp4 of the same frames."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ FPS = 16
 
 
 def pictures(count: int) -> torch.Tensor:
-    """Coarse noise that changes with time, which a codec's memory shows in."""
+    """Coarse noise that changes with time, so that the state of a codec shows in the result."""
     coarse = torch.randint(0, 256, (count, 4, 6, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return coarse.repeat_interleave(16, 1).repeat_interleave(16, 2)
 
 
 def calm(count: int) -> torch.Tensor:
-    """One picture that gets lighter and darker: no scene changes, at which an encoder would put key frames of its own."""
+    """One picture that gets lighter and darker: without scene changes, at which an encoder would insert key frames."""
     return pictures(1) // 2 + (torch.arange(count) % 100).to(torch.uint8).reshape(-1, 1, 1, 1)
 
 
@@ -58,7 +58,7 @@ def tag(text: str, name: str) -> int:
 
 
 def check(playlist: Path) -> None:
-    """What RFC 8216 asks of the text, and what each segment alone holds."""
+    """Checks what RFC 8216 requires of the playlist, and the content of each segment."""
     text = playlist.read_text()
     assert text.startswith("#EXTM3U\n") and text.endswith("\n")
     (init,) = re.findall(r'^#EXT-X-MAP:URI="(.+)"$', text, re.MULTILINE)
@@ -87,7 +87,8 @@ def test_generate_writes_the_bits_of_the_mp4(tmp_path, tiny):
 
 
 def test_a_window_of_time(tmp_path):
-    """The playlist covers it at every moment, and what it has just lost is still there; in the end the disk has no more than that."""
+    """The playlist covers it at every moment, and segments that have just left it are still on the disk. At the end the disk has no
+    others."""
     playlist, frames = tmp_path / "live.m3u8", calm(12)
     seen: set[str] = set()
     with lolrt.VideoWriter(playlist, 64, 96, FPS, dvr_seconds=3) as writer:
@@ -100,7 +101,7 @@ def test_a_window_of_time(tmp_path):
             assert tag(text, "MEDIA-SEQUENCE") == max(1, count + 1 - 3) and tag(text, "TARGETDURATION") == 1
             there = {path.name for path in (tmp_path / "live").iterdir()}
             assert {path.name for _, path in listed(playlist)} <= there
-            # Four seconds and more after it was listed for the last time a segment may be gone.
+            # A segment may be removed four seconds after it was last listed.
             assert not seen or {f"{number:08d}.m4s" for number in range(max(1, count + 1 - 3 - 5), count + 2)} <= there
             seen |= there
     check(playlist)
@@ -112,7 +113,7 @@ def test_a_window_of_time(tmp_path):
 
 
 def film(playlist: Path, at: int, what: str, dvr_seconds: float | None) -> None:
-    """100 frames with cuts every 10; after so many frames the run is killed, or ends, and another goes on from there."""
+    """100 frames with cuts every 10. After some frames the run is killed, or ends, and another one continues from there."""
     frames = pictures(100)
     writer = lolrt.VideoWriter(playlist, 64, 96, FPS, dvr_seconds=dvr_seconds)
     for begun in range(0, 100, 10):
@@ -164,7 +165,7 @@ def test_another_video_is_not_gone_on_with(tmp_path):
 
 
 def test_whose_a_video_is(tmp_path):
-    """One that is whole is overwritten; one that is being written, or was not finished, is not."""
+    """A complete one is overwritten; one that is being written, or was not finished, is not."""
     playlist = tmp_path / "x.m3u8"
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "notes.txt").write_text("of somebody")
@@ -214,7 +215,7 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
 
 
 def test_a_reader_sees_no_half_of_anything(tmp_path):
-    """Whatever moment it looks at: the playlist is whole, and what it names is there."""
+    """Whenever it reads, the playlist is complete, and the segments that it names exist."""
     playlist, done, looks = tmp_path / "x.m3u8", threading.Event(), []
 
     def look() -> None:
@@ -259,7 +260,7 @@ np.save(output, frames)
 
 @pytest.mark.parametrize("protocol, end", [("udp", "?timeout=2000000"), ("rtmp", "/live/key")])
 def test_a_receiver_at_an_address(protocol, end, tmp_path):
-    """All frames come, as FFmpeg receives them in another process, and not before their time."""
+    """All frames come, as FFmpeg in another process receives them, and never early."""
     port = free_port(socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM)
     address, sockets = f"{protocol}://127.0.0.1:{port}{end}", Path("/proc/net/udp" if protocol == "udp" else "/proc/net/tcp")
     receiver = subprocess.Popen([sys.executable, "-c", RECEIVES, address, str(tmp_path / "came.npy")])
@@ -298,7 +299,7 @@ def test_addresses_that_cannot_be(tiny, capsys):
 
 
 def test_a_run_that_saves_goes_on_with_its_segments(tmp_path, tiny, capsys):
-    """The video of a run that was stopped by a full disk and goes on is the one of a run that was not."""
+    """The video of a run that was stopped by a full disk and resumed equals that of a run that was not stopped."""
     begin = ["generate", tiny.example_prompts[0], "--frames", "57", "--save-every", "9", "--timesteps", "1000", "--threads", "1", "--quiet"]
     assert cli.main([*begin, "-o", str(tmp_path / "whole" / "x.m3u8")]) == 0
     playlist = tmp_path / "on" / "x.m3u8"

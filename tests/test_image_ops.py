@@ -25,7 +25,7 @@ geometries = settings(max_examples=25, deadline=None, suppress_health_check=[Hea
 
 
 def within_nan(image: Tensor, right: int = 0) -> Tensor:
-    """The same image as a view into a larger one, in which all else is NaN: `right` columns of each row, rows, frames and both ends."""
+    """The same image as a view into a larger one that is NaN elsewhere: `right` columns of each row, rows, frames and both ends."""
     frames, rows, columns, channels = image.shape
     larger = torch.full((frames + 2, rows + 3, columns + right, channels), torch.nan, dtype=image.dtype)
     view = larger[1:-1, 2:-1, :columns]
@@ -34,7 +34,7 @@ def within_nan(image: Tensor, right: int = 0) -> Tensor:
 
 
 def surroundings(view: Tensor) -> Tensor:
-    """A copy of the larger image of `within_nan`, with the view itself taken out."""
+    """A copy of the larger image of `within_nan`, without the view itself."""
     base = view._base.clone()
     base.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(torch.nan)
     return base
@@ -70,7 +70,7 @@ def test_channel_norm_matches_the_oracle(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_channel_norm_at_the_ends_of_its_range(dtype: torch.dtype) -> None:
-    """Pixels of zeros give zeros, huge gains neither overflow nor leave a rest, a NaN stays in its pixel."""
+    """Pixels of zeros give zeros, huge gains neither overflow nor leave a remainder, and a NaN stays in its pixel."""
     x, gamma = torch.randn(1, 2, 5, 19).to(dtype), torch.full((19,), 1e4)
     x[0, 0, 0], x[0, 1, 1, 3] = 0, torch.nan
     out = torch.empty_like(x)
@@ -78,7 +78,7 @@ def test_channel_norm_at_the_ends_of_its_range(dtype: torch.dtype) -> None:
     assert (out[0, 0, 0] == 0).all() and out[0, 1, 1].isnan().all()
     rest = torch.ones(2, 5, dtype=torch.bool)
     rest[1, 1] = False
-    ref = fp64(1e4 * 19**0.5 * F.normalize(x.double(), dim=-1).relu())  # what silu is of such numbers
+    ref = fp64(1e4 * 19**0.5 * F.normalize(x.double(), dim=-1).relu())  # the result of silu for such numbers
     check(out[:, rest], public_norm(x, gamma, True, 0)[:, rest], ref[:, rest.numpy()], 19)
     in_place = x.clone()
     _core.channel_norm(in_place, gamma, True, in_place)
@@ -86,7 +86,7 @@ def test_channel_norm_at_the_ends_of_its_range(dtype: torch.dtype) -> None:
 
 
 def packed_with_nan(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The packed weights, NaN where they are filled up."""
+    """The packed weights, with NaN in the padding."""
     packed, packed_bias = ops.pack_convolution(weight, bias)
     if len(weight) % 16:
         packed[-1, ..., len(weight) % 16 :], packed_bias[-1, len(weight) % 16 :] = torch.nan, torch.nan
@@ -184,7 +184,7 @@ def test_channel_norm_tells_what_does_not_fit() -> None:
 
 
 def test_convolution_of_a_doubled_image_in_four_phases() -> None:
-    """Against doubling by repetition and a 3 x 3 convolution, as public code does it."""
+    """Against doubling by repetition and a 3 x 3 convolution, as in public code."""
     block = lolrt.models.vae.layers.Upsample(10, temporal=False)
     x = torch.randn(2, 5, 7, 10)
     conv = block.resample[1]
@@ -199,7 +199,7 @@ def test_convolution_of_a_doubled_image_in_four_phases() -> None:
 @pytest.mark.whole
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_decoding_a_stream_matches_the_clip_path(dtype: torch.dtype) -> None:
-    """Streamed in any split, the same bits; and as close to the clip in float64 as the clip in the weights' dtype is."""
+    """Any split of a stream gives the same bits, and is as near to the clip in float64 as the clip in the weights' dtype is."""
     torch.manual_seed(3)
     vae = lolrt.CausalVAE(lolrt.VAEConfig(dim=8, z_dim=6, latents_mean=(0.0,) * 6, latents_std=(1.0,) * 6)).to(dtype)
     z = torch.randn(4, 6, 3, 5)
@@ -213,7 +213,7 @@ def test_decoding_a_stream_matches_the_clip_path(dtype: torch.dtype) -> None:
 
 
 def test_convolutions_may_lay_their_results_out_as_they_like(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch's do in bfloat16 where the CPU has no AVX-512: channels first, whatever they were given."""
+    """torch's convolutions do this in bfloat16 on a CPU without AVX-512: channels come first, whatever the layout of the input."""
     vae = lolrt.CausalVAE(lolrt.VAEConfig(dim=8)).bfloat16()
     z = torch.randn(2, 16, 2, 3)
     whole = vae.decode(z, {})
@@ -246,5 +246,5 @@ def test_changed_weights_are_seen() -> None:
     before = vae.decode(z, {})
     with torch.no_grad():
         vae.decoder.head[2].bias.add_(0.25)
-    inside = before.abs() < 0.7  # far from where pixels are cut off
+    inside = before.abs() < 0.7  # far from the values where pixels are clipped
     torch.testing.assert_close(vae.decode(z, {})[inside], before[inside] + 0.25, atol=1e-5, rtol=0)

@@ -90,7 +90,7 @@ def test_json_of_what_is_wrong_has_nothing_that_a_terminal_obeys(tmp_path, capsy
     ids=lambda command: command[0],
 )  # fmt: skip
 def test_weights_that_are_named_are_those_that_are_used(command, small_model, tmp_path, capsys):
-    """The others of the file are sound, these are not finite; what does not look at values says which it means."""
+    """The other weights of the file are valid, these are not finite; commands that do not read values name their choice."""
     tensors = load_file(small_model / "diffusion_pytorch_model.safetensors")
     torch.save({"generator_ema": tensors, "generator": {name: tensor * torch.nan for name, tensor in tensors.items()}}, tmp_path / "x.pt")
     (tmp_path / "m.toml").write_text(f'dit = "x.pt"\nvae = "{small_model}"\nvocabulary = "{small_model}"\n')

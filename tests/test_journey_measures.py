@@ -1,4 +1,4 @@
-"""The judges of `journey`'s videos: what they learn from, and that they are right on scripted video."""
+"""The judges of `journey`'s videos: their training data, and their verdicts on scripted video."""
 
 from __future__ import annotations
 

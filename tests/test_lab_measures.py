@@ -1,4 +1,4 @@
-"""The laboratory's measures and statistics, on series that are known."""
+"""The laboratory's measures and statistics, on series with known answers."""
 
 from __future__ import annotations
 
@@ -102,13 +102,13 @@ def test_intervals_cover_the_mean():
         found = statistics.interval(values, resamples=400)
         hits += found.low <= 0 <= found.high
         assert found.low <= found.value <= found.high
-    # Both sources of spread count; percentile intervals of four draws are known to be narrow (0.95 nominal).
+    # Both sources of spread count. Percentile intervals of four draws are known to be too narrow (0.95 nominal).
     assert hits / 200 > 0.75
     assert str(statistics.interval(np.full((1, 3), 2.0))) == "2.00 [2.00, 2.00]"
 
 
 def test_differences_are_taken_within_videos():
-    """Videos that differ far more than policies do: two intervals overlap, the difference is told."""
+    """Videos differ far more than policies do: the two intervals overlap, and the difference is still found."""
     random = np.random.default_rng(1)
     scenes = random.normal(0, 10, (1, 12))
     low, high = (scenes + shift + 0.1 * random.standard_normal((3, 12)) for shift in (0, 1))
@@ -120,7 +120,7 @@ def test_differences_are_taken_within_videos():
 
 
 def test_draws_are_paired_where_they_are_the_same():
-    """Draws that differ far more than policies do: told apart only where the n-th of both is the same one, and not where it is not."""
+    """Draws differ far more than policies do. The difference is found only if the n-th draw of both is the same one."""
     random = np.random.default_rng(2)
     luck = random.normal(0, 10, (5, 1))
     low, high = (luck + shift + 0.1 * random.standard_normal((5, 8)) for shift in (0, 1))

@@ -1,4 +1,4 @@
-"""The text model of the laboratory: streamed through the kernels it is what torch computes, and the sweep moves positions alone."""
+"""The text model of the laboratory: streamed through the kernels it gives what torch computes, and the sweep changes only positions."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def oracle_mass(model: TextModel, tokens: torch.Tensor, moved_by: int, sinks: in
             q, k, v = layer.qkv(x, config.heads)
             if keep:
                 past[n] = k, v
-            else:  # the last token alone is new
+            else:  # only the last token is new
                 k, v = (torch.cat([old[:-1], new[-1:]]) for old, new in zip(past[n], (k, v), strict=True))
             scores = torch.einsum("qhd,khd->hqk", turned(q, number), turned(k, number)) / config.head_dim**0.5
             weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
@@ -131,7 +131,7 @@ def test_training_learns():
     config = TextConfig(dim=32, heads=2, layers=1, ffn_dim=48, train_tokens=32)
     rows = rows_of(corpus()[1], torch.arange(0, 6400, 200), 32)
     letters = torch.bincount(rows[:, 1:].flatten(), minlength=BOS + 1) / rows[:, 1:].numel()
-    by_frequency = torch.special.entr(letters).sum()  # the loss of knowing these letters' frequencies and no more
+    by_frequency = torch.special.entr(letters).sum()  # the loss of a model that knows only the frequencies of these letters
     trained = train(config, 0, 120, batch=16, rate=1e-2)
     assert torch.nn.functional.cross_entropy(trained(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()) < by_frequency - 0.1
 

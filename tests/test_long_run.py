@@ -11,7 +11,7 @@ from bench.long_run import COLUMNS, PARTS, read, report, returns
 
 
 def test_returns_are_the_maxima_of_the_phase_kernel():
-    """One pair that turns once in 200 frames comes back at each multiple of 200; two that turn at other rates only where both do."""
+    """One pair that turns once in 200 frames returns at each multiple of 200; two pairs with different rates return only where both do."""
     found = returns([[2 * np.pi / 200]], 900)
     assert found[:, 0].tolist() == [200, 400, 600, 800] and np.allclose(found[:, 1], 1)
     both = returns([[2 * np.pi / 200, 2 * np.pi / 300]], 1300)
@@ -26,7 +26,7 @@ def line(sequence: int, mass: float) -> str:
 
 @pytest.mark.parametrize("missing,told", [(None, "each came once, in order"), (70, "NOT each came once")])
 def test_the_report_says_what_the_log_says(tmp_path, missing, told):
-    """A last line that is not whole, as after a power cut, is left out; the masses at returns are those of the chunks that hold them."""
+    """An incomplete last line, as after a power cut, is ignored. The masses at returns are those of the chunks that contain them."""
     path = tmp_path / "log.csv"
     rows = [line(i, 0.9 if 3 * i <= 200 < 3 * i + 3 else 0.2) for i in range(100) if i != missing]
     path.write_text(",".join(COLUMNS) + "\n" + "".join(rows) + line(100, 0.5)[:20])

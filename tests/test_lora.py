@@ -1,4 +1,5 @@
-"""LoRAs of every trainer's names are merged rightly, and what would change the weights in another way is refused by name."""
+"""LoRAs with the names of every trainer are merged correctly, and those that would change the weights in another way are refused by
+name."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ def assert_merged(folder: Path, scale: Callable[[str], float] = lambda layer: 1.
 
 
 def assert_refused(folder: Path, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """By `load_dit`, and `inspect` says the same."""
+    """`load_dit` refuses it, and `inspect` says the same."""
     with pytest.raises(lolrt.CheckpointError, match=hint) as error:
         lolrt.load_dit(folder)
     assert main(["inspect", str(folder)]) == 0
@@ -63,7 +64,7 @@ def renamed(layer_of: Callable[[str], str], down: str = "lora_A", up: str = "lor
     return {f"{layer_of(layer)}.{part}.weight": of(layer, side) for layer in LAYERS for side, part in (("A", down), ("B", up))}
 
 
-# As diffusers calls a block's layers; written down from its source rather than asked of `lolrt.checkpoint.names`.
+# diffusers' names of a block's layers, written down from its source instead of asked of `lolrt.checkpoint.names`.
 DIFFUSERS = {
     "self_attn.q": "attn1.to_q", "self_attn.k": "attn1.to_k", "self_attn.v": "attn1.to_v", "self_attn.o": "attn1.to_out.0",
     "cross_attn.q": "attn2.to_q", "cross_attn.k": "attn2.to_k", "cross_attn.v": "attn2.to_v", "cross_attn.o": "attn2.to_out.0",
@@ -81,7 +82,7 @@ def kohya(layer: str, mark: str = "lora_unet_") -> str:
 
 
 def parts(layer_of: Callable[[str], str], down: str, up: str) -> dict[str, Tensor]:
-    """With ends of any kind, put behind the layer's name as they are."""
+    """Tensors with any suffixes, appended to the layer's name as they are."""
     return {f"{layer_of(layer)}{end}": of(layer, side) for layer in LAYERS for side, end in (("A", down), ("B", up))}
 
 
@@ -186,7 +187,7 @@ def test_an_adapter_that_does_not_fit_is_told(fault, tmp_path, capsys):
 
 
 def test_every_key_that_matches_nothing_is_listed(tmp_path, capsys):
-    """As of a LoRA for image-to-video, or of the 14B, with more layers."""
+    """As from a LoRA for image-to-video, or for the 14B, which has more layers."""
     others = [f"blocks.{i}.cross_attn.{name}" for i in range(2) for name in ("k_img", "v_img")] + ["blocks.39.ffn.0", "img_emb.proj.1"]
     tensors = {f"diffusion_model.{layer}.lora_{side}.weight": torch.ones(4, 4) for layer in others for side in ("down", "up")}
     folder = model(tmp_path, NAMES["ComfyUI, down and up"] | tensors | {"diffusion_model.img_emb.proj.0.diff_b": torch.ones(4)})

@@ -1,4 +1,4 @@
-"""A corpus of files that are not what they claim: each is one clear line and exit status 2, and never half a model."""
+"""A corpus of files that are not what they claim: each gives a one-line error and exit status 2, and never half a model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sound() -> bytes:
 
 
 def rewritten(change: Callable[[Header], Any]) -> bytes:
-    """A file of a small DiT whose header was changed, in place or by a new one."""
+    """A file of a small DiT with a changed header, in place or a new one."""
     whole = sound()
     length = int.from_bytes(whole[:8], "little")
     header = json.loads(whole[8 : 8 + length])
@@ -84,7 +84,7 @@ def valid() -> bytes:
 
 
 def short_header() -> bytes:
-    """The header's length is one too small."""
+    """The header's length is too small by one."""
     whole = valid()
     return struct.pack("<Q", int.from_bytes(whole[:8], "little") - 1) + whole[8:]
 
@@ -145,14 +145,14 @@ class Payload:
 
 
 class Bomb:
-    """Asks for a terabyte, by a name that torch's own list of harmless ones has."""
+    """Asks for a terabyte, by a function that is on torch's own list of harmless ones."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return bytearray, (10**12,)
 
 
 def saved(path: Path) -> list[tuple[str, bytes]]:
-    """The records of a sound file, which is written first."""
+    """Writes a valid file, and returns its records."""
     torch.save({"generator": layouts.dit_tensors()}, path)
     with zipfile.ZipFile(path) as archive:
         return [(record.filename, archive.read(record)) for record in archive.infolist()]
@@ -218,7 +218,7 @@ def stack_global(path: Path) -> None:
 
 
 def with_opcodes(*codes: bytes) -> Callable[[Path], None]:
-    """An archive whose pickle is of these opcodes, between a beginning and an end."""
+    """An archive whose pickle consists of these opcodes, between a beginning and an end."""
     return lambda path: archived(path, [("x/data.pkl", b"\x80\2" + b"".join(codes) + b"."), ("x/version", b"3\n")])
 
 
@@ -226,16 +226,17 @@ def long(number: int) -> bytes:
     return b"\x8a\x0a" + number.to_bytes(10, "little", signed=True)
 
 
-# Python's hash of a whole number is its remainder by this one: all multiples are in one place of a dictionary.
+# Python's hash of an integer is its remainder by this number, so all multiples fall into one slot of a dictionary.
 ONE_HASH = 2**61 - 1
 COLLIDING = b"}(" + b"".join(long(i * ONE_HASH) + b"N" for i in range(1, 20_000)) + b"u"
 TUPLE_KEY = b"}K\1K\2\x86Ns"
-# Tuples of the one before twice, 40 times: as text it would take a terabyte.
+# Each tuple contains the one before twice, 40 times: as text it would take a terabyte.
 DOUBLED = b"K\1\x85" + b"q\1h\1\x86" * 40
 
 
 def two_directories(path: Path) -> None:
-    """Readers that look for the directory by its place, and those that look before the archive's end, find different pickles."""
+    """Readers that find the directory by its stated place, and those that search back from the end of the archive, find different
+    pickles."""
     archived(path, [("x/data.pkl", pickle.dumps(Bomb(), 2)), ("x/version", b"3\n")])
     hidden = path.read_bytes()
     archived(path, saved(path))
@@ -288,7 +289,7 @@ PICKLES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 def line_of(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command line says of a model with this DiT and other parts that are sound; exit status 2 asserted."""
+    """The command line's error about a model with this DiT and otherwise valid parts; exit status 2 is asserted."""
     model, parts = path.with_name("model.toml"), path.with_name("parts")
     parts.mkdir()
     save_file(layouts.vae_tensors(), parts / "vae.safetensors")
@@ -309,7 +310,7 @@ def refused(path: Path, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert line.startswith("lolrt: ") and re.search(hint, line)
     assert main(["convert", str(path), str(path.with_name("converted")), "--dtype", "bfloat16"]) == 2
     assert re.search(hint, capsys.readouterr().err) and not list(path.parent.glob("converted*"))
-    if main(["inspect", str(path)]):  # which looks at no values: what it cannot read at all, it refuses in the same words
+    if main(["inspect", str(path)]):  # it looks at no values; a file that it cannot read at all, it refuses in the same words
         assert re.search(hint, capsys.readouterr().err)
 
 
@@ -361,7 +362,7 @@ def test_adapters_that_do_not_fit_are_told(fault, tmp_path):
 
 
 def test_no_error_tells_to_trust_a_file(tmp_path):
-    """torch's own messages about a pickle do."""
+    """torch's own messages about a pickle do so."""
     for name, (make, _) in PICKLES.items():
         make(tmp_path / "model.pt")
         try:
@@ -393,7 +394,7 @@ def test_text_of_a_models_files_does_not_command_the_terminal(file, path, prompt
 
 
 def odd_name_in(container: str, folder: Path) -> Path:
-    """A model with a tensor, a key or an entry that commands the terminal, and the path to read it by."""
+    """A model with a tensor, a key or an entry that contains control sequences for the terminal, and the path to read it by."""
     odd = {f"blocks.0.{COMMAND}.weight": torch.zeros(32, 32)}
     whole, path = layouts.dit_tensors() | odd, folder / "x.safetensors"
     if container == "safetensors":

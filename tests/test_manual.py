@@ -33,7 +33,7 @@ SLOW = {"embedding.md", "first-video.md", "measuring.md", "policies.md", "probe.
 
 
 def prepare_streams(folder: Path) -> None:
-    """tiny by its parts, and two adapters of one of its layers."""
+    """The parts of tiny in separate files, and two adapters of one of its layers."""
     tiny = MODELS / "tiny"
     settings = {"dit": tiny / "diffusion_pytorch_model.safetensors", "vae": tiny / "vae.safetensors", "vocabulary": tiny}
     (folder / "model.toml").write_text("".join(f'{part} = "{path}"\n' for part, path in settings.items()) + "height = 64\nwidth = 96\n")
@@ -48,7 +48,7 @@ PREPARED = {"streams.md": prepare_streams}
 
 @contextlib.contextmanager
 def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What torchrun tells a process."""
+    """The variables that torchrun sets for a process."""
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     yield
@@ -66,7 +66,7 @@ def absent(code: str) -> set[str]:
 
 @pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW else pytest.mark.whole) for page in SNIPPETS])
 def test_snippets_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In their order: what one defines or writes, the next ones may use."""
+    """In their order: later ones may use what earlier ones define or write."""
     monkeypatch.chdir(tmp_path)
     PREPARED.get(page, lambda folder: None)(tmp_path)
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
@@ -108,6 +108,6 @@ def test_the_reference_has_every_public_name() -> None:
 
 
 def test_the_site_shows_every_page() -> None:
-    """mkdocs itself says nothing of a page that no menu leads to."""
+    """mkdocs itself does not report a page that no menu leads to."""
     menu = set(re.findall(r"^ +- [^:]+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
     assert {path.name for path in (ROOT / "docs").glob("*.md")} <= menu

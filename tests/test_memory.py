@@ -1,4 +1,4 @@
-"""The memory plan against what torch's allocator hands out while streams run, and the readers' peak against the file."""
+"""The memory plan against what torch's allocator hands out while streams run, and the readers' peak against the size of the file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DIT = lolrt.DiTConfig(dim=384, ffn_dim=1024, text_dim=64, text_len=24, num_heads
 VAE = lolrt.VAEConfig(dim=16)
 WITHIN = 0.05
 
-# Where the CPU does not multiply bfloat16, torch's products widen both matrices first, in memory that no plan of ours counts.
+# If the CPU does not multiply bfloat16, torch's products convert both matrices first, into memory that our plan does not count.
 WIDENED = pytest.mark.skipif(preferred_dtype() != torch.bfloat16, reason="torch's products of bfloat16 make copies on this CPU")
 BF16 = pytest.param(torch.bfloat16, marks=WIDENED)
 
@@ -89,7 +89,7 @@ def test_a_stream_keeps_to_the_plan(dtype, height, width, window):
 @WIDENED
 @pytest.mark.parametrize("recache", ["window", "sinks"])
 def test_a_new_prompt_keeps_to_the_plan(recache):
-    """Of a model with as much text as pictures, where it would show."""
+    """For a model with as much text as pictures, so that the text's memory shows."""
     config, window = replace(DIT, text_len=512), lolrt.Window(1, 6, 2)
     dit = lolrt.CausalDiT(config).requires_grad_(False).bfloat16()
     dit.fuse_qkv()
@@ -187,7 +187,7 @@ def test_on_cuda_pages_are_plain_rows_and_passes_have_memory_of_their_own():
 
 @WIDENED
 def test_decoding_as_on_cuda_keeps_to_the_plan():
-    """Its norms are torch's there, and take more."""
+    """On CUDA its norms are torch's, and take more memory."""
     vae = lolrt.CausalVAE(VAE).requires_grad_(False).bfloat16()
     state: dict[str, torch.Tensor] = {}
     latents = torch.randn(3, 16, 16, 24)
@@ -204,7 +204,7 @@ def test_decoding_as_on_cuda_keeps_to_the_plan():
 
 
 def test_a_window_that_is_no_multiple_of_a_chunk():
-    """Its frames leave it in the middle of a chunk, and a store of one would have to choose among frames without values."""
+    """Frames leave the window in the middle of a chunk, and a store of one frame would have to choose among frames without values."""
     window = lolrt.Window(3, 10, recall_frames=1, store_frames=1)
     assert "14 pages of 8 layers" in plan(DIT, VAE, 128, 192, window=window).stream
 
@@ -279,9 +279,9 @@ CASES = [
 
 
 def loaded(small: Path, cases: list[tuple[Path, str]]) -> list[tuple[int, int]]:
-    """Peak and weights of each, in bytes."""
+    """Peak and size of the weights of each, in bytes."""
     command = [sys.executable, "-c", LOADING, small, *(argument for case in cases for argument in case)]
-    # malloc gives large blocks back at once; else what it keeps for later differs from run to run, by the largest tensor.
+    # malloc then gives large blocks back at once. Otherwise what it keeps for later differs from run to run, by the largest tensor.
     variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=variables)
     return [(int(peak), int(weights)) for peak, weights in map(str.split, done.stdout.splitlines())]
@@ -305,7 +305,7 @@ def test_loading_what_is_packed_peaks_below_1_2_times_the_weights(large):
 
 
 def test_sessions_that_share_an_engine_keep_to_the_plan():
-    """Three of them, stepped together: what the engine holds is planned within 1 %."""
+    """Three of them, stepped together: the plan of what the engine holds is right within 1 %."""
     window, sessions = lolrt.Window(1, 6, 2), 3
     dit = lolrt.CausalDiT(DIT).requires_grad_(False)
     dit.fuse_qkv()

@@ -1,4 +1,4 @@
-"""The source distribution where nothing of the project is installed yet."""
+"""The source distribution in an environment where nothing of the project is installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distribution import unpacked_sources
 
 @pytest.mark.slow
 def test_it_is_built_with_the_tools_that_it_asks_for(tmp_path: Path) -> None:
-    """From the package index; and without torch the command says what it lacks."""
+    """They come from the package index. Without torch the command reports that torch is missing."""
     output_of(sys.executable, "-m", "venv", tmp_path / "new")
     python = tmp_path / "new" / "bin" / "python"
     output_of(python, "-m", "pip", "install", "--quiet", "--no-deps", unpacked_sources(tmp_path), LOLRT_CUDA="OFF")

@@ -1,4 +1,4 @@
-"""DiT and VAE on streams of CUDA of their own: what waits for what. Streams and events are made up, and order is all they know."""
+"""DiT and VAE on separate CUDA streams: what waits for what. Streams and events are made up, and know only the order of work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lolrt.session.stream import LatentChunk
 
 
 class Queue:
-    """A stream: `before` is all that is done before whatever is queued next."""
+    """A stream; `before` is all work that is done before whatever is queued next."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine, self.before = machine, frozenset[str]()
@@ -35,7 +35,7 @@ class Queue:
 
 
 class Machine:
-    """order: what was done before each work. waited: of each time that the host waited, what it waited for."""
+    """order: for each work, the work that was done before it. waited: for each time that the host waited, what it waited for."""
 
     def __init__(self) -> None:
         self.order: dict[str, frozenset[str]] = {}
@@ -63,7 +63,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
 
 
 class Latents:
-    """On CUDA, by what it says."""
+    """Latents that claim to be on CUDA."""
 
     is_cuda, device = True, torch.device("cuda", 0)
 

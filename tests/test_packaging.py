@@ -1,4 +1,4 @@
-"""A wheel built from the source distribution of a clean copy, and the same build installed below a prefix."""
+"""A wheel built from the source distribution of a clean copy, and the same build installed under a prefix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the source distribution of the repository's files unpacks to, with `wheels/` built in it."""
     unpacked = unpacked_sources(tmp_path_factory.mktemp("sources"))
     wheel = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", unpacked / "wheels", unpacked)
-    output_of(*wheel, LOLRT_CUDA="OFF")  # the editable installation has built the CUDA half already
+    output_of(*wheel, LOLRT_CUDA="OFF")  # the editable installation has already built the CUDA library
     return unpacked
 
 
@@ -52,7 +52,7 @@ def test_wheel_holds_the_library_and_what_others_need_of_it(site: Path) -> None:
 
 
 def test_wheel_can_be_anywhere(sources: Path, site: Path) -> None:
-    """No path of the build is left in it, and the extension finds its library beside itself."""
+    """It contains no path of the build, and the extension finds its library in its own folder."""
     for path in [*site.rglob("*.cmake"), *site.rglob("*.pc")]:
         assert str(sources) not in path.read_text(), path
     moved = site.with_name("moved")
@@ -65,7 +65,7 @@ def test_wheel_can_be_anywhere(sources: Path, site: Path) -> None:
 
 
 def test_source_distribution_is_whole(sources: Path) -> None:
-    """The CUDA half too, which was not built."""
+    """The CUDA sources too, which were not built."""
     kept = output_of("git", "-C", ROOT, "ls-files", "csrc", "cmake", "lolrt", "CMakeLists.txt").splitlines()
     assert "csrc/cuda/kernels.cpp" in kept and [name for name in kept if not (sources / name).is_file()] == []
 
@@ -87,7 +87,7 @@ def test_library_exports_its_interface_only(site: Path) -> None:
 
 
 def test_nothing_compiled_for_one_cpu_is_shared_with_another(sources: Path) -> None:
-    """A weak symbol of a kernel's object file might replace that of a translation unit that every CPU must be able to run."""
+    """A weak symbol of a kernel's object file could replace the one of a translation unit that every CPU must be able to run."""
     objects = list((sources / "build").glob("cmake-*/CMakeFiles/lolrt.dir/csrc/cpu/*.o"))
     assert objects
     for path in objects:

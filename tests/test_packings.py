@@ -1,4 +1,4 @@
-"""Weights in 8 bits, in every form in which they are published: each value is what the form says, and nothing is guessed."""
+"""Weights in 8 bits, in every form in which they are published: each value is what the form defines, and nothing is guessed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_what_torch_saves_in_8_bits_is_read(tmp_path):
 
 
 def test_bytes_stand_for_fp8_where_the_form_says_so(tmp_path):
-    """As tools wrote it when safetensors had no such dtype."""
+    """As tools wrote fp8 before safetensors had this dtype."""
     file, _, meaning = PACKINGS["fp8_scaled"](packings.dit_tensors())
     config = torch.tensor(list(b'{"format": "float8_e4m3fn", "full_precision_matrix_mult": true}'), dtype=torch.uint8)
     for name in [name for name in file if name.endswith("scale_weight")]:
@@ -127,7 +127,7 @@ def comfy(tensors: packings.Tensors) -> tuple[packings.Tensors, packings.Tensors
 
 
 def lightx2v(tensors: packings.Tensors) -> tuple[packings.Tensors, packings.Tensors]:
-    """models_t5_umt5-xxl-enc-int8.pth: Wan's names, a scale a row."""
+    """models_t5_umt5-xxl-enc-int8.pth: Wan's names, one scale per row."""
     file, meaning = {}, {}
     for name, tensor in tensors.items():
         if ".attn." in name or ".ffn." in name:
@@ -245,7 +245,8 @@ def test_a_header_whose_formats_are_damaged_is_told(text, tmp_path):
 
 
 def nvfp4(folder: Path) -> None:
-    """Self-Forcing-NVFP4 of LightX2V: two values a byte, a scale in fp8 for each 16, one in float32 for all, and the activations'."""
+    """Self-Forcing-NVFP4 of LightX2V: two values per byte, an fp8 scale for each 16, one float32 scale for all, and the scales of
+    activations."""
     file = {}
     for name, tensor in packings.dit_tensors().items():
         if packings.is_linear(name, tensor):
@@ -306,7 +307,7 @@ def test_what_is_packed_is_read_from_the_file_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("source", ["ComfyUI, bf16", "LightX2V, fp8", "TurboDiffusion, int8"])
 def test_what_convert_quantises_is_the_model_within_the_forms_step(source, form, tmp_path, capsys):
-    """From any source; what the public converters leave in floats is as it was."""
+    """From any source. The layers that the public converters leave in floats do not change."""
     path = packings.save(tmp_path / "x.safetensors", PACKINGS[source](packings.dit_tensors()))
     assert main(["convert", str(path), str(tmp_path / "out"), "--dtype", form]) == 0
     before, after = (lolrt.load_dit(place, torch.float32).state_dict() for place in (path, tmp_path / "out"))
@@ -330,9 +331,9 @@ def test_what_convert_quantises_is_the_model_within_the_forms_step(source, form,
 
 @pytest.mark.parametrize("form", FORMS)
 def test_what_convert_writes_is_what_public_tools_write(form, tmp_path):
-    """Values to the bit of the public rule."""
+    """The same values as by the public rule, bit for bit."""
     tensors = packings.dit_tensors()
-    tensors["blocks.1.ffn.2.weight"][3] = 0  # a row that has no scale of its own
+    tensors["blocks.1.ffn.2.weight"][3] = 0  # has no scale of its own
     layouts.save_safetensors(tmp_path / "in", tensors)
     convert(tmp_path / "in", tmp_path / "out", form=form)
     ours = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
@@ -342,7 +343,7 @@ def test_what_convert_writes_is_what_public_tools_write(form, tmp_path):
     else:
         theirs, _, _ = packings.lightx2v(torch.int8)(tensors)
         theirs = {name.removeprefix("model."): tensor for name, tensor in theirs.items()}
-        theirs["blocks.1.ffn.2.weight_scale"][3] = ours["blocks.1.ffn.2.weight_scale"][3]  # which LightX2V makes another, of nothing
+        theirs["blocks.1.ffn.2.weight_scale"][3] = ours["blocks.1.ffn.2.weight_scale"][3]  # LightX2V gives a row of zeros another scale
         assert bytes(ours["blocks.0.ffn.0.comfy_quant"].tolist()) == b'{"format": "int8_tensorwise"}'
         ours = {name: tensor for name, tensor in ours.items() if not name.endswith("comfy_quant")}
     assert ours.keys() == theirs.keys()

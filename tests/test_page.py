@@ -1,4 +1,4 @@
-"""The page of `lolrt serve` in a real browser: what it shows, by numbers in the pixels, and whom it can be used by."""
+"""The page of `lolrt serve` in a real browser: what it shows, compared by numbers in the pixels, and who can use it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stamped_server import BITS, SIDE
 from lolrt.session.snapshot import Snapshot
 
 pytestmark = [
-    pytest.mark.slow,  # a real browser keeps real time, which a crowded machine cannot
+    pytest.mark.slow,  # a real browser runs in real time, and a busy machine cannot keep up with it
     pytest.mark.skipif(chromium() is None, reason="no Chromium is installed: apt install chromium (CONTRIBUTING.md)"),
 ]
 
@@ -59,7 +59,7 @@ def nothing_left(server) -> Iterator[None]:
 
 @pytest.fixture
 def page(server, browser, nothing_left) -> Iterator[Page]:
-    """One with a stream of its own, which plays."""
+    """A page with its own stream, which plays."""
     page = browser.open(f"{server.address}/#streams={server.open(PROMPT)}")
     playing(page)
     yield page
@@ -72,7 +72,7 @@ def playing(page: Page, at: int = 0) -> None:
 
 
 def steer(page: Page, prompt: str) -> None:
-    """By keyboard."""
+    """Changes the prompt by the keyboard."""
     page.js("document.getElementById('prompt').value = ''; document.getElementById('prompt').focus()")
     page.type(prompt)
     page.press("Enter", 13)
@@ -87,7 +87,7 @@ def consecutive(numbers: list[int]) -> bool:
 
 
 def test_every_frame_comes_once_and_in_order(page):
-    """As they play, numbers only grow; in the buffer, none is missing."""
+    """During playback numbers only grow; in the buffer none is missing."""
     seen = page.js("shown(24)")
     assert seen == sorted(seen) and seen[-1] - seen[0] >= 20
     buffer = page.js("buffered(33)")
@@ -98,7 +98,7 @@ def test_every_frame_comes_once_and_in_order(page):
 
 
 def test_the_live_edge_is_kept_for_ten_minutes(server, page):
-    """At the frame rate, never behind by more than the player lets itself be, and nothing is lost on the way."""
+    """At the frame rate, never further behind than the player allows, and without a lost frame."""
     behind = "(({buffered}) => buffered.end(buffered.length - 1) - video().currentTime)(video())"
     begun, (first, at) = time.monotonic(), page.js("[look(video()).number, performance.now()]")
     seen, most = [first], 0.0
@@ -136,7 +136,7 @@ def test_a_prompt_that_the_model_does_not_know_is_told(page):
 
 
 def test_a_branch_is_another_future_of_the_same_past(server, page):
-    """It goes on where the first stream is, with the same frames, until one of them is steered."""
+    """It continues from the present moment of the first stream, with the same frames until one of them is steered."""
     page.click("[data-do=branch]")
     playing(page, 1)
     assert len(sessions(server)) == 2 and text(page, "#prompt-label") == "What stream B shows next"
@@ -188,7 +188,7 @@ def _cut(*sockets: socket.socket) -> None:
 
 
 class Proxy(threading.Thread):
-    """A network between browser and server, which can break."""
+    """A network between browser and server that can break."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
@@ -260,7 +260,7 @@ def test_a_viewer_that_was_away_misses_nothing(server, browser):
 
 
 def test_a_stream_outlives_its_server(browser, tmp_path):
-    """Which is killed, and started anew: the page goes on with the next frame, on the same timeline."""
+    """The server is killed and restarted; the page goes on with the next frame, on the same timeline."""
     kept = ["--state", tmp_path, "--save-every", "1"]
     with Server(*kept, program=STAMPED) as first:
         page = browser.open(f"{first.address}/#streams={first.open(PROMPT)}")
@@ -278,7 +278,7 @@ def test_a_stream_outlives_its_server(browser, tmp_path):
 
 
 def test_a_server_that_wants_a_token(browser, tmp_path):
-    """It is asked for, or comes with the address, which does not keep it; with it all goes as without."""
+    """The page asks for the token, or takes it from the address and removes it there; with it everything works as without."""
     token = tmp_path / "token"
     token.write_text("a-token-of-24-characters")
     token.chmod(0o600)
@@ -319,7 +319,7 @@ def test_a_stream_that_somebody_closes(server, page):
 
 
 def test_an_address_without_a_stream(server, browser):
-    """Gives one of one's own, or where there is no room for it one that is there."""
+    """It opens a new stream, or, if there is no room for one, an existing one."""
     page = browser.open(server.address)
     playing(page)
     (own,) = sessions(server)
@@ -334,7 +334,7 @@ def test_an_address_without_a_stream(server, browser):
 
 
 def test_what_is_saved(page, tmp_path, tiny):
-    """A recording holds every frame from the next chunk on, and a snapshot is one."""
+    """A recording holds every frame from the next chunk on, and a snapshot is a valid one."""
     page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     page.click("[data-do=record]")
     begun = page.js("look(video()).number")
@@ -360,7 +360,7 @@ def downloaded(folder: Path, suffix: str) -> Path:
 
 
 def test_who_can_use_it(page):
-    """Names for whoever does not see it, contrast (WCAG 2.2, AA) for whoever sees it badly, keys, and a phone's width."""
+    """Names for people who do not see it, contrast (WCAG 2.2, AA) for people who see badly, keys, and the width of a phone."""
     nodes = page.call("Accessibility.getFullAXTree")["nodes"]
     named = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
     roles = ("button", "textbox", "combobox", "spinbutton", "link", "image", "article", "Video")
@@ -377,7 +377,7 @@ def test_who_can_use_it(page):
     page.until("document.activeElement.id === 'prompt'")
     for theme in ("dark", "light"):
         page.theme(theme)
-        time.sleep(0.3)  # colours change by a transition
+        time.sleep(0.3)  # colours change in a transition
         poor = [(ratio, text) for ratio, text in page.js("contrasts()") if ratio < 4.5]
         assert not poor, (theme, poor)
     for width in (320, 390, 768, 1920):
@@ -387,7 +387,8 @@ def test_who_can_use_it(page):
 
 
 def test_by_webrtc_the_page_shows_the_same(server, browser):
-    """Frames in their order, and the instruments know which of them is on the screen; pause, a prompt, and a reload go as without."""
+    """Frames come in order, and the instruments know which of them is on the screen. Pause, a prompt and a reload work as without
+    WebRTC."""
     page = browser.open(f"{server.address}/#streams={server.open(PROMPT, probe=True)}")
     playing(page)
     page.js("document.getElementById('transport').value = 'webrtc'")

@@ -1,4 +1,4 @@
-"""The peak of memory while a model is loaded, of every layout: below 1.2 times the larger of its file and its weights."""
+"""The peak of memory while a model is loaded, for every layout: below 1.2 times the larger of its file and its weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lolrt.checkpoint.shapes import Shapes, TextEncoderConfig, dit_shapes, text_
 
 pytestmark = pytest.mark.slow  # files of 100 to 500 MB
 
-# Large enough that one tensor, and the pieces in which others are unpacked, are a small part: 88 million parameters.
+# Large enough that one tensor, and the pieces in which tensors are unpacked, are a small part: 88 million parameters.
 DIT = lolrt.DiTConfig(dim=1024, ffn_dim=3072, text_dim=64, num_heads=8, num_layers=5)
 VAE = lolrt.VAEConfig(dim=64)
 TEXT_ENCODER = TextEncoderConfig(vocab_size=8192, dim=1024, attention_dim=1024, ffn_dim=2816, num_heads=16, num_layers=6)
@@ -59,7 +59,7 @@ Write = Callable[[Path, dict[str, Tensor]], object]
 
 
 def values(shapes: Shapes) -> dict[str, Tensor]:
-    """Numbers that differ, and cost nothing to make."""
+    """Values that differ and are cheap to make."""
     noise = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02
     counts = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
     return {name: noise.repeat(-(-count // len(noise)))[:count].view(shapes[name]) for name, count in counts.items()}
@@ -109,7 +109,7 @@ DITS: dict[str, Write] = {
 
 
 def umt5(dtype: torch.dtype, names: str) -> Write:
-    """With the tokenizer inside, as ComfyUI's; what is kept in fp8 has no scales."""
+    """With the tokenizer inside, as in ComfyUI's file. Weights in fp8 have no scales."""
 
     def write(folder: Path, tensors: dict[str, Tensor]) -> None:
         named = tensors if names == "Wan" else layouts.as_diffusers("text_encoder", tensors)
@@ -160,7 +160,7 @@ def peak(kind: str, dtype: str, write: Write, shapes: Shapes, small: Shapes, fol
         (folder / name).mkdir(parents=True)
         write(folder / name, values(of))
     file = sum(path.stat().st_size for path in (folder / "large").rglob("*") if path.is_file())
-    # malloc gives large blocks back at once; else what it keeps for later differs from run to run, by the largest tensor.
+    # malloc then gives large blocks back at once. Otherwise what it keeps for later differs from run to run, by the largest tensor.
     variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
     command = [sys.executable, "-c", LOADING, kind, dtype, folder / "small", folder / "large"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=variables)

@@ -1,4 +1,4 @@
-"""Phases and the rotations that are made of them."""
+"""Phases, and the rotations that are computed from them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_rotation_depends_on_the_offset_only_modulo_a_turn() -> None:
 
 
 def test_phases_stay_exact_for_half_a_year() -> None:
-    """16 million latent frames: rounding the increment is all the error there is."""
+    """16 million latent frames: the only error is the rounding of the increment."""
     frames, radians = 16_000_000, 0.7
     exact = exact_cos_sin((Fraction(radians) * frames / (2 * PI) + Fraction(1, 2)) % 1 - Fraction(1, 2))
     np.testing.assert_allclose(table(increments([radians]), [frames])[0, 0], exact, atol=2**-24)

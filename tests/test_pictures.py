@@ -1,4 +1,4 @@
-"""Images whose pixels are not what is shown: colours of an ICC profile, and photos in tiles."""
+"""Images whose stored pixels differ from what is shown: colours of an ICC profile, and photos in tiles."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def profile(primaries: np.ndarray) -> bytes:
 
 
 def shown_in_srgb(pixels: np.ndarray) -> np.ndarray:
-    """Pixels of P3 in sRGB, by the definitions of both."""
+    """Pixels of P3 converted to sRGB, by the definitions of both."""
     linear = (pixels / 255) ** GAMMA @ (np.linalg.inv(SRGB) @ P3).T
     linear = np.clip(linear, 0, 1)
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
@@ -72,14 +72,14 @@ def test_a_transparent_picture_has_its_profile_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", [b"no profile", profile(P3)[:200], b""])
 def test_a_profile_that_cannot_be_read_is_left_out(broken: bytes, tmp_path: Path) -> None:
-    """As browsers do."""
+    """Browsers ignore it too."""
     Image.fromarray(STRIPES).save(tmp_path / "photo.png", icc_profile=broken)
     (frame,) = read_frames(tmp_path / "photo.png", 64, 96, 16)
     assert np.array_equal(frame.numpy()[32, 8::16], PIXELS)
 
 
 def boxes(data: bytes) -> dict[bytes, bytes]:
-    """The contents of boxes that follow one another, by their types (ISO/IEC 14496-12)."""
+    """The contents of consecutive boxes, by their types (ISO/IEC 14496-12)."""
     found, at = {}, 0
     while at < len(data):
         size, kind = struct.unpack_from(">I4s", data, at)

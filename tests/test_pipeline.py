@@ -1,4 +1,5 @@
-"""A loaded pipeline in programs of all kinds: sent to other processes, beside other defaults of torch, with numbers that are none."""
+"""A loaded pipeline in programs of all kinds: sent to other processes, under other defaults of torch, with settings that are not
+numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def first_frames(pipe: lolrt.Pipeline) -> torch.Tensor:
 
 def test_a_pickled_pipeline_is_as_large_as_its_files(tiny: lolrt.Pipeline) -> None:
     files = sum(path.stat().st_size for path in (Path(lolrt.__file__).parent / "_embedded" / "tiny").glob("*.safetensors"))
-    frames = first_frames(tiny)  # which packs and fuses weights, of which no pickle is to have a second copy
+    frames = first_frames(tiny)  # this packs and fuses weights, and a pickle must not contain a second copy of them
     pickled = pickle.dumps(tiny)
     assert len(pickled) < 1.2 * files
     assert torch.equal(first_frames(pickle.loads(pickled)), frames)
@@ -69,7 +70,7 @@ def test_numbers_of_a_stream_are_whole(name: str, tiny: lolrt.Pipeline) -> None:
         lolrt.set_threads(1.5)
 
 
-# Prints the CPU seconds of some chunks, computed with so many threads, all of which have to share one core.
+# Prints the CPU seconds of some chunks, computed with a given number of threads that all share one core.
 CROWDED = """
 import os, sys, time, lolrt
 lolrt.set_threads(int(sys.argv[1]))
@@ -91,7 +92,7 @@ print(time.process_time() - begin)
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores, and Linux")
 def test_threads_that_share_a_core_do_not_spin_against_each_other() -> None:
-    """What they compute takes as long as on one thread; what they spin comes on top, 90 times as much without a limit."""
+    """They compute as long as one thread does. Spinning comes on top: without a limit it takes 90 times as much."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     spent = [
         float(subprocess.run([sys.executable, "-c", CROWDED, n], env=environment, check=True, capture_output=True, text=True).stdout)
@@ -132,7 +133,7 @@ def test_numbers_of_a_video(wrong: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_settings_are_numbers_and_of_their_kinds(tiny: lolrt.Pipeline) -> None:
-    """Whatever takes a number or a dataclass says so, and none ends in an error of something further down."""
+    """Whatever takes a number or a dataclass raises this error itself, instead of passing the value to something further down."""
     for dataclass in (lolrt.Rope, lolrt.Window, lolrt.SinkGate, lolrt.Sampler):
         for field in fields(dataclass):
             if isinstance(field.default, int | float):
@@ -152,7 +153,7 @@ def test_settings_are_numbers_and_of_their_kinds(tiny: lolrt.Pipeline) -> None:
 
 @pytest.mark.whole
 def test_a_forked_child_computes_as_its_parent() -> None:
-    """In which GNU's OpenMP would wait for threads that are not there."""
+    """GNU's OpenMP would wait there for threads that do not exist."""
     code = """
 import os, lolrt, torch
 lolrt.set_threads(2)

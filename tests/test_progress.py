@@ -1,4 +1,4 @@
-"""How far a run is: the callback of a stream, and the lines of `lolrt generate --progress json`."""
+"""The progress of a run: the callback of a stream, and the lines of `lolrt generate --progress json`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPT = "a red balloon over the hills"
 
 
 def passes(sampler: lolrt.Sampler, first: bool) -> int:
-    """Those of a chunk: one for each timestep, and the cache pass."""
+    """The passes of a chunk: one for each timestep, and the cache pass."""
     return 1 + len(sampler.first_timesteps if first and sampler.first_timesteps else sampler.timesteps)
 
 
@@ -60,7 +60,7 @@ def test_programs_read_lines(quick_model: Path, quick: lolrt.Pipeline, tmp_path:
     written, done = 0, 0
     for line in lines:
         if "seconds" in line:
-            # The new prompt runs the three recent frames again: a pass more.
+            # The new prompt re-caches the three recent frames, which takes one more pass.
             expected = passes(quick.sampler, first=written == 0) - 1
             assert done >= expected if "switch" in line else done == expected
             written, done = line["frames"], 0

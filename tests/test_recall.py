@@ -1,4 +1,4 @@
-"""Long-term memory: what the store keeps and finds, and that a stream with it resumes, and without it is what it was."""
+"""Long-term memory: what the store keeps and finds; a stream with it resumes, and a stream without it has not changed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_store_follows_its_rules(capacity: int, frames: int, count: int, seed:
         key = random.standard_normal((2, 3, 4))
         page = pool.acquire()
         store.keep(frame, page, torch.from_numpy(key).float())
-        pool.release(page)  # as the window does with a frame that leaves it
+        pool.release(page)  # as when a frame leaves the window
         naive.keep(frame, key)
         assert store.frames == [frame for frame, _ in naive.kept]
         assert pool.free_pages == capacity + 1 - len(store.frames) and len(set(store.pages)) == len(store.pages)
@@ -67,9 +67,9 @@ def test_a_store_follows_its_rules(capacity: int, frames: int, count: int, seed:
 
 
 def test_a_long_scene_does_not_drive_a_short_one_out() -> None:
-    """Of a thousand frames of one scene and five of another, both stay, and each is found by its own query."""
+    """With a thousand frames of one scene and five of another, both scenes stay, and a query of each finds it."""
     random = np.random.default_rng(0)
-    scenes = random.standard_normal((2, LAYERS, HEADS, 8)) + 5  # what all have in common
+    scenes = random.standard_normal((2, LAYERS, HEADS, 8)) + 5  # the part that all keys have in common
     pool = _core.Pool(9)
     store = MemoryBank(pool, 8)
     for frame in range(1005):
@@ -83,7 +83,8 @@ def test_a_long_scene_does_not_drive_a_short_one_out() -> None:
 
 
 def test_what_all_keys_have_in_common_silences_no_head() -> None:
-    """One head tells frame 1 from the others, on top of a large part that all share; another one, without, leans to frame 2."""
+    """One head distinguishes frame 1 from the others, on top of a large part that all share. Another head, without such a part, leans
+    towards frame 2."""
     own = torch.eye(8)
     keys = torch.stack([torch.stack([own[i] + 100 * own[7], own[i]]) for i in range(4)])[:, None]
     store = MemoryBank(pool := _core.Pool(4), 4)
@@ -112,8 +113,8 @@ def written(cache: KVWindow, first_frame: int, keys: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("wanted", [9, 15, 24])
 def test_the_page_whose_content_matches_comes_back(wanted):
-    """Every frame's keys point their own way and, more so, one common way; a query along one of them brings that page, and what was
-    written there is read."""
+    """The keys of every frame have their own direction and, more strongly, a common one. A query in the own direction brings that page,
+    with the contents that were written there."""
     window = lolrt.Window(3, 6, recall_frames=1, store_frames=30)
     cache = KVWindow(window, PagePool(window.pool_pages, LAYERS, TOKENS, HEADS, DIM, torch.float32))
     *own, common = torch.linalg.qr(torch.randn(DIM, 40, generator=torch.Generator().manual_seed(3))).Q.T
@@ -126,7 +127,7 @@ def test_the_page_whose_content_matches_comes_back(wanted):
     recalled = cache.recall(chunk, query)
     assert list(recalled.frames) == [0, 1, 2, wanted, *range(33, 39)] and recalled.recalled == 1
     assert torch.equal(recalled.chunk_page_table, recalled.page_table[-3:])
-    written(cache, 36, keys[36:39])  # its own frames, so that no page of the window is unwritten
+    written(cache, 36, keys[36:39])  # with its own frames, so that every page of the window is written
     rotation = torch.zeros(10, 3, HEADS, DIM // 2, 2)
     rotation[..., 0] = 1
     q = 1e4 * own[wanted].expand(3, 1, HEADS, -1).contiguous()
@@ -163,7 +164,7 @@ def latents(source: lolrt.LatentStream, chunks: int) -> torch.Tensor:
 
 
 def test_a_store_that_nothing_is_recalled_from_is_none(dit, rollout_inputs):
-    """Off, whatever the store's size: the bits of a stream without, the same pages, nothing more in its state."""
+    """If recall is off, whatever the size of the store, the stream has the bits of one without, the same pages, and no more state."""
     off, without = (stream(dit, rollout_inputs, lolrt.Window(3, 6, store_frames=n)) for n in (99, 0))
     for a, b in islice(zip(off, without, strict=True), 5):
         assert torch.equal(a.latents, b.latents) and a.page_frames == b.page_frames and a.recalled_frames == 0
@@ -172,7 +173,7 @@ def test_a_store_that_nothing_is_recalled_from_is_none(dit, rollout_inputs):
 
 
 def test_until_a_frame_has_left_there_is_nothing_to_recall(dit, rollout_inputs):
-    """The first three chunks fill the window: they have the bits of a stream without; then the rollouts part."""
+    """The first three chunks fill the window and have the bits of a stream without recall; then the rollouts differ."""
     remembering, plain = stream(dit, rollout_inputs, WINDOW), stream(dit, rollout_inputs, lolrt.Window(3, 6))
     assert torch.equal(latents(remembering, 3), latents(plain, 3))
     assert not torch.equal(next(remembering).latents, next(plain).latents)
@@ -193,7 +194,7 @@ def test_resuming_gives_the_bits_of_not_stopping(dit, rollout_inputs, chunks):
     latents(whole, chunks)
     state = whole.state_dict()
     resumed = stream(dit, rollout_inputs, WINDOW)
-    latents(resumed, 5)  # what it has of its own is forgotten
+    latents(resumed, 5)  # its own contents are forgotten
     resumed.load_state_dict(state)
     for _ in range(5):
         a, b = next(whole), next(resumed)

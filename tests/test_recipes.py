@@ -1,4 +1,4 @@
-"""Defaults of sampling that follow the names under which weights are published, against the public configs."""
+"""Defaults of sampling that follow from the names under which weights are published, against the public configs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lolrt.cli import main
 from lolrt.pipeline import sampler_of, window_of
 
 FOUR = (1000, 750, 500, 250)
-# Published paths; frames a chunk, steps, steps of the first chunk and the weights that are used, of Causal-Forcing's configs/*.yaml and its
-# README, LongLive's inference.yaml and Self-Forcing's self_forcing_dmd.yaml. All have shift 5.
+# Published paths, with frames per chunk, steps, steps of the first chunk, and the weights that are used, from Causal-Forcing's
+# configs/*.yaml and its README, LongLive's inference.yaml and Self-Forcing's self_forcing_dmd.yaml. All have shift 5.
 PUBLISHED = {
     "causal-forcing++/framewise-1step.pt": (1, (1000,), FOUR, "generator_ema"),
     "causal-forcing++/framewise-2step.pt": (1, (1000, 500), FOUR, "generator_ema"),
@@ -32,7 +32,7 @@ PUBLISHED = {
 
 
 def save(folder: Path, name: str, groups: tuple[str, ...] = ("generator", "generator_ema")) -> Path:
-    """Weights in each of these groups, all of them other."""
+    """Weights in each of these groups, all different."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({group: {f"model.{n}": t + i for n, t in layouts.dit_tensors().items()} for i, group in enumerate(groups)}, path)
@@ -118,7 +118,7 @@ def test_folders_of_causal_pipelines_are_not(kind, name, tmp_path, capsys):
 
 
 def test_a_whole_model_says_what_it_is_sampled_with(tmp_path, capsys, monkeypatch):
-    """In `lolrt generate`, unless options say it; and `lolrt.load` warns of what is not causal."""
+    """`lolrt generate` shows it, unless options set it; and `lolrt.load` warns about weights that are not causal."""
     sizes = {"dim": 128, "num_heads": 1, "ffn_dim": 128, "num_layers": 1, "text_dim": 32, "vae": {"dim": 8}, "height": 64, "width": 64}
     (tmp_path / "sizes.json").write_text(json.dumps(sizes))
     made = synth(tmp_path / "made", str(tmp_path / "sizes.json"))

@@ -1,4 +1,4 @@
-"""Runs that are stopped at any instant and go on: the video is, byte for byte, the one of a run that was never stopped."""
+"""Runs that are stopped at any instant and resumed: the video equals, byte for byte, that of a run that was never stopped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lolrt.media.fragments import Fragments
 from lolrt.session.snapshot import Snapshot
 
 FPS = 16
-# Two passes and a small window: what is tested does not depend on how good the video is.
+# Two passes and a small window, because the test does not depend on the quality of the video.
 FAST = ["--threads", "1", "--timesteps", "1000:500", "--recent", "3", "--sink-frames", "1"]
 SCRIPT = "0 a red car by the sea at noon\n1.2 a blue car by the sea at night\n2.5 a red car by the sea at noon\n"
 SAVED_RUN = ["--frames", "60", "--save-every", "9", "--probe", "--switch-chunks", "2", "--recache", "sinks", *FAST]
@@ -62,11 +62,11 @@ def whole(tmp_path_factory) -> Path:
 
 
 seconds: list[float] = []
-"""That it took, with loading the model."""
+"""Seconds that the run took, with loading the model."""
 
 
 def equal(folder: Path, whole: Path) -> bool:
-    """Also that nothing else is left of the run."""
+    """Also checks that no other file of the run is left."""
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in whole.iterdir())
     return all((folder / name).read_bytes() == (whole / name).read_bytes() for name in ("x.mp4", "x.mass.csv"))
 
@@ -77,7 +77,7 @@ def test_a_run_that_saves_is_a_video_as_any_other(whole):
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    """A child that goes on where there is a snapshot; it has begun to make video when this returns."""
+    """A child process that continues from the snapshot if there is one; when this returns, it has begun to make video."""
     snapshot = folder / "x.snapshot.safetensors"
     fresh = ["--script", str(folder / "script.txt"), "-o", str(folder / "x.mp4"), *SAVED_RUN]
     arguments = ["--resume", str(snapshot), "--threads", "1"] if snapshot.exists() else fresh
@@ -88,7 +88,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def crash(folder: Path, whole: Path, kills: int, seed: int) -> None:
-    """Kills a run at random instants and goes on with it; a run that comes to its end is compared and begun anew."""
+    """Kills a run at random instants and resumes it. A run that comes to its end is compared, and started again."""
     chance, done, snapshot, video = random.Random(seed), 0, folder / "x.snapshot.safetensors", folder / "x.mp4"
     (folder / "script.txt").write_text(SCRIPT)
     while True:
@@ -103,7 +103,7 @@ def crash(folder: Path, whole: Path, kills: int, seed: int) -> None:
             if not snapshot.exists():  # a new run does not overwrite it
                 (folder / "x.partial.mp4").unlink(missing_ok=True)
             continue
-        # It has come to its end, and may have been killed even so, on its way out.
+        # It has come to its end, and may still have been killed on its way out.
         assert equal(folder, whole), f"after {done} kills"
         if done == kills:
             return
@@ -123,7 +123,7 @@ def test_a_run_that_is_killed_a_hundred_times_is_the_whole_one(tmp_path, whole):
 
 @pytest.fixture(scope="module")
 def stopped(whole, tmp_path_factory) -> Path:
-    """The folder of a run whose disk filled up in its fourth chunk, one past the last snapshot."""
+    """The folder of a run whose disk became full in its fourth chunk, one after the last snapshot."""
     folder = tmp_path_factory.mktemp("stopped")
     shutil.copy(whole / "script.txt", folder)
     with full_after(4):
@@ -133,7 +133,7 @@ def stopped(whole, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(stopped, tmp_path) -> Path:
-    """A copy of it, to go on in: the run's folder is what the snapshot says, so it is moved back there."""
+    """A copy of it to resume in. The snapshot names the run's folder, so the copy is moved there."""
     for path in stopped.iterdir():
         shutil.copy(path, tmp_path)
     snapshot = Snapshot.read(tmp_path / "x.snapshot.safetensors")
@@ -143,7 +143,7 @@ def folder(stopped, tmp_path) -> Path:
 
 
 def test_a_run_whose_disk_was_full_goes_on(folder, whole):
-    """Also where more than the snapshot knows of has reached the disk."""
+    """Also if more has reached the disk than the snapshot knows of."""
     assert sorted(path.name for path in folder.iterdir()) == ["script.txt", "x.mass.csv", "x.partial.mp4", "x.snapshot.safetensors"]
     for name in ("x.mass.csv", "x.partial.mp4"):
         with open(folder / name, "ab") as file:
@@ -205,7 +205,7 @@ def test_what_another_program_saved_is_not_a_run(tiny, tmp_path, capsys):
 
 
 def test_a_new_run_forgets_the_snapshot_of_the_one_that_it_overwrites(folder, tiny, monkeypatch):
-    """Else what is killed before its first snapshot would go on with the middle of another video."""
+    """Otherwise a run that is killed before its first snapshot would continue in the middle of another video."""
     seen = []
     (folder / "x.partial.mp4").unlink()
     monkeypatch.setattr(lolrt.VideoWriter, "write", lambda *_: seen.append((folder / "x.snapshot.safetensors").exists()))
@@ -213,18 +213,18 @@ def test_a_new_run_forgets_the_snapshot_of_the_one_that_it_overwrites(folder, ti
     assert seen == [False]
 
 
-# The file of the video alone.
+# Only the file of the video.
 
 
 def pictures(count: int) -> torch.Tensor:
-    """Coarse noise that changes with time, which a codec's memory shows in."""
+    """Coarse noise that changes with time, so that the state of a codec shows in the result."""
     coarse = torch.randint(0, 256, (count, 4, 6, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return coarse.repeat_interleave(16, 1).repeat_interleave(16, 2)
 
 
 def film(path: Path, cuts: dict[int, str], frames: torch.Tensor) -> None:
-    """Writes frames with cuts, after so many frames: "cut" goes on writing, "end" ends the run there as a whole one, "kill" leaves the file
-    as it is a few frames later."""
+    """Writes frames with cuts. After some frames, "cut" goes on writing, "end" ends the run as a complete one, and "kill" leaves the
+    file as it is a few frames later."""
     begun, position = 0, None
     for at, what in [*sorted(cuts.items()), (len(frames), "last")]:
         writer = lolrt.VideoWriter(path, 64, 96, FPS, resume=position) if begun == 0 or position is not None else writer  # noqa: F821
@@ -243,7 +243,7 @@ def film(path: Path, cuts: dict[int, str], frames: torch.Tensor) -> None:
         elif what == "kill":
             writer.write(frames[at : at + 20])
             writer._destination.file.flush()
-            fcntl.flock(writer._destination.file, fcntl.LOCK_UN)  # as a process that is gone
+            fcntl.flock(writer._destination.file, fcntl.LOCK_UN)  # as in a process that is gone
             writer._destination.file = None  # type: ignore[assignment]
 
 
@@ -263,7 +263,7 @@ def test_a_film_that_goes_on_is_the_film_that_was_only_cut(first, second, tmp_pa
 
 
 def test_cuts_where_there_is_nothing_to_cut(tmp_path):
-    """Before the first frame, and twice at one place: neither header nor pictures come twice."""
+    """Before the first frame, and twice at the same place: neither the header nor pictures are written twice."""
     frames = pictures(20)
     with lolrt.VideoWriter(tmp_path / "a.mp4", 64, 96, FPS) as writer:
         empty = writer.cut()
@@ -287,7 +287,7 @@ def test_a_file_with_less_than_the_cut_is_refused_and_stays(tmp_path):
     with pytest.raises(lolrt.OutputError, match=f"a.mp4 has fewer than the {cut.bytes + 1} bytes"):
         lolrt.VideoWriter(tmp_path / "a.mp4", 64, 96, FPS, resume=replace(cut, bytes=cut.bytes + 1))
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"] and (tmp_path / "a.mp4").read_bytes() == whole
-    (tmp_path / "a.mp4").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # as long, and another one
+    (tmp_path / "a.mp4").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # of the same length, but another one
     with pytest.raises(lolrt.OutputError, match=r"a\.mp4 is not the video that the snapshot goes on with"):
         lolrt.VideoWriter(tmp_path / "a.mp4", 64, 96, FPS, resume=cut)
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]

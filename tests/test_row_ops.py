@@ -71,7 +71,7 @@ def test_kv_write_matches_the_oracle(
 @given(data=st.data())
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_kv_write_at_any_geometry(dtype: torch.dtype, data: st.DataObject) -> None:
-    """Tails of every kind: of token blocks, of tiles that are transposed, of the vectors before, in and after the rotated channels."""
+    """Remainders of every kind: of token blocks, of tiles that are transposed, of the vectors before, in and after the rotated channels."""
     pairs_of_head = data.draw(st.integers(1, 70), "dim / 2")
     tokens, heads, dim = data.draw(st.integers(1, 50), "tokens"), data.draw(st.integers(1, 3), "heads"), 2 * pairs_of_head
     pairs = data.draw(st.integers(1, pairs_of_head), "pairs")
@@ -94,7 +94,7 @@ def test_kv_write_at_any_geometry(dtype: torch.dtype, data: st.DataObject) -> No
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("dim", [128, 120])
 def test_kv_write_of_many_megabytes_is_that_of_its_frames(dtype: torch.dtype, dim: int) -> None:
-    """Large calls write past the caches; a frame of them alone does not."""
+    """Large calls write past the caches; a call of one of their frames does not."""
     frames, tokens, heads = 3, 1571, 8
     k, v = torch.randn(2, frames, tokens, heads, dim).to(dtype)
     weight, rotation = torch.randn(heads, dim).to(dtype), cos_sin(6 * torch.rand(tokens, 20).double()).float()
@@ -110,7 +110,7 @@ def test_kv_write_of_many_megabytes_is_that_of_its_frames(dtype: torch.dtype, di
 
 
 def test_kv_write_rounds_where_public_code_does() -> None:
-    """After the norm, after the weight and after the rotation: all but the rarest results are the same bfloat16."""
+    """Rounds after the norm, after the weight and after the rotation: all but the rarest results are the same bfloat16."""
     tokens, heads, dim = 100, 4, 128
     q = torch.randn(2, tokens, heads, dim).bfloat16()
     weight = torch.randn(heads, dim).bfloat16()
@@ -155,7 +155,7 @@ def test_modulated_norm_matches_the_oracle(
     generator = torch.Generator().manual_seed(channels)
     x, residual = (torch.randn(frames, tokens, channels, generator=generator).to(dtype) + 2 for _ in range(2))
     gate, scale, shift = (torch.randn(n, channels, generator=generator) for n in (frames, 1, frames))
-    # Beside the rows of both there are numbers, which would be others if they were taken for channels.
+    # The padding beside the rows of both holds numbers that would change the result if they were read as channels.
     wide = torch.randn(2, frames, tokens, channels + 3, generator=generator).to(dtype)
     beside = wide[..., channels:].clone()
     updated, out = wide[..., :channels]
@@ -167,7 +167,7 @@ def test_modulated_norm_matches_the_oracle(
     else:
         new_x, _ = oracle.modulated_norm(fp64(x), fp64(residual), fp64(gate) if with_gate else None, fp64(scale), fp64(shift), 1e-6)
         check(updated, x + (gate[:, None] if with_gate else torch.ones(1)).to(dtype) * residual, new_x, 1)
-    # The norm is of the x that was stored.
+    # The norm is that of the x that was stored.
     _, ref = oracle.modulated_norm(fp64(updated), None, None, fp64(scale), fp64(shift), 1e-6)
     norm = F.layer_norm(updated, (channels,), eps=1e-6)
     check(out, norm * scale[:, None].to(dtype) + shift[:, None].to(dtype), ref, channels)
@@ -197,7 +197,7 @@ def test_modulated_norm_takes_strided_rows_and_any_threads(dtype: torch.dtype) -
 @given(data=st.data())
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_gelu_matches_the_oracle(dtype: torch.dtype, data: st.DataObject) -> None:
-    """Rows of any length within wider ones, of values of any size; the numbers beside them stay as they are."""
+    """Rows of any length inside wider ones, with values of any size; the numbers beside them do not change."""
     frames, tokens, channels = (data.draw(st.integers(1, most), name) for name, most in (("frames", 3), ("tokens", 40), ("channels", 70)))
     size = data.draw(st.sampled_from([0.01, 1.0, 4.0, 30.0]), "size")
     wide = torch.randn(frames, tokens, channels + 3, generator=torch.Generator().manual_seed(7)).to(dtype)
@@ -213,8 +213,8 @@ def test_gelu_matches_the_oracle(dtype: torch.dtype, data: st.DataObject) -> Non
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_gelu_relative_error(dtype: torch.dtype) -> None:
-    """Where the result is small the rule of this file sees nothing: small inputs keep their relative accuracy, that of a rounding of
-    the result and of the factor 1 / (1 + 2^y), whose 2^y has a relative error of 7.5e-5 in bfloat16."""
+    """For small results the rule of this file shows nothing. So this test checks that small inputs keep their relative accuracy: that of
+    rounding the result, and of the factor 1 / (1 + 2^y), whose 2^y has a relative error of 7.5e-5 in bfloat16."""
     x = torch.cat([torch.logspace(-30, 0, 301), -torch.logspace(-30, 0, 301)])[None, None].to(dtype)
     ref = oracle.gelu(fp64(x))
     out = x.clone()
@@ -248,7 +248,7 @@ def test_gelu_gives_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) 
 
 
 def public_step(sample: Tensor, level: float, velocity: Tensor, after: float, noise: Tensor | None) -> Tensor:
-    """As Self-Forcing computes it: the clean sample in float64, the noise added in float32."""
+    """Self-Forcing's arithmetic: the clean sample in float64, the noise added in float32."""
     clean = (sample.double() - level * velocity.double()).float()
     return clean if noise is None else (1 - after) * clean + after * noise
 
@@ -256,7 +256,7 @@ def public_step(sample: Tensor, level: float, velocity: Tensor, after: float, no
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(elements=st.integers(1, 50_000), level=st.floats(0.01, 1.0), after=st.floats(0.0, 1.0), noisy=st.booleans(), shift=st.integers(0, 3))
 def test_sampler_step_is_the_published_one(elements: int, level: float, after: float, noisy: bool, shift: int) -> None:
-    """Its bits, at any length and alignment, in place or not; and the oracle's value, whatever torch does."""
+    """The same bits at any length and alignment, in place or not; and the oracle's value, whatever torch does."""
     generator = torch.Generator().manual_seed(elements)
     sample, velocity, fresh = torch.randn(3, elements + shift, generator=generator)[:, shift:]
     noise = fresh if noisy else None

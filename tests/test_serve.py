@@ -1,4 +1,4 @@
-"""`lolrt serve` over HTTP and WebSocket: sessions, and those who watch them."""
+"""`lolrt serve` over HTTP and WebSocket: sessions and their viewers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def nothing_left(server: Server) -> Iterator[None]:
 
 
 def test_a_viewer_sees_the_video_of_the_pipeline(server, quick):
-    """Against a stream that is made here: the same pictures, a pixel a square, but for what the encoder loses."""
+    """Against a stream that is made here: the same pictures, one pixel per square, except for the loss of the encoder."""
     with Viewer(server, server.open(probe=True)) as viewer:
         assert viewer.start["type"] == "video.start" and viewer.start["sequence"] == 0
         chunks = viewer.chunks(3)
@@ -51,7 +51,7 @@ def test_a_viewer_sees_the_video_of_the_pipeline(server, quick):
     made = [next(stream) for _ in range(3)]
     wanted = np.concatenate([chunk.frames.numpy() for chunk in made]).repeat(4, 1).repeat(4, 2)
     assert seen.shape == wanted.shape and np.abs(seen.astype(int) - wanted).mean() < 3
-    other = pictures(viewer.init + chunks[2][1])  # a fragment alone
+    other = pictures(viewer.init + chunks[2][1])  # a fragment by itself
     assert np.array_equal(other, seen[21:])
     for (message, _), chunk in zip(chunks, made, strict=True):
         mass = chunk.mass[..., : chunk.sink_frames].sum(-1).mean(-1)
@@ -62,7 +62,7 @@ OTHER = "a blue boat on the sea at night"
 
 
 def refused(answer: tuple[int, dict[str, str], bytes]) -> tuple[int, str]:
-    """Status and code of an answer that is no."""
+    """Status and code of an error answer."""
     status, headers, content = answer
     assert headers["content-type"] == "application/json"
     error = json.loads(content)["error"]
@@ -71,7 +71,7 @@ def refused(answer: tuple[int, dict[str, str], bytes]) -> tuple[int, str]:
 
 
 def test_many_watch_what_is_encoded_once(server):
-    """Who comes later begins at the newest chunk, or where it wants to; all get the same bytes."""
+    """A late viewer begins at the newest chunk, or where it asks to; all viewers get the same bytes."""
     id = server.open()
     with Viewer(server, id) as first:
         chunks = first.chunks(3)
@@ -107,7 +107,7 @@ def test_a_prompt_changes_once_and_in_its_turn(server):
 
 
 def test_a_branch_goes_on_from_the_same_moment(server, quick):
-    """Both futures, against a stream that is made here and forked by its state; frames, sequence and timeline go on."""
+    """Both futures are compared with a stream that is made here and forked by its state. Frames, sequence and timeline continue."""
     id = server.open()
     with Viewer(server, id) as viewer:
         chunks = viewer.chunks(2)
@@ -144,7 +144,7 @@ def test_pausing_and_going_on(server):
         while seen[-1]["type"] != "session.paused":
             seen.append(viewer.next()[0])
         with pytest.raises(TimeoutError):
-            viewer.socket.recv(timeout=1.5)  # two chunks would have come
+            viewer.socket.recv(timeout=1.5)  # in this time two chunks would have come
         for _ in range(2):
             assert server.json("POST", f"/v1/sessions/{id}/continue")["state"] == "live"
         assert viewer.next()[0]["type"] == "session.continued"
@@ -227,7 +227,7 @@ def test_a_clip_is_made_and_fetched(server, quick):
 
 
 def test_room_leases_and_names(server):
-    """Three sessions have room; a fourth has not, until one ends: because it is closed, or nobody watches it."""
+    """There is room for three sessions. A fourth is refused until one ends: because it is closed, or because nobody watches it."""
     names = [server.open(session_id=f"s{i}", lease_seconds=1.5 if i == 0 else 60) for i in range(3)]
     assert refused(server.ask("POST", "/v1/sessions", {"prompt": PROMPT})) == (429, "no_room")
     assert refused(server.ask("POST", "/v1/sessions", {"prompt": PROMPT, "session_id": "s1"})) == (409, "session_exists")
@@ -267,7 +267,7 @@ NUMBERS = st.sampled_from([0, 1, 2, 3, 7, 12, -1, 10**30, 0.5, 1e308, -1e308, fl
     st.sampled_from(["absolute", "window", "anchored", "other"]),
 )
 def test_whatever_options_are_asked_for_the_server_answers_and_lives(server, rope, window, positions):
-    """What makes no sense is refused; what only turns out to make none ends its own session."""
+    """Invalid options are refused; options that fail only later end only their own session."""
     status, _, content = server.ask("POST", "/v1/sessions", {"prompt": PROMPT, "rope": {**rope, "positions": positions}, "window": window})
     assert status in (201, 400, 422, 429), content
     if status == 201:
@@ -279,7 +279,7 @@ def test_whatever_options_are_asked_for_the_server_answers_and_lives(server, rop
 
 
 def test_schemas_are_kept_to(server):
-    """Schemathesis, over all of OpenAPI that it can write: no answer says that the server has failed."""
+    """Schemathesis, with all requests of OpenAPI that it can write: no answer is an error of the server."""
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.address}/openapi.json", "--checks", "not_a_server_error"]
     command += ["--phases", "fuzzing", "--max-examples", "5", "--exclude-path-regex", "mjpeg|whep", "--warnings", "off", "--seed", "7"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -288,7 +288,7 @@ def test_schemas_are_kept_to(server):
 
 
 def test_metrics_are_those_of_the_document(server):
-    """Each of ours by its name, and no other."""
+    """Each of our metrics by its name, and no others."""
     families = text_string_to_metric_families(server.ask("GET", "/metrics")[2].decode())
     names = {family.name for family in families if family.name.startswith("lolrt_") and not family.name.endswith("_created")}
     document = (Path(__file__).parents[1] / "docs" / "serve.md").read_text().partition("## Metrics")[2]
@@ -328,7 +328,7 @@ def test_metrics_are_those_of_what_happened(server):
 
 
 def test_floods_and_silence_cost_the_others_nothing(server):
-    """Connections that say half a word, or nothing, or do not read; and a process that is stopped for a while."""
+    """Connections that send half a request, or nothing, or do not read; and a process that is stopped for a while."""
     host, port = server.address.removeprefix("http://").split(":")
     id = server.open()
     silent = [socket.create_connection((host, int(port))) for _ in range(60)]
@@ -344,7 +344,7 @@ def test_floods_and_silence_cost_the_others_nothing(server):
         server.process.send_signal(signal.SIGCONT)
         chunks = [message for message, _ in viewer.chunks(4)]
     assert [chunk["sequence"] for chunk in chunks] == [3, 4, 5, 6]
-    assert sum(chunk["slack_seconds"] < -0.5 for chunk in chunks) <= 1  # it is late once, and does not run after what it has missed
+    assert sum(chunk["slack_seconds"] < -0.5 for chunk in chunks) <= 1  # it is late once, and does not try to catch up
     for raw in silent:
         raw.close()
     while server.json("GET", f"/v1/sessions/{id}")["viewers"]:

@@ -1,4 +1,4 @@
-"""Who `lolrt serve` lets in, and what it lets them do: tokens, origins, hosts, sizes and numbers (docs/threat-model.md)."""
+"""Who may use `lolrt serve`, and for what: tokens, origins, hosts, sizes and numbers (docs/threat-model.md)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ KNOWN = {"Authorization": f"Bearer {TOKEN}"}
 
 @pytest.fixture(scope="module")
 def open_server(quick_model) -> Iterator[Server]:
-    """Without a token."""
+    """A server without a token."""
     with Server("--model", quick_model) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def server(quick_model, tmp_path_factory) -> Iterator[Server]:
-    """With one, limits for a client, and a model whose files are gone once it is loaded."""
+    """A server with a token, limits for a client, and a model whose files are removed after it is loaded."""
     folder = tmp_path_factory.mktemp("guard")
     token, model = folder / "token", folder / "model"
     token.write_text(TOKEN)
@@ -40,7 +40,7 @@ def server(quick_model, tmp_path_factory) -> Iterator[Server]:
 
 
 def raw(server: Server, request: str) -> str:
-    """The first line of the answer to what is sent as it is."""
+    """The first line of the answer to bytes that are sent as they are."""
     host, port = server.address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(request.replace("\n", "\r\n").encode())
@@ -90,7 +90,7 @@ def test_sockets_need_the_token_in_a_header_or_a_subprotocol(server, path):
 
 
 def test_pages_of_other_servers_are_refused(server, open_server):
-    """By their origin; and by the name that they lead here by, where no token is asked for."""
+    """By their origin; and, if no token is needed, by the host name that they use for this server."""
     for one, headers in ((server, KNOWN), (open_server, {})):
         port = one.address.rpartition(":")[2]
         for origin, right in (
@@ -124,7 +124,7 @@ def test_requests_are_limited_in_size(open_server):
     head = "POST {} HTTP/1.1\nHost: localhost\nContent-Type: application/json\nConnection: close\n"
     for path, most in (("/v1/sessions", 8 << 20), ("/v1/videos", 8 << 20), ("/v1/sessions/x/interactions", 256 << 10)):
         assert " 413 " in raw(open_server, head.format(path) + f"Content-Length: {most + 1}\n\n")
-    chunk = f"{1 << 16:x}\n" + "x" * (1 << 16) + "\n"  # without saying how long it is
+    chunk = f"{1 << 16:x}\n" + "x" * (1 << 16) + "\n"  # without a Content-Length
     chunked = head.format("/v1/sessions/x/interactions") + "Transfer-Encoding: chunked\n\n" + 5 * chunk
     assert " 413 " in raw(open_server, chunked)
     assert open_server.ask("GET", "/health")[0] == 200
@@ -143,7 +143,7 @@ def test_no_name_of_a_client_leads_to_a_file(open_server):
 
 
 def test_a_client_has_so_many_sessions_and_a_session_so_much_time(server):
-    """The model's files are gone, and nobody needs them."""
+    """The model's files are gone, and are not needed."""
     first = server.json("POST", "/v1/sessions", {"prompt": PROMPT}, **KNOWN)["id"]
     status, headers, content = server.ask("POST", "/v1/sessions", {"prompt": PROMPT}, **KNOWN)
     assert (status, json.loads(content)["error"]["code"]) == (409, "client_limit") and int(headers["retry-after"]) > 0

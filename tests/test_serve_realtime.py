@@ -1,5 +1,5 @@
-"""`WS /v1/realtime/video` against a client written from vLLM-Omni's documentation of its streaming video output, which knows nothing of
-lolrt; and against clients that know nothing of anything."""
+"""`WS /v1/realtime/video` against a client that was written from vLLM-Omni's documentation of its streaming video output and knows
+nothing about lolrt, and against clients that follow no protocol."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def server(quick_model) -> Iterator[Server]:
 
 
 class OmniClient:
-    """Sends `session.start`, takes events and binary frames in turns, and sends what is to come after so many chunks."""
+    """Sends `session.start`, receives events and binary frames in turn, and sends other messages after given numbers of chunks."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
@@ -47,7 +47,7 @@ class OmniClient:
         self.media: list[bytes] = []
 
     def play(self, start: dict[str, Any], later: dict[int, list[Any]] | None = None) -> None:
-        """Until the connection ends. later: messages by the number of chunks after which they are sent."""
+        """Plays until the connection ends. later: messages, by the number of chunks after which they are sent."""
         self.send({"type": "session.start", "format": "m4s", **start})
         for message in self.socket:
             if isinstance(message, bytes):
@@ -82,7 +82,7 @@ def interaction(event_id: str, prompt: str, **more: Any) -> dict[str, Any]:
     return {"type": "session.interaction", "interaction": {"event_id": event_id, "event": {"prompt": prompt}, **more}}
 
 
-# What the example client sends when nothing is asked of it, but for the size.
+# The messages of the example client without any options, except for the size.
 DEFAULTS = {
     "model": "quick",
     "prompt": PROMPT,
@@ -110,7 +110,7 @@ def test_a_client_of_vllm_omni_plays_from_here(server):
     assert {chunk["kind"] for chunk in chunks} == {"media"} and {chunk["request_id"] for chunk in chunks} == {start["request_id"]}
     started, completed = ([i for i in range(5) if "first" in chunks[i][f"{name}_event_ids"]] for name in ("started", "completed"))
     assert len(started) == 1 and completed == [started[0] + 1]  # over two chunks
-    with av.open(io.BytesIO(b"".join(client.media))) as container:  # in their order they are a file
+    with av.open(io.BytesIO(b"".join(client.media))) as container:  # joined in their order they are a file
         frames = [frame.pts * frame.time_base for frame in container.decode(video=0)]
     assert [round(time * 48) for time in frames] == list(range(50))
     assert server.json("GET", "/v1/sessions")["data"] == []
@@ -252,7 +252,7 @@ MESSAGES = st.lists(
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(MESSAGES)
 def test_whatever_is_sent_is_answered_with_events(server, messages):
-    """Each answer is one of the events that are documented, the connection ends in order, and the server lives."""
+    """Each answer is one of the documented events, the connection ends properly, and the server stays alive."""
     kinds = {"error", "video.start", "video.chunk_metadata", "session.pong", "session.interaction.queued", "session.done"}
     with connect(server.sockets + "/v1/realtime/video", max_size=None) as socket:
         try:
@@ -278,7 +278,7 @@ def in_this_process(pipe: lolrt.Pipeline) -> Iterator[str]:
 
 
 def test_who_gets_no_chunk_and_says_nothing_is_left(quick, monkeypatch):
-    """A session.ping keeps the connection, also where the session is paused."""
+    """A session.ping keeps the connection, even if the session is paused."""
     monkeypatch.setattr(realtime, "STALL_SECONDS", 3.0)
     monkeypatch.setattr(realtime, "LOOK_SECONDS", 0.1)
     with in_this_process(quick) as address, connect(f"ws://{address}/v1/realtime/video", max_size=None, ping_interval=None) as socket:
@@ -294,10 +294,10 @@ def test_who_gets_no_chunk_and_says_nothing_is_left(quick, monkeypatch):
         pause = urllib.request.Request(f"{sessions}/{until('video.start')['session_id']}/pause", b"", method="POST")
         urllib.request.urlopen(pause).close()
         until("session.paused")
-        for _ in range(4):  # longer, in all, than it may say nothing
+        for _ in range(4):  # longer, in total, than it may be silent
             time.sleep(1.0)
             socket.send(json.dumps({"type": "session.ping"}))
             until("session.pong")
         assert until("error")["code"] == "stalled"
         with urllib.request.urlopen(sessions) as answer:
-            assert not json.load(answer)["data"]  # it was the connection's own
+            assert not json.load(answer)["data"]  # it belonged to the connection

@@ -25,7 +25,7 @@ def interact(server: Server, id: str, event_id: str, prompt: str) -> dict[str, A
 
 
 def wanted(pipe: lolrt.Pipeline, chunks: list[dict[str, Any]]) -> np.ndarray:
-    """The video of a stream that is made here, with the prompts that chunks say, and never interrupted."""
+    """The video of a stream that is made here without an interruption, with the prompts that the chunks name."""
     stream = pipe.stream(PROMPT, seed=3)
     made = []
     for chunk in chunks:
@@ -41,7 +41,7 @@ def counted(server: Server, name: str) -> float:
 
 
 def test_a_session_comes_back_after_a_kill_with_the_same_frames(quick, quick_model, tmp_path):
-    """Viewers go on without a gap or a repeat, the timeline goes on, and an interaction that had happened has not to happen again."""
+    """Viewers continue without a gap or a repeat, so does the timeline, and an interaction that has been applied is not applied again."""
     with Server("--model", quick_model, "--state", tmp_path, "--save-every", 0.6) as first:
         id = first.open(lease_seconds=100)
         with Viewer(first, id) as viewer:
@@ -56,7 +56,7 @@ def test_a_session_comes_back_after_a_kill_with_the_same_frames(quick, quick_mod
         assert counted(second, 'lolrt_chunks_replayed_total{same="false"}') == 0
         assert interact(second, id, "change", OTHER)["sequence"] == 0
         assert second.json("GET", f"/v1/sessions/{id}")["next_interaction"] == 1
-        with Viewer(second, id, 0) as late:  # what was seen before is there as well
+        with Viewer(second, id, 0) as late:  # frames that were seen before are there as well
             assert late.chunks(len(seen)) == seen
         playlist = second.ask("GET", f"/v1/sessions/{id}/live.m3u8")[2].decode()
         assert "#EXT-X-MEDIA-SEQUENCE:0" in playlist and "\n0.m4s" in playlist
@@ -70,7 +70,7 @@ def test_a_session_comes_back_after_a_kill_with_the_same_frames(quick, quick_mod
 
 
 def test_sessions_go_on_where_they_were_when_the_server_was_ended(quick_model, tmp_path):
-    """One is paused, another plays and has an interaction on its way; a third belongs to a connection, and ends with it."""
+    """One is paused; another plays and has a pending interaction; a third belongs to a connection, and ends with it."""
     with Server("--model", quick_model, "--state", tmp_path, "--save-every", 1000) as first:
         playing, paused = first.open(session_id="playing"), first.open(session_id="paused")
         first.json("POST", f"/v1/sessions/{paused}/pause")
@@ -93,7 +93,7 @@ def test_sessions_go_on_where_they_were_when_the_server_was_ended(quick_model, t
 
 
 def test_what_cannot_be_brought_back_stays_on_the_disk(quick_model, tmp_path):
-    """And a folder is one server's at a time."""
+    """Also, only one server at a time uses a folder."""
     with Server("--model", quick_model, "--state", tmp_path) as first:
         for id in ("good", "damaged", "other"):
             first.open(session_id=id)
@@ -116,7 +116,7 @@ def test_what_cannot_be_brought_back_stays_on_the_disk(quick_model, tmp_path):
 
 
 def test_a_session_goes_on_when_the_disk_is_full(quick_model, tmp_path):
-    """A limit on the size of files stands for the disk: writes fail in the middle, and nothing half done takes the place of what was."""
+    """A limit on the size of files simulates the disk: writes fail in the middle, and no incomplete file replaces a complete one."""
     with Server("--model", quick_model, "--state", tmp_path, "--save-every", 0.5) as server:
         id = server.open(lease_seconds=100)
         with Viewer(server, id) as viewer:
@@ -132,4 +132,4 @@ def test_a_session_goes_on_when_the_disk_is_full(quick_model, tmp_path):
     with Server("--model", quick_model, "--state", tmp_path) as again, Viewer(again, id, 7) as viewer:
         assert [message["sequence"] for message, _ in viewer.chunks(2)] == [7, 8]
         again.json("DELETE", f"/v1/sessions/{id}")
-    assert not list((tmp_path / "sessions").iterdir())  # nothing half done was left anywhere
+    assert not list((tmp_path / "sessions").iterdir())  # no incomplete file was left anywhere

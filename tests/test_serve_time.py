@@ -1,4 +1,4 @@
-"""What the clock may do to `lolrt serve`: the whole process stops for a while, and the wall clock jumps."""
+"""Effects of the clock on `lolrt serve`: the whole process stops for a while, and the wall clock jumps."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def next_chunk(socket: ClientConnection) -> dict:
 
 @pytest.mark.parametrize("seconds", [pytest.param(7, marks=pytest.mark.whole), pytest.param(65, marks=pytest.mark.slow)])
 def test_a_server_that_was_stopped_goes_on(quick_model, seconds):
-    """As by SIGSTOP, or in a debugger. Viewers get the next chunk, sessions that belong to a connection and those that nobody watches are
-    there still: time in which nobody could be served is nobody's fault."""
+    """As by SIGSTOP, or in a debugger. Viewers get the next chunk. Sessions that belong to a connection, and those without viewers, are
+    still there: time in which the server did not run does not count."""
     with Server("--model", quick_model) as server:
         watched = server.open()
         start = {"type": "session.start", "prompt": PROMPT}
@@ -55,8 +55,8 @@ def clock(tmp_path_factory) -> dict[str, str]:
 
 @pytest.mark.whole
 def test_the_wall_clock_jumps(quick_model, tmp_path, clock):
-    """By a day, forwards and back: no lease and no lifetime ends by it, no chunk is lost, and no clip; and a server that is started anew
-    by a clock that says it is yesterday goes on as well."""
+    """By a day, forwards and back: no lease and no lifetime ends because of it, and no chunk and no clip is lost. A server that is
+    restarted when the clock shows yesterday goes on too."""
     options = ["--model", quick_model, "--state", tmp_path, "--save-every", 0.5, "--max-lifetime", 3600]
     offset = Path(clock["CLOCK_OFFSET"])
     with Server(*options, environment=clock) as server:

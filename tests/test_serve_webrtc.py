@@ -1,4 +1,4 @@
-"""WebRTC, with aiortc as the viewer: the pictures are those of the fragments, and what cannot be is refused."""
+"""WebRTC, with aiortc as the viewer: its pictures are those of the fragments, and impossible requests are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def id(server) -> Iterator[str]:
 
 
 def offer_of(*kinds: str, codec: str = "") -> str:
-    """To receive; codec: nothing but it."""
+    """An offer to receive video; codec: the only one that it accepts."""
 
     async def make() -> str:
         peer = aiortc.RTCPeerConnection(aiortc.RTCConfiguration(iceServers=[]))
@@ -56,17 +56,17 @@ def offer_of(*kinds: str, codec: str = "") -> str:
 
 
 class Watching:
-    """A viewer who receives."""
+    """A viewer that receives video."""
 
     track: aiortc.MediaStreamTrack
     first: int
-    """Sequence of its first chunk."""
+    """The sequence of its first chunk."""
     path: str
-    """Of the connection, to end it."""
+    """The location of the connection, to end it."""
     answer: str
 
     async def frames(self, count: int) -> np.ndarray:
-        """[count, height, width, 3]."""
+        """The pictures, [count, height, width, 3]."""
         found = [await asyncio.wait_for(self.track.recv(), 30) for _ in range(count)]
         return np.stack([frame.to_ndarray(format="rgb24") for frame in found])  # type: ignore[union-attr]
 
@@ -89,7 +89,7 @@ async def watching(server: Server, id: str) -> AsyncIterator[Watching]:
 
 
 async def viewers(server: Server, id: str, wanted: int) -> None:
-    """Waits until there are so many."""
+    """Waits until there are this many pictures."""
     deadline = time.monotonic() + 20
     while (await asyncio.to_thread(server.json, "GET", f"/v1/sessions/{id}"))["viewers"] != wanted:
         assert time.monotonic() < deadline
@@ -97,13 +97,13 @@ async def viewers(server: Server, id: str, wanted: int) -> None:
 
 
 def test_viewers_see_the_pictures_of_the_fragments(server, id):
-    """To the bit, two of them at a time: both have what was encoded once. Nothing but the address of the offer is listened at."""
+    """Bit for bit, with two viewers at a time: both get what was encoded once. The server listens only at the address of the offer."""
 
     async def look() -> tuple[list[Watching], list[np.ndarray]]:
         async with watching(server, id) as one, watching(server, id) as other:
             seen = await asyncio.gather(one.frames(30), other.frames(30))
             await viewers(server, id, 2)
-        await viewers(server, id, 0)  # who has gone is not counted
+        await viewers(server, id, 0)  # it has left, and is not counted
         return [one, other], list(seen)
 
     watched, seen = asyncio.run(look())
@@ -127,7 +127,7 @@ def test_messages_come_without_video(server, id):
 
 
 def test_an_end_is_told(server):
-    """By the viewer, who ends its connection alone; and by the session."""
+    """The viewer ends only its own connection; the session ends all."""
 
     async def look() -> None:
         id = server.open()
@@ -161,7 +161,7 @@ def test_what_is_no_offer_is_refused(server, id):
 
 
 def test_who_offers_and_does_not_come_is_given_up(quick, monkeypatch):
-    """And there is room for so many; without aiortc it is said what to do."""
+    """The number of connections is limited; without aiortc the answer says what to install."""
     monkeypatch.setattr(webrtc, "CONNECT_SECONDS", 0.5)
     monkeypatch.setattr(webrtc, "MOST_PEERS", 1)
     offer = offer_of("video")

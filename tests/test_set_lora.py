@@ -1,4 +1,4 @@
-"""Adapters that are changed while a stream goes on: the bits of a model that was loaded with them, and nothing that another stream sees."""
+"""Adapters that change while a stream goes on: its bits are those of a model that was loaded with them, and no other stream is affected."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def drawn(*shape: int, seed: int) -> Tensor:
 
 
 def adapters(seed: int) -> dict[str, Tensor]:
-    """Of some layers of every kind: of q and not of k and v, of the text's keys, of what the timestep goes through."""
+    """Adapters of some layers of every kind: of q but not of k and v, of the text's keys, and of the timestep's layers."""
     layers = ("blocks.0.self_attn.q", "blocks.1.ffn.2", "blocks.1.cross_attn.k", "time_projection.1", "text_embedding.0")
     tensors = {}
     for i, layer in enumerate(layers):
@@ -121,7 +121,8 @@ def test_from_its_first_chunk_on_it_is_a_stream_of_the_other_model(files):
 
 
 def test_the_past_is_run_again_by_the_new_weights(files):
-    """With its sinks, all of it: the cache of a stream of the other model that began with the same frames, bit for bit."""
+    """With its sinks, the whole past: the cache equals, bit for bit, that of a stream of the other model that began with the same
+    frames."""
     dit, a = lolrt.load_dit(files / "model", torch.float32), files / "a.safetensors"
     with_a = lolrt.load_dit(files / "model", torch.float32, a)
     made: dict[str, Tensor] = {}
