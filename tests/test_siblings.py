@@ -17,11 +17,11 @@ from lolrt.checkpoint.shapes import dit_config, dit_shapes
 from lolrt.cli import main
 from lolrt.memory_plan import plan
 
-pytestmark = pytest.mark.slow  # two layers are 1.9 GB
+pytestmark = pytest.mark.slow  # the two layers take 1.9 GB
 
 # Wan2.1-T2V-14B's config.json, and so Krea Realtime's.
 WHOLE = lolrt.DiTConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
-PARAMETERS = 14_288_491_584  # the index of its float32 files says 57,153,966,336 bytes
+PARAMETERS = 14_288_491_584  # the index of its float32 files states 57,153,966,336 bytes
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""Snapshots: what is saved goes on with the bits of what was never stopped, and what is damaged or of another stream is refused."""
+"""Snapshots: a saved stream continues with the bits of one that was never stopped, and a damaged snapshot or one of another stream is
+refused."""
 
 from __future__ import annotations
 
@@ -36,13 +37,13 @@ def dit(request) -> lolrt.CausalDiT:
 
 
 def session(dit: lolrt.CausalDiT, made: StreamConfig, seed: int = 1, **options: object) -> Session:
-    """In an engine of its own, with poison in what it does not hold, and room to spare so that pages lie elsewhere."""
+    """In an engine of its own, with NaN in what it does not hold, and spare pages, so that its pages lie elsewhere."""
     engine = smallest_engine(dit, pages=made.window.pool_pages + 3, sessions=1)
     return Session(engine, smallest_text(seed), made, **options)  # type: ignore[arg-type]
 
 
 def written(snapshot: Snapshot, folder: Path) -> Snapshot:
-    """It by way of a file."""
+    """The snapshot after a write to a file and a read."""
     snapshot.write(folder / "s.snapshot.safetensors")
     return Snapshot.read(folder / "s.snapshot.safetensors")
 
@@ -65,7 +66,7 @@ def test_a_full_one_goes_on_with_the_same_bits(name, chunks, dit, tmp_path):
     run(whole.engine, whole, chunks)
     saved = written(whole.snapshot(), tmp_path)
     assert saved.next_frame == whole.next_frame
-    run(other.engine, other, 5)  # a past of its own, of which nothing may be left
+    run(other.engine, other, 5)  # an earlier past of its own, of which nothing may be left
     other.engine.step([other])  # and half a chunk
     other.restore(saved)
     pool = other.engine.pool
@@ -80,7 +81,7 @@ def test_a_full_one_in_the_middle_of_a_switch(after, recache, dit, tmp_path):
     run(whole.engine, whole, 3)
     whole.set_prompt(smallest_text(2, rows=2), over_chunks=3, recache=recache)
     run(whole.engine, whole, after)
-    other.set_prompt(smallest_text(5), over_chunks=2)  # its own switch is forgotten
+    other.set_prompt(smallest_text(5), over_chunks=2)  # its own prompt switch is forgotten
     other.restore(written(whole.snapshot(), tmp_path))
     expected, made = run(whole.engine, whole, 4), run(other.engine, other, 4)
     assert same(made, expected)
@@ -90,7 +91,7 @@ def test_a_full_one_in_the_middle_of_a_switch(after, recache, dit, tmp_path):
 @pytest.mark.parametrize("chunks", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("kind", ["full", "light"])
 def test_given_frames_that_are_not_used_up_are_saved(kind, chunks, dit, tmp_path):
-    """And those of the stream that goes on do not matter, whether any were saved or not."""
+    """Frames that were given to the stream that loads the snapshot do not matter, whether any were saved or not."""
     given, others = (torch.randn(5, 4, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     made = config(lolrt.Window(3, 6, 2))
     whole = session(dit, made, start=given)
@@ -123,7 +124,7 @@ def test_a_light_one_has_the_same_bits_while_nothing_has_left_the_window(name, c
 
 
 def test_a_light_one_after_a_switch_is_that_of_a_stream_that_had_its_text_from_the_start(dit):
-    """Which is what a switch that re-caches the sinks as well makes; else pages of the old text are made again with the new one."""
+    """A switch that also re-caches the sinks makes the same stream; otherwise pages of the old text are made again with the new one."""
     made = config(WINDOW)
     for recache, equal in (("sinks", True), ("none", False)):
         whole, other = session(dit, made), session(dit, made)
@@ -135,7 +136,7 @@ def test_a_light_one_after_a_switch_is_that_of_a_stream_that_had_its_text_from_t
 
 
 def test_a_light_one_is_small(small_dit, rollout_inputs):
-    """Two layers of pages are not what a model has; even so the latents are a small part of them."""
+    """A real model has more than two layers of pages; even so the latents are a small part of them."""
     stream = lolrt.LatentStream(small_dit, rollout_inputs["prompt_embeds"][:20], 8, 8, window=WINDOW, sampler=TWO_PASSES)
     list(islice(stream, 3))
     light, full = (sum(x.nbytes for x in stream.snapshot(kind).tensors.values()) for kind in ("light", "full"))
@@ -164,9 +165,10 @@ LIGHT_BOUND = 0.15
 
 @pytest.mark.parametrize("positions", ["absolute", "window"])
 def test_a_light_one_stays_near_after_frames_have_left_the_window(positions, tiny):
-    """Its pages are those of frames that never saw what has left. How near it stays is a property of the weights: over six chunks that
-    follow, streams of the embedded model differ by 0.02 to 0.04 of the root mean square of their latents, by 0.06 in the worst frame,
-    where one of another seed, and one that goes on with no past at all, differ by 0.67 and more. So 0.15 is the bound in every frame."""
+    """Its pages are those of frames that never saw the frames that have left. How near it stays depends on the weights. Over the next
+    six chunks, streams of the embedded model differ by 0.02 to 0.04 of the root mean square of their latents, by 0.06 in the worst
+    frame. A stream with another seed, and one that continues with no past at all, differ by 0.67 and more. So the bound is 0.15 in every
+    frame."""
 
     def stream(seed: int = 0) -> lolrt.LatentStream:
         return tiny.latent_stream(tiny.example_prompts[0], seed=seed, window=WINDOW, rope=lolrt.Rope(positions=positions))
@@ -174,7 +176,7 @@ def test_a_light_one_stays_near_after_frames_have_left_the_window(positions, tin
     whole, light, forgetful = stream(), stream(), stream()
     list(islice(whole, 4))
     light.restore(whole.snapshot("light"))
-    forgetful.session.next_frame = whole.next_frame  # the noise of these frames, and nothing of those before
+    forgetful.session.next_frame = whole.next_frame  # the noise of these frames, and of none before
     expected, near, far = (torch.cat([chunk.latents for chunk in islice(one, 3)]) for one in (whole, light, forgetful))
     assert torch.isfinite(near).all()
     nearness, farness = ((x - expected).square().mean((1, 2, 3)).sqrt() / expected.square().mean().sqrt() for x in (near, far))
@@ -285,7 +287,7 @@ def test_noise_that_is_a_function_is_in_no_file(tiny, tmp_path):
 
 
 def test_a_disk_that_is_full_leaves_the_old_one(tmp_path):
-    """In a process of its own, whose files may not grow beyond what the old one has: the new one is a chunk larger."""
+    """In a separate process, whose files may hardly grow beyond the size of the old snapshot; the new one is larger by a chunk."""
     code = """
 import resource, sys, torch, lolrt
 from sessions import config, run, smallest_dit, smallest_engine, smallest_text
@@ -335,7 +337,7 @@ def test_a_save_that_fails_half_way_leaves_the_old_one(error, monkeypatch, tmp_p
 
 
 def test_what_killed_runs_have_left_is_removed(tmp_path):
-    """Partial snapshots under this name alone, of processes that are not there any more; the snapshot itself, and all others, stay."""
+    """Partial snapshots of this name are removed if their processes have ended. The snapshot itself, and all others, stay."""
     snapshot = tmp_path / "a[1].snapshot.safetensors"
     others = [snapshot, tmp_path / "a1.snapshot.safetensors.99999999.partial", tmp_path / "a[1].partial.mp4"]
     others += [tmp_path / f"{snapshot.name}.{os.getpid()}.partial", tmp_path / f"{snapshot.name}.mine.partial"]

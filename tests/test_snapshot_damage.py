@@ -1,4 +1,4 @@
-"""Files of snapshots that are damaged, in every way that a file can be: each is refused with one clear line.
+"""Damaged snapshot files, in every way that a file can be damaged: each is refused with one clear line.
 
 A safetensors file is the length of its header, the header, which is JSON, and the tensors' bytes one after another.
 """
@@ -29,7 +29,7 @@ RECALL = config(lolrt.Window(1, 2, 1, recall_frames=2, store_frames=3), probe=Tr
 
 
 def header_of(content: bytes) -> tuple[dict[str, object], int]:
-    """And where the tensors' bytes begin."""
+    """The header, and where the tensors' bytes begin."""
     (length,) = struct.unpack("<Q", content[:8])
     return json.loads(content[8 : 8 + length]), 8 + length
 
@@ -40,7 +40,7 @@ def with_header(header: dict[str, object], body: bytes) -> bytes:
 
 
 def unreadable(path: Path, content: bytes | None = None) -> str:
-    """What is said of a file that must not be read: by a `lolrt.CheckpointError`, on one line."""
+    """The error for a file that must not be read: a `lolrt.CheckpointError` with one line."""
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(lolrt.CheckpointError) as refusal:
@@ -51,7 +51,7 @@ def unreadable(path: Path, content: bytes | None = None) -> str:
 
 @pytest.fixture(scope="module")
 def small_file(tmp_path_factory) -> bytes:
-    """The smallest snapshot that has all there is to a session's, some kilobytes, so that every part of it is hit."""
+    """The smallest snapshot with everything that a session's snapshot can have, some kilobytes, so that flips hit every part."""
     one = Session(smallest_engine(smallest_dit(torch.bfloat16), pages=RECALL.window.pool_pages, sessions=1), smallest_text(1), RECALL)
     run(one.engine, one, 4)
     one.set_prompt(smallest_text(2), over_chunks=3)
@@ -71,8 +71,8 @@ def test_every_way_to_cut_a_file_short_is_seen(small_file, tmp_path):
 
 @pytest.mark.parametrize("part", ["header", "description", "tensors"])
 def test_every_bit_that_is_flipped_is_seen(part, small_file, tmp_path):
-    """Seeded, 150 of each part. A file that reads all the same has to have said what it said before: white space may have become other
-    white space."""
+    """With a seed, 150 flips in each part. If a file can still be read, the result must equal the original: white space may have become
+    other white space."""
     _, body = header_of(small_file)
     at = small_file.index(b"__metadata__")
     start, stop = {"header": (0, body), "description": (at, at + 2500), "tensors": (body, len(small_file))}[part]

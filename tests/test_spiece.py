@@ -31,9 +31,9 @@ ODD = [
 ]  # fmt: skip
 
 
-# Not marks behind a letter that is normalised itself, such as a ligature: tokenizers, and so transformers, leave such a letter as it is.
+# Except marks after a letter that is itself normalised, such as a ligature: tokenizers, and so transformers, leave such a letter as it is.
 def texts(count: int) -> list[str]:
-    """Of words that the model was trained on, and odd characters, side by side and apart."""
+    """Texts of words that the model was trained on, and odd characters, side by side and apart."""
     draw = random.Random(0)
     words = [*{word for line in CORPUS for word in line.split()}, *ODD]
     words.sort()
@@ -70,7 +70,7 @@ def test_texts_have_the_tokens_of_sentencepiece(model):
 
 
 def test_plain_texts_have_the_tokens_of_transformers(model, tmp_path):
-    """Also where a text spells a token: it gets that one, which SentencePiece would spell out."""
+    """Also if a text contains the name of a token: it gets that token, which SentencePiece would spell out."""
     import transformers
 
     (tmp_path / "spiece.model").write_bytes(model)
@@ -119,7 +119,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 @pytest.mark.parametrize("form", ["fp16", "fp8_e4m3fn_scaled"])
 def test_the_path_alone_is_an_encoder(form, small, tmp_path, capsys, monkeypatch):
-    """Its rows are those of its weights for SentencePiece's tokens, and a converted folder gives the same."""
+    """Its rows are those that its weights give for SentencePiece's tokens, and a converted folder gives the same."""
     import sentencepiece
 
     monkeypatch.setenv("LOLRT_CACHE", str(tmp_path / "cache"))
@@ -181,7 +181,7 @@ def test_one_with_more_tokens_than_the_encoder_has_rows_is_refused(small, tmp_pa
 
 
 def message(change: Callable[..., object]) -> Callable[[bytes], bytes]:
-    """The model, changed as its own description in protocol buffers."""
+    """The model with a change, made through its own schema of protocol buffers."""
 
     def changed(model: bytes) -> bytes:
         from sentencepiece import sentencepiece_model_pb2
@@ -202,7 +202,7 @@ def rules(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
 
 
 def shortened(whole: bytes) -> bytes:
-    """Without the last texts."""
+    """The file without its last texts."""
     return whole[: whole.rindex(b"\0", 0, -5000) + 1]
 
 
@@ -258,7 +258,7 @@ def test_a_tensor_that_is_no_bytes_is_refused():
 
 
 def test_the_rules_of_a_tokenizer_json_are_checked_too(small, tmp_path):
-    """tokenizers ends the process where they are broken."""
+    """The package tokenizers ends the process if they are broken."""
     path = encoder(tmp_path / "model", small, "fp16")
     values = tokenizer_of(as_tensor(small), path)
     assert values["normalizer"]["normalizers"][0].pop("precompiled_charsmap")

@@ -1,4 +1,4 @@
-"""Images and videos to go on from: from the file to the latents, and from the latents to the stream."""
+"""Starts from images and videos: from the file to the latents, and from the latents to the stream."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write_image(path, image: np.ndarray) -> None:
 
 def test_an_image_is_scaled_to_cover_and_cropped_around_its_middle(tmp_path):
     image = np.zeros((40, 200, 3), np.uint8)
-    image[:, :60, 0] = 255  # cropped away, but for a few columns
+    image[:, :60, 0] = 255  # cropped away, except for a few columns
     image[:, 60:140, 1] = 255
     image[:, 140:, 2] = 255
     write_image(tmp_path / "wide.png", image)
@@ -66,7 +66,7 @@ def test_an_image_is_scaled_to_cover_and_cropped_around_its_middle(tmp_path):
     assert np.array_equal(frame.numpy(), image)
 
 
-# Where a picture's rows and columns go when it is shown, by EXIF's number (CIPA DC-008, "Orientation").
+# Where the rows and columns of a picture go when it is shown, by EXIF's number (CIPA DC-008, "Orientation").
 SHOWN = {
     1: lambda image: image,
     2: lambda image: image[:, ::-1],
@@ -77,7 +77,7 @@ SHOWN = {
     7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
     8: lambda image: image[:, ::-1].swapaxes(0, 1),
 }
-# The same as display matrices: (x, y) is shown at (a x + c y, b x + d y), but for where the corner comes to lie.
+# The same as display matrices: (x, y) is shown at (a x + c y, b x + d y), up to a shift of the corner.
 MATRICES = {1: (1, 0, 0, 1), 2: (-1, 0, 0, 1), 3: (-1, 0, 0, -1), 4: (1, 0, 0, -1)}
 MATRICES |= {5: (0, 1, 1, 0), 6: (0, 1, -1, 0), 7: (0, -1, -1, 0), 8: (0, -1, 1, 0)}
 
@@ -105,14 +105,14 @@ def test_a_photo_is_turned_and_mirrored_as_its_exif_says(kind, orientation, tmp_
     expected = SHOWN[orientation](quarters())
     (frame,) = read_frames(path, *expected.shape[:2], 16)
     assert apart(frame, expected) < 3
-    (narrow,) = read_frames(path, 64, 32, 16)  # cut around the middle of what is shown
+    (narrow,) = read_frames(path, 64, 32, 16)  # cropped around the middle of the shown picture
     tall, wide = expected.shape[:2]
     middle = expected[:, wide // 2 - tall // 4 : wide // 2 + tall // 4][:: tall // 64, :: tall // 64]
     assert apart(narrow, middle[:64, :32]) < 8
 
 
 def film(path, image: np.ndarray, *, pixel: Fraction = Fraction(1), orientation: int = 1, count: int = 4) -> None:
-    """A video that is one picture, with pixels of that width over their height, and a display matrix."""
+    """A video of one repeated picture, with pixels of that aspect ratio and a display matrix."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=16, options={"crf": "1"})
         stream.height, stream.width, stream.pix_fmt = image.shape[0], image.shape[1], "yuv444p"
@@ -139,7 +139,7 @@ def test_a_video_is_turned_and_mirrored_as_its_matrix_says(orientation, tmp_path
 @pytest.mark.parametrize("orientation, shape", [(1, (96, 192)), (6, (192, 96))])
 @pytest.mark.parametrize("pixel", [Fraction(2), Fraction(1, 2), Fraction(16, 15)])
 def test_pixels_that_are_not_square_are_brought_to_their_shape(pixel, orientation, shape, tmp_path):
-    """192 x 96 of them, in stripes; all that is shown is read, at the shape that it is shown in, and a square of its middle."""
+    """192 x 96 pixels in stripes. Everything that is shown is read, in its shown shape, and then a square from its middle."""
     stripes = np.array([RED, GREEN, BLUE, YELLOW], np.uint8).repeat(48, 0)[None].repeat(96, 0)
     film(tmp_path / "v.mp4", stripes, pixel=pixel, orientation=orientation)
     tall, wide = (shape[0], round(shape[1] * pixel)) if orientation == 1 else (round(shape[0] * pixel), shape[1])
@@ -155,7 +155,8 @@ def test_pixels_that_are_not_square_are_brought_to_their_shape(pixel, orientatio
 
 @pytest.mark.parametrize("mode, kind", [("RGBA", "png"), ("RGBA", "webp"), ("RGBA", "heic"), ("LA", "png"), ("P", "png"), ("P", "gif")])
 def test_transparent_pixels_are_laid_over_white(mode, kind, tmp_path):
-    """The right half is transparent, over a colour that nobody is to see; where alpha has levels, a stripe of it is half so."""
+    """The right half is transparent, over a colour that must not show. In formats with levels of alpha, one stripe of it is half
+    transparent."""
     image = np.dstack([np.full((64, 96, 3), 60, np.uint8), np.full((64, 96), 255, np.uint8)])
     image[:, 48:] = (255, 0, 255, 0)
     levels = mode != "P"
@@ -200,12 +201,12 @@ def test_an_image_that_is_cut_off_is_refused(kind, options, tmp_path):
 
 
 def test_what_opens_images_opens_images(tmp_path, monkeypatch):
-    """Not FFmpeg: of a photo in tiles it gives the first tile, of a JPEG that was cut off a grey rest."""
+    """Images are not opened by FFmpeg, which reads only the first tile of a photo in tiles, and gives a truncated JPEG a grey rest."""
     monkeypatch.setattr(av, "open", lambda *_, **__: pytest.fail("FFmpeg was asked"))
     for kind in ("jpg", "png", "webp", "heic", "avif", "gif", "tiff", "bmp", "ppm", "jp2"):
         path = tmp_path / f"photo.{kind}"
         Image.fromarray(quarters()).save(path)
-        path.rename(tmp_path / "photo.mp4")  # what it is, its first bytes say
+        path.rename(tmp_path / "photo.mp4")  # its first bytes show its format
         (frame,) = read_frames(tmp_path / "photo.mp4", 128, 192, 16)
         assert apart(frame, quarters()) < 4, kind
 
@@ -220,7 +221,7 @@ def test_16_bits_are_scaled_and_32_refused(tmp_path):
 
 
 def test_an_animation_is_read_in_its_time(tmp_path):
-    """Three pictures, shown for 250, 500 and 125 ms: at 8 frames a second 2, 4 and 1 frame."""
+    """Three pictures, shown for 250, 500 and 125 ms: at 8 frames per second these are 2, 4 and 1 frames."""
     pictures = [Image.new("RGB", (96, 64), (value,) * 3) for value in (0, 120, 240)]
     for kind, options in (("gif", {}), ("webp", {"lossless": True}), ("png", {})):
         path = tmp_path / f"a.{kind}"
@@ -232,7 +233,7 @@ def test_an_animation_is_read_in_its_time(tmp_path):
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("matrix", [2, 1, 6])
 def test_the_colours_of_a_video_are_those_that_it_names(matrix, full, rows):
-    """ITU-R BT.709 and BT.601, 8 bits; matrix: of H.273, where 2 is none: then BT.709 from 720 rows on, as players have it."""
+    """ITU-R BT.709 and BT.601, 8 bits. matrix: of H.273; 2 means unspecified, and then BT.709 is used from 720 rows on, as in players."""
     y, u, v = 100, 110, 170
     planes = np.full((rows * 3 // 2, 64), y, np.uint8)
     planes[rows : rows + rows // 4], planes[rows + rows // 4 :] = u, v
@@ -247,7 +248,7 @@ def test_the_colours_of_a_video_are_those_that_it_names(matrix, full, rows):
 
 
 def test_a_name_is_a_file(tmp_path, monkeypatch):
-    """Also one that FFmpeg would take for an address, and what a playlist names is not fetched either."""
+    """Even a name that FFmpeg would take for an address; and addresses in a playlist are not fetched either."""
     monkeypatch.chdir(tmp_path)
     for name in ("12:30.png", "http:a.png", "file:b.png", "pipe:0", "concat:c|d"):
         write_image(tmp_path / "x.png", quarters())
@@ -259,7 +260,7 @@ def test_a_name_is_a_file(tmp_path, monkeypatch):
     asked = []
 
     def answer(server: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # it is closed in the end
+        with contextlib.suppress(OSError):  # it is closed at the end
             while True:
                 connection, address = server.accept()
                 asked.append(address)
@@ -312,7 +313,7 @@ def test_files_that_hold_no_pictures(tmp_path):
 
 def test_a_pipe_is_not_read_before_its_time(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    check_readable(tmp_path / "pipe")  # would wait for ever for its writer
+    check_readable(tmp_path / "pipe")  # would wait forever for its writer
 
 
 def test_a_video_that_was_written_is_read_back(tmp_path):
@@ -327,7 +328,7 @@ def test_a_video_that_was_written_is_read_back(tmp_path):
 
 @pytest.mark.whole
 def test_a_stream_goes_on_from_its_own_video(tiny):
-    """What it made, encoded again, is the start of another stream: the same pictures, and then the same scene."""
+    """A video that it made, encoded again, is the start of another stream: the same pictures, and then the same scene."""
     made = list(islice(tiny.stream(tiny.example_prompts[0], seed=4), 4))
     frames = torch.cat([chunk.frames for chunk in made])[:31]
     latents = tiny.encode_video(iter(frames))

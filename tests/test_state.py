@@ -1,4 +1,4 @@
-"""States in memory: one of which anything is not what was saved is refused, and the stream goes on as if nobody had asked."""
+"""States in memory: a state with any change is refused, and the stream goes on as if it had not been given."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def saved(tiny) -> tuple[dict[str, torch.Tensor], lolrt.Chunk]:
 
 
 def test_a_state_of_which_anything_has_changed_is_refused(tiny, saved):
-    """Every tensor of it: pages, latents, text, counters, the switch that is on its way, what the VAE carries, and the description."""
+    """Every tensor of it: pages, latents, text, counters, a pending prompt switch, what the VAE carries, and the description."""
     state, following = saved
     stream = stream_of(tiny)
     assert {name.split(".")[0] for name in state} == {"cache", "switch", "vae", "next_frame", "prompt_embeds", "inputs", "description"}

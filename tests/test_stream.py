@@ -1,4 +1,4 @@
-"""Streams: the same bits however they are run, and constant memory for ever."""
+"""Streams: the same bits however they are run, and constant memory forever."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_state_of_another_size_is_refused_and_changes_nothing(small_dit, rollo
 
 @pytest.mark.whole
 def test_frame_numbers_do_not_matter_but_for_the_noise(dit, rollout_inputs):
-    """Positions enter as differences only: a stream at frame 10^9 has the bits of one at frame 0 given the same noise."""
+    """Only differences of positions matter: with the same noise, a stream at frame 10^9 has the bits of one at frame 0."""
 
     def from_zero(start: int):
         source = lolrt.Noise(5, 16, 8, 8)
@@ -116,7 +116,7 @@ def test_frame_numbers_do_not_matter_but_for_the_noise(dit, rollout_inputs):
 
 @pytest.mark.whole
 def test_threads_do_not_change_the_attention_of_a_stream(rollout_inputs, small_dit):
-    """The kernels' part of a stream; torch's matrix products are free to depend on the thread count."""
+    """Only the kernels' part of a stream; torch's matrix products may depend on the number of threads."""
     threads = _core.threads()
     try:
         rollouts = []
@@ -226,14 +226,14 @@ def test_a_state_of_another_vae_is_refused_and_changes_nothing(tiny):
 
 
 def resident_bytes() -> int:
-    """Memory of this process now; not its peak, which an earlier test may have set."""
+    """Current memory of this process; not its peak, which an earlier test may have set."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @pytest.mark.whole
 def test_three_thousand_latent_frames_in_constant_memory_stay_alive(tiny):
-    """1000 chunks: no growth once the window is full; latents finite, no fading to a still or to noise."""
+    """1000 chunks: no growth once the window is full; latents are finite, and do not fade to a still picture or to noise."""
     source = tiny.latent_stream(tiny.example_prompts[0], seed=1)
     motion, spread, early_bytes = [], [], 0
     previous = None

@@ -1,4 +1,4 @@
-"""Many streams in one engine: whose turn it is, who is let in, and that each gets its chunks in order and once."""
+"""Many streams in one engine: whose turn it is, who is admitted, and that each gets its chunks in order and once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALLEST = smallest_dit()
 
 
 def test_everyone_has_a_turn_before_anyone_has_two():
-    """With any number at once, and as many sessions: passes differ by at most one after every step."""
+    """With any number of streams and of places: the numbers of passes differ by at most one after every step."""
     for at_once in (1, 2, 3, 5, None):
         turns = [Turn(opened=0) for _ in range(5)]
         for _ in range(13):
@@ -45,7 +45,7 @@ def test_who_is_due_first_comes_first_and_who_is_far_ahead_waits():
 
 
 class Clock:
-    """Time that passes when it is asked for, so much at a time."""
+    """A clock that advances by a fixed time whenever it is read."""
 
     def __init__(self, seconds: float) -> None:
         self.now, self.seconds = 100.0, seconds
@@ -56,7 +56,7 @@ class Clock:
 
 
 class Carrying:
-    """A VAE that is none: a frame a latent frame, which depends on the one before, so that chunks have to come in order and once."""
+    """A made-up VAE with one frame per latent frame, which depends on the previous one, so that chunks must come in order and once."""
 
     description, memory_frames = "a VAE that carries", 1
 
@@ -75,7 +75,7 @@ FPS = 3  # a chunk is a second
 
 
 def engine_of(sessions: int, clock: Callable[[], float] | None = None, **options: object) -> StreamEngine:
-    """Its products are computed apart, so that its streams can be compared bit for bit on any machine."""
+    """Its products are computed separately (`batch_invariant`), so its streams can be compared bit for bit on any machine."""
     return StreamEngine(
         SMALLEST, Carrying(), encode, TWO_PASSES, 4, 4, FPS, max_sessions=sessions, window=SMALL["window"], batch_invariant=True,
         **({"clock": clock} if clock else {}), **options,
@@ -95,7 +95,7 @@ def alike(chunks: list[Chunk], alone: Stream) -> bool:
 
 @pytest.mark.parametrize("scheduler", [RoundRobin(), RoundRobin(at_once=2), EarliestDeadline(at_once=2)], ids=["all", "turns", "deadlines"])
 def test_an_engine_gives_each_streams_chunks_in_order_and_once(scheduler):
-    """While streams come and go, and one changes its prompt."""
+    """While streams open and close, and one changes its prompt."""
     prompts = "a", "bb", "ccc"
     engine = engine_of(3, Clock(0.05), scheduler=scheduler)
     streams = [engine.open(prompts[i], seed=i, **SMALL) for i in range(3)]
@@ -129,7 +129,7 @@ def test_an_engine_gives_each_streams_chunks_in_order_and_once(scheduler):
 
 
 class FailsInTheMiddle(Carrying):
-    """Changes what it carries, and then fails, once, at the frames of one stream's chunk."""
+    """Changes its carried state and then fails, once, at the frames of one stream's chunk."""
 
     def __init__(self, failure: BaseException, calls: int) -> None:
         self.failure, self.calls = failure, calls
@@ -148,7 +148,7 @@ class FailsInTheMiddle(Carrying):
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), MemoryError()], ids=["Ctrl-C", "memory"])
 @pytest.mark.parametrize("calls", [1, 2, 5])
 def test_a_chunk_whose_decoding_is_stopped_is_decoded_anew(failure, calls):
-    """Alone and in an engine: no chunk of any stream is lost, and none is decoded with what was half done."""
+    """Alone and in an engine: no stream loses a chunk, and none is decoded with half-changed state."""
     stream = alone_of("a", 3)
     stream.vae = FailsInTheMiddle(failure, calls)  # type: ignore[assignment]
     made: list[Chunk] = []
@@ -177,7 +177,7 @@ def test_a_chunk_whose_decoding_is_stopped_is_decoded_anew(failure, calls):
 
 
 def test_one_thread_at_a_time_is_served():
-    """A second one is refused, and no chunk comes twice or is lost."""
+    """A second thread is refused, and no chunk comes twice or is lost."""
     stream = alone_of("a", 3)
     inside, go_on = threading.Event(), threading.Event()
     decode = stream.vae.decode
@@ -205,7 +205,7 @@ def test_one_thread_at_a_time_is_served():
 
 
 def test_who_comes_late_does_not_keep_the_others_waiting():
-    """A stream that is opened when others have had many turns begins with as many, or it would be the only one for as long."""
+    """A stream that is opened after the others have had many turns begins with as many; otherwise it would be the only one for as long."""
     engine = engine_of(2, scheduler=RoundRobin(at_once=1))
     first = engine.open("a", **SMALL)
     for _ in range(7):
@@ -218,7 +218,7 @@ def test_who_comes_late_does_not_keep_the_others_waiting():
 
 
 def test_a_watched_stream_is_made_no_further_ahead_than_it_may_be():
-    """By a clock that stands still: chunks come until the next one is due later than the margin, and then none, until time passes."""
+    """With a clock that stands still, chunks come until the next one is due later than the margin; then none, until time passes."""
     now = 50.0
     engine = engine_of(1, lambda: now, scheduler=EarliestDeadline(ahead_seconds=1.5))
     stream = engine.open("a", **SMALL)
@@ -227,7 +227,7 @@ def test_a_watched_stream_is_made_no_further_ahead_than_it_may_be():
         engine.step()
         while engine._finished:
             seconds += len(engine._finished.popleft()[1].frames) / FPS
-    assert seconds == 2  # one is less than the margin, so that a second one is made, and no third
+    assert seconds == 2  # one is less than the margin, so a second one is made, but no third
     before = engine._turns[stream].passes
     engine.step()
     assert engine._turns[stream].passes == before

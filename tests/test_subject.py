@@ -1,4 +1,4 @@
-"""The judge of `tiny`'s long videos: what it learns from, what it answers, and that what it found stands in the card and the README."""
+"""The judge of `tiny`'s long videos: its training data, its answers, and that its findings stand in the card and the README."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TINY = Path(lolrt.__file__).parent / "_embedded" / "tiny"
 
 
 def covered(drawing: Drawing, kind: str) -> float:
-    """Pixels of a picture that are unlike the empty landscape."""
+    """Pixels of a picture that differ from the empty landscape."""
     return float(((drawing.picture(kind) - drawing.empty).abs().amax(0) > 12).sum())
 
 

@@ -1,4 +1,4 @@
-"""Prompt switches and given starts: a re-cached switch is a stream that had its text and its latents from the start."""
+"""Prompt switches and given starts: after a re-cached switch, a stream equals one that had its text and its latents from the start."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_switch_that_re_caches_all_is_a_fresh_stream_with_the_same_latents(chu
 
 
 def test_the_same_with_a_window_that_has_moved_on(dit, texts):
-    """With positions in the window, its frames are those of a fresh stream that had no others, whatever their numbers."""
+    """With positions relative to the window, its frames are those of a fresh stream with no earlier frames, whatever their numbers."""
     old, new = texts
     rope, window = lolrt.Rope(positions="window"), lolrt.Window()
     switched = stream(dit, old, rope=rope)
@@ -70,7 +70,7 @@ def test_the_same_with_a_window_that_has_moved_on(dit, texts):
 
 
 def test_a_re_cached_switch_against_the_published_model(texts, small_dit):
-    """The same latents through the public code's arithmetic with the new text, and the chunk that follows."""
+    """The same latents with the new text, and the chunk that follows, by the public code's arithmetic."""
     old, new = texts
     published = PublishedDiT(small_dit.config)
     published.load_state_dict(small_dit.state_dict())
@@ -187,7 +187,7 @@ def test_switches_that_cannot_be_are_told_at_once(small_dit, texts):
 
 @pytest.mark.parametrize("frames, sizes", [(1, [1, 3]), (3, [3, 3]), (4, [1, 3, 3]), (8, [2, 3, 3, 3])])
 def test_given_latents_are_the_first_chunks(frames, sizes, dit, texts):
-    """In chunks as they were made, they give the stream that made them; else only the first is shorter."""
+    """In the chunks in which they were made, they give the stream that made them; in others, only the first chunk is shorter."""
     whole = stream(dit, texts[0], probe=True)
     made = latents(whole, 3)
     source = stream(dit, texts[0], start=made[:frames], start_frame=7, probe=True)

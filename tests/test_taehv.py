@@ -1,4 +1,4 @@
-"""TAEHV against its definition, worked out here on whole clips, and streamed against itself whole."""
+"""TAEHV against its definition, computed here on whole clips, and streamed against itself on the whole clip."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def convolve(tensors: dict[str, Tensor], name: str, x: Tensor, stride: int = 1) 
 
 
 def memory_blocks(tensors: dict[str, Tensor], coder: str, first: int, x: Tensor) -> Tensor:
-    """All frames at once; before the first there is nothing but zeros."""
+    """All frames at once; before the first there are zeros."""
     for i in range(first, first + 3):
         y = torch.cat([x, F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))[:-1]], 1)
         y = convolve(tensors, f"{coder}.{i}.conv.0", y).relu()

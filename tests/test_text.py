@@ -1,4 +1,4 @@
-"""The vocabulary encoder: what it accepts, and what it tells those whose prompt it does not know."""
+"""The vocabulary encoder: what it accepts, and its error for a prompt with unknown words."""
 
 from __future__ import annotations
 

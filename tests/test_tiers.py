@@ -1,4 +1,4 @@
-"""Which tests `make test-fast`, `make test` and `make test-slow` run: what tiers.py and pyproject.toml make of marks."""
+"""Which tests `make test-fast`, `make test` and `make test-slow` run: the result of tiers.py and pyproject.toml for each mark."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TWICE = "import pytest\npytestmark = pytest.mark.whole\n@pytest.mark.{}\ndef tes
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A folder with the settings of this one, and no more of it."""
+    """A folder with only the settings of this one."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take seconds to import
     (pytester.path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     pytester.makeconftest((ROOT / "tests" / "tiers.py").read_text())

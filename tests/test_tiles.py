@@ -1,4 +1,4 @@
-"""Tiles against whole pictures and against each tile alone."""
+"""Tiles against whole pictures, and against each tile by itself."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_picture_of_one_tile_is_as_without(vae):
 
 
 def test_where_tiles_do_not_overlap_they_are_themselves_and_between_they_fade(vae):
-    """32 pixels a tile, 7 latent pixels wide: tiles at 0-4 and 3-7, of which pixels 24 to 32 are of both."""
+    """Tiles of 32 pixels on 7 latent pixels: they cover 0-4 and 3-7, and pixels 24 to 32 belong to both."""
     latents = torch.randn(3, 16, 4, 7, generator=torch.Generator().manual_seed(0))
     left, right = vae.decode(latents[..., :4], {}), vae.decode(latents[..., 3:], {})
     video = Tiled(vae, 32).decode(latents, {})
@@ -65,7 +65,7 @@ def test_streamed_equals_whole_bit_for_bit(split, vae):
 
 
 class PixelCodec:
-    """A codec whose pixels do not see each other: tiles must then leave no trace."""
+    """A codec whose pixels do not depend on each other, so that tiles must leave no trace."""
 
     class config:  # noqa: N801 - stands for an object
         spatial_factor, temporal_factor = 2, 1

@@ -98,7 +98,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, torch.Tensor], dict
 
 @pytest.mark.parametrize("name", calls())
 def test_gradients_are_not_dropped_in_silence(name: str) -> None:
-    """Whichever tensor asks for them."""
+    """Whichever tensor requires them."""
     op, tensors, others = calls()[name]
     op(**tensors, **others)
     for asking in tensors:
@@ -126,7 +126,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize("name", ops.library.ARGUMENTS)
 def test_autograd_learns_what_is_written(name: str) -> None:
-    """A product has kept the tensor that the op then changes: its gradient would be a wrong one."""
+    """A product has saved the tensor that the op then changes, so its gradient would be wrong."""
     op, tensors, others = calls()[name]
     factors = {key: torch.ones_like(x, requires_grad=True) for key, x in tensors.items()}
     products = {key: factors[key] * x for key, x in tensors.items()}
@@ -141,7 +141,7 @@ def test_autograd_learns_what_is_written(name: str) -> None:
 
 
 def model_step(tensors: dict[str, torch.Tensor], pages: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """All ops in a row, as a block of the model uses them."""
+    """All ops in sequence, as in a block of the model."""
     page_table = torch.arange(5, dtype=torch.int32)
     ops.kv_write(tensors["k"], tensors["v"], pages, page_table, weight=weight)
     q = ops.normalize_queries(tensors["q"], weight=weight)
@@ -154,7 +154,7 @@ def model_step(tensors: dict[str, torch.Tensor], pages: torch.Tensor, weight: to
 
 
 def test_arrays_of_numpy_are_taken_for_tensors():
-    """Each op, and those that write in place write into the array."""
+    """For each op; those that write in place write into the array."""
     g = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 2, 5, 3, 64, generator=g)
     weight, rotation, table = torch.rand(3, 64, generator=g), torch.randn(2, 2, 3, 8, 2, generator=g), torch.tensor([2, 0]).int()
@@ -270,7 +270,7 @@ def test_registrations_pass_torchs_own_checks():
 
 
 def test_torch_multiplies_as_before_around_a_call() -> None:
-    """The kernels may use the processor's matrix tiles; they give them back as they found them."""
+    """The kernels may use the processor's matrix tiles; afterwards they restore the state in which they found them."""
     generator = torch.Generator().manual_seed(2)
     a, b = (torch.randn(96, 96, generator=generator).bfloat16() for _ in range(2))
     q = torch.randn(1, 40, 1, 64, generator=generator).bfloat16()

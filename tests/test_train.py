@@ -76,7 +76,7 @@ def test_a_dropped_word_is_a_row_of_zeros() -> None:
 @pytest.mark.parametrize("bases", [None, [300.0, 9e3]])
 @pytest.mark.parametrize("gap", [0, 6])
 def test_training_forward_agrees_with_the_runtime_chunk_by_chunk(bases: list[float] | None, gap: int) -> None:
-    """Behind a gap, from the third chunk on; with one layer, as deeper ones remember what was in the gap."""
+    """With a gap before them, from the third chunk on; with one layer, because deeper ones remember what was in the gap."""
     torch.manual_seed(0)
     config = dit_config(8, dim=128, layers=1 if gap else 2)
     dit = CausalDiT(config).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The scripts that make the embedded models, from nothing to a folder that loads."""
+"""The scripts that train the embedded models, from an empty folder to one that loads."""
 
 from __future__ import annotations
 

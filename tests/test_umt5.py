@@ -31,7 +31,7 @@ TEXT = "a red blue car boat by the sea & 'quoted' at night noon over hills"
 WORDS = ["<pad>", "</s>", "<unk>", *dict.fromkeys(TEXT.split())]
 PROMPTS = ["a red car by the sea", "a blue boat", "over the hills at night " * 6, "unheard of"]
 
-# Of the outputs' standard deviation.
+# Relative to the standard deviation of the outputs.
 FP32_MAX = 5e-5
 
 CONFIGS = {

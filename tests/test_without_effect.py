@@ -1,4 +1,4 @@
-"""An option is told when it changes nothing, and only then: held against the tables, biases and pages that policies make."""
+"""An option that changes nothing is reported, and no other: compared with the tables, biases and pages that policies make."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import lolrt
 from lolrt.cli.without_effect import NEEDS, without_effect
 
 DIT = smallest_dit()
-# Another value for each option, and policies in which it counts.
+# Another value for each option, and policies in which it matters.
 GATED = lolrt.Window(1, 3, 1, gate=lolrt.SinkGate(bias=-2.0))
 OTHER_VALUES: dict[str, object] = {
     "sigma": 0.3, "jitter_seed": 5, "spread": "stratified", "scope": "layer", "share": 0.5, "anchor_frames": 5, "stretch": 3.0,
@@ -58,7 +58,7 @@ POLICIES = [*((rope, "default") for rope in ROPES), *(("default", window) for wi
 @pytest.mark.whole
 @pytest.mark.parametrize("rope, window", POLICIES)
 def test_what_is_told_changes_no_bit(rope, window):
-    """And what is not told is in effect in some policy: the next test."""
+    """The next test checks the converse: an option that is not reported has an effect in some policy."""
     before = latents(ROPES[rope], WINDOWS[window])
     for name in OTHER_VALUES:
         changed = with_option(name, ROPES[rope], WINDOWS[window])

@@ -15,7 +15,7 @@ from lolrt import workers
 
 pytestmark = pytest.mark.whole
 
-# Two workers that are at work for an hour.
+# Two workers that are busy for an hour.
 PARENT = """
 import os, sys, time
 from lolrt import workers
@@ -31,7 +31,7 @@ if __name__ == "__main__":
 
 
 def runs(pid: int) -> bool:
-    """A process that has ended and that nobody has asked for yet does not."""
+    """A process that has ended, but has not been waited for yet, does not run."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

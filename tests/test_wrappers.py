@@ -1,4 +1,4 @@
-"""What wrappers and training put around a model's names is taken off by rule, and of several weights the rule says which are used."""
+"""What wrappers and training add to a model's names is removed by rule, and the rule chooses one of several weights."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_dictionaries_may_lie_in_dictionaries(tmp_path):
 
 
 def test_a_file_of_a_whole_pipeline_has_its_parts(tmp_path):
-    """As ComfyUI saves a checkpoint: a branch for each part, and one for what is not read here."""
+    """A checkpoint as ComfyUI saves it: a branch for each part, and one that is not read here."""
     dit, vae, text = packings.dit_tensors(), layouts.vae_tensors(), layouts.as_diffusers("text_encoder", layouts.text_encoder_tensors())
     branches = {
         "model.diffusion_model": dit,
@@ -105,7 +105,7 @@ def test_layers_of_other_models_are_no_part_of_ours(foreign):
 
 
 def trained(form: str, groups: dict[str, float], folder: Path) -> Path:
-    """A file with the same DiT in several groups, its weights times a number each."""
+    """A file with the same DiT in several groups, its weights multiplied by a different number in each."""
     tensors = {
         group: {f"model.{name}": tensor * factor for name, tensor in packings.dit_tensors().items()} for group, factor in groups.items()
     }
@@ -167,7 +167,7 @@ def test_a_name_that_comes_twice_inside_of_wrappers_is_told(tmp_path):
 
 
 def test_dictionaries_that_hold_each_other_many_times_cost_no_time(tmp_path):
-    """Eight levels of twenty names for the same dictionary would be 25 billion of them."""
+    """Eight levels of twenty names for the same dictionary are 25 billion paths."""
     nested: dict[str, object] = {"blocks.0.norm3.weight": torch.zeros(4)}
     for _ in range(8):
         nested = {str(i): nested for i in range(20)}

@@ -1,4 +1,4 @@
-"""The file of a video: what players make of its colours, and whose it is while it grows."""
+"""The file of a video: how players show its colours, and who owns it while it grows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLOURS = [(200, 30, 30), (30, 160, 30), (30, 30, 200), (220, 220, 40), (0, 0, 0
 
 
 def stripes(height: int, width: int) -> torch.Tensor:
-    """uint8 [1, height, width, 3], a stripe a colour."""
+    """uint8 [1, height, width, 3], one stripe per colour."""
     return torch.tensor(COLOURS, dtype=torch.uint8).repeat_interleave(width // len(COLOURS), 0).expand(1, height, width, 3).contiguous()
 
 
@@ -33,7 +33,7 @@ def middles(image: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("height, width", [(64, 128), (480, 832), (720, 1280)])
 def test_a_player_shows_the_colours_that_were_written(height, width, tmp_path):
-    """By the definition of BT.709 in limited range, and by swscale told nothing but what the file says."""
+    """By the definition of BT.709 in limited range, and by swscale with only the labels in the file."""
     with lolrt.VideoWriter(tmp_path / "v.mp4", height, width, 16) as writer:
         writer.write(stripes(height, width).expand(4, -1, -1, -1))
     with av.open(str(tmp_path / "v.mp4")) as container:
@@ -98,7 +98,7 @@ with lolrt.VideoWriter(sys.argv[1], 64, 128, 16) as writer:
 
 @pytest.mark.whole
 def test_two_writers_of_one_file(tmp_path):
-    """The second is refused, also where it would go on with the first one's file, which is whole in the end."""
+    """The second is refused, even if it would resume the first one's file; the file is complete in the end."""
     path = tmp_path / "v.mp4"
     first = subprocess.Popen([sys.executable, "-c", HOLDS, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
@@ -110,7 +110,7 @@ def test_two_writers_of_one_file(tmp_path):
     assert first.returncode == 0 and [entry.name for entry in tmp_path.iterdir()] == ["v.mp4"]
     with av.open(str(path)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 20
-    with lolrt.VideoWriter(path, 64, 128, 16) as writer:  # nobody has it any more
+    with lolrt.VideoWriter(path, 64, 128, 16) as writer:  # nobody owns it any more
         writer.write(stripes(64, 128))
 
 
@@ -127,7 +127,7 @@ def test_what_a_killed_run_has_left_is_not_overwritten(tmp_path):
 
 
 def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
-    """Else a power cut leaves an empty file of that name."""
+    """Otherwise a power cut could leave an empty file with that name."""
     done = []
 
     def noted(name, call):

@@ -1,4 +1,4 @@
-"""How often a test runs, by the time that it takes. pyproject.toml says what each mark means; a test without one is fast."""
+"""How often a test runs, by the time that it takes. pyproject.toml defines each mark; a test without one is fast."""
 
 from __future__ import annotations
 
