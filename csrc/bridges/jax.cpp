@@ -1,4 +1,4 @@
-// The ops as handlers of XLA's FFI, for lolrt/jax.py: liblolrt_jax.so, built where JAX's headers are.
+// The ops as handlers of XLA's FFI, for lolrt/jax.py: liblolrt_jax.so, built if JAX's headers are found.
 //
 // A handler's buffers have the names that the attribute `names` lists, arguments first and results behind a semicolon: those of
 // the op's descriptor. What is updated in place is an argument and the result that it is aliased to, and of the two the result
@@ -47,7 +47,7 @@ lolrt_dtype dtype_of(ffi::DataType type) {
   }
 }
 
-// The buffers of a call by their names.
+// The buffers of a call, by their names.
 class Tensors {
  public:
   Tensors(std::string_view names, ffi::RemainingArgs arguments, ffi::RemainingRets results) {
@@ -57,7 +57,7 @@ class Tensors {
     add(names.substr(semicolon + 1), results.size(), [&](size_t i) { return *results.get<ffi::AnyBuffer>(i).value(); });
   }
 
-  // NULL where there is none of this name.
+  // NULL if there is none with this name.
   const lolrt_tensor *operator[](std::string_view name) const {
     for (size_t i = count_; i > 0; --i) {
       if (named_[i - 1].name == name) return &named_[i - 1].tensor;
@@ -154,7 +154,8 @@ lolrt_status frame_attention(const Tensors &tensors, const ffi::Dictionary &attr
   uint64_t bytes = 0;
   const lolrt_status status = lolrt_frame_attention_workspace(&desc, &bytes);
   if (status != LOLRT_OK) return status;
-  // The thread's own, kept for its next call: what it needs depends on the threads, which XLA does not know when it compiles.
+  // Belongs to the thread, which keeps it for its next call: its size depends on the number of threads, which XLA does not know
+  // when it compiles.
   constexpr uint64_t alignment = 64;
   static thread_local std::vector<uint8_t> workspace;
   if (workspace.size() < bytes + alignment) workspace.resize(bytes + alignment);

@@ -1,5 +1,5 @@
-// The ops for hosts that speak TVM-FFI, such as FlashInfer and CuTe DSL: a function `__tvm_ffi_<op>` each, whose arguments are
-// the fields of the op's descriptor in the descriptor's order, the tensors as they are, without `struct_size` and `stream`.
+// The ops for hosts that speak TVM-FFI, such as FlashInfer and CuTe DSL: one function `__tvm_ffi_<op>` per op. Its arguments are
+// the fields of the op's descriptor in the same order, without `struct_size` and `stream`; tensors are passed as they are.
 //
 // The structures are those of TVM-FFI's stable C ABI, 0.1. The host's runtime is neither linked nor a build requirement: the two
 // of its functions that are needed are looked up in the process that it has loaded us into.
@@ -13,7 +13,7 @@ using namespace lolrt;
 
 namespace {
 
-// TVMFFIAny.
+// A TVMFFIAny.
 struct Any {
   enum Type : int32_t { none = 0, integer = 1, boolean = 2, real = 3, dtype = 5, device = 6, dltensor = 7, tensor = 70 };
 
@@ -29,7 +29,7 @@ struct Any {
 };
 static_assert(sizeof(Any) == 16 && offsetof(Any, as_integer) == 8);
 
-// TVMFFIObject, the header of all objects; in one of type `tensor` the DLTensor follows.
+// A TVMFFIObject, the header of all objects. In an object of type `tensor` the DLTensor follows it.
 struct Object {
   uint64_t reference_count;
   int32_t type;
@@ -43,15 +43,15 @@ template <class Function>
 Function host_function(const char *name) {
   void *found = dlsym(RTLD_DEFAULT, name);
   if (found == nullptr) {
-    // Hosts may load their runtime for themselves alone.
+    // Hosts may load their runtime with local symbols.
     void *runtime = dlopen("libtvm_ffi.so", RTLD_NOLOAD | RTLD_LAZY);
     if (runtime != nullptr) found = dlsym(runtime, name);
   }
   return reinterpret_cast<Function>(found);
 }
 
-// Reads a call's arguments one after another. A wrong type is a mistake of the caller's program, for which hosts have an error
-// of its own.
+// Reads the arguments of a call one after another. A wrong type is a mistake in the caller's program, for which hosts have a
+// separate error.
 class Arguments {
  public:
   struct WrongType {};
@@ -101,7 +101,7 @@ class Arguments {
     if (argument.type != Any::device) refuse(argument, name, "a device");
     return argument.as_device;
   }
-  // The host's current stream of the tensors' device; after the tensors were read.
+  // The host's current stream on the tensors' device. Call it after the tensors were read.
   void *stream() const {
     if (cuda_.type != LOLRT_DEVICE_CUDA) return nullptr;
     static const auto current = host_function<void *(*)(int32_t type, int32_t id)>("TVMFFIEnvGetStream");
@@ -120,7 +120,7 @@ class Arguments {
   lolrt_device cuda_{};
 };
 
-// Runs body(arguments, result) and gives the host what went wrong: 0, or -1 with an error raised, as the ABI has it.
+// Runs body(arguments, result) and returns 0, or -1 with an error set in the host, as the ABI requires.
 template <class Body>
 int answer(const char *op, const Any *arguments, int32_t count, int32_t expected, Any *result, const Body &body) noexcept {
   const char *kind = "TypeError";
@@ -154,9 +154,9 @@ lolrt_frame_attention_desc attention_of(Arguments &given) {
   return desc;
 }
 
-constexpr uint64_t kAlignment = 64;  // of a workspace; hosts' tensors may have less
+constexpr uint64_t kAlignment = 64;  // bytes, of a workspace; a tensor of the host may have less
 
-// The bytes of a contiguous tensor of bytes, from the first aligned one on.
+// The bytes of a contiguous tensor of bytes, from its first aligned one on.
 lolrt_status set_workspace(const lolrt_tensor *tensor, lolrt_frame_attention_desc &desc) {
   if (tensor == nullptr) return LOLRT_OK;
   if (tensor->ndim != 1 || tensor->shape == nullptr || tensor->shape[0] < 0 || tensor->dtype.bits != 8 ||
@@ -199,7 +199,7 @@ LOLRT_TVM_FFI(kv_write, 11) {
   return lolrt_kv_write(&desc);
 }
 
-// The bytes that a workspace must have: whatever tensor of bytes comes, there is room to align it.
+// The bytes that a workspace must have, with enough room to align any tensor of bytes.
 LOLRT_TVM_FFI(frame_attention_workspace, 9) {
   const lolrt_frame_attention_desc desc = attention_of(given);
   uint64_t bytes = 0;

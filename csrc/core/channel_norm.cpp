@@ -23,7 +23,7 @@ ChannelNorm checked(const lolrt_channel_norm_desc &desc) {
   op.columns = x.size(2);
   op.channels = x.size(3);
   op.gamma = check("gamma", desc.gamma, DType::float32, {{"channels", op.channels}}).data<float>();
-  // The margin is what out has more rows for; a size that no memory holds is not added to.
+  // The margin is what out has in addition. It is not added to a size that exceeds any memory, which would overflow.
   const bool has_rows = desc.out->ndim == 4 && desc.out->shape != nullptr;
   const int64_t out_rows = has_rows ? std::min(desc.out->shape[1], kMostRows) : 0;
   op.margin = out_rows > op.rows ? (out_rows - op.rows) / 2 : 0;

@@ -24,7 +24,7 @@ void check_page_sizes(const char *operation, int64_t tokens, int64_t heads, int6
 }
 
 DType check_page_type(const char *operation, const lolrt_tensor *pages, DType dtype, int64_t dim) {
-  if (pages == nullptr || pages->dtype.code != LOLRT_CODE_FLOAT8_E4M3FN) return dtype;  // another type fails with the shape
+  if (pages == nullptr || pages->dtype.code != LOLRT_CODE_FLOAT8_E4M3FN) return dtype;  // a wrong type fails with the shape
   char what[128];
   std::snprintf(what, sizeof what, "%s: pages", operation);
   const DType type = page_type(what, pages->device.type, pages->dtype);

@@ -8,12 +8,12 @@ namespace lolrt {
 HeadRows head_rows(const View &view);
 Pixels pixels(const View &view);
 
-// Fails unless the kernels can take a page of such sizes: dim even and 2..256, tokens and heads within PageLayout's limits.
+// Fails unless the kernels can use a page of this size: dim even and 2..256, tokens and heads within PageLayout's limits.
 void check_page_sizes(const char *operation, int64_t tokens, int64_t heads, int64_t dim);
 
 enum class Access { read, write };
 
-// The type of the pages: the op's T, or on CUDA float8_e4m3fn where T is bfloat16 and dim 128.
+// The element type of the pages: the op's T, or on CUDA float8_e4m3fn if T is bfloat16 and dim 128.
 DType check_page_type(const char *operation, const lolrt_tensor *pages, DType dtype, int64_t dim);
 
 // The pool of pages: [pool_pages, page_elements] of their type, rows strided.

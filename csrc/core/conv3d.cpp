@@ -8,7 +8,7 @@ using namespace lolrt;
 
 namespace {
 
-// An input, whose pixels must be adjacent along a row: the kernel reads a row of taps as one piece.
+// An input. Its pixels must be adjacent along a row, because the kernel reads a row of taps as one block.
 Pixels input_pixels(const char *name, const View &view) {
   if (view.size(2) > 1 && view.stride(2) != view.size(3)) {
     fail(LOLRT_INVALID_ARGUMENT,

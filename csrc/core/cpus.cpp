@@ -22,7 +22,8 @@ std::string text_of(const std::string &path) {
   return text.str();
 }
 
-// Of one group, in CPUs: "quota period" in microseconds, the quota being "max" (version 2) or -1 (version 1) where there is none.
+// The quota of one group, in CPUs. The file holds "quota period" in microseconds; without a limit the quota is "max" (version 2)
+// or -1 (version 1).
 double quota(const std::string &text) {
   std::istringstream words(text);
   double quota = 0, period = 0;
@@ -55,7 +56,7 @@ int32_t cpus_of_quota(const std::string &groups, const std::string &mounted) {
     const std::string listed = line.substr(controllers, path - 1 - controllers);
     if (!listed.empty() && !has_word(listed, "cpu")) continue;
     const std::string root = listed.empty() ? mounted : mounted + "/cpu";
-    // A group that is not found lies outside of what a container sees; what it sees is where its own group is.
+    // A group that is not found lies outside the container's view, whose root is then its own group.
     for (std::string group = line.substr(path);; group.erase(group.rfind('/'))) {
       least = std::min(least, quota_of_group(root + group, listed.empty()));
       if (group.find('/') == group.npos) break;

@@ -20,7 +20,7 @@ Half load() {
   const std::string self = here.dli_fname ? here.dli_fname : "";
   const std::string path = self.substr(0, self.rfind('/') + 1) + "liblolrt_cuda.so";
   Half half;
-  void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // for the life of the process
+  void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // stays loaded for the life of the process
   const char *problem = library ? nullptr : dlerror();
   if (library != nullptr) {
     const auto get = reinterpret_cast<const CudaKernels *(*)()>(dlsym(library, "lolrt_cuda_kernels"));

@@ -1,20 +1,20 @@
-// The CUDA half of the library: liblolrt_cuda.so beside liblolrt.so, loaded when the first tensor on CUDA comes. A machine
-// without it, or without a driver, computes on the CPU as if it did not exist.
+// The CUDA half of the library: liblolrt_cuda.so beside liblolrt.so, loaded when the first tensor on CUDA comes. Without it, or
+// without a driver, the CPU's kernels work as always.
 #pragma once
 
 #include "core/ops.h"
 
 namespace lolrt {
 
-// How a launch went; `text` says what was wrong, in a buffer of the calling thread.
+// The result of a launch; `text` says what was wrong, in a buffer of the calling thread.
 struct CudaOutcome {
   lolrt_status status;
   const char *text;
 };
 
-// What liblolrt_cuda.so gives. Its functions check what only a CUDA kernel asks for, and queue the op on its stream.
+// The functions of liblolrt_cuda.so. They check what only a CUDA kernel requires, and queue the op on its stream.
 struct CudaKernels {
-  const char *version;  // that of liblolrt.so, or the two do not belong together
+  const char *version;  // must equal that of liblolrt.so; otherwise the two libraries do not belong together
   CudaOutcome (*kv_write)(const KvWrite &);
   CudaOutcome (*frame_attention_workspace)(const FrameAttention &, uint64_t *bytes);
   CudaOutcome (*frame_attention)(const FrameAttention &);
@@ -23,13 +23,13 @@ struct CudaKernels {
   CudaOutcome (*sampler_step)(const SamplerStep &);
 };
 
-// Fails when there is no CUDA half.
+// Fails if there is no CUDA half.
 const CudaKernels &cuda_kernels();
 
 // Fails unless the outcome is LOLRT_OK.
 void check_outcome(const CudaOutcome &outcome);
 
-// False when the op is not on CUDA, and then it has done nothing.
+// Returns false, without doing anything, if the op is not on CUDA.
 template <class Op>
 bool run_on_cuda(CudaOutcome (*CudaKernels::*kernel)(const Op &), const Op &op) {
   if (op.target.device.type != LOLRT_DEVICE_CUDA) return false;

@@ -44,7 +44,7 @@ const Kernels *find(const char *name) {
   return nullptr;
 }
 
-// The set in use; NULL when LOLRT_ISA asked for one that cannot run here.
+// The set in use; NULL if LOLRT_ISA asked for one that cannot run here.
 std::atomic<const Kernels *> &current() {
   static std::atomic<const Kernels *> set{find(std::getenv("LOLRT_ISA"))};
   return set;

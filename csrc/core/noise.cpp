@@ -15,8 +15,8 @@ lolrt_status lolrt_normal(uint64_t seed, int64_t frame, int32_t step, const lolr
     if (out == nullptr || out->ndim < 1 || out->ndim > View::max_dims || out->shape == nullptr) {
       fail(LOLRT_INVALID_ARGUMENT, "normal: out: expected a float32 tensor of 1 to %d dimensions", View::max_dims);
     }
-    // Any shape will do: the tensor is looked at as the vector that its contiguous elements are.
-    constexpr int64_t most = int64_t{4} << 32;  // 4 of a block, and blocks have 32 bits for their number
+    // Any shape is accepted: the tensor is treated as the vector of its contiguous elements.
+    constexpr int64_t most = int64_t{4} << 32;  // 4 elements per block, and block numbers have 32 bits
     int64_t count = 1;
     for (int dim = out->ndim - 1; dim >= 0; --dim) {
       const int64_t size = out->shape[dim];
@@ -35,7 +35,7 @@ lolrt_status lolrt_normal(uint64_t seed, int64_t frame, int32_t step, const lolr
     float *to = Checker("normal").output("out", &flat, DType::float32, {{"elements"}}).data<float>();
 
     const auto position = static_cast<uint64_t>(frame);
-    constexpr int64_t task_blocks = 128;  // some ten microseconds
+    constexpr int64_t task_blocks = 128;  // takes some ten microseconds
     const int64_t blocks = (count + 3) / 4;
     parallel_for((blocks + task_blocks - 1) / task_blocks, lolrt_threads(), [&](int64_t task, int32_t) {
       const int64_t begin = task * task_blocks, end = std::min(blocks, begin + task_blocks);
@@ -45,7 +45,7 @@ lolrt_status lolrt_normal(uint64_t seed, int64_t frame, int32_t step, const lolr
                                      {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
         float draws[4];
         for (int pair = 0; pair < 2; ++pair) {
-          const double uniform = (bits[2 * pair] + 1.0) * 0x1p-32;  // (0, 1]: its logarithm is finite
+          const double uniform = (bits[2 * pair] + 1.0) * 0x1p-32;  // in (0, 1], so its logarithm is finite
           const double angle = bits[2 * pair + 1] * (0x1.921fb54442d18p+2 * 0x1p-32);
           const double radius = std::sqrt(-2.0 * std::log(uniform));
           draws[2 * pair] = static_cast<float>(radius * std::cos(angle));

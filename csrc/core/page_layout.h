@@ -6,11 +6,11 @@
 namespace lolrt {
 
 struct PageLayout {
-  // Tokens of one K block, and channels of one V block: the lanes of a 512-bit register. Blocks make all reads of K and V run
-  // through memory in a straight line, where rows of a whole head would be a power of two apart and fight for a few sets of L1.
+  // Tokens of one K block, and channels of one V block: the lanes of a 512-bit register. With blocks, all reads of K and V are
+  // sequential. Rows of a whole head would often be a power of two apart, and compete for a few sets of L1.
   static constexpr int64_t block_tokens = 16, block_channels = 16;
   static constexpr int64_t part_bytes = 64;  // K and V parts start on a cache line
-  // Far beyond any model; they keep products of sizes from overflowing.
+  // far beyond any model; these limits keep products of sizes from overflowing
   static constexpr int64_t max_tokens = 1 << 24, max_heads = 4096;
   static constexpr int64_t max_dim = 256;
 

@@ -12,7 +12,7 @@ using Wide = unsigned __int128;
 // floor(2^130 / (2 pi)), 128 significant bits, in two halves.
 constexpr uint64_t kInverseTurnHigh = 0xa2f9836e4e441529;
 constexpr uint64_t kInverseTurnLow = 0xfc2757d1f534ddc0;
-// Above it the 128 bits of the constant would no longer give a correctly rounded increment.
+// Above it, the 128 bits of the constant would not suffice for a correctly rounded increment.
 constexpr double kMaxRadians = 4294967296.0;
 
 uint64_t increment(double radians) {

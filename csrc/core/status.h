@@ -1,4 +1,4 @@
-// Failures inside the library are C++ exceptions; `guarded` turns them into a status and a text at the C ABI.
+// Failures inside the library are C++ exceptions. At the C ABI `guarded` turns them into a status and a text.
 #pragma once
 
 #include "lolrt/lolrt.h"
@@ -7,7 +7,7 @@
 
 namespace lolrt {
 
-// Thrown by `fail`; the text waits in the calling thread's buffer.
+// Thrown by `fail`; its text is in the calling thread's buffer.
 struct Failure {
   lolrt_status status;
 };

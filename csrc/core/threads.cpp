@@ -1,5 +1,5 @@
-// A pool of threads that spin for a moment and then park, its callers too: who spins on a crowded machine keeps those from
-// running that it waits for.
+// A pool of threads that spin for a moment and then park. Callers that wait do so too: on a busy machine, a thread that spins may
+// take the core that the thread it waits for needs.
 //
 // A job is open while its gate is: threads enter, take tasks from a shared counter until none is left, and leave. The caller
 // works too, closes the gate when the counter has run out and waits for those inside; a thread that wakes late finds the gate
@@ -22,8 +22,8 @@ namespace lolrt {
 namespace {
 
 constexpr int32_t kMaxThreads = 1024;
-// Spins before a waiting thread parks: about 20 us, the price of waking it again. Longer would take cores from the host's own
-// threads, which compute between two calls of ours.
+// Spins before a waiting thread parks: about 20 us, which is the cost of waking it. Longer spins would take cores from the host's
+// own threads, which compute between two calls.
 constexpr int kSpins = 400;
 
 void pause_cpu() {
@@ -48,7 +48,7 @@ class ThreadPool {
 
   void run(int64_t tasks, int32_t workers, lolrt_task body, void *arg) {
     std::unique_lock<std::mutex> busy(busy_, std::defer_lock);
-    // When another host thread is inside, its tasks have the pool; ours run here.
+    // If another host thread is inside, its tasks have the pool, and ours run in this thread.
     if (tasks < 2 || workers < 2 || size() < 2 || !busy.try_lock()) {
       for (int64_t task = 0; task < tasks; ++task) body(arg, task, 0);
       return;
@@ -56,7 +56,7 @@ class ThreadPool {
     start();
     job_ = {body, arg, tasks, workers};
     next_task_.store(0, std::memory_order_relaxed);
-    gate_.store(0, std::memory_order_release);  // open, nobody inside
+    gate_.store(0, std::memory_order_release);  // open, with nobody inside
     announce();
     work(0);
     gate_.fetch_or(kClosed, std::memory_order_acq_rel);
@@ -73,14 +73,14 @@ class ThreadPool {
 
   static constexpr uint32_t kClosed = 1u << 31;
 
-  // Starts the threads on first use: a process that only loads the library has none.
+  // Threads start on first use: a process that only loads the library has none.
   void start() {
     if (!threads_.empty()) return;
     stopping_ = false;
     try {
       for (int32_t worker = 1; worker < size(); ++worker) threads_.emplace_back(&ThreadPool::thread_main, this, worker);
     } catch (const std::system_error &) {
-      // Fewer threads than asked for: slower, not wrong.
+      // Fewer threads than requested: slower, but still correct.
     }
   }
 
@@ -123,7 +123,7 @@ class ThreadPool {
       pause_cpu();
     }
     std::unique_lock<std::mutex> lock(parking_);
-    caller_parked_ = true;  // before the next look at gate_: leave() looks at them in the opposite order
+    caller_parked_ = true;  // must precede the next look at gate_: leave() looks at them in the opposite order
     empty_.wait(lock, [&] { return gate_.load() == kClosed; });
     caller_parked_ = false;
   }
@@ -135,7 +135,7 @@ class ThreadPool {
       pause_cpu();
     }
     std::unique_lock<std::mutex> lock(parking_);
-    parked_.fetch_add(1);  // before the next look at generation_: announce() looks at them in the opposite order
+    parked_.fetch_add(1);  // must precede the next look at generation_: announce() looks at them in the opposite order
     wake_.wait(lock, [&] { return generation_.load() != seen; });
     parked_.fetch_sub(1);
     return generation_.load();
@@ -156,7 +156,7 @@ class ThreadPool {
   }
 
   std::atomic<int32_t> size_;
-  std::mutex busy_;  // held by the host thread whose job it is
+  std::mutex busy_;  // held by the host thread that owns the current job
   std::vector<std::thread> threads_;
   Job job_{};
   std::atomic<bool> stopping_{false};
@@ -179,10 +179,11 @@ Hook hook{};
 
 int32_t default_size() { return std::min(usable_cpus(), kMaxThreads); }
 
-// The process's pool; never destroyed, as its threads may outlive the static destructors of the host.
+// The pool of the process. It is never destroyed, because its threads may outlive the host's static destructors.
 std::atomic<ThreadPool *> process_pool{nullptr};
 
-// A child process has none of the threads, and the pool's locks as they held them, for ever: it gets a pool of its own.
+// A child process has none of the threads, and inherits the pool's locks in their state at the fork, forever. So it gets a new
+// pool.
 void after_fork_in_child() {
   process_pool = new ThreadPool(process_pool.load()->size());
   hook_lock.unlock();

@@ -1,4 +1,4 @@
-// The thread pool. Work is a number of independent tasks; results never depend on who runs which.
+// The thread pool. Work is a number of independent tasks; results never depend on which thread runs which task.
 #pragma once
 
 #include "lolrt/lolrt.h"

@@ -12,7 +12,7 @@ namespace lolrt {
 namespace {
 
 constexpr int64_t kMaxPages = INT32_MAX;
-constexpr int64_t kMaxFrame = INT64_MAX / 2;  // so that a frame plus a chunk never overflows
+constexpr int64_t kMaxFrame = INT64_MAX / 2;  // so that the sum of a frame and a chunk never overflows
 
 int32_t acquire(lolrt_pool &pool) {
   const auto page = std::find(pool.holders.begin(), pool.holders.end(), 0);
@@ -33,7 +33,7 @@ void check_taken(const char *operation, const lolrt_pool *pool, int32_t page) {
   }
 }
 
-// Fails unless the pool can give `needed` pages after `returned` more have come back to it.
+// Fails unless the pool can give `needed` pages once `returned` more have come back to it.
 void check_pages(const char *operation, const lolrt_pool &pool, int64_t needed, int64_t returned) {
   if (needed > pool.free + returned) {
     fail(LOLRT_OUT_OF_MEMORY, "%s: needs %" PRId64 " pages, the pool of %zu has %" PRId64 " free", operation, needed - returned,
@@ -93,7 +93,7 @@ void restore(lolrt_window &window, const int64_t *frames, int64_t size) {
     fail(LOLRT_INVALID_ARGUMENT, "window_restore: %" PRId64 " frames do not fit a window of %" PRId64 " + %" PRId64, size,
          window.sink_frames, window.recent_frames);
   }
-  // A window holds its sinks without a gap and then the newest frames without a gap; nothing else can have been saved.
+  // A window holds its sinks without a gap, and then the newest frames without a gap. Any other saved state is invalid.
   const int64_t sinks = std::min(size, window.sink_frames);
   const int64_t last = frames[size - 1];
   check_frame("window_restore", frames[0]);

@@ -1,4 +1,4 @@
-// Which page of a pool holds which frame of a stream. Bookkeeping only; no tensor is touched.
+// Which page of a pool holds which frame of a stream. Only bookkeeping: no tensor is accessed.
 #pragma once
 
 #include "lolrt/lolrt.h"
