@@ -1,4 +1,4 @@
-// What the C++ tests need of a framework: a check that reports and counts, and tensor views over vectors.
+// A minimal framework for the C++ tests: a check that reports and counts, and tensor views over vectors.
 #pragma once
 
 #include "lolrt/lolrt.h"

@@ -1,5 +1,5 @@
-// No op touches the heap once it has run: counted by the address sanitizer's allocator, which sees every malloc and new of the
-// process, those of the library's threads too.
+// No op allocates on the heap after its first call. The address sanitizer's allocator counts, so every malloc and new of the
+// process is seen, also those of the library's threads.
 #include "check.h"
 
 #include <algorithm>
@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <memory>
 
-// Of <sanitizer/allocator_interface.h>, which not every GCC comes with.
+// Declared in <sanitizer/allocator_interface.h>, which some GCC installations lack.
 extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*allocated)(const volatile void *, size_t),
                                                          void (*freed)(const volatile void *));
 
@@ -15,8 +15,8 @@ namespace {
 
 std::atomic<int64_t> allocations{0};
 
-// The fewest allocations that a call makes after the first. Not those of one call: a thread that the first has started may get
-// going during a later one, and the sanitizer allocates for it.
+// The fewest allocations of any call after the first. Not those of a single call: a thread that the first call has started may
+// begin to run during a later one, and the sanitizer allocates for it.
 template <class Op>
 int64_t of_later_calls(const Op &op) {
   CHECK_OK(op());

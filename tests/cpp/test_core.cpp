@@ -42,7 +42,7 @@ void test_phases() {
   CHECK(table[8] == static_cast<float>(std::cos(2.0)) && table[9] == static_cast<float>(-std::sin(2.0)));
 }
 
-// Sizes whose product is 2^64 + 5: what a vector of 5 seems to be where it overflows.
+// Sizes whose product is 2^64 + 5, which overflows to that of a vector of 5.
 int64_t kFiveInAll[] = {3, 0x5555555555555557};
 
 void test_noise() {
@@ -100,7 +100,7 @@ void test_windows() {
   lolrt_window_destroy(nullptr);
 }
 
-// Any other output than one whose every element has a place of its own is refused.
+// An output is refused unless each element has its own place.
 void test_outputs() {
   Tensor<float> x({16});
   struct Case {
@@ -132,7 +132,7 @@ void test_outputs() {
   CHECK_FAILS(lolrt_gelu(&desc), LOLRT_INVALID_ARGUMENT, "gelu: x: no memory holds a tensor of shape");
 }
 
-// Sizes, strides and numbers with which a check itself could overflow; the sanitizer sees it where it does.
+// Sizes, strides and numbers with which a check itself could overflow; the sanitizer would report that.
 void test_extremes() {
   Tensor<float> x({1, 4, 8});
   const auto gelu_fails = [](const lolrt_tensor &tensor, lolrt_status status, const char *text) {
@@ -184,7 +184,7 @@ void test_extremes() {
   CHECK_OK(lolrt_kv_write(&write));
 }
 
-// A page table is looked at before the op writes and used while it does: it may not be where the op writes.
+// A page table is checked before the op writes, and read while it writes. So it may not lie where the op writes.
 void test_tables_in_what_is_written() {
   const int64_t tokens = 16, dim = 64;
   int64_t elements = 0;
@@ -223,7 +223,7 @@ void test_tables_in_what_is_written() {
   std::copy(own.values.begin(), own.values.end(), in_workspace);
   table.data = in_workspace;
   CHECK_FAILS(lolrt_frame_attention(&attend), LOLRT_INVALID_ARGUMENT, "page_table lies in the memory of workspace");
-  inside(pages, last_page);  // which are only read
+  inside(pages, last_page);  // these are only read
   CHECK_OK(lolrt_frame_attention(&attend));
 }
 

@@ -1,4 +1,4 @@
-// Every kernel set at odd sizes against a plain loop in double, on buffers of exactly the size that the interface asks for.
+// Every kernel set at odd sizes against a plain loop in double, on buffers of exactly the sizes that the interface requires.
 #include "check.h"
 
 #include <algorithm>
@@ -135,7 +135,7 @@ void test_shape(const Shape &s) {
   }
 }
 
-// A frame_attention call with the workspace that it asks for.
+// A call of frame_attention with the workspace size that the library reports.
 void attend(lolrt_frame_attention_desc desc) {
   desc.struct_size = sizeof desc;
   CHECK_OK(lolrt_frame_attention_workspace(&desc, &desc.workspace_bytes));
@@ -144,8 +144,8 @@ void attend(lolrt_frame_attention_desc desc) {
   std::free(desc.workspace);
 }
 
-// A batch with gaps, pages in common and an entry without any: each entry gives the bits that it gives alone. Page 0 is in no
-// row, and what is not to be read is NaN.
+// A batch with gaps, shared pages and an entry without pages: each entry has the bits that it has alone. Page 0 is in no row, and
+// whatever must not be read is NaN.
 template <class T>
 void test_batch(int64_t frames, int64_t tokens, int64_t heads, int64_t dim, int64_t page_tokens, int64_t pairs) {
   constexpr int64_t batch = 4, columns = 3;
@@ -294,7 +294,7 @@ void test_rows(int64_t tokens, int64_t heads, int64_t dim, int64_t pairs, int64_
   }
 }
 
-// The decoder's ops, from exact buffers to exact buffers.
+// The decoder's ops, with exact buffers for inputs and outputs.
 template <class T>
 void test_channel_norm(int64_t columns, int64_t channels, int64_t margin) {
   Random<T> random;

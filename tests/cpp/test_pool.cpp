@@ -1,4 +1,4 @@
-// How the pool waits, and how many CPUs it thinks there are.
+// How the pool waits, and how many CPUs it believes there are.
 #include "check.h"
 #include "core/cpus.h"
 #include "core/threads.h"
@@ -19,8 +19,8 @@ double cpu_seconds_of_this_thread() {
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
-// A caller that has nothing left to do and waits for another thread's task sleeps: another process may need its core, the one
-// that the other thread waits for, even.
+// A caller that has nothing left to do and waits for another thread's task sleeps, because another process, or even that other
+// thread, may need its core.
 void test_a_waiting_caller_sleeps() {
   CHECK_OK(lolrt_set_threads(2));
   for (int round = 0; round < 20; ++round) {
@@ -61,7 +61,7 @@ void test_quotas() {
   second.write("user/one/cpu.max", "max 100000\n");
   CHECK(second.cpus("0::/user/one\n") == INT32_MAX);
   second.write("user/cpu.max", "150000 100000\n");
-  CHECK(second.cpus("0::/user/one\n") == 2);  // of the group above, rounded up
+  CHECK(second.cpus("0::/user/one\n") == 2);  // from the group above, rounded up
   second.write("user/one/cpu.max", "40000 100000\n");
   CHECK(second.cpus("0::/user/one\n") == 1);
   CHECK(second.cpus("0::/user/other\n") == 2);

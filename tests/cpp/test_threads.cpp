@@ -11,14 +11,14 @@
 
 namespace {
 
-// A norm over many rows is many tasks; its result is known and depends on no order.
+// A norm over many rows is many tasks, and its result is known and does not depend on their order.
 void norm_and_check(int64_t rows, int64_t channels = 64) {
   Tensor<float> x({1, rows, channels}), out({1, rows, channels}, NAN), scale({1, channels}, 2.0f), shift({1, channels}, 1.0f);
   for (int64_t i = 0; i < rows * channels; ++i) x[i] = i % 2 ? 3.0f : -3.0f;
   const lolrt_modulated_norm_desc desc{sizeof desc, 0.0f, &x, nullptr, nullptr, &scale, &shift, &out, nullptr};
   CHECK_OK(lolrt_modulated_norm(&desc));
   bool right = true;
-  for (int64_t i = rows * channels - 1; i >= 0; --i) right = right && out[i] == (i % 2 ? 3.0f : -1.0f);  // the last written first
+  for (int64_t i = rows * channels - 1; i >= 0; --i) right = right && out[i] == (i % 2 ? 3.0f : -1.0f);  // the last comes first
   CHECK(right);
 }
 
@@ -31,7 +31,7 @@ void test_sizes() {
   }
 }
 
-// Long tasks for two threads: the one that started later ends later, and the call may not return before it has.
+// Long tasks for two threads: the one that started later ends later, and the call may not return before that.
 void test_waits_for_the_last_task() {
   CHECK_OK(lolrt_set_threads(2));
   for (int i = 0; i < 40; ++i) norm_and_check(4, 100000);
@@ -87,20 +87,19 @@ void test_host_threads() {
   CHECK(counter.seen.empty());
 }
 
-// A child process has none of its parent's threads and must not wait for them, wherever they were: at work, going to park,
+// A child process has none of its parent's threads, and must not wait for them, whether they were working, about to park, or
 // parked.
 void test_fork() {
   CHECK_OK(lolrt_set_threads(16));
   norm_and_check(500);
-  // Threads that have only been started are inside the sanitizer's allocator, which GCC 12's does not free of its locks in a
-  // child.
+  // Threads that have only just started are inside the sanitizer's allocator, whose locks GCC 12 does not release in a child.
   std::this_thread::sleep_for(std::chrono::milliseconds(200));
   for (int round = 0; round < 60 && failures == 0; ++round) {
     norm_and_check(500);
     std::this_thread::sleep_for(std::chrono::microseconds(round % 4 * 20));
     const pid_t child = fork();
     if (child == 0) {
-      alarm(20);  // a child that hangs dies of it
+      alarm(20);  // a child that hangs is killed by it
       CHECK(lolrt_threads() == 16);
       for (int call = 0; call < 5; ++call) norm_and_check(500);
       _exit(failures != 0);
