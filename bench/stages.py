@@ -14,12 +14,13 @@ import torch.nn.functional as F
 import lolrt
 from lolrt import ops
 from lolrt.media.writer import VideoWriter
+from lolrt.ops import int8
 
 # The functions that are replaced, by stage: owner and attribute.
 STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "attention": ((ops, "frame_attention"),),
     "norms, packing": ((ops, "normalize_queries"), (ops, "kv_write"), (ops, "modulated_norm")),
-    "linear": ((F, "linear"),),
+    "linear": ((F, "linear"), (int8, "linear")),
     "activation": ((ops, "gelu"),),
     "VAE": ((lolrt.CausalVAE, "decode"),),
     "writer": ((VideoWriter, "write"),),

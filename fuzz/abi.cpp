@@ -80,6 +80,21 @@ void fuzz_gelu(Bytes &bytes, Tensors &tensor, lolrt_dtype dtype) {
   tensor.check(lolrt_gelu(&desc));
 }
 
+void fuzz_quantize_rows(Bytes &bytes, Tensors &tensor, lolrt_dtype dtype) {
+  const int64_t frames = 1 + bytes.below(3), tokens = 1 + bytes.below(9), channels = 1 + bytes.below(70);
+  const auto rows = {frames, tokens, channels};
+  const lolrt_quantize_rows_desc desc{sizeof desc, tensor(dtype, rows), tensor(kUint8, rows), tensor(kFloat32, {frames, tokens})};
+  tensor.check(lolrt_quantize_rows(&desc));
+}
+
+void fuzz_dequantize_rows(Bytes &bytes, Tensors &tensor, lolrt_dtype dtype) {
+  const int64_t frames = 1 + bytes.below(3), tokens = 1 + bytes.below(9), channels = 1 + bytes.below(70);
+  const auto rows = {frames, tokens, channels};
+  const lolrt_dequantize_rows_desc desc{sizeof desc, tensor(kFloat32, rows), tensor(kFloat32, {frames, tokens}),
+                                        tensor(kFloat32, {channels}), tensor(dtype, rows)};
+  tensor.check(lolrt_dequantize_rows(&desc));
+}
+
 void fuzz_sampler_step(Bytes &bytes, Tensors &tensor, lolrt_dtype) {
   const auto size = {1 + bytes.below(200)};
   const lolrt_sampler_step_desc desc{
@@ -164,8 +179,8 @@ long calls = 0;
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   static constexpr void (*targets[])(Bytes &, Tensors &, lolrt_dtype) = {
-      fuzz_kv_write,     fuzz_frame_attention, fuzz_modulated_norm, fuzz_gelu,   fuzz_sampler_step,
-      fuzz_channel_norm, fuzz_conv3d,          fuzz_tables,         fuzz_normal, fuzz_windows};
+      fuzz_kv_write, fuzz_frame_attention, fuzz_modulated_norm, fuzz_gelu,    fuzz_sampler_step,  fuzz_channel_norm,
+      fuzz_conv3d,   fuzz_tables,          fuzz_normal,         fuzz_windows, fuzz_quantize_rows, fuzz_dequantize_rows};
   static const bool one_thread = lolrt_set_threads(1) == LOLRT_OK;
   if (!one_thread) return 1;
   Bytes bytes(data, size);

@@ -97,6 +97,19 @@ def modulated_norm(
 def gelu(x: _Tensor, stream: int = 0) -> None:
     """GELU by its tanh form, in place. x: T [frames, tokens, channels], strided."""
 
+def quantize_rows(x: _Tensor, q: _Tensor, scale: _Tensor) -> None:
+    """scale = max|x| / 127 of each row, at least 2^-100; q = 128 + x / scale, rounded. A row that is not finite: scale NaN, q 128.
+
+    On the CPU. x: T [frames, tokens, channels], strided. q: uint8 [frames, tokens, channels], strided. scale: float32 [frames, tokens].
+    """
+
+def dequantize_rows(x: _Tensor, scale: _Tensor, bias: _Tensor, out: _Tensor) -> None:
+    """out = x * scale + bias.
+
+    On the CPU. x: float32 [frames, tokens, channels], strided. scale: float32 [frames, tokens]. bias: float32 [channels].
+    out: T [frames, tokens, channels], strided; x itself, if that is what T is.
+    """
+
 def sampler_step(
     sample: _Tensor, level: float, velocity: _Tensor, after: float, noise: _Tensor | None, out: _Tensor, stream: int = 0
 ) -> None:

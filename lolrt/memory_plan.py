@@ -27,7 +27,7 @@ from lolrt.engine.engine import Engine
 from lolrt.engine.kv_window import Window
 from lolrt.engine.sampler import Sampler
 from lolrt.errors import Error
-from lolrt.models.dit import CausalDiT, DiTConfig
+from lolrt.models.dit import CausalDiT, DiTConfig, LinearChoice
 from lolrt.models.pass_inputs import PassInputs, join
 from lolrt.models.vae.codec import Codec, State
 from lolrt.models.vae.layers import VAEConfig
@@ -177,10 +177,11 @@ def plan(
     kv_dtype: torch.dtype | None = None,
     rope: Rope = Rope(),
     sessions: int = 1,
+    linear: LinearChoice = "full",
 ) -> MemoryPlan:
     """The plan for `sessions` streams of video of height x width pixels in one engine. passes: the number of passes of the sampler.
     vae_tile: as in `lolrt.load`. text_encoder_bytes: the size of the weights of an encoder that is freed before the model is loaded.
-    device: "cpu" or "cuda"; the machine need not have a GPU. kv_dtype: as in `lolrt.LatentStream`.
+    device: "cpu" or "cuda"; the machine need not have a GPU. kv_dtype: as in `lolrt.LatentStream`. linear: as in `lolrt.load`.
 
     On CUDA it counts the memory of the device with the probe on, without the memory that CUDA and its libraries use themselves.
     Raises `lolrt.Error` when the size does not fit the model, or kv_dtype the device.
@@ -192,9 +193,11 @@ def plan(
         encoding = codec_memory(vae, height, width, dtype=dtype, encoding=True, tile=vae_tile)
     rows, columns = height // vae.spatial_factor, width // vae.spatial_factor
     with unfilled():
-        model = CausalDiT(dit).to(dtype)
+        model = CausalDiT(dit, linear).to(dtype)
     tokens = model.tokens_per_frame(rows, columns)
-    model.fuse_qkv()
+    with LiveBytes() as live:
+        model.prepare()
+        packed = live.now if linear == "int8" else 0  # otherwise they are moved, and there is no second copy
     stream: dict[str, int] = {}
     transient: dict[str, int] = {}
     # The engine and its sessions are made by the same code as for a real stream, with a model without memory. So the plan counts exactly
@@ -228,8 +231,13 @@ def plan(
     stream["VAE's past frames"] = sessions * decoding.carried
     stream["latents that were decoded"] = sessions * decoding.remembered
     stream["workspace of attention"] = _cuda_workspace(dit, window, tokens) if on_cuda else _workspace(dit, window, tokens, dtype)
-    weights = {"DiT": _bytes(model.parameters()), "VAE": decoding.weights, "VAE's decoder, packed": decoding.packed}
-    loaded = weights["DiT"] + encoding.weights
+    weights = {
+        "DiT": _bytes(model.parameters()),
+        "DiT's linear layers, packed": packed,
+        "VAE": decoding.weights,
+        "VAE's decoder, packed": decoding.packed,
+    }
+    loaded = weights["DiT"] + packed + encoding.weights
     before_stream = {
         "text encoder": text_encoder_bytes,
         "encoding of a start": loaded + encoding.packed + encoding.carried + encoding.transient,
@@ -258,10 +266,11 @@ def plan_model(
     vae_tile: int | None = None,
     device: str = "cpu",
     kv_dtype: torch.dtype | None = None,
+    linear: LinearChoice = "full",
 ) -> tuple[MemoryPlan, tuple[int, int]]:
     """The plan for a model that is not loaded, and the size that it applies to: height and width in pixels, by default the model's own.
 
-    model, vae, vae_tile: as in `lolrt.load`. device, kv_dtype: as in `plan`; a text encoder runs on the CPU. Raises the errors of
+    model, vae, vae_tile, linear: as in `lolrt.load`. device, kv_dtype: as in `plan`; a text encoder runs on the CPU. Raises the errors of
     `lolrt.load` and `plan`.
     """
     files = files_of(model, {"dit", "vae" if vae == "full" else "taehv"})
@@ -275,7 +284,7 @@ def plan_model(
     memory = plan(
         dit_config(read_component(files, "dit")), config, height, width, dtype=dtype, window=window,
         passes=len(sampler_of(settings, files.source).timesteps), vae_tile=vae_tile, text_encoder_bytes=encoder_bytes, device=device,
-        kv_dtype=kv_dtype, rope=rope_of(settings, files.source),
+        kv_dtype=kv_dtype, rope=rope_of(settings, files.source), linear=linear,
     )  # fmt: skip
     return memory, (height, width)
 

@@ -23,10 +23,11 @@ from lolrt.engine.kv_window import Window
 from lolrt.engine.sampler import Sampler
 from lolrt.engine.scheduler import RoundRobin, Scheduler
 from lolrt.errors import Error, check_pixels
-from lolrt.models.dit import CausalDiT, DiTConfig
+from lolrt.models.dit import CausalDiT, DiTConfig, LinearChoice
 from lolrt.models.vae.codec import Codec, CodecConfig, State
 from lolrt.models.vae.tiles import Tiled
 from lolrt.ops.device import upload, usable
+from lolrt.ops.int8 import check_int8
 from lolrt.positions.rope import Rope
 from lolrt.session.config import StreamConfig, from_plain
 from lolrt.session.snapshot import Snapshot
@@ -59,6 +60,7 @@ def load(
     lora: LoRAFiles | None = None,
     group: str | None = None,
     device: str | torch.device = "cpu",
+    linear: LinearChoice = "full",
 ) -> Pipeline:
     """Loads a pipeline. model: the name of an embedded model; a folder, file or TOML file with a model's parts (docs/checkpoints.md); or
     the result of `files_of`.
@@ -68,11 +70,15 @@ def load(
     and less exact; or "light" if this TAEHV is LightX2V's LightTAE, which its tensors do not show. vae_tile: the side in pixels of the
     tiles that the VAE works on one after another; by default the whole picture at once. text: the text encoder, by default the model's
     own; it runs on the CPU. lora, group: as in `lolrt.load_dit`. device: the device of the DiT and the VAE, "cpu" or "cuda" ("cuda:1").
+    linear: "int8" computes the linear layers of the DiT's blocks with weights and inputs of 8 bits, which is faster and less exact
+    (docs/cpu.md); on CPUs with VNNI.
     Raises `lolrt.Error` when there is no such model, a part of it is missing, or the device cannot be used, and `lolrt.CheckpointError`
     when its files are invalid.
     """
     dtype = dtype or preferred_dtype(device)
     usable_device = usable(device, dtype)
+    if linear == "int8":
+        check_int8(usable_device)
     files = files_of(model, {"dit", "vae" if vae == "full" else "taehv", *(() if text else ("text_encoder",))}, group)
     text = text or load_text(files)
     codec: Codec
@@ -83,7 +89,7 @@ def load(
     for warning in files.warnings:
         warnings.warn(warning, stacklevel=2)
     settings = {**WAN_SETTINGS, **files.settings}
-    dit = load_dit(files, dtype, lora, device=usable_device)
+    dit = load_dit(files, dtype, lora, device=usable_device, linear=linear)
     check_size(settings["height"], settings["width"], codec.config, dit.config)
     return Pipeline(
         name=settings.get("name", files.source.stem),

@@ -32,6 +32,12 @@ def project(x: F64, weight: F64 | None, eps: float, rotation: F64 | None, first_
     return x
 
 
+def quantize_rows(x: F64) -> tuple[F64, F64]:
+    """x [frames, tokens, channels] in units of the scale of its row, not rounded, and the scales [frames, tokens]."""
+    scale = np.maximum(np.abs(x).max(-1) / 127, 2.0**-100)
+    return x / scale[..., None], scale
+
+
 def frame_attention(
     q: F64, k: F64, v: F64, rotation: F64 | None = None, bias: F64 | None = None, scale: float | None = None
 ) -> tuple[F64, F64]:

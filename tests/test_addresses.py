@@ -46,6 +46,14 @@ def gelu(t: dict[str, Tensor], dtype: torch.dtype) -> None:
     _core.gelu(t["out"])
 
 
+def quantize_rows(t: dict[str, Tensor], dtype: torch.dtype) -> None:
+    _core.quantize_rows(t["x"], t["q"], torch.empty(2, TOKENS))
+
+
+def dequantize_rows(t: dict[str, Tensor], dtype: torch.dtype) -> None:
+    _core.dequantize_rows(t["sums"], torch.ones(2, TOKENS), torch.ones(DIM), t["out"])
+
+
 def channel_norm(t: dict[str, Tensor], dtype: torch.dtype) -> None:
     _core.channel_norm(t["pixels"], torch.ones(16), True, t["margins"])
 
@@ -63,6 +71,8 @@ def tensors(op: str, dtype: torch.dtype) -> dict[str, Tensor]:
         "kv_write": {name: randn(*heads, dtype=dtype) for name in ("q", "k", "v", "out")} | {"pages": pages},
         "modulated_norm": {name: randn(*rows, dtype=dtype) for name in ("x", "out", "out2")},
         "gelu": {"out": randn(*rows, dtype=dtype)},
+        "quantize_rows": {"x": randn(*rows, dtype=dtype), "q": torch.zeros(rows, dtype=torch.uint8)},
+        "dequantize_rows": {"sums": randn(*rows), "out": randn(*rows, dtype=dtype)},
         "channel_norm": {"pixels": randn(2, 3, 4, 16), "margins": torch.zeros(2, 5, 6, 16)},
         "conv3d": {
             "past": randn(2, 5, 6, 16), "wide": randn(2, 5, 6, 16), "residual": randn(2, 3, 4, 16), "pixels": torch.zeros(2, 3, 4, 16),
@@ -74,6 +84,7 @@ def tensors(op: str, dtype: torch.dtype) -> dict[str, Tensor]:
 FREE = {"pages": 1, "past": 2, "wide": 2}
 OPS: dict[str, tuple[Call, int]] = {
     "frame_attention": (frame_attention, 3), "kv_write": (kv_write, 3), "modulated_norm": (modulated_norm, 2), "gelu": (gelu, 2),
+    "quantize_rows": (quantize_rows, 2), "dequantize_rows": (dequantize_rows, 2),
     "channel_norm": (channel_norm, 3), "conv3d": (conv3d, 3),
 }  # fmt: skip
 

@@ -62,7 +62,7 @@ def allocated(run) -> tuple[int, int]:
 def test_a_stream_keeps_to_the_plan(dtype, height, width, window):
     dit = lolrt.CausalDiT(DIT).requires_grad_(False).to(dtype)
     vae = lolrt.CausalVAE(VAE).requires_grad_(False).to(dtype)
-    dit.fuse_qkv()
+    dit.prepare()
     prompt = torch.randn(12, DIT.text_dim)
     sampler = lolrt.Sampler(timesteps=(1000,))
     memory = plan(DIT, VAE, height, width, dtype=dtype, window=window, passes=len(sampler.timesteps))
@@ -92,7 +92,7 @@ def test_a_new_prompt_keeps_to_the_plan(recache):
     """For a model with as much text as pictures, so that the text's memory shows."""
     config, window = replace(DIT, text_len=512), lolrt.Window(1, 6, 2)
     dit = lolrt.CausalDiT(config).requires_grad_(False).bfloat16()
-    dit.fuse_qkv()
+    dit.prepare()
     first, second = torch.randn(500, DIT.text_dim), torch.randn(12, DIT.text_dim)
     memory = plan(config, VAE, 64, 96, window=window, passes=1)
 
@@ -308,7 +308,7 @@ def test_sessions_that_share_an_engine_keep_to_the_plan():
     """Three of them, stepped together: the plan of what the engine holds is right within 1 %."""
     window, sessions = lolrt.Window(1, 6, 2), 3
     dit = lolrt.CausalDiT(DIT).requires_grad_(False)
-    dit.fuse_qkv()
+    dit.prepare()
     prompts = [torch.randn(count, DIT.text_dim) for count in (3, 8, 12)]
     memory = plan(DIT, VAE, 64, 96, dtype=torch.float32, window=window, passes=1, sessions=sessions)
     config = StreamConfig(window=window, sampler=lolrt.Sampler(timesteps=(1000,)), probe=True)

@@ -1,4 +1,5 @@
-"""kv_write, modulated_norm, gelu and sampler_step of every instruction set against the float64 oracle, by the rule of rule.py."""
+"""kv_write, modulated_norm, gelu, quantize_rows, dequantize_rows and sampler_step of every instruction set against the float64 oracle, by
+the rule of rule.py."""
 
 from __future__ import annotations
 
@@ -242,6 +243,77 @@ def test_gelu_gives_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) 
         results.append(x.clone())
         _core.gelu(results[-1])
     assert all(torch.equal(out, results[0]) for out in results)
+
+
+# ---- quantize_rows, dequantize_rows -----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_quantize_rows_matches_the_oracle(dtype: torch.dtype, data: st.DataObject) -> None:
+    """Rows of any length within wider ones, of any size; what lies beside them stays as it is."""
+    frames, tokens, channels = (data.draw(st.integers(1, most), name) for name, most in (("frames", 3), ("tokens", 40), ("channels", 70)))
+    size = data.draw(st.sampled_from([1e-32, 0.01, 1.0, 1e30]), "size")
+    generator = torch.Generator().manual_seed(channels)
+    wide = (size * torch.randn(frames, tokens, channels + 3, generator=generator)).to(dtype)
+    wide[..., 0], wide[..., -2:] = torch.nan, torch.inf
+    x = wide[..., 1:-2]
+    q, scale = torch.full(wide.shape, 7, dtype=torch.uint8), torch.full((frames, tokens), torch.nan)
+    _core.quantize_rows(x, q[..., 1:-2], scale)
+    exact, scales = oracle.quantize_rows(fp64(x))
+    np.testing.assert_allclose(fp64(scale), scales, rtol=2**-23)
+    # Half a step, and the roundings of 1 / scale and of its product with x, at most 127.
+    assert np.abs(fp64(q[..., 1:-2]) - 128 - exact).max() <= 0.5 + 127 * 2**-22
+    assert (q[..., 0] == 7).all() and (q[..., -2:] == 7).all()
+    assert q[..., 1:-2].min() >= 1 and (size < 1e-20 or (np.abs(fp64(q[..., 1:-2]) - 128).max(-1) == 127).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_rows_that_are_not_finite_stay_so(dtype: torch.dtype) -> None:
+    """Wherever in the row the number is; and the rows beside them do not notice. A row of zeros gives zeros."""
+    x = torch.randn(1, 80, 37).to(dtype)
+    bad = {3 + i: i for i in range(37)}
+    for number, (row, column) in enumerate(bad.items()):
+        x[0, row, column] = [torch.nan, torch.inf, -torch.inf][number % 3]
+    x[0, 50] = 0
+    q, scale = torch.empty(x.shape, dtype=torch.uint8), torch.empty(1, 80)
+    _core.quantize_rows(x, q, scale)
+    assert scale[0].isnan().tolist() == [row in bad for row in range(80)]
+    assert (q[0, 50] == 128).all() and (q[0, list(bad)] == 128).all()
+    out = torch.empty_like(x)
+    _core.dequantize_rows(q.float() - 128, scale, torch.zeros(37), out)
+    assert out[0].isnan().all(-1).tolist() == [row in bad for row in range(80)] and (out[0, 50] == 0).all()
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(frames=st.integers(1, 3), tokens=st.integers(1, 40), channels=st.integers(1, 70))
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_dequantize_rows_matches_the_oracle(dtype: torch.dtype, frames: int, tokens: int, channels: int) -> None:
+    generator = torch.Generator().manual_seed(channels)
+    x = 1e6 * torch.randn(frames, tokens, channels + 1, generator=generator)[..., 1:]
+    scale, bias = torch.rand(frames, tokens, generator=generator) * 1e-6, torch.randn(channels, generator=generator)
+    wide = torch.full((frames, tokens, channels + 2), 5.0, dtype=dtype)
+    _core.dequantize_rows(x, scale, bias, wide[..., 1:-1])
+    check(wide[..., 1:-1], (x * scale[..., None] + bias).to(dtype), fp64(x) * fp64(scale)[..., None] + fp64(bias), 1)
+    assert (wide[..., [0, -1]] == 5).all()
+    if dtype == torch.float32:
+        in_place = x.clone()
+        _core.dequantize_rows(in_place, scale, bias, in_place)
+        assert torch.equal(in_place, wide[..., 1:-1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_quantized_rows_have_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
+    x, bias = torch.randn(3, 301, 333).to(dtype), torch.randn(333)
+    results = []
+    for threads in (1, 2, 5):
+        _core.set_threads(threads)
+        q, scale, out = torch.empty(x.shape, dtype=torch.uint8), torch.empty(3, 301), torch.empty_like(x)
+        _core.quantize_rows(x, q, scale)
+        _core.dequantize_rows(q.float(), scale, bias, out)
+        results.append((q, scale, out))
+    assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0], strict=True))
 
 
 # ---- sampler_step ----------------------------------------------------------------------------------------------------------

@@ -83,6 +83,8 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, torch.Tensor], dict
         ),
         "modulated_norm": (ops.modulated_norm, dict(x=rows, scale=row, shift=row, residual=rows.clone(), gate=row), {}),
         "gelu": (ops.gelu, dict(x=rows), {}),
+        "quantize_rows": (ops.quantize_rows, dict(x=rows), {}),
+        "dequantize_rows": (ops.dequantize_rows, dict(x=rows, scale=torch.ones(1, 4), bias=row[0], out=torch.zeros(1, 4, 16)), {}),
         "sampler_step": (ops.sampler_step, dict(sample=rows, velocity=rows, noise=rows), dict(level=0.5)),
         "channel_norm": (ops.channel_norm, dict(x=images, gamma=row[0], out=torch.zeros(1, 6, 6, 16)), dict(silu=True)),
         "conv3d": (
@@ -121,6 +123,7 @@ def test_what_is_no_array_is_refused_by_the_name_of_the_argument(name: str) -> N
 
 WRITTEN = {
     "kv_write": ["pages"], "frame_attention": ["mass"], "modulated_norm": ["x"], "gelu": ["x"], "channel_norm": ["out"], "conv3d": ["out"],
+    "dequantize_rows": ["out"],
 }  # fmt: skip
 
 
@@ -262,6 +265,8 @@ def test_registrations_pass_torchs_own_checks():
         (torch.ops.lolrt.frame_attention, batched),
         (torch.ops.lolrt.modulated_norm, (x, row, row, x.clone(), row, 1e-6)),
         (torch.ops.lolrt.gelu, (x,)),
+        (torch.ops.lolrt.quantize_rows, (x,)),
+        (torch.ops.lolrt.dequantize_rows, (x, torch.ones(2, 13), torch.zeros(192), x.clone())),
         (torch.ops.lolrt.sampler_step, (x, 0.9, x.clone(), 0.5, x.clone())),
         (torch.ops.lolrt.channel_norm, (image, torch.ones(5), torch.empty(1, 6, 8, 5), True)),
         (torch.ops.lolrt.conv3d, (image, *kernel, torch.empty(1, 2, 4, 7), None, torch.zeros(1, 2, 4, 7))),

@@ -94,6 +94,21 @@ struct ModulatedNorm {
   FrameVector gate, scale, shift;  // gate.data may be NULL
 };
 
+struct QuantizeRows {
+  DType dtype;  // of x
+  int64_t frames, tokens, channels;
+  ChannelRows x, q;
+  float *scale;  // [frames, tokens]
+};
+
+struct DequantizeRows {
+  DType dtype;  // of out; x is float32
+  int64_t frames, tokens, channels;
+  ChannelRows x, out;
+  const float *scale;  // [frames, tokens]
+  const float *bias;   // [channels]
+};
+
 struct Gelu {
   Target target;
   DType dtype;
@@ -160,6 +175,8 @@ struct Kernels {
   void (*frame_attention)(const FrameAttention &);
   void (*modulated_norm)(const ModulatedNorm &);
   void (*gelu)(const Gelu &);
+  void (*quantize_rows)(const QuantizeRows &);
+  void (*dequantize_rows)(const DequantizeRows &);
   void (*sampler_step)(const SamplerStep &);
   void (*channel_norm)(const ChannelNorm &);
   void (*conv3d)(const Conv3d &);

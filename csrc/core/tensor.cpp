@@ -20,8 +20,8 @@ struct TypeInfo {
 // Indexed by DType.
 constexpr TypeInfo kTypes[] = {{"float32", LOLRT_CODE_FLOAT, 32}, {"bfloat16", LOLRT_CODE_BFLOAT, 16},
                                {"float16", LOLRT_CODE_FLOAT, 16}, {"float8_e4m3fn", LOLRT_CODE_FLOAT8_E4M3FN, 8},
-                               {"int32", LOLRT_CODE_INT, 32},     {"int64", LOLRT_CODE_INT, 64},
-                               {"uint64", LOLRT_CODE_UINT, 64}};
+                               {"uint8", LOLRT_CODE_UINT, 8},     {"int32", LOLRT_CODE_INT, 32},
+                               {"int64", LOLRT_CODE_INT, 64},     {"uint64", LOLRT_CODE_UINT, 64}};
 
 const TypeInfo &info(DType dtype) { return kTypes[static_cast<int>(dtype)]; }
 

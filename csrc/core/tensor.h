@@ -8,11 +8,12 @@
 
 namespace lolrt {
 
-enum class DType { float32, bfloat16, float16, float8_e4m3fn, int32, int64, uint64 };
+enum class DType { float32, bfloat16, float16, float8_e4m3fn, uint8, int32, int64, uint64 };
 
 constexpr int64_t element_bytes(DType dtype) {
   switch (dtype) {
     case DType::float8_e4m3fn:
+    case DType::uint8:
       return 1;
     case DType::bfloat16:
     case DType::float16:

@@ -44,6 +44,18 @@ struct Avx2Isa {
     store(all, vec);
     copy_n(to, all, lanes);
   }
+  static void store_bytes(uint8_t *to, Vec vec) {
+    const __m256i low = _mm256_and_si256(_mm256_castps_si256(vec), _mm256_set1_epi32(0xff));
+    const __m256i halves = _mm256_packus_epi32(low, low);  // within each half
+    const __m256i bytes = _mm256_packus_epi16(halves, halves);
+    const __m256i joined = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4));
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(to), _mm256_castsi256_si128(joined));
+  }
+  static void store_bytes_n(uint8_t *to, Vec vec, int lanes) {
+    uint8_t all[width];
+    store_bytes(all, vec);
+    std::memcpy(to, all, lanes);
+  }
   static Vec round_bf16(Vec vec) { return _mm256_castsi256_ps(high_half(rounded_bits(vec))); }
 
   static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }

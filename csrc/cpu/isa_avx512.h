@@ -41,6 +41,12 @@ struct Avx512Isa {
   static void store(Bf16 *to, Vec vec) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), narrowed(vec)); }
   static void store_n(float *to, Vec vec, int lanes) { _mm512_mask_storeu_ps(to, first_lanes(lanes), vec); }
   static void store_n(Bf16 *to, Vec vec, int lanes) { _mm256_mask_storeu_epi16(to, first_lanes(lanes), narrowed(vec)); }
+  static void store_bytes(uint8_t *to, Vec vec) {
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_cvtepi32_epi8(_mm512_castps_si512(vec)));
+  }
+  static void store_bytes_n(uint8_t *to, Vec vec, int lanes) {
+    _mm512_mask_cvtepi32_storeu_epi8(to, first_lanes(lanes), _mm512_castps_si512(vec));
+  }
   static Vec round_bf16(Vec vec) { return _mm512_castsi512_ps(high_half(rounded_bits(vec))); }
 
   static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }

@@ -85,6 +85,12 @@ struct ScalarIsa {
     const Bits bits = rounded_bits(vec) >> 16;
     for (int i = 0; i < lanes; ++i) to[i].bits = static_cast<uint16_t>(bits[i]);
   }
+  // The lowest byte of each lane, as bits.
+  static void store_bytes(uint8_t *to, Vec vec) { store_bytes_n(to, vec, width); }
+  static void store_bytes_n(uint8_t *to, Vec vec, int lanes) {
+    const Bits bits = reinterpret_cast<Bits>(vec);
+    for (int i = 0; i < lanes; ++i) to[i] = static_cast<uint8_t>(bits[i]);
+  }
   // To the nearest bfloat16, ties to even; still as floats.
   static Vec round_bf16(Vec vec) { return reinterpret_cast<Vec>(rounded_bits(vec) & 0xffff0000u); }
 

@@ -7,6 +7,7 @@
 #include "cpu/gelu.h"
 #include "cpu/kv_write.h"
 #include "cpu/modulated_norm.h"
+#include "cpu/quantized_rows.h"
 #include "cpu/sampler_step.h"
 #include "cpu/tile_attention.h"
 
@@ -52,6 +53,8 @@ constexpr Kernels make_kernels() {
           attention<Isa>,
           run<Isa, ModulatedNormKernel, ModulatedNorm>,
           run<Isa, GeluKernel, Gelu>,
+          run<Isa, QuantizeRowsKernel, QuantizeRows>,
+          run<Isa, DequantizeRowsKernel, DequantizeRows>,
           SamplerStepKernel<Isa>::run,
           run<Isa, ChannelNormKernel, ChannelNorm>,
           Conv3dKernel<Isa>::run};

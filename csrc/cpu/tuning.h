@@ -23,7 +23,7 @@ constexpr float kRescaleAbove = 256.0f;
 // kv_write: a call that writes more than this writes past the caches, which could not hold it until attention reads it. Without
 // having to read what it overwrites it takes a quarter less time at the 1.3B shape (2026-11-25, Zen 4).
 constexpr int64_t kStreamedBytes = 16 << 20;
-// modulated_norm, gelu: elements of one task, enough to hide the cost of handing it out.
+// modulated_norm, gelu, quantize_rows, dequantize_rows: elements of one task, enough to hide the cost of handing it out.
 constexpr int kRowTaskElements = 16384;
 
 }  // namespace lolrt

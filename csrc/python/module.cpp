@@ -133,6 +133,18 @@ void gelu(py::handle x, uintptr_t stream) {
   call<const lolrt_gelu_desc *>(lolrt_gelu, &desc);
 }
 
+void quantize_rows(py::handle x, py::handle q, py::handle scale) {
+  const Borrowed x_("x", x), q_("q", q, Use::write), scale_("scale", scale, Use::write);
+  const lolrt_quantize_rows_desc desc{sizeof desc, x_.get(), q_.get(), scale_.get()};
+  call<const lolrt_quantize_rows_desc *>(lolrt_quantize_rows, &desc);
+}
+
+void dequantize_rows(py::handle x, py::handle scale, py::handle bias, py::handle out) {
+  const Borrowed x_("x", x), scale_("scale", scale), bias_("bias", bias), out_("out", out, Use::write);
+  const lolrt_dequantize_rows_desc desc{sizeof desc, x_.get(), scale_.get(), bias_.get(), out_.get()};
+  call<const lolrt_dequantize_rows_desc *>(lolrt_dequantize_rows, &desc);
+}
+
 void sampler_step(py::handle sample, double level, py::handle velocity, double after, py::handle noise, py::handle out,
                   uintptr_t stream) {
   const Borrowed sample_("sample", sample), velocity_("velocity", velocity), noise_("noise", noise), out_("out", out, Use::write);
@@ -275,6 +287,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("modulated_norm", &modulated_norm, arg("x"), arg("residual"), arg("gate"), arg("scale"), arg("shift"), arg("eps"),
         arg("out"), arg("stream") = 0);
   m.def("gelu", &gelu, arg("x"), arg("stream") = 0);
+  m.def("quantize_rows", &quantize_rows, arg("x"), arg("q"), arg("scale"));
+  m.def("dequantize_rows", &dequantize_rows, arg("x"), arg("scale"), arg("bias"), arg("out"));
   m.def("sampler_step", &sampler_step, arg("sample"), arg("level"), arg("velocity"), arg("after"), arg("noise"), arg("out"),
         arg("stream") = 0);
   m.def("channel_norm", &channel_norm, arg("x"), arg("gamma"), arg("silu"), arg("out"));

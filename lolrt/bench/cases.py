@@ -18,6 +18,7 @@ from torch import Tensor
 from lolrt import ops
 from lolrt.bench import peers
 from lolrt.bench.measure import Run
+from lolrt.ops import int8
 from lolrt.positions.rope import Rope, rotation_tables, spatial_rotation
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -100,6 +101,8 @@ class Case:
     every_thread_count: bool = True
     """False for cases that take too long on one thread."""
     best_isa_only: bool = False
+    runs_here: Callable[[], bool] = lambda: True
+    """Whether this CPU has what the case needs."""
     roundings: int = 1
     """About how many times the result is rounded: the passes of a model."""
 
@@ -330,6 +333,58 @@ def gelu(shape: Shape, dtype: torch.dtype, **flags: Any) -> Case:
     return Case("gelu", shape.name, dtype, 15.0 * elements, 2.0 * elements * dtype.itemsize, "bytes", make, **flags)
 
 
+def quantize_rows(shape: Shape, dtype: torch.dtype, **flags: Any) -> Case:
+    """Peer: the same in plain torch. Only the numbers are compared, which may differ by one where they were between two."""
+    elements = shape.frames * shape.tokens * shape.heads * shape.dim
+
+    def make(compiled: bool) -> Trial:
+        x = random(shape.frames, shape.tokens, shape.heads * shape.dim).to(dtype)
+        return Trial(lambda: ops.quantize_rows(x)[0], {"torch": lambda: peers.quantize_rows(x)[0]})
+
+    # FLOP per element: 2 for the largest size, 2 for scaling and rounding.
+    return Case("quantize_rows", shape.name, dtype, 4.0 * elements, elements * (dtype.itemsize + 1.0), "bytes", make, **flags)
+
+
+def dequantize_rows(shape: Shape, dtype: torch.dtype, **flags: Any) -> Case:
+    """Peer: the same in plain torch."""
+    elements = shape.frames * shape.tokens * shape.heads * shape.dim
+
+    def make(compiled: bool) -> Trial:
+        x = random(shape.frames, shape.tokens, shape.heads * shape.dim)
+        scale, bias = random(shape.frames, shape.tokens), random(shape.heads * shape.dim)
+        out = torch.empty(x.shape, dtype=dtype)
+        return Trial(
+            lambda: ops.dequantize_rows(x, scale, bias, out),
+            {"torch": lambda: torch.addcmul(bias, x, scale[..., None]).to(dtype)},
+        )
+
+    return Case("dequantize_rows", shape.name, dtype, 2.0 * elements, elements * (dtype.itemsize + 4.0), "bytes", make, **flags)
+
+
+def int8_linear(shape: Shape, dtype: torch.dtype, **flags: Any) -> Case:
+    """The first layer of the feed-forward with weights and inputs of 8 bits. Peers: torch's product in each dtype; the same in plain
+    torch, with its product of int8; and oneDNN's product alone, which ours cannot be faster than."""
+    rows, inputs, outputs = shape.frames * shape.tokens, shape.heads * shape.dim, shape.hidden
+
+    def make(compiled: bool) -> Trial:
+        x, weight, bias = random(shape.frames, shape.tokens, inputs), random(outputs, inputs) / inputs**0.5, random(outputs)
+        values, scale = peers.quantize_weight(weight)
+        packed = int8.pack(values, scale, bias)
+        ours = x.to(dtype)
+        runs: dict[str, Run] = {}
+        for other in (BF16, FP32):
+            layer = x.to(other), weight.to(other), bias.to(other)
+            runs[f"torch {dtype_name(other)}"] = partial(F.linear, *layer)
+        runs["torch int8"] = partial(peers.int8_linear, ours, values.t(), scale, bias)
+        q, _ = ops.quantize_rows(ours.view(1, rows, inputs))
+        runs["oneDNN int8 alone"] = lambda: discard(int8.product(q[0], packed))
+        return Trial(lambda: int8.linear(ours, packed), runs)
+
+    moved = dtype.itemsize * rows * (inputs + outputs) + inputs * outputs
+    flops = 2.0 * rows * inputs * outputs
+    return Case("int8_linear", shape.name, dtype, flops, float(moved), "flops", make, runs_here=int8.multiplies_exactly, **flags)
+
+
 def sampler_step(name: str, elements: int, **flags: Any) -> Case:
     """To the next noise level. Peer: as published."""
 
@@ -449,6 +504,19 @@ CASES: tuple[Case, ...] = (
     gelu(ODD, BF16),
     gelu(WAN, BF16, quick=True),
     gelu(WAN, FP32),
+    quantize_rows(TINY, BF16),
+    quantize_rows(ODD, BF16),
+    quantize_rows(WAN, BF16, quick=True),
+    quantize_rows(WAN, FP32),
+    dequantize_rows(TINY, BF16),
+    dequantize_rows(ODD, BF16),
+    dequantize_rows(WAN, BF16, quick=True),
+    dequantize_rows(WAN, FP32),
+    # Results of 8 bits differ from torch's by more than a rounding of float32.
+    int8_linear(TINY, BF16),
+    int8_linear(ODD, FP32, roundings=30),
+    int8_linear(WAN, BF16, best_isa_only=True),
+    int8_linear(WAN, FP32, best_isa_only=True, roundings=30),
     sampler_step("tiny", 3 * 24 * 8 * 12),
     sampler_step("odd", 12345),
     sampler_step("1.3B", 3 * 16 * 60 * 104, quick=True),

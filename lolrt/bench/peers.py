@@ -44,6 +44,26 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * torch.rsqrt(wide.square().mean(dim=(-2, -1), keepdim=True) + eps)).type_as(x) * weight
 
 
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in 8 bits around 128, and the scale of each."""
+    scale = x.abs().amax(-1, keepdim=True).float() / 127
+    return (x.float() / scale + 128).round_().to(torch.uint8), scale
+
+
+def int8_linear(x: Tensor, values: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer in 8 bits: values int8 [in, out], scale [out]; each row of x has its own scale."""
+    rows = x.flatten(0, -2)
+    step = rows.abs().amax(-1, keepdim=True).float() / 127
+    sums = torch._int_mm((rows.float() / step).round_().to(torch.int8), values)
+    return (sums * step * scale + bias).to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix as int8, with a scale for each row."""
+    scale = weight.abs().amax(1) / 127
+    return (weight / scale[:, None]).round_().to(torch.int8), scale
+
+
 def modulated_norm(x: Tensor, residual: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
     """The new x and the normalised output; x and residual [frames, tokens, channels], the others [frames, 1, channels], in one dtype."""
     x = x + residual * gate

@@ -34,6 +34,7 @@ def selected(cases: Sequence[Case], *, quick: bool, threads: int, best_isa: bool
         and (case.every_thread_count or threads == cores())
         and (best_isa or not case.best_isa_only)
         and only in case.name
+        and case.runs_here()
     ]
 
 

@@ -20,16 +20,20 @@ from lolrt.checkpoint.lora import Adapters, LoRA, LoRAFiles, lora_files
 from lolrt.checkpoint.mapped import check_whole_file
 from lolrt.checkpoint.model_files import ModelFiles, find_files, read_component
 from lolrt.checkpoint.origin import Origin, origin_of
-from lolrt.checkpoint.packed import Packed, Weight, give_back
+from lolrt.checkpoint.packed import Packed, Weight, give_back, unpacked
+from lolrt.checkpoint.quantise import int8
+from lolrt.checkpoint.quantised import Quantised
 from lolrt.checkpoint.safetensors_file import file_order, group_of
 from lolrt.checkpoint.shapes import Shapes, dit_config, expected_shapes, faults, listed, taehv_config, unfilled, vae_config
 from lolrt.errors import CheckpointError, Error
-from lolrt.models.dit import CausalDiT
+from lolrt.models.dit import CausalDiT, LinearChoice
+from lolrt.models.int8_linear import Int8Linear
 from lolrt.models.vae.layers import VAEConfig
 from lolrt.models.vae.taehv import TAEHV
 from lolrt.models.vae.wan import CausalVAE
 from lolrt.ops import CPU
 from lolrt.ops.device import usable
+from lolrt.ops.int8 import check_int8
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -40,21 +44,24 @@ def load_dit(
     lora: LoRAFiles | None = None,
     group: str | None = None,
     device: str | torch.device = "cpu",
+    linear: LinearChoice = "full",
 ) -> CausalDiT:
     """Loads a DiT from a checkpoint of any known layout (docs/checkpoints.md), and merges its LoRAs, if there are any.
 
     path: a folder, a file, or a TOML file. lora: one or several files of adapters, added to the LoRA of the model itself:
     "style.safetensors", or "style.safetensors:0.8" for a strength other than 1. dtype: of the weights and all activations, torch.bfloat16
     or torch.float32. group: which weights of a training checkpoint to use; by default the averaged ones, but with a LoRA the others,
-    because it is trained on them. device: as in `lolrt.load`; on CUDA dtype must be torch.bfloat16.
+    because it is trained on them. device, linear: as in `lolrt.load`; on CUDA dtype must be torch.bfloat16.
     Raises `lolrt.Error` when the device cannot be used, and `lolrt.CheckpointError` when files are missing or damaged, when tensors are
     missing, unexpected or mis-shaped (all are named), or when a value is not finite.
     """
     found, files = usable(device, dtype), find_files(path)
+    if linear == "int8":
+        check_int8(found)
     component, adapters = read_dit(files, lora, group)
     origin = origin_of(files, component, frozenset(adapters.changed if adapters else ()))
     with unfilled():
-        model = CausalDiT(dit_config(component))
+        model = CausalDiT(dit_config(component), linear)
     return _as_adapted(assign(model, component.tensors, dtype, component.source, adapters, found), adapters, origin)
 
 
@@ -73,7 +80,7 @@ def with_lora(dit: CausalDiT, lora: LoRAFiles | None) -> CausalDiT:
     again = origin.changed | adapters.changed
     kept = {name: tensor.detach() for name, tensor in dit.state_dict().items() if name not in again}
     with unfilled():
-        model = CausalDiT(dit.config)
+        model = CausalDiT(dit.config, dit.linear)
     assign(model, component.tensors, dit.dtype, component.source, adapters, dit.device, kept=kept)
     return _as_adapted(model, adapters, replace(origin, changed=frozenset(adapters.changed)))
 
@@ -88,7 +95,7 @@ def check_lora(files: ModelFiles, lora: LoRAFiles | None) -> None:
 
 def _as_adapted(model: CausalDiT, adapters: Adapters | None, origin: Origin) -> CausalDiT:
     model.adapters, model.origin = adapters.names if adapters else (), origin
-    model.fuse_qkv()
+    model.prepare()
     return model
 
 
@@ -144,14 +151,16 @@ def assign(
 ) -> Model:
     """Sets the weights of a model that was built `unfilled`, after checking all of them. Returns the model, ready for inference.
 
-    The weights are copies, with q, k and v of a layer side by side. Each is made in one pass from the file's pages, which are then
-    released. Mapped weights would change if the file is overwritten, and the process would die if it is truncated. mapped: for a large
-    model of short use on the CPU: tensors of this dtype stay mapped, and each other one is converted into its own memory. kept: weights
-    that are used without a copy, except where they lie side by side with others that are not kept.
+    The weights are copies, with q, k and v of a layer side by side; those of an `Int8Linear` are in 8 bits. Each is made in one pass from
+    the file's pages, which are then released. Mapped weights would change if the file is overwritten, and the process would die if it is
+    truncated. mapped: for a large model of short use on the CPU: tensors of this dtype stay mapped, and each other one is converted into
+    its own memory. kept: weights that are used without a copy, except where they lie side by side with others that are not kept.
     """
     if dtype not in (torch.bfloat16, torch.float32):
         raise CheckpointError(f"dtype is {dtype}; expected torch.bfloat16 or torch.float32")
-    expected: Shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    in_8_bits = {f"{name}.weight": f"{name}.weight_scale" for name, module in model.named_modules() if isinstance(module, Int8Linear)}
+    scales = set(in_8_bits.values())
+    expected: Shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in scales}
     if wrong := faults(expected, tensors):
         raise CheckpointError(f"{source} does not hold this model's tensors; {'; '.join(wrong)}")
     if lora:
@@ -162,7 +171,14 @@ def assign(
     for _, group in itertools.groupby(file_order(expected), key=group_of):
         names = list(group)
         if kept.keys() >= set(names):
-            weights |= {name: kept[name] for name in names}
+            weights |= {name: kept[name] for weight in names for name in (weight, in_8_bits.get(weight, weight))}
+            continue
+        if names[0] in in_8_bits:
+            for name in names:
+                if (quantised := weight_in_8_bits(tensors[name], name, lora)) is None:
+                    broken.append(name)
+                else:
+                    weights[name], weights[in_8_bits[name]] = quantised
             continue
         room = None if mapped else torch.empty(sum(math.prod(expected[name]) for name in names), dtype=dtype, device=device)
         for name in names:
@@ -205,3 +221,23 @@ def weight(found: Weight, dtype: torch.dtype, name: str = "", lora: Adapters | N
         give_back([found])
     finite = made.numel() == 0 or all(map(torch.isfinite, torch.aminmax(made)))  # both propagate NaN
     return made if finite else None
+
+
+def weight_in_8_bits(found: Weight, name: str, lora: Adapters | None = None) -> tuple[Tensor, Tensor] | None:
+    """A weight as int8 values and a scale for each row, float32 [rows]; None if it has values that are not finite.
+
+    int8 values with a scale for the weight or for each row are taken as they are in the file. All others are quantised from float32, after
+    adapters have been merged.
+    """
+    adapted = lora is not None and name in lora.changed
+    stored = found.int8_rows() if isinstance(found, Quantised) and not adapted else None
+    if stored is None:
+        whole = unpacked(found).float()
+        merged = lora.merge(name, whole) if lora else whole
+        if not merged.isfinite().all():
+            return None
+        values, scale, _ = int8(merged)
+        stored = values, scale[:, 0]
+    made = stored[0].clone(memory_format=torch.contiguous_format), stored[1].clone(memory_format=torch.contiguous_format)
+    give_back([found])
+    return made

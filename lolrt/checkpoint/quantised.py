@@ -56,6 +56,12 @@ class Quantised(Packed):
             raise CheckpointError(f"{self._source}: scales of {self._name} are not above 0 and finite; fetch the file again")
         return scales
 
+    def int8_rows(self) -> tuple[Tensor, Tensor] | None:
+        """The values, int8, and a scale for each row, float32 [rows], if that is how a matrix is stored; otherwise None."""
+        if self._values.dtype != torch.int8 or len(self.shape) != 2 or self._shared_by not in ("weight", "row"):
+            return None
+        return self._values, self._scales.reshape(-1).expand(self.shape[0])
+
     def rows(self, first: int, last: int) -> Tensor:
         values = self._values.reshape(self.shape[0] if self.shape else 1, -1)[first:last].float()
         if self._scale is None:

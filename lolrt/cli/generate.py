@@ -16,6 +16,7 @@ from lolrt.cli.options import (
     HelpWithDefaults,
     add_fields,
     add_kv,
+    add_linear,
     add_lora,
     add_vae,
     add_weights,
@@ -86,6 +87,7 @@ def add_command(commands: Commands) -> None:
     add_lora(generate)
     add_vae(generate)
     add_kv(generate)
+    add_linear(generate)
     generate.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, or a GPU by its number, such as cuda:1")
     generate.add_argument("--threads", type=positive(int), help="CPU threads; by default all cores")
     add_fields(generate.add_argument_group("positions", "by default as the model says"), "Rope", defaults=False)
@@ -188,16 +190,22 @@ def load(arguments: argparse.Namespace, prompts: Sequence[str]) -> tuple[ModelFi
     import lolrt
     from lolrt.checkpoint.load import check_lora
     from lolrt.ops.device import usable
+    from lolrt.ops.int8 import check_int8
     from lolrt.pipeline import files_of
 
     device = usable(arguments.device)
+    if arguments.linear == "int8":
+        check_int8(device)
     kv_dtype(arguments)
     needed = {"dit", "vae" if arguments.vae == "full" else "taehv", *([] if arguments.text else ["text_encoder"])}
     files = files_of(arguments.model, needed, arguments.weights)
     check_lora(files, arguments.lora)
     text: TextEncoder = lolrt.EmbeddingFile(arguments.text) if arguments.text else lolrt.load_text(files)
     text.encode(list(prompts))  # before the rest of the model needs the memory, and an error can end a long run
-    return files, lolrt.load(files, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, lora=arguments.lora, device=device)
+    pipe = lolrt.load(
+        files, vae=arguments.vae, vae_tile=arguments.vae_tile, text=text, lora=arguments.lora, device=device, linear=arguments.linear
+    )
+    return files, pipe
 
 
 def read_start(arguments: argparse.Namespace, pipe: Pipeline, total: int | None) -> Tensor:

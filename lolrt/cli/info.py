@@ -12,6 +12,7 @@ from lolrt.cli.options import (
     HelpWithDefaults,
     add_fields,
     add_kv,
+    add_linear,
     add_vae,
     add_weights,
     field_values,
@@ -37,6 +38,7 @@ def add_command(commands: Commands) -> None:
     add_weights(info)
     add_vae(info)
     add_kv(info)
+    add_linear(info)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -56,8 +58,21 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"python     {platform.python_version()}, torch {torch.__version__}, PyAV {av.__version__}")
     print(f"cpu        {platform.machine()}, {os.cpu_count()} cores; {' '.join(cpu_features()) or 'features unknown'}")
     print(f"kernels    {_core.isa()} (this CPU can run: {', '.join(_core.isas())}; LOLRT_ISA chooses), {_core.threads()} threads")
+    print(f"int8       {int8_layers()}")
     print(f"cuda       {cuda_device()}")
     print(f"models     {', '.join(embedded_models()) or 'none'}")
+
+
+def int8_layers() -> str:
+    """Whether this CPU computes linear layers in 8 bits, or the reason why not."""
+    from lolrt.ops import CPU
+    from lolrt.ops.int8 import check_int8
+
+    try:
+        check_int8(CPU)
+    except Error as error:
+        return str(error)
+    return "linear layers with --linear int8, off by default: faster and less exact"
 
 
 def cuda_device() -> str:
@@ -85,13 +100,16 @@ def print_memory(arguments: argparse.Namespace) -> None:
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else preferred_dtype(arguments.device)
     if arguments.device == "cuda" and dtype != torch.bfloat16:
         raise Error("on CUDA models run in bfloat16: ask for that, or for the memory on the CPU")
+    if arguments.device == "cuda" and arguments.linear == "int8":
+        raise Error("--linear int8 is for the CPU: leave it out, or ask for the memory on the CPU")
     files = files_of(arguments.model, {"dit"}, arguments.weights)
     window = replace(window_of(files.settings, files.source), **field_values(arguments, "Window"))
     plan, (height, width) = plan_model(
         files, arguments.size, dtype, window, vae=arguments.vae, vae_tile=arguments.vae_tile, device=arguments.device,
-        kv_dtype=kv_dtype(arguments),
+        kv_dtype=kv_dtype(arguments), linear=arguments.linear,
     )  # fmt: skip
-    kind = f"{height} x {width} pixels, {str(dtype).removeprefix('torch.')}, window {window.sink_frames} + {window.recent_frames}"
+    layers = ", linear layers in int8" if arguments.linear == "int8" else ""
+    kind = f"{height} x {width} pixels, {str(dtype).removeprefix('torch.')}{layers}, window {window.sink_frames} + {window.recent_frames}"
     print(f"{arguments.model}: a stream of {kind}")
     tables = ("weights", plan.weights), ("stream", plan.stream), ("at most, in turn", plan.transient), ("before, if at all", plan.before)
     for title, rows in tables:

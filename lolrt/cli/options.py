@@ -71,6 +71,15 @@ def add_vae(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_linear(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--linear",
+        choices=["full", "int8"],
+        default="full",
+        help="of the DiT's layers; int8: in 8 bits, faster and less exact, on CPUs",
+    )
+
+
 def add_lora(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lora", metavar="FILE[:STRENGTH]", action="append",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_lora, add_vae, add_weights, positive
+from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_linear, add_lora, add_vae, add_weights, positive
 from lolrt.errors import Error
 from lolrt.media import CRF
 
@@ -34,6 +34,7 @@ def add_command(commands: Commands) -> None:
     add_weights(serve)
     add_lora(serve)
     add_vae(serve)
+    add_linear(serve)
     serve.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, or a GPU by its number, such as cuda:1")
     serve.add_argument("--threads", type=positive(int), help="CPU threads; by default all cores")
 
@@ -66,6 +67,6 @@ def run(arguments: argparse.Namespace) -> None:
         lolrt.set_threads(arguments.threads)
     pipe = lolrt.load(
         arguments.model, vae=arguments.vae, vae_tile=arguments.vae_tile, lora=arguments.lora, group=arguments.weights,
-        device=usable(arguments.device),
+        device=usable(arguments.device), linear=arguments.linear,
     )  # fmt: skip
     serve(pipe, settings, arguments.host, arguments.port)

@@ -97,6 +97,7 @@ class Engine:
             **({"lora": list(self.dit.adapters)} if self.dit.adapters else {}),
             "fingerprint": fingerprint(self.dit.state_dict()).hexdigest(),
             "dtype": str(self.dit.dtype).removeprefix("torch."),
+            **({"linear": self.dit.linear} if self.dit.linear != "full" else {}),
             "pages": str(self.pool.pages.dtype).removeprefix("torch."),
             "device": self.dit.device.type,
             "latent_size": [self.height, self.width],

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -21,9 +21,13 @@ from torch import Tensor
 
 from lolrt import ops
 from lolrt.errors import Error
+from lolrt.models.int8_linear import Int8Linear, PackedOnce
 from lolrt.models.pass_inputs import PassInputs, TextContext
 from lolrt.models.ulysses import Ulysses
+from lolrt.ops import int8
 from lolrt.ops.device import upload
+
+LinearChoice = Literal["full", "int8"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,9 @@ def parameters(module: nn.Module) -> list[Any]:
 
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """nn.Linear on x, without the cost of calling a module. Hooks are not called."""
+    """nn.Linear on x, without the cost of calling a module, or Int8Linear. Hooks are not called."""
+    if isinstance(layer, Int8Linear):
+        return layer.forward(x)
     return F.linear(x, *parameters(layer))
 
 
@@ -109,17 +115,18 @@ def side_by_side(*parts: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """The projections of self- and cross-attention."""
+    """The projections of self- and cross-attention. layer: the class of its linear layers."""
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: DiTConfig, layer: type[nn.Linear | Int8Linear] = nn.Linear) -> None:
         super().__init__()
-        self.q = nn.Linear(config.dim, config.dim)
-        self.k = nn.Linear(config.dim, config.dim)
-        self.v = nn.Linear(config.dim, config.dim)
-        self.o = nn.Linear(config.dim, config.dim)
+        self.q = layer(config.dim, config.dim)
+        self.k = layer(config.dim, config.dim)
+        self.v = layer(config.dim, config.dim)
+        self.o = layer(config.dim, config.dim)
         self.norm_q = HeadsRMSNorm(config.dim)
         self.norm_k = HeadsRMSNorm(config.dim)
         self._fused: tuple[tuple[int, ...], Tensor, Tensor] | None = None
+        self._packed = PackedOnce()
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for copies and pickles. It leaves out the fused tensors, because they share memory with the parameters of this
@@ -130,7 +137,13 @@ class Attention(nn.Module):
         """q, k and v of h [..., dim], from one matrix product: [..., 3 * dim]."""
         if torch.compiler.is_compiling():  # which cannot follow where parameters lie
             return torch.cat([linear(parts(self)[name], h) for name in "qkv"], -1)
+        if isinstance(parts(self)["q"], Int8Linear):
+            return int8.linear(h, self.packed_qkv())
         return F.linear(h, *self.fused_qkv())
+
+    def packed_qkv(self) -> int8.Int8Weights:
+        """The 8-bit weights of q, k and v, for one product."""
+        return self._packed.of(*(cast("Int8Linear", parts(self)[name]) for name in "qkv"))
 
     def fused_qkv(self) -> tuple[Tensor, Tensor]:
         """The weights and the biases of q, k and v, each as one tensor that shares the parameters' memory."""
@@ -144,12 +157,12 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: DiTConfig, layer: type[nn.Linear | Int8Linear] = nn.Linear) -> None:
         super().__init__()
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, layer)
         self.norm3 = nn.LayerNorm(config.dim, eps=config.eps)
-        self.cross_attn = Attention(config)
-        self.ffn = nn.Sequential(nn.Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, config.dim))
+        self.cross_attn = Attention(config, layer)
+        self.ffn = nn.Sequential(layer(config.dim, config.ffn_dim), nn.GELU("tanh"), layer(config.ffn_dim, config.dim))
         self.modulation = nn.Parameter(nn.init.normal_(torch.empty(1, 6, config.dim), std=config.dim**-0.5))
 
 
@@ -161,16 +174,19 @@ class Head(nn.Module):
 
 
 class CausalDiT(nn.Module):
-    """The diffusion transformer of `DiTConfig`. Source: Wan2.1 `wan/modules/model.py`, Self-Forcing `wan/modules/causal_model.py`."""
+    """The diffusion transformer of `DiTConfig`. Source: Wan2.1 `wan/modules/model.py`, Self-Forcing `wan/modules/causal_model.py`.
 
-    def __init__(self, config: DiTConfig) -> None:
+    linear: "int8" for linear layers of attention and feed-forward in 8 bits, `Int8Linear`.
+    """
+
+    def __init__(self, config: DiTConfig, linear: LinearChoice = "full") -> None:
         super().__init__()
-        self.config = config
+        self.config, self.linear = config, linear
         self.patch_embedding = nn.Conv3d(config.in_dim, config.dim, config.patch_size, config.patch_size)
         self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, config.dim), nn.GELU("tanh"), nn.Linear(config.dim, config.dim))
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 6 * config.dim))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, Int8Linear if linear == "int8" else nn.Linear) for _ in range(config.num_layers))
         self.head = Head(config)
         self.adapters: tuple[str, ...] = ()
         """The files whose adapters were merged into the weights, each with its strength; shown to users, and used to distinguish models."""
@@ -202,10 +218,17 @@ class CausalDiT(nn.Module):
         """Heads whose K and V are in this rank's pages."""
         return self.config.num_heads if self.ulysses is None else self.ulysses.heads
 
-    def fuse_qkv(self) -> None:
-        """Makes the weights of q, k and v one tensor in each layer, now instead of in the first pass."""
+    def prepare(self) -> None:
+        """Makes what passes need of the weights, now instead of in the first pass: q, k and v of a layer as one tensor, and weights of 8
+        bits in the layout of their product."""
         for block in self._blocks:
-            block.self_attn.fused_qkv()
+            if self.linear == "full":
+                block.self_attn.fused_qkv()
+                continue
+            block.self_attn.packed_qkv()
+            for layer in (block.self_attn.o, *block.cross_attn.children(), *block.ffn.children()):
+                if isinstance(layer, Int8Linear):
+                    layer.packed.of(layer)
 
     def tokens_per_frame(self, height: int, width: int) -> int:
         """The number of tokens of a latent frame of height x width latent pixels."""

@@ -3,7 +3,8 @@
 A direct call runs the kernel. Under `torch.compile`, on the meta device and for tensor subclasses the ops appear as `torch.ops.lolrt.*`
 with fake implementations.
 All ops compute in float32 and round once. On the CPU they take float32 or bfloat16, one dtype per call. On CUDA they take bfloat16 or
-float16, and queue their work on torch's current stream of the tensors' device; there are no `channel_norm` and `conv3d` on CUDA.
+float16, and queue their work on torch's current stream of the tensors' device; `quantize_rows`, `dequantize_rows`, `channel_norm` and
+`conv3d` are for the CPU only.
 
 The ops compute no gradients. Tensors that require gradients are refused while torch records (`torch.inference_mode()` turns this off).
 Writes in place are reported to torch, so a backward pass that needs the old values fails.
@@ -237,6 +238,33 @@ def gelu(x: Tensor) -> None:
     else:
         library.gelu(x)
         _changed(x)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in 8 bits, each with a scale: x [frames, tokens, channels] -> uint8 in the same shape, and float32 [frames, tokens].
+
+    The scale is max|x| / 127 of the row, at least 2^-100, and the numbers are 128 + round(x / scale). A row with a number that is not
+    finite has the scale NaN.
+    """
+    _refuse_gradients("quantize_rows", x)
+    if _traced(x):
+        return _torch_op("quantize_rows", x)
+    return library.quantize_rows(x)
+
+
+def dequantize_rows(x: Tensor, scale: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    """Writes x * scale + bias to `out`, and returns `out`: what follows a product of integers with rows of `quantize_rows`.
+
+    x: float32 [frames, tokens, channels]; scale: float32 [frames, tokens]; bias: float32 [channels]; out: float32 or bfloat16 in the
+    shape of x, may be x itself.
+    """
+    _refuse_gradients("dequantize_rows", x, scale, bias, out)
+    if _traced(x):
+        _torch_op("dequantize_rows", x, scale, bias, out)
+    else:
+        library.dequantize_rows(x, scale, bias, out)
+        _changed(out)
+    return out
 
 
 def sampler_step(sample: Tensor, level: float, velocity: Tensor, *, after: float = 0.0, noise: Tensor | None = None) -> Tensor:

@@ -77,6 +77,21 @@ def gelu(x: Tensor) -> None:
     _run(_core.gelu, x, x)
 
 
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    q, scale = _rows_of_bytes(x)
+    _core.quantize_rows(x, q, scale)
+    return q, scale
+
+
+def _rows_of_bytes(x: Tensor) -> tuple[Tensor, Tensor]:
+    q = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
+    return q, torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+
+
+def dequantize_rows(x: Tensor, scale: Tensor, bias: Tensor, out: Tensor) -> None:
+    _core.dequantize_rows(x, scale, bias, out)
+
+
 def sampler_step(sample: Tensor, level: float, velocity: Tensor, after: float, noise: Tensor | None) -> Tensor:
     for name, x in ("velocity", velocity), ("noise", noise):
         if x is None:
@@ -149,6 +164,8 @@ for _schema, _implementation, _fake, _keys in (
         _BOTH,
     ),
     ("gelu(Tensor(a!) x) -> ()", gelu, _nothing, _BOTH),
+    ("quantize_rows(Tensor x) -> (Tensor, Tensor)", quantize_rows, _rows_of_bytes, ("CPU",)),
+    ("dequantize_rows(Tensor x, Tensor scale, Tensor bias, Tensor(a!) out) -> ()", dequantize_rows, _nothing, ("CPU",)),
     (
         "sampler_step(Tensor sample, float level, Tensor velocity, float after, Tensor? noise) -> Tensor",
         sampler_step,

@@ -60,6 +60,12 @@ void test_ops() {
   CHECK(of_later_calls([&] { return lolrt_modulated_norm(&norm); }) == 0);
   const lolrt_gelu_desc gelu{sizeof gelu, &x, nullptr};
   CHECK(of_later_calls([&] { return lolrt_gelu(&gelu); }) == 0);
+  Tensor<uint8_t> bytes({frames, 500, dim});
+  Tensor<float> row_scale({frames, 500}), sums({frames, 500, dim}), channel_bias({dim});
+  const lolrt_quantize_rows_desc quantize{sizeof quantize, &x, &bytes, &row_scale};
+  CHECK(of_later_calls([&] { return lolrt_quantize_rows(&quantize); }) == 0);
+  const lolrt_dequantize_rows_desc dequantize{sizeof dequantize, &sums, &row_scale, &channel_bias, &normed};
+  CHECK(of_later_calls([&] { return lolrt_dequantize_rows(&dequantize); }) == 0);
 }
 
 void test_tables_and_noise() {

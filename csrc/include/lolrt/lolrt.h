@@ -246,6 +246,30 @@ typedef struct lolrt_gelu_desc {
 
 LOLRT_API lolrt_status lolrt_gelu(const lolrt_gelu_desc *desc);
 
+/* Rows of a linear layer's input in 8 bits, with a scale for each row, as products of integers want them. On the CPU only.
+ *   scale = max(max|x| / 127, 2^-100),  q = 128 + round(x / scale), which is in 1 .. 255
+ * x / scale is the product of x and the rounded 1 / scale, ties to even. Of a row with a number that is not finite the scale is
+ * NaN, and with it all that is computed with it; its q is 128. */
+typedef struct lolrt_quantize_rows_desc {
+  uint32_t struct_size;      /* sizeof(lolrt_quantize_rows_desc) */
+  const lolrt_tensor *x;     /* T [frames, tokens, channels], strided */
+  const lolrt_tensor *q;     /* uint8 [frames, tokens, channels], strided */
+  const lolrt_tensor *scale; /* float32 [frames, tokens] */
+} lolrt_quantize_rows_desc;
+
+LOLRT_API lolrt_status lolrt_quantize_rows(const lolrt_quantize_rows_desc *desc);
+
+/* What follows such a product: out = round_T(x * scale + bias), with the scale of the row. On the CPU only. */
+typedef struct lolrt_dequantize_rows_desc {
+  uint32_t struct_size;      /* sizeof(lolrt_dequantize_rows_desc) */
+  const lolrt_tensor *x;     /* float32 [frames, tokens, channels], strided */
+  const lolrt_tensor *scale; /* float32 [frames, tokens] */
+  const lolrt_tensor *bias;  /* float32 [channels] */
+  const lolrt_tensor *out;   /* T [frames, tokens, channels], strided; may be x where T is float32 */
+} lolrt_dequantize_rows_desc;
+
+LOLRT_API lolrt_status lolrt_dequantize_rows(const lolrt_dequantize_rows_desc *desc);
+
 /* One step of a flow-matching sampler: to the clean sample that the model predicts and, with noise, on to the next noise level.
  *   clean = round_float32(sample - level * velocity), in float64
  *   out = noise ? (1 - after) * clean + after * noise : clean, in float32, 1 - after and after rounded to it
