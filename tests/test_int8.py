@@ -145,7 +145,7 @@ def test_files_in_int8_are_taken_as_they_are(form: str, tmp_path) -> None:
         assert torch.equal(state[f"{name}_scale"], scale.float().flatten().expand(len(values)))
 
 
-def test_a_model_in_int8_computes_what_its_weights_say(wan, rollout_inputs) -> None:
+def test_a_model_in_int8_computes_what_its_weights_say(wan) -> None:
     """Against the same model in float32 with these weights: every layer is where it belongs, and the rest is the rounding of inputs."""
     path, _ = wan
     dit = lolrt.load_dit(path, torch.float32, linear="int8")
@@ -165,11 +165,9 @@ def test_a_model_in_int8_computes_what_its_weights_say(wan, rollout_inputs) -> N
 
 
 @pytest.mark.whole
-def test_neighbours_change_no_bit(tmp_path, rollout_inputs) -> None:
-    """Sessions of one engine, as test_engine has them. Only what surrounds the blocks is multiplied apart."""
-    data = layouts.Path(__file__).parent / "data" / "self_forcing_dmd_small.pt"
-    dit = lolrt.load_dit(data, torch.float32, linear="int8")
-    lolrt.set_threads(1)
+def test_neighbours_change_no_bit(data, rollout_inputs, one_thread) -> None:
+    """Sessions of one engine, as test_engine has them; batch_invariant is for the products around the blocks, in float32."""
+    dit = lolrt.load_dit(data / "self_forcing_dmd_small.pt", torch.float32, linear="int8")
     made = together(dit, rollout_inputs, batch_invariant=True)
     for case, chunks in zip(NEIGHBOURS, made, strict=True):
         expected = alone(dit, case, rollout_inputs)

@@ -28,6 +28,7 @@ from lolrt.models.vae.layers import CausalConv3d, Downsample, Upsample
 from lolrt.models.vae.taehv import TAEHVConfig
 from lolrt.models.vae.tiles import Tiled
 from lolrt.ops import planned_for_cuda
+from lolrt.ops.int8 import multiplies_exactly
 from lolrt.pipeline import preferred_dtype
 from lolrt.session.config import StreamConfig
 
@@ -41,7 +42,6 @@ WITHIN = 0.05
 
 # If the CPU does not multiply bfloat16, torch's products convert both matrices first, into memory that our plan does not count.
 WIDENED = pytest.mark.skipif(preferred_dtype() != torch.bfloat16, reason="torch's products of bfloat16 make copies on this CPU")
-BF16 = pytest.param(torch.bfloat16, marks=WIDENED)
 
 
 def allocated(run) -> tuple[int, int]:
@@ -57,15 +57,23 @@ def allocated(run) -> tuple[int, int]:
     return peak, now
 
 
-@pytest.mark.parametrize("dtype", [BF16, torch.float32], ids=["bf16", "float32"])
+without_vnni = pytest.mark.skipif(not multiplies_exactly(), reason="this CPU has no VNNI")
+KINDS = [
+    pytest.param(torch.bfloat16, "full", marks=WIDENED),
+    pytest.param(torch.float32, "full"),
+    pytest.param(torch.float32, "int8", marks=without_vnni),
+]
+
+
+@pytest.mark.parametrize("dtype, linear", KINDS, ids=["bf16", "float32", "int8"])
 @pytest.mark.parametrize("height, width, window", [(64, 96, lolrt.Window(1, 6, 2)), (32, 160, lolrt.Window(3, 9, 3, recall_frames=3))])
-def test_a_stream_keeps_to_the_plan(dtype, height, width, window):
-    dit = lolrt.CausalDiT(DIT).requires_grad_(False).to(dtype)
+def test_a_stream_keeps_to_the_plan(dtype, linear, height, width, window):
+    dit = lolrt.CausalDiT(DIT, linear).requires_grad_(False).to(dtype)
     vae = lolrt.CausalVAE(VAE).requires_grad_(False).to(dtype)
     dit.prepare()
     prompt = torch.randn(12, DIT.text_dim)
     sampler = lolrt.Sampler(timesteps=(1000,))
-    memory = plan(DIT, VAE, height, width, dtype=dtype, window=window, passes=len(sampler.timesteps))
+    memory = plan(DIT, VAE, height, width, dtype=dtype, window=window, passes=len(sampler.timesteps), linear=linear)
 
     def chunks(make: Callable[[], Iterator[lolrt.LatentChunk]]) -> Callable[[], object]:
         def run() -> object:
