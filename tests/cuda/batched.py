@@ -1,4 +1,4 @@
-"""Inputs of frame_attention with a batch, poisoned wherever nothing may be read, and what each entry gives in a call of its own."""
+"""Inputs of frame_attention with a batch, with NaN wherever nothing may be read, and the result of each entry in a call of its own."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ NOT_THERE = -1
 
 @dataclass
 class BatchedAttention:
-    """Random inputs. Pages lie in one pool and entries may share them; at which frame a page is differs from entry to entry. NaN are the
-    pages that no entry lists, and rotation and bias of pages that are not there. Queries are a third of wider rows."""
+    """Random inputs. Pages lie in one pool, and entries may share them; the frame number of a page differs from entry to entry. Pages
+    that no entry lists are NaN, and so are rotation and bias of absent pages. Queries are a third of wider rows."""
 
     cuda: Emulated | Gpu
     table: list[list[int]]
     """Pages of each entry; NOT_THERE anywhere."""
     dtype: torch.dtype = torch.bfloat16
     page_dtype: torch.dtype | None = None
-    """FP8, or that of the queries."""
+    """FP8, or the dtype of the queries."""
     dim: int = 128
     frames: int = 2
-    """Of an entry."""
+    """Frames of an entry."""
     tokens: int = 9
     heads: int = 2
     page_tokens: int = 20
@@ -57,7 +57,7 @@ class BatchedAttention:
         self.k, self.v = (normal(pool_pages, self.page_tokens, self.heads, self.dim).to(self.dtype) for _ in range(2))
         for page in used:
             self._write(page)
-        # Frames of hours of video; each entry at its own.
+        # Frame numbers of hours of video; each entry has its own.
         self.query_frames = torch.randint(10**6, 2 * 10**6, (self.batch, 1), generator=generator) + torch.arange(self.frames)
         self.page_frames = self.query_frames[:, :1] - torch.randint(0, 500, (self.batch, self.pages), generator=generator)
         jitter = 1 + 0.8 * (2 * torch.rand(self.heads, 1, generator=generator) - 1)
@@ -86,7 +86,7 @@ class BatchedAttention:
         return self._run(self.q, self.page_table, self.rotation, self.biases, probe, out)
 
     def run_alone(self, entry: int, probe: bool = False) -> tuple[Tensor, Tensor | None]:
-        """An entry without a batch; mass [pages, frames, heads]."""
+        """One entry without a batch; mass [pages, frames, heads]."""
         rows = slice(entry * self.frames, (entry + 1) * self.frames)
         rotation, bias = (None if x is None else x[entry] for x in (self.rotation, self.biases))
         return self._run(self.q[rows], self.page_table[entry], rotation, bias, probe)
@@ -103,7 +103,7 @@ class BatchedAttention:
         return out, mass
 
     def expected(self) -> tuple[np.ndarray, np.ndarray, Tensor]:
-        """Output and mass by the oracle, of each entry on the pages that it has, and the output by torch in the queries' dtype."""
+        """Output and mass by the oracle, of each entry on its pages, and the output by torch in the queries' dtype."""
         out, mass = np.zeros(self.q.shape), np.zeros((self.batch, self.pages, self.frames, self.heads))
         baseline = torch.zeros(self.q.shape, dtype=self.dtype)
         for entry, there in enumerate(self.there):
@@ -118,12 +118,12 @@ class BatchedAttention:
             case.q, case.k, case.v, case.radians = self.q[rows], self.k[listed], self.v[listed], self.radians
             case.query_frames, case.page_frames = self.query_frames[entry], self.page_frames[entry, there]
             out[rows], mass[entry, there.numpy()] = case.oracle()
-            baseline[rows] = case.torch().nan_to_num(0.0)  # where a head has no page torch divides 0 by 0
+            baseline[rows] = case.torch().nan_to_num(0.0)  # if a head has no page, torch divides 0 by 0
         return out, mass, baseline
 
 
 def compare(case: BatchedAttention, probes: Sequence[bool] = (True, False)) -> None:
-    """With the oracle by the rule of rule.py, and bit by bit with what each entry gives alone, with the probe and without."""
+    """Compares with the oracle by the rule of rule.py, and bit by bit with the result of each entry alone, with the probe and without."""
     out, mass = case.run(probes[0])
     ref, ref_mass, baseline = case.expected()
     assert torch.isfinite(out).all() and (mass is None or torch.isfinite(mass).all()), "not finite"

@@ -15,7 +15,7 @@ from bench import sass
 
 @pytest.fixture(scope="session")
 def cuda_half() -> Path:
-    """liblolrt_cuda.so as nvcc has built it."""
+    """liblolrt_cuda.so as nvcc built it."""
     if not sass.LIBRARY.exists():
         pytest.skip("this build has no CUDA half: there was no nvcc")
     return sass.LIBRARY
@@ -30,7 +30,7 @@ def disassembler() -> None:
 
 @pytest.fixture(scope="session")
 def machine_code(cuda_half: Path, disassembler: None) -> list[sass.Function]:
-    """Of all kernels for all architectures."""
+    """The machine code of all kernels for all architectures."""
     return list(sass.functions(sass.disassemble(cuda_half)))
 
 
@@ -44,9 +44,9 @@ def core(emulated_library: emulated.Emulated) -> EmulatedCore:
     return EmulatedCore(emulated_library, core_beside(emulated_library.path))
 
 
-# The tile of attention differs between architectures, and sm_90 has a kernel of its own; the seeds give the order of things as they
-# come, and a random one; how many multiprocessors there are decides which tiles of queries are cut. Where there is a GPU, the same tests
-# run on it.
+# The tile of attention differs between architectures, and sm_90 has a separate kernel. Seeds choose between the natural order of threads,
+# blocks and copies and a random one. The number of multiprocessors decides which tiles of queries are cut. If there is a GPU, the same
+# tests also run on it.
 @pytest.fixture(
     params=[(0, 800, 2), (7, 860, 1), (0, 900, 3), (5, 900, 5), None], ids=["sm_80", "sm_86-random", "sm_90", "sm_90-random", "gpu"]
 )

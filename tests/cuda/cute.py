@@ -1,4 +1,4 @@
-"""Layouts of instructions as CuTe, NVIDIA's library of layouts, has them: read from the headers of the wheel nvidia-cutlass (BSD-3).
+"""Layouts of instructions as CuTe, NVIDIA's library of layouts, defines them: read from the headers of the wheel nvidia-cutlass (BSD-3).
 
 Its pycute evaluates them: a layout is a function from coordinates to an index.
 """
@@ -29,7 +29,7 @@ def parse(text: str) -> Any:
 
 
 def layout(text: str, struct: str, field: str) -> Any:
-    """`using FIELD = ..` of a struct, of what it inherits from if it has none itself; through a name that the file gives a layout."""
+    """`using FIELD = ..` of a struct, or of the struct that it inherits from; names that the file gives to layouts are resolved."""
     match = re.search(rf"struct {re.escape(struct)}\s*(?::\s*([\w<>]+))?\s*\{{(.*?)\n\}};", text, re.DOTALL)
     assert match, f"CuTe has no {struct}"
     found = re.search(rf"using {field}\s*=\s*(.*?);", match[2], re.DOTALL)
@@ -40,7 +40,7 @@ def layout(text: str, struct: str, field: str) -> Any:
 
 
 def named_layout(text: str, name: str, columns: int = 0) -> Any:
-    """`using NAME = Layout<..>` outside structs; where it is a template, of so many columns."""
+    """`using NAME = Layout<..>` outside structs; in a template, for this number of columns."""
     match = re.search(rf"using {name}\s*=\s*(Layout<.*?);", text, re.DOTALL)
     assert match, f"CuTe has no {name}"
     return parse(match[1].replace("Int<N/8>", str(columns // 8)))

@@ -1,9 +1,9 @@
-"""The C ABI with the emulator as its CUDA half: `tests/cuda/CMakeLists.txt` builds liblolrt_cuda.so from csrc/cuda and simt, and a
-copy of liblolrt.so beside it loads that when a tensor says that it is on CUDA. Here such tensors are torch's on the CPU.
+"""The C ABI with the emulator as its CUDA half: `tests/cuda/CMakeLists.txt` builds liblolrt_cuda.so from csrc/cuda and simt. A copy of
+liblolrt.so beside it loads it when a tensor claims to be on CUDA. Here such tensors are torch's on the CPU.
 
-All test runs of a checkout build in one folder, one after another; each loads copies of its own, which no later build writes to.
+All test runs of a checkout build in one folder, one after another. Each loads its own copies, which no later build overwrites.
 
-What is emulated is not run on a GPU: see docs/gpu.md for what the emulator checks and what it cannot know.
+What is emulated is not run on a GPU: docs/gpu.md says what the emulator checks and what it cannot know.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _SamplerStep = _descriptor(
 
 
 class AbiError(Exception):
-    """A call's status, which is not LOLRT_OK, and lolrt_last_error."""
+    """A call's status, which is not LOLRT_OK, and the text of lolrt_last_error."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -84,10 +84,10 @@ class Manner:
     """How a call is made."""
 
     device: int = 0
-    """Where its tensors are."""
+    """The device of its tensors."""
     stream: int = 0
     by_offset: bool = False
-    """By where their storage begins and `byte_offset`, without strides where they have no gaps, as DLPack lets a library do."""
+    """Passes tensors by the start of their storage and `byte_offset`, without strides if they have no gaps, as DLPack permits."""
 
     def view(self, tensor: Tensor) -> _Tensor:
         code, bits = _CODES[tensor.dtype]
@@ -144,17 +144,17 @@ class Abi:
 
 @contextmanager
 def build_folder(build: Path = ROOT / "build" / "emulated") -> Iterator[Path]:
-    """Where all test runs of a checkout build; inside, no other run does."""
+    """The folder in which all test runs of a checkout build. While the context is open, no other run builds."""
     build.mkdir(parents=True, exist_ok=True)
     with (build / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the lock is held until the file is closed
         yield build
 
 
 def build(into: Path) -> Path:
-    """Compiles the emulated half, but not again what has not changed, and copies it into a folder, which is to be the run's own: ninja and
-    the linker write over libraries as they lie, and a process that has loaded one then crashes. Returns a copy of liblolrt.so that finds
-    the other. `objects` are the emulated half's, for linking with a changed kernel; `headers` says which were compiled."""
+    """Compiles the changed sources of the emulated half, and copies it into a folder that belongs to this run: ninja and the linker
+    overwrite libraries in place, and a process that has loaded one then crashes. Returns a copy of liblolrt.so that finds the other.
+    `objects` are the emulated half's, for linking with a changed kernel; `headers` says which were compiled."""
     with build_folder() as folder:
         output_of("cmake", "-S", ROOT / "tests" / "cuda", "-B", folder, "-G", "Ninja", f"-DLOLRT_VERSION={_core.version()}")
         output_of("cmake", "--build", folder)
@@ -179,42 +179,43 @@ class Emulated:
         self.settings()
 
     def settings(self, seed: int = 0, architecture: int = 800, multiprocessors: int = 2, device: int = 0, last_blocks: int = 0) -> None:
-        """With a seed other than 0 threads, blocks and copies come in a random order; architecture, as of __CUDA_ARCH__, is what the code
-        was made for that is loaded, device the GPU's own, the same by default; of each launch the last blocks alone may be run."""
+        """With a seed other than 0, threads, blocks and copies come in a random order. architecture, as in __CUDA_ARCH__, is the one
+        that the loaded code was made for; device is the GPU's own, by default the same. last_blocks: how many blocks of each launch run,
+        its last ones; 0 runs all."""
         self._simt.lolrt_simt_settings(ctypes.c_uint64(seed), architecture, multiprocessors, device, last_blocks)
         self.restart_runtime()
 
     def restart_runtime(self, device: int = 0, failing_call: int = 0) -> None:
-        """The CUDA runtime as new, with that device current; the call of that number, counted from 1, will fail."""
+        """Resets the CUDA runtime, with this device current. The call with this number, counted from 1, will fail."""
         self._simt.lolrt_simt_restart_runtime(device, failing_call)
 
     def notes(self) -> list[Note]:
-        """Calls of the CUDA runtime since then."""
+        """Calls of the CUDA runtime since its reset."""
         notes = (Note * self._simt.lolrt_simt_notes(None, 0))()
         self._simt.lolrt_simt_notes(notes, len(notes))
         return list(notes)
 
     def last_error(self) -> int:
-        """What the runtime would say to whoever asks next."""
+        """The error that the runtime would return to the next caller who asks."""
         return self._simt.lolrt_simt_last_error()
 
     def leave_error(self, error: int) -> None:
-        """As if somebody else had left it with the runtime."""
+        """Sets an error in the runtime, as if other code had left it there."""
         self._simt.lolrt_simt_leave_error(error)
 
     def counts(self) -> dict[str, int]:
-        """Of all launches since the last call."""
+        """Counts over all launches since the last call."""
         names = ("blocks", "products", "matrix_loads", "bank_conflicts", "copies", "shared_bytes", "warpgroup_products", "boxes")
         values = (ctypes.c_uint64 * len(names))()
         self._simt.lolrt_simt_counts(ctypes.byref(values))
         return dict(zip(names, values, strict=True))
 
     def runs_with(self, runner: Any) -> None:
-        """What runs launches in the emulator's place, a `Runner` of tests/cuda/simt/simt.h; None: the emulator again."""
+        """A `Runner` of tests/cuda/simt/simt.h that runs launches instead of the emulator; None: the emulator again."""
         self._simt.lolrt_simt_runner(runner)
 
     def launch(self, kept: ctypes.Structure) -> None:
-        """A launch that such a runner has kept."""
+        """Runs a launch that such a runner has kept."""
         problem = self._simt.lolrt_simt_run(ctypes.byref(kept))
         assert problem is None, problem.decode()
 
@@ -242,7 +243,7 @@ class Emulated:
         self._call("sampler_step", _SamplerStep, arguments)
 
     def buffers(self, tensors: list[Tensor]) -> None:
-        """The memory that the next calls may touch: that of these tensors."""
+        """The memory that the next calls may access: that of these tensors."""
         self.tensors = tensors
         storages = [x.untyped_storage() for x in tensors]
         starts = (ctypes.c_void_p * len(storages))(*(storage.data_ptr() for storage in storages))

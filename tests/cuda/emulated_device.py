@@ -1,7 +1,8 @@
-"""The Python layer on the emulator: `lolrt.ops` with a binding of its own, whose CUDA half is the emulator's.
+"""The Python layer on the emulator: `lolrt.ops` with a second binding, whose CUDA half is the emulator's.
 
-Without a GPU torch makes no tensors on CUDA, so the model's tensors lie on the CPU; where `lolrt.ops` calls the binding, they are handed
-over as tensors on CUDA. All else is what ships: the same `_core` and liblolrt, copied to where the emulated liblolrt_cuda.so is.
+Without a GPU torch makes no tensors on CUDA, so the model's tensors lie on the CPU. Where `lolrt.ops` calls the binding, they are passed
+as tensors on CUDA. Everything else is what ships: the same `_core` and liblolrt, copied into the folder of the emulated
+liblolrt_cuda.so.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _capsule_pointer.restype, _capsule_pointer.argtypes = ctypes.c_void_p, (ctypes.p
 
 
 class OnCuda:
-    """A tensor of torch's on the CPU that says of itself that it is on CUDA, by DLPack's protocol: as an array of CuPy's would; by_offset:
-    by where its storage begins, and an offset."""
+    """A torch tensor on the CPU that claims to be on CUDA, by DLPack's protocol, as an array of CuPy would. by_offset: with the start of
+    its storage, and an offset."""
 
     def __init__(self, tensor: Tensor, by_offset: bool = False) -> None:
         self._tensor, self._by_offset = tensor, by_offset
@@ -50,7 +51,7 @@ class OnCuda:
 
 
 class EmulatedCore:
-    """Stands in for `lolrt._core` where `lolrt.ops` calls it: the ops of CUDA, each under the emulator's checks."""
+    """Replaces `lolrt._core` where `lolrt.ops` calls it: the ops of CUDA, each under the emulator's checks."""
 
     def __init__(self, emulated: Emulated, core: ModuleType) -> None:
         self._emulated, self._core = emulated, core
@@ -71,10 +72,10 @@ class EmulatedCore:
 
 
 def core_beside(library: Path) -> ModuleType:
-    """A second `_core`, which calls the copy of liblolrt.so that is given.
+    """A second `_core`, which calls the given copy of liblolrt.so.
 
-    It looks for the library's functions among those that the whole process sees before it looks into the library that it was linked
-    against; whoever has been loaded before, the first `_core` too, has found its functions already.
+    It looks up the library's functions first among those that the whole process sees, and only then in the library that it was linked
+    against. Bindings that were loaded before, the first `_core` too, have already found their functions.
     """
     ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL | os.RTLD_NOW)
     binding = Path(_core.__file__)
@@ -90,7 +91,7 @@ def core_beside(library: Path) -> ModuleType:
 
 @contextmanager
 def computing_with(core: EmulatedCore | ModuleType) -> Iterator[None]:
-    """Inside, this is what `lolrt.ops` calls."""
+    """While the context is open, `lolrt.ops` calls this."""
     before = ops._core, ops._packed_keys
     ops._core = ops.library._core = core
     ops._packed_keys = ops._row_keys if isinstance(core, EmulatedCore) else _PACKED_KEYS  # of pages that lie on the CPU

@@ -1,9 +1,9 @@
-"""CUDA graphs on the emulator: what a capture keeps and a replay does, as far as that can be without a GPU.
+"""CUDA graphs on the emulator: what a capture keeps and what a replay does, as far as that is possible without a GPU.
 
-Kept are the launches of the kernels (which kernel, grid, block, shared memory, all bytes of the argument) and torch's operations with the
-tensors and numbers that they were called with; a replay runs them again on the same memory. So a number that changes from chunk to chunk is
-the one of the chunk that was captured, as in a graph, and so is an address. A capture runs no kernel and fails where the host would read
-what the device has yet to compute.
+A capture keeps the launches of the kernels (which kernel, grid, block, shared memory, all bytes of the argument) and torch's operations
+with their tensors and numbers. A replay runs them again on the same memory. So a number that changes from chunk to chunk keeps its value
+from the captured chunk, as in a graph, and so does an address. A capture runs no kernel, and fails if the host would read what the
+device has yet to compute.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WAITING = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten:
 
 
 class Graph(TorchDispatchMode):
-    """Keeps what is done inside; `steps` says what, in a form that can be compared with another graph's."""
+    """Keeps the work that is done inside; `steps` lists it in a form that can be compared with that of another graph."""
 
     def __init__(self, emulated: Emulated) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Graph(TorchDispatchMode):
         if func._schema.is_mutable:
             self._actions.append(lambda: func(*args, **kwargs))
         elif name.startswith("aten::empty"):
-            self._actions.append(lambda: [x.view(torch.uint8).fill_(255) for x in made])  # what is in there is nobody's to know
+            self._actions.append(lambda: [x.view(torch.uint8).fill_(255) for x in made])  # the contents of this memory are undefined
         elif made:
             self._actions.append(lambda: _fill(made, func(*args, **kwargs)))
         self._temporaries += made
@@ -83,8 +83,8 @@ class Graph(TorchDispatchMode):
         return sum(step[0] == "launch" for step in self._steps)
 
     def steps(self) -> list[tuple[object, ...]]:
-        """What is done, in order. Addresses in what was allocated inside are those of the n-th allocation: in a graph's own memory the n-th
-        is where the n-th was."""
+        """The work in order. Addresses in memory that was allocated inside are replaced by the number of the allocation: in a graph's
+        own memory, the n-th allocation always has the same address."""
         spans = []
         for n, x in enumerate(self._temporaries):
             storage = x.untyped_storage()

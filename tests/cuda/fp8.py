@@ -7,13 +7,14 @@ from torch import Tensor
 
 FP8 = torch.float8_e4m3fn
 DIM = 128
-# Where the 16 channels of a group lie.
+# The positions of the 16 channels of a group.
 KEY_ORDER = [0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15]
 VALUE_ORDER = [0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15]
 
 
 def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [tokens, heads, dim] as float8_e4m3fn, and float32 [heads]: the least power of two with which no element of the head passes 448."""
+    """x [tokens, heads, dim] as float8_e4m3fn, and float32 [heads]: the smallest power of two with which no element of the head exceeds
+    448."""
     most = x.double().abs().amax((0, 2))
     mantissa, exponent = torch.frexp((most / 448).clamp(min=2.0**-100))
     scale = torch.ldexp(torch.ones_like(most), exponent - (mantissa == 0.5).int()).float()
@@ -22,7 +23,7 @@ def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantised(x: Tensor) -> Tensor:
-    """What a page keeps of x [tokens, heads, dim]; exact in bfloat16."""
+    """The values of x [tokens, heads, dim] that a page keeps; exact in bfloat16."""
     codes, scale = quantised(x)
     return (codes.float() * scale[:, None]).bfloat16()
 

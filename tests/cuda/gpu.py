@@ -1,4 +1,4 @@
-"""The ops on a GPU, behind the same calls as the emulator's, for tests whose tensors are on the CPU."""
+"""The ops on a GPU, with the same calls as the emulator's, for tests whose tensors are on the CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lolrt import _core
 
-# As a descriptor of C is where nothing is set.
+# As in a descriptor in C whose fields are not set.
 _UNSET: dict[str, dict[str, Any]] = {
     "kv_write": dict.fromkeys(("q", "k", "v", "q_weight", "k_weight", "rotation", "q_out", "pages", "page_table"))
     | {"eps": 0.0, "rotation_first_channel": 0},
@@ -23,8 +23,8 @@ _UNSET: dict[str, dict[str, Any]] = {
 
 
 class Gpu:
-    """Brings what a call is given to the device and back, whole storages at a time: strides, what lies beside a tensor and what two of them
-    share stay as they are. device: "cpu" calls the CPU's kernels, to test this class itself."""
+    """Copies the inputs of a call to the device and back, whole storages at a time, so that strides, data beside a tensor and shared
+    memory stay as they are. device: "cpu" calls the CPU's kernels, to test this class itself."""
 
     def __init__(self, device: str = "cuda") -> None:
         self._device = device
@@ -48,7 +48,7 @@ class Gpu:
         self._call("sampler_step", arguments)
 
     def _call(self, op: str, arguments: dict[str, Any]) -> None:
-        carried: dict[int, tuple[Tensor, Tensor]] = {}  # by address: a storage's bytes here, and there
+        carried: dict[int, tuple[Tensor, Tensor]] = {}  # by address: the bytes of a storage on the CPU, and on the device
 
         def there(x: Tensor) -> Tensor:
             storage = x.untyped_storage()

@@ -1,5 +1,5 @@
-"""The registers of products of warpgroups (HGMMA) in machine code: from a product until its group has been waited for, nobody may touch its
-result nor write what it multiplies."""
+"""The registers of warpgroup products (HGMMA) in machine code: from a product until its group has been waited for, no instruction may
+access its result or write its operands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REGISTER = re.compile(r"\bR(\d+)\b")
 _SHAPE = re.compile(r"HGMMA\.64x(\d+)x16")
 _WAIT = re.compile(r"gsb0, 0x(\d+)")
 _STORES = ("ST", "BRA", "RED", "SYNCS", "UTMA", "EXIT", "WARP", "BAR", "R2UR", "BPT")
-"""Beginnings of names of instructions without a register for a result, or whose first operand is none."""
+"""Prefixes of instructions without a result register, or whose first operand is not one."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ def _product(i: sass.Instruction) -> Product:
 
 
 def _touched(i: sass.Instruction) -> tuple[Registers, Registers]:
-    """Read or written; written. An operand of several registers is named by its first, and the opcode says how many there are."""
+    """Registers that are read or written, and those that are written. An operand of several registers is named by its first one, and the
+    opcode says how many there are."""
     width = 4 if ".128" in i.opcode else 2 if ".64" in i.opcode or "WIDE" in i.opcode else 1
     operands = i.operands.split(",")
     touched: set[int] = set()
@@ -49,7 +50,7 @@ def _touched(i: sass.Instruction) -> tuple[Registers, Registers]:
 
 
 def violations(function: sass.Function) -> list[str]:
-    """Along every way through the function. Under way are groups, the oldest first, and what has been begun of the next."""
+    """On every path through the function. In flight are the committed groups, the oldest first, and the products of the next."""
     successors = sass.successors(function)
     by_address = {i.address: i for i in function.body}
     found: set[str] = set()

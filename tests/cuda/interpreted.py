@@ -1,5 +1,5 @@
-"""The C ABI with the interpreter of PTX (`ptx`) as its CUDA half: nvcc compiles csrc/cuda, the launchers of the emulated build say what
-they launch (kernel, grid, shared memory, argument), and the interpreter runs that on the tensors' own memory.
+"""The C ABI with the interpreter of PTX (`ptx`) as its CUDA half: nvcc compiles csrc/cuda, the launchers of the emulated build report
+what they launch (kernel, grid, shared memory, argument), and the interpreter runs that on the tensors' own memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FLAGS = ["-ptx", "-std=c++17", "-fmad=false"]  # those of CMakeLists.txt
 
 
 def compile_ptx(units: Iterable[Path], sources: Path = KERNELS, architecture: str = "80") -> dict[str, Kernel]:
-    """What nvcc makes of some .cu files with the headers of `sources`."""
+    """The PTX that nvcc makes of some .cu files with the headers of `sources`."""
     flags = [*FLAGS, f"-arch=compute_{architecture}", *(f"-I{path}" for path in (sources, ROOT / "csrc", ROOT / "csrc" / "include"))]
     return {name: kernel for unit in units for name, kernel in kernels(output_of("nvcc", *flags, unit, "-o", "-")).items()}
 
@@ -50,7 +50,7 @@ RUNNER = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(Asked))
 
 
 def _signatures(mangled: list[str]) -> list[str]:
-    """As the source has them: nvcc gives anonymous namespaces names, g++ does not."""
+    """Names as in the source: nvcc names anonymous namespaces, g++ does not."""
     lines = output_of("c++filt", *mangled).splitlines()
     return [re.sub(r"_GLOBAL__N__\w+", "(anonymous namespace)", line) for line in lines]
 
@@ -59,12 +59,12 @@ class Interpreted(Emulated):
     """The ops on torch tensors on the CPU, by the PTX of one architecture."""
 
     def __init__(self, library: Path, found: dict[str, Kernel], architecture: int = 800) -> None:
-        """found: kernels by their mangled names; architecture as of __CUDA_ARCH__."""
+        """found: kernels by their mangled names; architecture as in __CUDA_ARCH__."""
         super().__init__(library)
         self.architecture = architecture
         self.device = 0
         self.last_blocks = 0
-        """As of `Emulated.settings`."""
+        """As in `Emulated.settings`."""
         self.kernels = found
         self._kernels = dict(zip(_signatures(list(found)), found.values(), strict=True))
         self._programs: dict[str, Program] = {}
@@ -75,16 +75,17 @@ class Interpreted(Emulated):
         self._runner = RUNNER(self._run)
 
     def counts(self) -> dict[str, int]:
-        """Of all launches since the last call: what the emulator counts, and `other_conflicts`, those of loads and stores."""
+        """Counts over all launches since the last call: those of the emulator, and `other_conflicts`, the bank conflicts of loads and
+        stores."""
         counts, self._counts = self._counts, Counter()
         return counts
 
     def not_run(self) -> set[str]:
-        """Signatures of the kernels that no call has run so far, less the empty ones: tiles of another architecture."""
+        """Signatures of the kernels that no call has run so far, without the empty ones, which have tiles of another architecture."""
         return {name for name, kernel in self._kernels.items() if kernel.code[0].opcode != "trap"} - set(self._programs)
 
     def _host_names(self, library: Path) -> dict[int, str]:
-        """Signatures of the functions of the library by their addresses in this process."""
+        """Signatures of the library's functions, by their addresses in this process."""
         symbols = [line.split() for line in output_of("nm", "--defined-only", library).splitlines()]
         known = {name: int(address, 16) for address, _, name in symbols if "kernel" in name or name == "lolrt_simt_runner"}
         runner = ctypes.cast(self._simt.lolrt_simt_runner, ctypes.c_void_p).value
@@ -106,7 +107,7 @@ class Interpreted(Emulated):
                 raise self._failure
 
     def _run(self, asked: Any) -> int | None:
-        """Called by the launchers; the address of what was wrong, or None. What the interpreter itself cannot do is raised later."""
+        """Called by the launchers; returns the address of an error text, or None. Errors of the interpreter itself are raised later."""
         try:
             launch = asked.contents
             name = self._names[launch.kernel]

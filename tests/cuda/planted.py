@@ -1,5 +1,5 @@
-"""Bugs to plant in the CUDA kernels, and what looks for them. A mutation is a change of the source, which is then compiled and emulated on
-a few small cases. What finds it is what the emulator reports, or `numbers`: the rule of rule.py, the mass, or the bank conflicts."""
+"""Bugs to plant in the CUDA kernels, and the check that must find each. A mutation is a change of the source, which is then compiled and
+emulated on a few small cases. The check is a report of the emulator, or `numbers`: the rule of rule.py, the mass, or the bank conflicts."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Mutation:
     old: str
     new: str
     finds: str
-    """Regular expression of the report."""
+    """Regular expression for the report."""
     file: str = "frame_attention.cuh"
     kernel: str = "frame_attention"
     probe: bool = False
     batched: bool = False
-    """Whether only calls with a batch are to find it."""
+    """Whether only calls with a batch must find it."""
     also: tuple[str, str, str] | None = None
     """A second change: file, old, new."""
     of_launch: bool = False
-    """Whether it is one of the launcher, which then has both tilings of a kernel to choose from, with the probe and without."""
+    """Whether the bug is in the launcher, which then can choose between both tile sizes of a kernel, with the probe and without."""
 
 
 NOT_ORDERED = "race: .* are not ordered"
@@ -51,7 +51,7 @@ WRONG = "numbers|not finite|outside"
 
 
 def compile_mutant(mutation: Mutation, objects: Path, into: Path) -> Emulated:
-    """The emulated half with one kernel of attention, changed, and of the others what has been compiled."""
+    """The emulated half with one changed kernel of attention; the others are already compiled."""
     sources = Path(shutil.copytree(KERNELS, into / "cuda"))
     for file, old, new in ((mutation.file, mutation.old, mutation.new), *([mutation.also] if mutation.also else [])):
         changed = sources / file
@@ -59,7 +59,7 @@ def compile_mutant(mutation: Mutation, objects: Path, into: Path) -> Emulated:
         assert text.count(old) == 1, f"{mutation.name}: what it changes is there {text.count(old)} times"
         changed.write_text(text.replace(old, new))
     unit = sources / f"{mutation.kernel}.cu"
-    # Of attention one kernel is enough.
+    # One kernel of attention is enough.
     if mutation.kernel in ("frame_attention", "frame_attention_fp8"):
         unit = sources / "frame_attention.cu"
         stored, keys, dtype = ("Bf16", 64, "bfloat16") if mutation.kernel == "frame_attention" else ("Fp8", 32, "float8_e4m3fn")
@@ -114,7 +114,7 @@ def last_step(cuda: Emulated) -> None:
 
 
 def cases(cuda: Emulated, kernel: str, probe: bool, batched: bool) -> Iterator[Callable[[], None]]:
-    """What raises AbiError or AssertionError when something is wrong."""
+    """Raises AbiError or AssertionError if something is wrong."""
     none = NOT_THERE
     if batched:
         yield partial(attend_in_batches, cuda, probe, 20, [[2, none, 1], [none, 0, 2], [1, 2, none]])
@@ -163,7 +163,7 @@ def found(cuda: Emulated, kernel: str = "frame_attention", probe: bool = False, 
 
 
 def assert_found(mutation: Mutation, library: Emulated, into: Path) -> None:
-    """library: the kernels as they are, of which all others are taken."""
+    """library: the unchanged kernels, from which all others are taken."""
     mutant = compile_mutant(mutation, library.path.with_name("objects"), into)
     report = found(mutant, mutation.kernel, mutation.probe, mutation.batched)
     assert re.search(mutation.finds, report), f"found: {report or 'nothing'}"

@@ -1,4 +1,4 @@
-"""Instructions on the numbers of one thread. Roundings are those of the ISA, bit by bit, but of ex2.approx, which is taken as exact."""
+"""Instructions on the numbers of one thread. Roundings are those of the ISA, bit by bit, except for ex2.approx, which is taken as exact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BITS = r"(b(?:16|32|64)|pred)"
 
 
 def quotient(a: Array, b: Array) -> Array:
-    """Towards zero; by zero, which is not specified, all ones."""
+    """Rounds towards zero; division by zero, which is not specified, gives all ones."""
     divisor = np.where(b == 0, b.dtype.type(1), b)
     floor = a // divisor
     towards_zero = floor + ((a % divisor != 0) & ((a < 0) != (divisor < 0))).astype(a.dtype)
@@ -22,7 +22,7 @@ def quotient(a: Array, b: Array) -> Array:
 
 
 def remainder(a: Array, b: Array) -> Array:
-    """With the sign of a; by zero, which is not specified, something."""
+    """The remainder, with the sign of a; by zero, which is not specified, any value."""
     return a - quotient(a, b) * b
 
 
@@ -33,7 +33,7 @@ def fused(a: Array, b: Array, c: Array) -> Array:
 
 
 def sum_and_error(a: Array, b: Array) -> tuple[Array, Array]:
-    """The rounded sum, and what it lacks."""
+    """The rounded sum, and its rounding error."""
     total = a + b
     back = total - a
     return total, (a - (total - back)) + (b - back)
@@ -55,7 +55,7 @@ def f16_bits(x: Array, rounding: str) -> Array:
 
 
 def rounded_to_odd(total: Array, error: Array) -> Array:
-    """float64, from a sum and what its rounding left out."""
+    """float64, from a sum and its rounding error."""
     bits = total.view(np.int64)
     step = np.where((error > 0) == (total > 0), 1, -1)
     inexact = ((error > 0) | (error < 0)) & (bits & 1 == 0)
@@ -79,7 +79,7 @@ def fused_bf16(a: Array, b: Array, c: Array) -> Array:
 
 
 def permuted_bytes(a: Array, b: Array, selector: Array) -> Array:
-    """Bytes of b:a; with the fourth bit of a selector their signs, in all bits."""
+    """Selects bytes of b:a; with the fourth bit of a selector, all bits are the sign of the byte."""
     both = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
     result = np.zeros(np.broadcast(a, b, selector).shape, np.uint32)
     for i in range(4):
@@ -124,7 +124,7 @@ def magnitude(x: Operands) -> Execute:
     return elementwise(x, np.abs, "f32", "f32")
 
 
-# .rn is what add, sub and mul do without it as well; the difference is only that the compiler may not fuse them.
+# .rn is also the default of add, sub and mul; the only difference is that the compiler may not fuse them.
 @instruction(r"(add|sub|mul)(?:\.rn)?\.(f32|f64)")
 def floats(x: Operands, name: str, kind: str) -> Execute:
     return elementwise(x, {"add": np.add, "sub": np.subtract, "mul": np.multiply}[name], kind, kind, kind)
@@ -135,7 +135,7 @@ def float_quotient(x: Operands) -> Execute:
     return elementwise(x, np.divide, "f32", "f32", "f32")
 
 
-# Of a number and a NaN the number.
+# Of a number and a NaN, the result is the number.
 @instruction(r"(min|max)\.f32")
 def float_extreme(x: Operands, name: str) -> Execute:
     return elementwise(x, np.fmin if name == "min" else np.fmax, "f32", "f32", "f32")
@@ -178,7 +178,7 @@ def inverse(x: Operands, kind: str) -> Execute:
 
 @instruction(r"(shl\.b|shr\.u|shr\.s)(16|32|64)")
 def shift(x: Operands, name: str, bits: str) -> Execute:
-    """By more than the width: by the width."""
+    """A shift by more than the width is one by the width."""
     kind, last = name[-1] + bits, int(bits) - 1
     dtype = TYPES[kind]
     move = np.left_shift if name == "shl.b" else np.right_shift
@@ -192,7 +192,7 @@ def shift(x: Operands, name: str, bits: str) -> Execute:
 
 @instruction(r"bfi\.b(32|64)")
 def inserted_bits(x: Operands, bits: str) -> Execute:
-    """The low bits of a, as many as the last operand says, in b from the bit before it on."""
+    """Inserts the low bits of a into b: their number is the last operand, their position the one before it."""
     kind = f"b{bits}"
     dtype = TYPES[kind].type
 

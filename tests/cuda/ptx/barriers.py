@@ -1,8 +1,8 @@
 """mbarrier: barriers in shared memory that count arrivals of threads and bytes of bulk copies, in phases.
 
 ISA, "Phase of the mbarrier object" and "Tracking asynchronous operations by the mbarrier object". A phase ends when all arrivals and all
-bytes that were announced for it have come. `try_wait.parity` of the phase under way, or the one before it, says whether that is over; the
-first that a thread does before it is over is false, the next waits.
+announced bytes have come. `try_wait.parity` asks whether the current phase, or the one before it, is over. The first call of a thread
+before that returns false; the next waits.
 """
 
 from __future__ import annotations

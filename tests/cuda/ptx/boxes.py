@@ -1,4 +1,4 @@
-"""cp.async.bulk.tensor (TMA): copies of boxes of a tensor, which arrive as late as they may: when nobody can go on without one.
+"""cp.async.bulk.tensor (TMA): copies of boxes of a tensor, which arrive as late as possible: when no thread can continue without one.
 
 The tensor map is what the launcher of the emulated build writes (csrc/cuda/tensor_box.h), not the driver's, whose bits are secret. A box is
 rows of 128 bytes; their chunks of 16 are permuted within 1024, bits 4 to 6 of an address by bits 7 to 9 (ISA, "Swizzling modes"). What lies
@@ -51,7 +51,7 @@ class Box:
 
 
 class Boxes:
-    """Those under way."""
+    """The copies in flight."""
 
     def __init__(self) -> None:
         self._boxes: list[Box] = []
@@ -69,7 +69,7 @@ class Boxes:
         self._boxes.append(box)
 
     def deliver(self, m: Machine) -> bool:
-        """The youngest, for they come in any order; whether there was one."""
+        """Completes the youngest copy, because they may arrive in any order; returns whether there was one."""
         if not self._boxes:
             return False
         box = self._boxes.pop()
@@ -77,7 +77,7 @@ class Boxes:
         return True
 
     def check_none(self) -> None:
-        """When all threads have ended."""
+        """Called when all threads have ended."""
         if self._boxes:
             raise FaultError(self._boxes[0].thread, "bulk copies that nobody waits for: all threads end")
 

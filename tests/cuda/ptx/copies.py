@@ -1,4 +1,4 @@
-"""cp.async. Copies arrive as late as they may: when the thread that asked for them waits for their group."""
+"""cp.async. Copies arrive as late as possible: when the thread that issued them waits for their group."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Copy:
     to: np.ndarray
     sources: np.ndarray
     filled: np.ndarray
-    """Bytes that are copied; the rest is zeros."""
+    """Bytes that are copied; the rest is filled with zeros."""
     groups: np.ndarray
 
     def where(self, chosen: np.ndarray) -> Copy:
@@ -31,7 +31,7 @@ class Copy:
 
 
 class Copies:
-    """Those under way."""
+    """The copies in flight."""
 
     def __init__(self, threads: int) -> None:
         self._copies: list[tuple[int, Copy]] = []
@@ -52,7 +52,7 @@ class Copies:
         self._closed[threads] += 1
 
     def wait(self, memory: Memory, shared: Shared, threads: np.ndarray, pending: int) -> None:
-        """Until no more than the `pending` youngest groups of each thread are under way."""
+        """Completes copies until no more than the `pending` youngest groups of each thread are in flight."""
         last = np.full(len(self._closed), -1)
         last[threads] = self._closed[threads] - pending - 1
         remaining = []
@@ -68,7 +68,7 @@ class Copies:
         self._copies = remaining
 
     def check_none(self, threads: np.ndarray) -> None:
-        """That these threads, which end, have waited for theirs."""
+        """Checks that these threads, which end, have waited for their copies."""
         for _, copy in self._copies:
             left = np.isin(copy.threads, threads)
             if left.any():

@@ -37,7 +37,7 @@ class Launch:
 
 
 def run(program: Program, launch: Launch, memory: Memory, last_blocks: int = 0) -> Counter[str]:
-    """All blocks of a launch, or so many, its last. Returns counts of what has been executed; PtxError is for what a thread does wrong."""
+    """Runs all blocks of a launch, or only its last ones. Returns counts of what was executed; raises PtxError for an error of a thread."""
     if program.parameter_bytes != len(launch.parameters):
         raise PtxError(f"{program.name} has {program.parameter_bytes} bytes of parameters, not {len(launch.parameters)}")
     if launch.threads % LANES != 0:
@@ -68,7 +68,7 @@ class Machine:
         self.parameters = Parameters(launch.parameters)
         self.spaces = {"global": memory, "shared": self.shared, "param": self.parameters}
         self.counts: Counter[str] = Counter(blocks=len(blocks))
-        # What nobody has written is all ones: a NaN, and an address nowhere.
+        # Memory that nothing has written is all ones: a NaN, and an invalid address.
         ones = {kind: np.full(self.threads, -1).astype(bits_type(TYPES[kind])) for kind in set(program.registers)}
         self.registers = [ones[kind] for kind in program.registers]
         self._all = np.arange(self.threads)

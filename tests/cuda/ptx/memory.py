@@ -11,7 +11,7 @@ PARAMETERS_AT = 0x7E00_0000_0000
 
 
 class FaultError(Exception):
-    """What one thread has done wrong."""
+    """An error of one thread."""
 
     def __init__(self, thread: int, text: str) -> None:
         super().__init__(text)
@@ -29,7 +29,7 @@ class Memory:
     """Buffers of this process by their addresses."""
 
     def __init__(self, buffers: list[tuple[int, int]]) -> None:
-        """Start and bytes of each; nothing else may be touched."""
+        """Start and size in bytes of each; nothing else may be accessed."""
         inhabited = sorted({(start, start + size) for start, size in buffers if size})
         self._starts = np.array([start for start, _ in inhabited], np.int64)
         self._ends = np.maximum.accumulate(np.array([end for _, end in inhabited], np.int64))
@@ -40,7 +40,7 @@ class Memory:
         self._words = {size: space.view(f"u{size}") for size in (1, 2, 4, 8)}
 
     def check(self, threads: np.ndarray, addresses: np.ndarray, size: int) -> None:
-        """That those bytes are inside one buffer."""
+        """Checks that these bytes lie inside one buffer."""
         buffer = np.searchsorted(self._starts, addresses, "right") - 1
         outside = (buffer < 0) | (addresses + size > self._ends[buffer])
         if outside.any():

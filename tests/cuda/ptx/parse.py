@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 
 class PtxError(Exception):
-    """What is wrong with a kernel, or with what it does."""
+    """An error in a kernel, or in its execution."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Instruction:
     """With its modifiers: "add.s32"."""
     operands: tuple[str, ...]
     guard: str
-    """The predicate's register, with "!" before it where it is negated; "" where there is none."""
+    """The predicate's register, with "!" before it if it is negated; "" without one."""
     text: str
 
 
@@ -71,7 +71,7 @@ def _tokens(text: str, position: int) -> Iterator[tuple[str, str]]:
 
 
 def _read_scope(kernel: Kernel, tokens: Iterator[tuple[str, str]], outer: dict[str, str] | None) -> None:
-    """Up to the brace that closes the scope. What is declared in an inner one gets a name of its own; `outer` maps names to those, and is
+    """Parses up to the brace that closes the scope. Declarations in an inner scope get unique names; `outer` maps names to these, and is
     None for the kernel's body."""
     suffix = "" if outer is None else f"@{len(kernel.registers)}.{len(kernel.code)}"
     names, content = dict(outer or {}), list(_of_one_scope(tokens))
@@ -117,7 +117,7 @@ def _instruction(text: str, names: dict[str, str]) -> Instruction:
 
 
 def split(operands: str) -> list[str]:
-    """At the commas outside braces and brackets."""
+    """Splits at the commas outside braces and brackets."""
     depth, found = 0, [""]
     for character in operands:
         depth += (character in "{[") - (character in "}]")

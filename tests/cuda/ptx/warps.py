@@ -1,4 +1,4 @@
-"""Instructions where the lanes of a warp, or the threads of a block, meet. The machine runs them when all of them are there."""
+"""Instructions in which the lanes of a warp, or the threads of a block, meet. The machine runs them when all of them have arrived."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WARP, WARPGROUP, BLOCK = "warp", "warpgroup", "block"
 
 
 def meeting(opcode: str) -> str | None:
-    """Who has to be there: the lanes of the WARP, the threads of the WARPGROUP or BLOCK, or just the thread that executes it."""
+    """Who must have arrived: the lanes of the WARP, the threads of the WARPGROUP or BLOCK, or only the thread that executes it."""
     if opcode == "bar.sync":
         return BLOCK
     if opcode.startswith(("wgmma", "setmaxnreg")):
@@ -25,7 +25,7 @@ def meeting(opcode: str) -> str | None:
 
 
 def _check_all_lanes(x: Operands, mask: str) -> None:
-    """A mask that is not a constant is taken for all lanes, which is what the compiler makes of 0xffffffff."""
+    """A mask that is not a constant is treated as all lanes, because that is what the compiler makes from 0xffffffff."""
     if not mask.startswith("%") and mask not in ("-1", "0xffffffff"):
         raise x.error("unknown mask of lanes")
 
