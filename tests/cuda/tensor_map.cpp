@@ -1,5 +1,5 @@
-// The driver as csrc/cuda/device/bulk_copy.cuh meets it: notes what it is asked to encode. By the host's compiler, for which the
-// header's device functions are declarations.
+// A replacement for the driver that csrc/cuda/device/bulk_copy.cuh calls: records what it is asked to encode. Compiled by the
+// host's compiler, for which the header's device functions are only declarations.
 #include <cuda_runtime.h>
 
 std::size_t __cvta_generic_to_shared(const void *);

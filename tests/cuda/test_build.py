@@ -1,4 +1,4 @@
-"""The CUDA half as nvcc has built it, on a machine that need not have a GPU; and a library without one."""
+"""The CUDA half as nvcc has built it, on a machine that may have no GPU; and a library without a CUDA half."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CSRC = ROOT / "csrc"
 
 @pytest.fixture(scope="module")
 def resources(cuda_half: Path) -> dict[tuple[str, str], dict[str, int]]:
-    """What each kernel takes: (architecture, kernel) -> REG, STACK, LOCAL, ..."""
+    """The resources of each kernel: (architecture, kernel) -> REG, STACK, LOCAL, ..."""
     tool = sass.tool("cuobjdump")
     if tool is None:
         pytest.skip("there is no cuobjdump: pip install nvidia-cuda-cuobjdump")
@@ -46,7 +46,7 @@ def resources(cuda_half: Path) -> dict[tuple[str, str], dict[str, int]]:
 
 
 def is_tile_of_another_architecture(usage: dict[str, int]) -> bool:
-    """Each architecture has one tiling of attention; the kernels of the other are empty."""
+    """Each architecture has one tile size of attention; the kernels of the other are empty."""
     return usage["REG"] <= 8
 
 
@@ -69,7 +69,7 @@ def test_registers_let_two_blocks_of_attention_run_side_by_side(resources: dict[
     attention = {key: usage["REG"] for key, usage in resources.items() if "frame_attention_kernel" in key[1]}
     for key, registers in attention.items():
         assert -(-registers // 8) * 8 * THREADS * BLOCKS <= REGISTERS, key
-    # The kernels of rows wait for memory: at least half of the 2048 threads should be there to wait.
+    # The kernels on rows wait for memory, so at least half of the 2048 threads should be resident.
     for key, usage in resources.items():
         if "frame_attention_sm90" in key[1]:
             assert usage["REG"] in ({SM90_REGISTERS} if key[0] == "sm_90a" else range(9)), key
@@ -78,7 +78,7 @@ def test_registers_let_two_blocks_of_attention_run_side_by_side(resources: dict[
 
 
 def sm90_warnings(source: Path, into: Path) -> str:
-    """What ptxas says of the kernels of sm_90a, which spill nothing in either branch of setmaxnreg, or this fails."""
+    """ptxas' report on the kernels of sm_90a; fails if it spills in either branch of setmaxnreg."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("there is no nvcc")
@@ -90,13 +90,13 @@ def sm90_warnings(source: Path, into: Path) -> str:
 
 
 def test_products_of_warpgroups_are_not_serialised(tmp_path: Path) -> None:
-    """C7510 and its like say that ptxas waits for each product by itself."""
+    """C7510 and similar warnings say that ptxas waits for each product separately."""
     said = sm90_warnings(CSRC / "cuda" / "frame_attention_sm90.cu", tmp_path)
     assert "(C75" not in said and "spill" not in said, said
 
 
 def test_serialised_products_are_seen(tmp_path: Path) -> None:
-    """Planted: scores are used while their product is under way."""
+    """Planted: scores are used while their product is in flight."""
     for source in (CSRC / "cuda").glob("frame_attention_sm90*"):
         shutil.copy(source, tmp_path)
     kernel = tmp_path / "frame_attention_sm90_rows.cuh"
@@ -116,7 +116,7 @@ def test_shared_memory_of_sm_90_fits_the_published_shape(emulated_library: Emula
 
 @pytest.mark.parametrize("architecture", [architecture for architecture in SHARED_BYTES if architecture != 900])
 def test_shared_memory_lets_two_blocks_of_attention_run_side_by_side(emulated_library: Emulated, architecture: int) -> None:
-    """With the published 3 frames and 22 pairs; bytes as the launcher asks for them."""
+    """With the published 3 frames and 22 pairs; bytes are those that the launcher requests."""
     emulated_library.settings(architecture=architecture)
     emulated_library.counts()
     CudaAttention(torch.bfloat16, dim=128, tokens=2, page_tokens=2, pages=1, heads=1, cuda=emulated_library).run()

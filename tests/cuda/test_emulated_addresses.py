@@ -1,5 +1,5 @@
-"""Addresses beyond 2^31 elements and 4 GiB, of every op of csrc/cuda, emulated, and interpreted from what nvcc makes of it: as in
-tests/test_addresses.py. What is larger than that in one piece is not computed whole: the last blocks of a launch are run."""
+"""Addresses beyond 2^31 elements and 4 GiB, for every op of csrc/cuda, emulated, and interpreted from what nvcc makes of it, as in
+tests/test_addresses.py. Contiguous tensors of that size are not computed completely: only the last blocks of a launch run."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_pages_that_are_far_apart_as_compiled_for_sm_90(ptx_of_sm90: Interpreted
 @whole
 @pytest.mark.parametrize("op", OPS)
 def test_tensors_that_begin_at_an_offset(emulated_library: Emulated, op: str) -> None:
-    """As DLPack has it: a pointer to other numbers, `byte_offset`, and no strides where there are no gaps."""
+    """As DLPack permits: a pointer to other numbers, a `byte_offset`, and no strides if there are no gaps."""
     packed = tensors(emulated_library, op)
     OPS[op](emulated_library, packed)
     within = {name: beside_others(x) for name, x in tensors(emulated_library, op).items()}
@@ -109,7 +109,7 @@ def test_tensors_that_begin_at_an_offset(emulated_library: Emulated, op: str) ->
 
 
 def beside_others(x: Tensor) -> Tensor:
-    """The same, 128 bytes into memory of other numbers."""
+    """The same, 128 bytes after the start of memory with other numbers."""
     count = x.numel() * x.element_size()
     memory = torch.randint(0, 100, (count + 256,), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     memory[128 : 128 + count] = bits(x).flatten()
@@ -118,7 +118,7 @@ def beside_others(x: Tensor) -> Tensor:
 
 @pytest.fixture(params=["emulated", "compiled"])
 def last_block(request: pytest.FixtureRequest, emulated_library: Emulated) -> Iterator[Emulated]:
-    """Of each launch that alone is run."""
+    """Runs only the last block of each launch."""
     if request.param == "emulated":
         emulated_library.settings(last_blocks=1)
         yield emulated_library
@@ -143,7 +143,7 @@ def test_a_sampler_step_of_more_elements(last_block: Emulated) -> None:
 
 @whole
 def test_a_rotation_of_more_elements(last_block: Emulated) -> None:
-    """Of the queries of very many tokens; the last ones."""
+    """Of the queries of very many tokens; only the last block runs."""
     tokens, pairs = 2**24, 64 + 1
     q, out = (sparse(tokens, 2 * 72, dtype=BF16).view(1, tokens, 1, 2 * 72) for _ in range(2))
     rotation = sparse(tokens, pairs, 2, dtype=torch.float32)
@@ -157,7 +157,7 @@ def test_a_rotation_of_more_elements(last_block: Emulated) -> None:
 
 @pytest.mark.slow
 def test_attention_to_a_page_of_more_elements(last_block: Emulated) -> None:
-    """K of the last of very many heads lies beyond 2^31 elements, and V beyond that."""
+    """With very many heads, K of the last head lies beyond 2^31 elements, and V beyond that."""
     heads, tokens = 4096, 4112
     part = heads * tokens * DIM
     pool = sparse(1, last_block.page_elements(BF16, tokens, heads, DIM), dtype=BF16)

@@ -1,5 +1,5 @@
-"""frame_attention of csrc/cuda, emulated, not run on a GPU unless there is one: against the float64 oracle by the rule of rule.py, and
-what its bits do not depend on. Whatever the emulator finds wrong, a race for instance, fails the call."""
+"""frame_attention of csrc/cuda: emulated, and run on a GPU only if there is one. It is compared with the float64 oracle by the rule of
+rule.py, and tests check what its bits must not depend on. A call fails if the emulator finds an error, such as a race."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ kinds = pytest.mark.parametrize(("dtype", "dim"), KINDS, ids=[f"{name_of(dtype)}
 
 @dataclass
 class CudaAttention(Attention):
-    """The same inputs, pages as CUDA's kernels want them: rows of K, then of V, nothing between; unused pages are NaN."""
+    """The same inputs in the page layout of CUDA's kernels: rows of K, then rows of V, without gaps; unused pages are NaN."""
 
     cuda: Emulated | Gpu | None = None
 
@@ -92,7 +92,7 @@ def test_the_published_page(cuda: Emulated) -> None:
 
 @kinds
 def test_a_tile_that_is_cut(cuda: Emulated, dtype: torch.dtype, dim: int) -> None:
-    """Into parts of two pages, two and one; where there are two slots, of three and two."""
+    """Tiles are cut into parts of two pages, two and one; with two slots, of three and two."""
     compare(CudaAttention(dtype, dim=dim, tokens=12, pages=5, page_tokens=260, heads=1, cuda=cuda))
 
 
@@ -101,7 +101,8 @@ def test_whole_tiles_and_one_that_is_cut(cuda: Emulated) -> None:
 
 
 def test_cut_tiles_leave_pages_out(cuda: Emulated) -> None:
-    """Of one head all pages of a part, and the last page of another; of the other head all but one; of the last all."""
+    """For one head all pages of a part are left out, and the last page of another part; for the other head all but one; for the last
+    head all."""
     bias = 9 * torch.randn(5, 3, generator=torch.Generator().manual_seed(4))
     bias[[0, 1, 3], 0] = bias[[0, 1, 2, 4], 1] = bias[:, 2] = -torch.inf
     case = CudaAttention(torch.bfloat16, dim=128, tokens=20, pages=5, page_tokens=256, heads=3, bias=bias, cuda=cuda)
@@ -124,14 +125,14 @@ def test_nan_in_a_part_is_not_swallowed(cuda: Emulated) -> None:
 
 @pytest.mark.parametrize("architecture", [800, 900])
 def test_same_bits_for_the_same_split(emulated_library: Emulated, architecture: int) -> None:
-    """In any order of blocks; parts are put together in the order of their pages."""
+    """In any order of blocks, because parts are added in the order of their pages."""
     case = CudaAttention(torch.bfloat16, dim=128, tokens=10, pages=4, page_tokens=260, heads=1, cuda=emulated_library)
     outputs = []
     for multiprocessors, seed in ((1, 0), (3, 0), (3, 1), (3, 2)):
         emulated_library.settings(seed, architecture, multiprocessors)
         emulated_library.counts()
         outputs.append(case.run(probe=True))
-        # A tile, or its parts; what puts them together: 16 rows a block; the mass of each page and frame.
+        # A tile, or its parts; the kernel that combines parts, 16 rows per block; the mass of each page and frame.
         parts = {1: 2 if architecture == 800 else 1, 3: 2}[multiprocessors]
         assert emulated_library.counts()["blocks"] == parts + 8 * (parts > 1) + 4 * case.frames
     emulated_library.settings()
@@ -143,7 +144,7 @@ def test_same_bits_for_the_same_split(emulated_library: Emulated, architecture: 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_attention_at_any_geometry(cuda: Emulated, data: st.DataObject) -> None:
-    """Tails of every kind: of query blocks, key tiles, rotated chunks, pages."""
+    """Remainders of every kind: of query blocks, key tiles, rotated chunks, pages."""
     dtype, dim = data.draw(st.sampled_from(KINDS), "kind")
     compare(
         CudaAttention(
@@ -161,7 +162,7 @@ def test_attention_at_any_geometry(cuda: Emulated, data: st.DataObject) -> None:
 
 
 def test_a_window_of_sinks_alone(cuda: Emulated) -> None:
-    """Half a year after the last page that is left."""
+    """Half a year after the last remaining page."""
     case = CudaAttention(torch.bfloat16, dim=64, pages=3, tokens=20, page_tokens=20, cuda=cuda)
     case.page_frames = torch.arange(3)
     case.query_frames = 63_072_000 + torch.arange(3)
@@ -183,8 +184,8 @@ def test_bias_is_added_to_the_scores(cuda: Emulated, dtype: torch.dtype, dim: in
 @kinds
 @pytest.mark.parametrize("bias", [-1e9, torch.finfo(torch.float32).min, torch.finfo(torch.float32).max])
 def test_a_finite_bias_may_be_of_any_size(cuda: Emulated, dtype: torch.dtype, dim: int, bias: float) -> None:
-    """It shuts pages out, the first among them, or all others; and where all pages have it, nothing changes. Beside it scores are less
-    than float32's last place, and times log2(e) it may be infinite."""
+    """Such a bias shuts out some pages, including the first, or all others; if all pages have it, nothing changes. Beside it scores are
+    below the last place of float32, and the bias times log2(e) may be infinite."""
     check_a_finite_bias(CudaAttention(dtype, dim=dim, tokens=11, pages=3, page_tokens=40, scale=1.0, cuda=cuda), bias)
 
 
@@ -217,12 +218,12 @@ def test_scores_of_any_size(cuda: Emulated, dtype: torch.dtype, dim: int) -> Non
     check_scores_of_any_size(case, 5e-2)
 
 
-CUT = dict(tokens=3, frames=1, page_tokens=512, heads=2)  # a part for each page, where there are slots for them
+CUT = dict(tokens=3, frames=1, page_tokens=512, heads=2)  # one part per page, if there are enough slots
 
 
 @pytest.mark.parametrize("architecture", [800, 860, 900])
 def test_scores_of_any_size_in_tiles_that_are_cut(emulated_library: Emulated, architecture: int) -> None:
-    """The maximum of all parts is that of any of them, the first, the last or one between."""
+    """The maximum over all parts may be in any of them: the first, the last or one between."""
     emulated_library.settings(architecture=architecture, multiprocessors=4)
     case = CudaAttention(torch.bfloat16, dim=128, pages=3, scale=1.0, cuda=emulated_library, **CUT)
     assert case.run()[0].isfinite().all() and emulated_library.counts()["blocks"] > case.heads, "nothing is cut"
@@ -268,7 +269,7 @@ def test_same_bits_at_any_frame_and_wherever_the_pages_lie(cuda: Emulated, dtype
 
 @pytest.mark.parametrize(("architecture", "gap", "fits"), [(800, 16, True), (900, 35 * 128, True), (900, 16, False)])
 def test_pages_that_lie_apart(emulated_library: Emulated, architecture: int, gap: int, fits: bool) -> None:
-    """On sm_90 the pool is a tensor map, and the driver takes none whose strides are not multiples of one another."""
+    """On sm_90 the pool is a tensor map, and the driver accepts only strides that are multiples of one another."""
     emulated_library.settings(architecture=architecture)
     case = CudaAttention(torch.bfloat16, dim=128, tokens=10, page_tokens=35, pages=2, cuda=emulated_library)
     expected, _ = case.run()

@@ -1,5 +1,5 @@
-"""frame_attention of csrc/cuda with a batch, emulated, not run on a GPU unless there is one: against the float64 oracle, and each entry's
-bits against those that it has alone. Whatever may not be read is NaN, and so are pages that are not there."""
+"""frame_attention of csrc/cuda with a batch: emulated, and run on a GPU only if there is one. It is compared with the float64 oracle,
+and each entry bit for bit with a call of its own. Whatever may not be read is NaN, and so are absent pages."""
 
 from __future__ import annotations
 
@@ -42,18 +42,19 @@ def test_batches_match_the_oracle(cuda: Emulated, kind: dict, shape: dict) -> No
 
 @pytest.mark.parametrize("kind", [KINDS["bfloat16-128"], KINDS["float8_e4m3fn"]], ids=["bfloat16-128", "float8_e4m3fn"])
 def test_tiles_that_are_cut(cuda: Emulated, kind: dict) -> None:
-    """As alone, whatever the neighbours, into parts of two pages and one. Either part may have no page at all."""
+    """An entry is cut as it would be alone, whatever its neighbours, into parts of two pages and one. Either part may have no page at
+    all."""
     compare(BatchedAttention(cuda, table=[[2, 0, N], [N, N, 1], [N, 1, 2]], page_tokens=260, heads=1, **kind))
 
 
 def test_whole_tiles_and_one_that_is_cut(emulated_library: Emulated) -> None:
-    """Alone two tiles fill the two slots and the third is cut in two; six tiles of two entries would fill them without a cut."""
+    """Alone, two tiles fill the two slots and the third is cut in two. The six tiles of two entries would fill them without a cut."""
     emulated_library.settings(multiprocessors=1)
     case = BatchedAttention(emulated_library, table=[[1, 0], [N, 0]], tokens=130, page_tokens=512, heads=1)
     compare(case)
     emulated_library.counts()
     case.run()
-    assert emulated_library.counts()["blocks"] == 2 * (2 + 2 + 8)  # of each entry; 8 put the parts together
+    assert emulated_library.counts()["blocks"] == 2 * (2 + 2 + 8)  # of each entry; 8 combine the parts
     emulated_library.settings()
 
 
@@ -66,7 +67,7 @@ def test_a_batch_of_one_has_the_bits_of_no_batch(cuda: Emulated) -> None:
 
 
 def test_pages_that_are_not_there_change_no_bit(cuda: Emulated) -> None:
-    """Where no tile is cut, wherever they stand among the others."""
+    """If no tile is cut, wherever they stand among the others."""
     without = BatchedAttention(cuda, table=[[2, 0]], tokens=20, page_tokens=30)
     case = BatchedAttention(cuda, table=[[N, 2, N, N, 0, N]], tokens=20, page_tokens=30)
     there = case.there[0]
@@ -105,7 +106,7 @@ def test_batches_of_any_geometry(cuda: Emulated, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("architecture", [800, 900])
 def test_a_captured_call_serves_windows_that_fill_up(emulated_library: Emulated, architecture: int) -> None:
-    """Table, rotation and bias are written anew before a replay; shapes and addresses stay."""
+    """Table, rotation and bias are overwritten before a replay; shapes and addresses stay."""
     emulated_library.settings(architecture=architecture)
     case = BatchedAttention(emulated_library, table=[[2, N, N], [1, 0, N]])
     out = torch.empty(case.q.shape, dtype=case.dtype)
@@ -122,7 +123,7 @@ def test_a_captured_call_serves_windows_that_fill_up(emulated_library: Emulated,
 
 
 def test_a_batch_costs_what_its_pages_cost(emulated_library: Emulated) -> None:
-    """A page that is not there costs no product, and entries side by side cost what they do alone."""
+    """An absent page costs no product, and entries side by side cost what each costs alone."""
     products = []
     for table in ([[0]], [[0, N, N]], [[0], [1]], [[0, N], [N, 1]], [[N, N]]):
         emulated_library.counts()

@@ -1,5 +1,5 @@
-"""Pages of float8_e4m3fn, emulated, not run on a GPU unless there is one: kv_write against torch's own cast, bit by bit, and attention
-against the float64 oracle on what the pages hold, by the rule of rule.py."""
+"""Pages of float8_e4m3fn: emulated, and run on a GPU only if there is one. kv_write is compared with torch's own cast, bit by bit, and
+attention with the float64 oracle on the contents of the pages, by the rule of rule.py."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ BF16 = torch.bfloat16
 
 
 class Fp8Attention(CudaAttention):
-    """The same inputs, in magnitudes that differ from page to page, head to head and between K and V; k and v become what the pages hold
-    of them, which is exact in bfloat16. Unused pages are NaN."""
+    """The same inputs, with magnitudes that differ between pages, heads, and K and V. k and v become the values that the pages keep,
+    which are exact in bfloat16. Unused pages are NaN."""
 
     def __post_init__(self) -> None:
         self.dtype, self.dim = BF16, DIM
@@ -57,7 +57,7 @@ def test_the_published_page(cuda: Emulated) -> None:
 
 
 def test_tiles_that_are_cut(cuda: Emulated) -> None:
-    """Into parts of two pages, two and one; where there are two slots, of three and two. And one beside a whole one."""
+    """Tiles are cut into parts of two pages, two and one; with two slots, of three and two. And one tile is cut beside a whole one."""
     compare(fp8_attention(cuda, tokens=12, pages=5, page_tokens=260, heads=1))
     compare(fp8_attention(cuda, tokens=130, pages=2, page_tokens=520, heads=1, frames=2))
 
@@ -92,7 +92,7 @@ def test_bias_is_added_to_the_scores(cuda: Emulated) -> None:
 
 @pytest.mark.parametrize("channel", [0, 9])
 def test_small_numbers_beside_a_large_one(cuda: Emulated, channel: int) -> None:
-    """One channel decides the scales, so that the others' numbers are among the subnormal ones; no query asks for it."""
+    """One channel decides the scales, so that the numbers of the others are subnormal; no query reads that channel."""
     case = fp8_attention(cuda, tokens=11, pages=3, page_tokens=50, pairs=0, scale=0.2)
     case.q[..., channel] = 0
     case.k[..., channel] = case.v[..., channel] = 2.0**13
@@ -151,7 +151,7 @@ def test_no_bank_conflicts(emulated_library: Emulated) -> None:
 
 
 def write(cuda: Emulated, k: Tensor, v: Tensor, page_dtype: torch.dtype, **options: object) -> Tensor:
-    """Pages [frames, page_elements] of k and v, written in the other order into a larger pool, whose other pages stay NaN."""
+    """Pages [frames, page_elements] of k and v, written in reverse order into a larger pool, whose other pages stay NaN."""
     frames, tokens, heads, _ = k.shape
     pool = torch.full((frames + 2, cuda.page_elements(page_dtype, tokens, heads, DIM)), torch.nan, dtype=page_dtype)
     table = torch.arange(frames, 0, -1, dtype=torch.int32)
@@ -170,7 +170,7 @@ def expected_pages(k: Tensor, v: Tensor, elements: int) -> Tensor:
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize(("tokens", "heads", "pairs", "first"), [(5, 3, 42, 44), (1, 1, 0, 0), (150, 5, 10, 2), (3, 12, 64, 0)])
 def test_kv_write_is_torchs_cast(cuda: Emulated, normalise: bool, tokens: int, heads: int, pairs: int, first: int) -> None:
-    """Of the numbers that bfloat16 pages hold, bit by bit; what padding holds is not written."""
+    """Compared with the numbers that bfloat16 pages hold, bit by bit; padding is not written."""
     generator = torch.Generator().manual_seed(tokens)
     # Thirds of one linear layer's output; magnitudes that differ by frame and head.
     by_head = 2.0 ** torch.randint(-30, 6, (2, 1, 2, heads, 1), generator=generator)
@@ -195,7 +195,7 @@ def test_kv_write_is_torchs_cast(cuda: Emulated, normalise: bool, tokens: int, h
 
 @pytest.mark.parametrize("exponent", [-100, -3, 7])
 def test_every_bfloat16_is_cast_as_by_torch(cuda: Emulated, exponent: int) -> None:
-    """All that a scale of 2^exponent has room for, both signs, subnormal ones too."""
+    """All numbers within the range of a scale of 2^exponent, with both signs, including subnormal ones."""
     numbers = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(BF16)
     numbers = numbers[numbers.abs() <= 448 * 2.0**exponent]
     numbers = torch.nn.functional.pad(numbers.float(), (0, -len(numbers) % DIM), value=448 * 2.0**exponent).bfloat16()

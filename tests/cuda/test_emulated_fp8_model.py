@@ -1,5 +1,5 @@
-"""Streams with pages of float8_e4m3fn: emulated, not run on a GPU, unless there is one. Beside them the CPU's bfloat16 kernels on K and V
-that torch has quantised."""
+"""Streams with pages of float8_e4m3fn: emulated, and run on a GPU only if there is one. They are compared with the CPU's bfloat16
+kernels on K and V that torch has quantised."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def rollout(stream: lolrt.LatentStream, chunks: int = 6) -> tuple[Tensor, list[t
 
 
 class QuantisingCore:
-    """The CPU's kernels, whose pages hold of a frame's keys and values what float8_e4m3fn keeps; the text's stay as they are."""
+    """The CPU's kernels, whose pages hold keys and values of frames rounded to float8_e4m3fn; those of the text are not rounded."""
 
     def __init__(self, core: ModuleType) -> None:
         self._core = core
@@ -74,7 +74,7 @@ class QuantisingCore:
 
 @pytest.mark.parametrize("window", [WINDOW, lolrt.Window(1, 2, 1, recall_frames=2, store_frames=3)], ids=["window", "recall"])
 def test_a_rollout_differs_by_what_the_pages_lose(device: str, window: lolrt.Window) -> None:  # noqa: F811
-    """And by what two ways to round differ by; recalled frames, which its keys decide, are the same."""
+    """Latents differ by no more than two ways to round do; recalled frames, which depend on the keys, are the same."""
     on_cuda, pages = rollout(stream_of(model(BF16, device), window, FP8))
     with computing_with(_core):
         (on_cpu, _), (exact, _) = (rollout(stream_of(model(dtype), window)) for dtype in (BF16, torch.float32))

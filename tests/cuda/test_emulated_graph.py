@@ -1,5 +1,5 @@
-"""Passes as CUDA graphs, on the emulator: a pass over a full window is captured once and replayed for every later chunk, with the bits of
-passes that are run as they come."""
+"""Passes as CUDA graphs, on the emulator: a pass over a full window is captured once and replayed for every later chunk, with the bits
+of ordinary passes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def dit() -> lolrt.CausalDiT:
 
 @pytest.fixture
 def captures(core: EmulatedCore, emulated_library: Emulated, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Graph]]:
-    """All that are made, in order; ops are the emulator's meanwhile."""
+    """Collects all graphs that are made, in order; ops are the emulator's meanwhile."""
     made: list[Graph] = []
 
     def captured(work: Callable[[], Tensor], memory: object, device: torch.device) -> tuple[Callable[[], None], Tensor]:
@@ -62,7 +62,7 @@ def captures(core: EmulatedCore, emulated_library: Emulated, monkeypatch: pytest
 
 
 def streams(dit: lolrt.CausalDiT, window: lolrt.Window = WINDOW, **options: object) -> tuple[lolrt.LatentStream, lolrt.LatentStream]:
-    """One whose passes are graphs, and one as on the CPU."""
+    """A stream whose passes are graphs, and one with ordinary passes."""
     graphed, plain = (lolrt.LatentStream(dit, PROMPT, 4, 4, window=window, **OPTIONS | options) for _ in range(2))
     graphed.engine._graphs = GraphedPasses(dit)
     return graphed, plain
@@ -102,7 +102,7 @@ def test_a_new_prompt_is_written_where_the_old_one_was(dit, captures):
 
 
 def test_a_launch_that_fails_while_a_pass_is_captured(dit, captures, emulated_library):
-    """Its error is the chunk's, and no graph is kept of what had been captured; from the state before, the bits are those of ordinary
+    """The chunk raises its error, and no graph of the incomplete capture is kept. From the state before, the bits are those of ordinary
     passes."""
     graphed, plain = streams(dit)
     assert_same(graphed, plain, FULL - 1)
@@ -152,7 +152,7 @@ def test_recalled_pages_are_an_input_and_the_mean_query_an_output(dit, captures,
 def captures_of_two_chunks(
     dit: lolrt.CausalDiT, captures: list[Graph], window: lolrt.Window = WINDOW, **options: object
 ) -> tuple[list[Graph], list[Graph]]:
-    """The same passes, captured in one chunk and anew in the next."""
+    """The same passes, captured in one chunk and again in the next."""
     stream, _ = streams(dit, window, **options)
     stream.engine._graphs = passes = GraphedPasses(dit)
     for _ in range(FULL):
@@ -196,7 +196,7 @@ def test_a_gpu_replays_passes_with_the_bits_of_ordinary_ones(dit: lolrt.CausalDi
 
 
 def chunk_numbers(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """The first frame of the chunk in hand, as the host knows it."""
+    """The first frame of the current chunk, as the host knows it."""
     advance, newest = KVWindow.advance, [0]
 
     def spy(self, first_frame, n_frames):
@@ -208,13 +208,13 @@ def chunk_numbers(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 
 
 def plant_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel is given a number that depends on the chunk."""
+    """A kernel gets a number that depends on the chunk."""
     norm, number = ops.modulated_norm, chunk_numbers(monkeypatch)
     monkeypatch.setattr(ops, "modulated_norm", lambda *args, eps, **options: norm(*args, eps=eps * (1 + number()), **options))
 
 
 def plant_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys and values are written to the chunk's page by its address rather than by the table."""
+    """Keys and values are written to the chunk's page by its address instead of by the table."""
     write, number = ops.kv_write, chunk_numbers(monkeypatch)
     first_page = torch.zeros(1, dtype=torch.int32)
 
@@ -227,7 +227,7 @@ def plant_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plant_torch_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operation of torch's is."""
+    """An operation of torch gets a number that depends on the chunk."""
     gelu, number = ops.gelu, chunk_numbers(monkeypatch)
     monkeypatch.setattr(ops, "gelu", lambda x: gelu(x.mul_(1 + number() / 8)))
 
@@ -249,7 +249,7 @@ def test_a_pass_that_waits_for_the_device_is_found(dit, captures, monkeypatch):
 
 
 def test_torch_is_asked_for_a_capture_in_its_own_words(monkeypatch):
-    """On a stream of the device's, in the memory that is given, with leave for other threads to go on."""
+    """On a stream of the device, in the given memory, while other threads may continue."""
     signature, done = inspect.signature(torch.cuda.graph), list[object]()
 
     @contextlib.contextmanager
@@ -276,7 +276,7 @@ def test_torch_is_asked_for_a_capture_in_its_own_words(monkeypatch):
 
 
 def test_the_cuda_half_asks_the_runtime_for_nothing_that_a_capture_forbids():
-    """Nothing that allocates, waits or asks whether something is done; of the sources, comments aside."""
+    """Nothing that allocates, waits or asks whether work is done, in the sources without their comments."""
     sources = itertools.chain(*(Path(__file__).parents[2].glob(f"csrc/cuda/**/*.{kind}") for kind in ("cu", "cuh", "cpp", "h")))
     code = "\n".join(line.partition("//")[0] for path in sources for line in path.read_text().splitlines())
     calls = set(re.findall(r"\bcuda[A-Z]\w+(?=\()|\bcu[A-Z]\w+(?=\()", code))

@@ -1,4 +1,4 @@
-// What the parts of the emulator share: the block that runs, its threads, and how they wait. Kernels see simt.h alone.
+// What the parts of the emulator share: the running block, its threads, and how they wait. Kernels see only simt.h.
 #pragma once
 
 #include "race.h"
@@ -24,7 +24,7 @@ struct Copy {
   bool valid, arrived;
 };
 
-// What a thread brings where a warp meets, and where that is.
+// What a thread contributes where a warp meets, and where that is.
 struct Meeting {
   enum Kind {
     none,
@@ -56,7 +56,7 @@ struct Fiber {
   Meeting meeting;
   std::vector<Copy> open_copies;
   std::deque<std::vector<Copy>> groups;
-  // Words of the stack that were written since the last fence of products: they stand for registers.
+  // Words of the stack that were written since the last fence of products; the stack stands for registers.
   std::array<uint64_t, kStackBytes / 4 / 64> written;
   std::vector<Buffer> of_products;  // registers of products under way
 };
@@ -95,7 +95,7 @@ struct PhaseBarrier {
   std::vector<unsigned> waiting;
 };
 
-// A box on its way.
+// A box in flight.
 struct BulkCopy {
   unsigned char *to;
   TensorBox box;
@@ -104,7 +104,7 @@ struct BulkCopy {
   uint64_t bytes;
 };
 
-// One at a time in the process.
+// There is one at a time in the process.
 struct Emulator {
   Settings settings;
   Counts counts;
@@ -139,29 +139,29 @@ struct Emulator {
 
 Emulator &emulator();
 
-// `format` (printf style) gets `what`, `thread` and `other`; the launch fails.
+// `format` (printf style) gets `what`, `thread` and `other`. The launch fails.
 void report(const char *format, const char *what, unsigned thread, unsigned other = 0);
 
 // ---- threads in turns ----
 
-// Leaves the current thread, for the next that can go on, until somebody resumes it.
+// Leaves the current thread until it is resumed, and runs the next thread that can continue.
 void wait_at(const char *where);
 void resume(unsigned thread);
-// For ever.
+// Leaves the thread forever.
 void stop_at(const char *where);
 
 // ---- memory ----
 
 bool in_shared(const void *address, uint64_t bytes);
-// A thread that touches what it may not goes no further.
+// A thread that accesses forbidden memory does not continue.
 void check_bounds(const void *address, uint64_t bytes);
-// Reports what a race is.
+// Reports a race.
 void check(Races::Kind kind, uint64_t offset, unsigned thread);
 
 // ---- parts ----
 
 const char *name(Meeting::Kind kind);
-// The last lane of the warp to come carries out what they meet for.
+// The last lane of the warp to arrive carries out the operation for which the warp meets.
 void meet(Meeting::Kind kind, const void *place, void *values);
 template <class Values>
 Values &values(Fiber *lanes, unsigned lane) {
@@ -175,7 +175,7 @@ void fence_warp_products(Fiber *lanes);
 void begin_warp_product(Fiber *lanes);
 void close_warp_products(Fiber *lanes);
 void wait_for_warp_products(Fiber *lanes);
-// A thread's access to its own stack.
+// An access of a thread to its own stack.
 void touch_registers(Fiber &fiber, uintptr_t address, uint64_t bytes, bool write);
 void report_open_products(const Fiber &fiber);
 

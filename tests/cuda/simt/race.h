@@ -28,17 +28,18 @@ class Races {
   // Accesses of [offset, offset + bytes) of shared memory.
   Kind read_shared(unsigned thread, uint64_t offset, uint64_t bytes);
   Kind write_shared(unsigned thread, uint64_t offset, uint64_t bytes);
-  // A copy that has begun; until it is waited for nobody may touch its target.
+  // A copy has begun. Until it is waited for, nobody may access its target.
   Kind begin_copy(unsigned thread, uint64_t offset, uint64_t bytes);
   void end_copy(unsigned thread, uint64_t offset, uint64_t bytes);
 
-  // The same for a bulk copy, which `agent` writes.
+  // The same for a bulk copy, whose writes belong to `agent`.
   Kind begin_bulk_copy(unsigned thread, unsigned agent, uint64_t offset, uint64_t bytes);
   void end_bulk_copy(unsigned agent, uint64_t offset, uint64_t bytes);
-  // A product that reads; until it has been waited for nobody may write there. A warp's counts as its first thread's.
+  // A product that reads these bytes. Until it has been waited for, nobody may write them. A warp's product counts as its first
+  // thread's.
   Kind begin_product(unsigned thread, uint64_t offset, uint64_t bytes);
   void end_product(unsigned thread, uint64_t offset, uint64_t bytes);
-  // What the thread has written may be read by copies and products of those who know of it.
+  // What the thread has written may be read by copies and products of threads that know of it.
   void fence_proxy(unsigned thread);
 
   // Passes on what the thread, or the agent, knows; takes over what others passed on.
@@ -65,13 +66,13 @@ class Races {
 
   uint32_t &clock(unsigned thread, unsigned of) { return clocks_[thread * clocks_of_each_ + of]; }
   uint32_t epoch(unsigned thread) { return clock(thread, thread) << kThreadBits | thread; }
-  // Whether `thread` knows of what the epoch stands for.
+  // Whether `thread` knows of the event at this epoch.
   bool knows(unsigned thread, uint32_t epoch) {
     const unsigned other = epoch & ((1u << kThreadBits) - 1);
     return epoch == 0 || other == thread || clock(thread, other) >= epoch >> kThreadBits;
   }
   Kind write_word(unsigned thread, uint64_t word);
-  // Whether copies and products may rely on what was written then: by one of them, or before a fence.
+  // Whether copies and products may rely on what was written then: it was written by one of them, or before a fence.
   bool passed_proxy(uint32_t epoch) const;
   Write *written(uintptr_t address, bool create);
 

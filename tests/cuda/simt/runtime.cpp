@@ -38,7 +38,7 @@ unsigned most_shared_bytes() {
   return of >= 900 && of < 1200 ? 227 * 1024 : 99 * 1024;
 }
 
-// Notes the call; it returns `error` unless it is the one that fails.
+// Records the call, and returns `error`, unless this is the call that must fail.
 cudaError_t noted(Note note, const char *call, cudaError_t error) {
   Runtime &r = runtime();
   if (++r.calls == r.failing_call) error = cudaErrorUnknown;
@@ -50,7 +50,7 @@ cudaError_t noted(Note note, const char *call, cudaError_t error) {
   return error;
 }
 
-// CUDA C++ programming guide, the same table; and what a kernel has not been allowed.
+// CUDA C++ programming guide, the same table; also refuses shared memory that the kernel has not been permitted.
 cudaError_t launch_error(const Launch &launch, const dim3 &block) {
   const Index &grid = launch.blocks;
   const bool empty = grid.x == 0 || grid.y == 0 || grid.z == 0 || block.x == 0 || block.y == 0 || block.z == 0;

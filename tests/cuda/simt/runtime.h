@@ -5,7 +5,7 @@
 
 namespace lolrt::simt {
 
-// A call, with what it was about; zeros where it has no such thing.
+// A call and its arguments; zeros for those that it does not have.
 struct Note {
   char call[32];
   const void *kernel, *stream;
@@ -16,18 +16,18 @@ struct Note {
   int32_t error;   // that it returned
 };
 
-// Forgets notes, errors and what kernels have been allowed, and makes this device current. The call of that number from now on
-// fails, counted from 1; none where it is 0.
+// Forgets calls, errors and what kernels have been permitted, and makes this device current. The call with this number, counted
+// from 1, fails; with 0, none.
 void restart_runtime(int device, int failing_call);
 
-// Notes so far, the oldest first; how many there are.
+// The calls so far, the oldest first; returns their number.
 int read_notes(Note *notes, int most);
 
-// The error that cudaGetLastError would return; and one that somebody else has left.
+// The error that cudaGetLastError would return; and one that other code has left.
 int last_error();
 void leave_error(int error);
 
-// Counts as a call; true when it is the one that fails. For calls of the driver.
+// Counts as a call; true if it is the one that must fail. For calls of the driver.
 bool call_fails(const char *call);
 
 }  // namespace lolrt::simt

@@ -35,12 +35,12 @@ unsigned next_ready() {
   return next;
 }
 
-// Leaves the current thread where it is, for the next that can go on.
+// Leaves the current thread, and runs the next one that can continue.
 void leave() {
   Emulator &e = emulator();
   Fiber *self = e.current;
   if (_setjmp(self->registers) != 0) return;
-  // Bulk copies arrive when nobody can go on without them, or at any time.
+  // Bulk copies arrive when no thread can continue without them, or at any time.
   if (e.settings.seed != 0 && e.random() % 8 == 0) deliver_bulk_copy();
   while (e.ready.empty() && deliver_bulk_copy()) continue;
   if (e.ready.empty()) {
@@ -66,7 +66,7 @@ void stop_at(const char *where) {
 
 namespace {
 
-// Deadlock is looked for when nobody can go on.
+// Deadlock is checked when no thread can continue.
 void report_waiting() {
   Emulator &e = emulator();
   std::string waiting;
@@ -202,7 +202,7 @@ void check_alignment(const void *address, unsigned bytes) {
   stop_at("an access that is refused");
 }
 
-// Of a thread, which gets no further than this where it may not. `aligned`: the access is one instruction on a GPU.
+// An access of a thread, which stops here if it is forbidden. `aligned`: the access is one instruction on a GPU.
 void access(const void *address, uint64_t bytes, bool write, bool aligned) {
   Emulator &e = emulator();
   if (e.current == nullptr) return;

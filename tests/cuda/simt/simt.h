@@ -33,7 +33,7 @@ struct Settings {
   int last_blocks = 0;  // of a launch as many are run; 0: all
 };
 
-// Of all launches since they were last set to zero; of shared memory what the largest block had.
+// Sums over all launches since they were last set to zero; of shared memory the largest size of any block.
 struct Counts {
   uint64_t blocks, products, matrix_loads, bank_conflicts, copies, shared_bytes;
   uint64_t warpgroup_products;  // of a warp's 16 rows
@@ -43,12 +43,11 @@ struct Counts {
 Settings &settings();
 Counts &counts();
 
-// Memory that kernels may touch besides shared memory and their arguments; none: everything.
+// Memory that kernels may access besides shared memory and their arguments; all memory if no buffer is named.
 void clear_buffers();
 void add_buffer(const void *start, uint64_t bytes);
 
-// A launch as its launcher asks for it. The kernel is a function of one argument, which `enter` calls with it; it is given the
-// launch.
+// A launch as its launcher requests it. The kernel is a function of one argument; `enter` calls it with that argument.
 struct Launch {
   const void *kernel;
   Index blocks;
@@ -58,12 +57,12 @@ struct Launch {
   void (*enter)(const void *launch);
 };
 
-// Runs launches in the emulator's place, and says what was wrong, or NULL; none unless a test sets one. It is an interpreter of
-// what nvcc has made of the same kernels, or it keeps launches, to run them later.
+// Runs launches instead of the emulator, and returns an error text, or NULL. There is none unless a test sets one. It is an
+// interpreter of what nvcc makes of the same kernels, or it keeps launches to run them later.
 using Runner = const char *(*)(const Launch *);
 Runner &runner();
 
-// Runs enter(argument) in every thread; returns what was wrong, or NULL.
+// Runs enter(argument) in every thread; returns an error text, or NULL.
 const char *run(Index blocks, unsigned threads, unsigned shared_bytes, void (*enter)(const void *), const void *argument,
                 uint64_t argument_bytes);
 inline const char *run(const Launch &launch) {
