@@ -70,6 +70,7 @@ NEIGHBOURS = [
     Neighbour(config(lolrt.Window(1, 4, 2), seed=6, probe=True), switch=(2, "sinks", 2), joins=2),
     Neighbour(config(lolrt.Window(1, 4, 2), Sampler((1000, 500), context_noise=0.1), seed=7), switch=(1, "window", 1)),
     Neighbour(config(lolrt.Window(0, 4, 2), seed=8, probe=True, rope=lolrt.Rope(sigma=0)), start=3),
+    Neighbour(config(lolrt.Window(1, 4, 2, skip=0.15), seed=9, probe=True), joins=1, decides=True),
 ]  # fmt: skip
 
 
@@ -173,6 +174,8 @@ def test_the_neighbours_are_what_they_are_meant_to_be(references):
     assert any(chunk.recalled_frames for chunk in references[2])
     assert any(chunk.switch for chunk in references[6]) and any(chunk.switch for chunk in references[7])
     assert [len(chunk.latents) for chunk in references[8]] == [1, 2, 2, 2]
+    left_out = torch.cat([(chunk.mass == 0).flatten() for chunk in references[9]])
+    assert left_out.any() and not left_out.all()
 
 
 def test_what_is_measured_is_each_ones_own(small_dit, rollout_inputs):
@@ -210,6 +213,7 @@ WINDOWS = [
     lolrt.Window(1, 2, 1, recall_frames=1, store_frames=2),
     lolrt.Window(0, 2, 2, recall_frames=2, store_frames=3),
     lolrt.Window(4, 9, 3),
+    lolrt.Window(1, 3, 1, skip=0.2),
 ]
 
 

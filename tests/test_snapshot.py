@@ -53,6 +53,7 @@ CONFIGS = {
     "recall": config(RECALL, probe=True),
     "gate": config(lolrt.Window(1, 4, 2, gate=lolrt.SinkGate(bias=-torch.inf, when="realigned", kernel_level=-1.0, after_frames=1))),
     "deciding gate": config(lolrt.Window(1, 4, 2, gate=lolrt.SinkGate(bias=-1.5, when="synchronised", head_share=0.0))),
+    "skip": config(lolrt.Window(1, 4, 2, skip=0.17), probe=True),
     "bases": config(WINDOW, rope=lolrt.Rope(bases=np.array([[9e3, 1e4], [1.1e4, 8e3]])), seed=np.int64(4)),  # type: ignore[arg-type]
     "first chunk": config(WINDOW, Sampler((1000, 500), (1000, 700, 300), context_noise=0.1)),
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 from lolrt import _core
 from lolrt.engine.memory_bank import MemoryBank
 from lolrt.engine.page_pool import PagePool
-from lolrt.errors import Error, check_whole
+from lolrt.errors import Error, check_real, check_whole
 from lolrt.ops.device import upload
 from lolrt.positions.sink_gate import SinkGate
 
@@ -35,6 +35,9 @@ class Window:
     bank."""
     store_frames: int = 24
     """Frames that the memory bank holds at most."""
+    skip: float = 0.0
+    """Attention mass, 0 to 1, below which a head leaves a page of an earlier frame out in the rest of a chunk's passes. The mass is that of
+    the chunk's first denoise pass, in each of its frames (`lolrt.engine.page_skip`). 0: all pages are read in all passes."""
 
     def __post_init__(self) -> None:
         check_whole(
@@ -48,6 +51,9 @@ class Window:
             )
         if not 0 <= self.recall_frames <= self.store_frames:
             raise Error(f"recall_frames is {self.recall_frames} and store_frames {self.store_frames}; expected 0 <= recall <= store")
+        check_real(skip=self.skip)
+        if not 0 <= self.skip < 1:
+            raise Error(f"skip is {self.skip}; expected a share of the attention, at least 0 and less than 1, such as 0.01")
 
     @property
     def pages(self) -> int:

@@ -13,6 +13,7 @@ from lolrt.engine import finite
 from lolrt.engine.engine import Engine
 from lolrt.engine.kv_window import ChunkPages, KVWindow
 from lolrt.engine.noise import Noise, NoiseSource
+from lolrt.engine.page_skip import unread
 from lolrt.errors import Error
 from lolrt.models.dit import CausalDiT
 from lolrt.models.pass_inputs import PassInputs
@@ -222,9 +223,13 @@ class Session:
                     sums.append(finite.total(velocity))
                     return velocity
                 bias = shut[:, None]
-            probed = mass if self.config.probe and k == probed_pass else None
+            skips = k == 0 and window.skip > 0 and not len(given)
+            probed = mass if skips or (self.config.probe and k == probed_pass) else None
             velocity = yield self.pass_inputs(sample, modulations[k], pages, rotation, bias, probed)
             sums.append(finite.total(velocity))
+            if skips:
+                left_out = unread(mass[:, 0], len(pages.frames) - n_frames, window.skip)[:, None]
+                bias = left_out if bias is None else bias + left_out
             return velocity
 
         latents = given if len(given) else self._noise(first_frame, n_frames, 0).float()
@@ -356,8 +361,8 @@ class Session:
     def restore(self, snapshot: Snapshot) -> None:
         """Goes on from a snapshot. After a full snapshot the chunks have the same bits as those of the saved session. For a light snapshot
         the pages are made again by the cache passes of the frames in the window, so the session knows nothing else of its past. Its bits
-        are the same as long as no frame had left the window, no prompt was switched without running the sinks again, and no "synchronised"
-        gate was shut.
+        are the same as long as no frame had left the window, no prompt was switched without running the sinks again, no "synchronised"
+        gate was shut, and `Window.skip` left no page out.
 
         Raises `lolrt.Error` for a snapshot of another model, config or size, and says what differs. The session is then unchanged.
         """
