@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import lolrt
 from lolrt.checkpoint import find_files
+from lolrt.checkpoint.recipes import RECIPES
 from lolrt.checkpoint.synth import synth
 from lolrt.cli import main
 from lolrt.pipeline import sampler_of, window_of
@@ -65,6 +66,42 @@ def test_what_settings_and_toml_say_comes_first(tmp_path):
     (tmp_path / "b.toml").write_text(f'{dit}weights = "generator"\nchunk_frames = 2\n[sampler]\ntimesteps = [1000]\n')
     assert used(tmp_path / "a.toml") == (1, (1000, 500), FOUR, 5.0)
     assert used(tmp_path / "b.toml") == (2, (1000,), FOUR, 5.0) and find_files(tmp_path / "b.toml").group == "generator"
+
+
+# What a name of this list stands for is what the published weights of that recipe have.
+NAMED = {
+    "framewise-1step": "causal-forcing++/framewise-1step.pt",
+    "framewise-2step": "causal-forcing++/framewise-2step.pt",
+    "framewise-4step": "framewise/causal_forcing.pt",
+    "chunkwise": "chunkwise/causal_forcing.pt",
+    "longlive": "models/longlive_base.pt",
+    "self-forcing": "checkpoints/self_forcing_dmd.pt",
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_named_where_no_file_says_it(name, tmp_path, capsys):
+    """In a .toml file, also against the names of the files, and in model.json; what else they set comes first, and convert keeps it."""
+    chunk, steps, first, group = PUBLISHED[NAMED[name]]
+    save(tmp_path, "longlive/renamed.pt")
+    (tmp_path / "m.toml").write_text(f'dit = "longlive/renamed.pt"\nrecipe = "{name}"\n')
+    assert used(tmp_path / "m.toml") == (chunk, steps, first, 5.0)
+    assert (find_files(tmp_path / "m.toml").group or "generator_ema") == group
+    assert main(["inspect", str(tmp_path / "m.toml")]) == 0
+    assert ", which its settings say" in capsys.readouterr().out
+    (tmp_path / "m.toml").write_text(f'dit = "longlive/renamed.pt"\nrecipe = "{name}"\nchunk_frames = 2\n[sampler]\nshift = 3.0\n')
+    assert used(tmp_path / "m.toml") == (2, steps, first, 3.0)
+    assert main(["convert", str(tmp_path / "m.toml"), str(tmp_path / "made")]) == 0
+    assert used(tmp_path / "made") == (2, steps, first, 3.0)
+    (tmp_path / "made" / "model.json").write_text(json.dumps({"recipe": name}))
+    assert used(tmp_path / "made") == (chunk, steps, first, 5.0)
+
+
+def test_a_recipe_that_is_not_known_is_told_the_others(tmp_path):
+    save(tmp_path, "a.pt")
+    (tmp_path / "m.toml").write_text('dit = "a.pt"\nrecipe = "frame-wise"\n')
+    with pytest.raises(lolrt.CheckpointError, match="recipe is 'frame-wise'; expected one of framewise-1step, "):
+        find_files(tmp_path / "m.toml")
 
 
 def test_weights_of_a_recipe_are_used_where_there_are_such(tmp_path):

@@ -23,7 +23,7 @@ from lolrt.checkpoint.gguf_file import MAGIC, read_gguf
 from lolrt.checkpoint.gguf_tokenizer import has_tokenizer, tokenizer_of
 from lolrt.checkpoint.names import Kind
 from lolrt.checkpoint.pickle_file import read_pickle
-from lolrt.checkpoint.recipes import WHOLE_CLIPS, Recipe, applied, recipe_of
+from lolrt.checkpoint.recipes import RECIPES, WHOLE_CLIPS, Recipe, applied, recipe_of
 from lolrt.checkpoint.safetensors_file import read_all, read_metadata
 from lolrt.checkpoint.shapes import read_json, read_text
 from lolrt.errors import CheckpointError
@@ -53,6 +53,7 @@ SETTINGS: dict[str, tuple[type, Callable[[Any], bool]]] = {
     "example_prompts": (list, lambda prompts: all(isinstance(prompt, str) for prompt in prompts)),
     "chunk_frames": (int, lambda frames: 0 < frames <= 1000),
     "rope": (dict, lambda rope: True),
+    "recipe": (str, bool),
 }
 
 # For each kind of part: the JSON files that may describe it, and fields that identify a config of this kind.
@@ -87,7 +88,7 @@ class ModelFiles:
     settings: dict[str, Any] = field(default_factory=dict)
     """The settings of the whole model, with the names in `SETTINGS` (from model.json, or TOML; otherwise from the recipe)."""
     recipe: Recipe | None = None
-    """How the DiT was trained and is sampled, if the names under which it is published show this."""
+    """How the DiT was trained and is sampled, if its settings or the names under which it is published say so."""
     _recognised: dict[Path, list[Component]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -132,16 +133,25 @@ def find_files(model: str | Path | ModelFiles, group: str | None = None) -> Mode
 
 
 def _with_recipe(files: ModelFiles) -> ModelFiles:
-    """The same files with the recipe of the DiT, if there is one and no model.json, which would say everything."""
-    if files.dit is None or (files.source / MODEL).is_file():
-        return files
-    index = files.dit.parent.parent / "model_index.json"
-    recipe = recipe_of(files.dit, read_json(index).get("_class_name") if index.is_file() else None)
-    if recipe is None:
-        return files
+    """The same files with the recipe of the DiT: the one that the settings name, or else that of its names, unless there is a model.json,
+    which would say everything."""
+    settings = dict(files.settings)
+    named = settings.pop("recipe", None)
+    if named is not None and named not in RECIPES:
+        raise CheckpointError(f"{files.source}: recipe is {named[:60]!r}; expected one of {', '.join(RECIPES)}")
+    if files.dit is None or (named is None and (files.source / MODEL).is_file()):
+        return replace(files, settings=settings)
+    if named is not None:
+        recipe = replace(RECIPES[named], source="its settings say")
+    else:
+        index = files.dit.parent.parent / "model_index.json"
+        known = recipe_of(files.dit, read_json(index).get("_class_name") if index.is_file() else None)
+        if known is None:
+            return files
+        recipe = known
     groups = {component.group for component in files.components(files.dit) if component.kind == "dit"}
     group = files.group or (recipe.weights if recipe.weights in groups else None)
-    return replace(files, group=group, settings=applied(recipe, files.settings), recipe=recipe)
+    return replace(files, group=group, settings=applied(recipe, settings), recipe=recipe)
 
 
 def _found(path: Path) -> ModelFiles:

@@ -1,4 +1,5 @@
-"""Recipes: how published weights are sampled, recognised from the names under which they are published. The tensors do not show it.
+"""Recipes: how published weights are sampled. A model's settings name one, or the names under which its weights are published show it; the
+tensors do not.
 
 A recipe sets only defaults. The settings of a model (model.json, TOML), and options, override it.
 """
@@ -17,8 +18,8 @@ from lolrt.fields import fields_of
 
 FOUR_STEPS = [1000, 750, 500, 250]
 NOTHING_SAYS = (
-    "; nothing says how it was trained: these are Self-Forcing's defaults, --chunk-frames 1 is for weights that were trained frame by "
-    "frame, --timesteps and --first-timesteps for another number of steps"
+    "; nothing says how it was trained: these are Self-Forcing's defaults; weights that were trained frame by frame take a .toml file with "
+    'recipe = "framewise-2step" (-1step, -4step), or --chunk-frames 1, --timesteps and --first-timesteps'
 )
 WHOLE_CLIPS = (
     "was trained on whole clips at once, each frame of which sees the later ones too: a stream of it soon falls apart; take causal "
@@ -36,9 +37,11 @@ class Recipe:
     """The entry of a training checkpoint to use, if that is not the averaged one."""
     causal: bool = True
     """Whether the model was trained so that no frame sees later ones."""
+    source: str = "its name says"
+    """How it is known, as the rest of a sentence."""
 
     def __str__(self) -> str:
-        return f"as of {self.title}, which its name says"
+        return f"as of {self.title}, which {self.source}"
 
 
 def _frame_by_frame(*steps: int) -> dict[str, Any]:
@@ -47,14 +50,23 @@ def _frame_by_frame(*steps: int) -> dict[str, Any]:
     return {"chunk_frames": 1, "sampler": sampler}
 
 
+# The presets that a model's settings can name (`recipe = "framewise-2step"`).
+RECIPES = {
+    "framewise-1step": Recipe("Causal-Forcing++, frame by frame in 1 step", _frame_by_frame(1000)),
+    "framewise-2step": Recipe("Causal-Forcing++, frame by frame in 2 steps", _frame_by_frame(1000, 500)),
+    "framewise-4step": Recipe("Causal-Forcing, frame by frame in 4 steps", _frame_by_frame(*FOUR_STEPS)),
+    "chunkwise": Recipe("Causal-Forcing, by chunks", weights="generator"),
+    "longlive": Recipe("LongLive", weights="generator"),
+    "self-forcing": Recipe("Self-Forcing"),
+}
 # Patterns for the DiT's folder and file name, "folder/file". The first match counts. None: the model is causal, and nothing else is known.
 NAMES: tuple[tuple[str, Recipe | None], ...] = (
-    (r"framewise[-_]?1[-_]?step", Recipe("Causal-Forcing++, frame by frame in 1 step", _frame_by_frame(1000))),
-    (r"framewise[-_]?2[-_]?step", Recipe("Causal-Forcing++, frame by frame in 2 steps", _frame_by_frame(1000, 500))),
-    (r"framewise", Recipe("Causal-Forcing, frame by frame in 4 steps", _frame_by_frame(*FOUR_STEPS))),
-    (r"chunkwise|causal[-_]forcing", Recipe("Causal-Forcing, by chunks", weights="generator")),
-    (r"longlive", Recipe("LongLive", weights="generator")),
-    (r"self[-_]forcing|sfwan", Recipe("Self-Forcing")),
+    (r"framewise[-_]?1[-_]?step", RECIPES["framewise-1step"]),
+    (r"framewise[-_]?2[-_]?step", RECIPES["framewise-2step"]),
+    (r"framewise", RECIPES["framewise-4step"]),
+    (r"chunkwise|causal[-_]forcing", RECIPES["chunkwise"]),
+    (r"longlive", RECIPES["longlive"]),
+    (r"self[-_]forcing|sfwan", RECIPES["self-forcing"]),
     (r"caus|forcing|stream|krea|real[-_]?time", None),
     (r"fast[-_]?wan", Recipe("FastWan", causal=False)),
     (r"turbo[-_]?wan", Recipe("TurboWan", causal=False)),
@@ -64,7 +76,7 @@ NAMES: tuple[tuple[str, Recipe | None], ...] = (
 PIPELINES = {
     "WanPipeline": Recipe("Wan", causal=False),
     "WanDMDPipeline": Recipe("FastWan", causal=False),
-    "WanCausalDMDPipeline": Recipe("Self-Forcing"),
+    "WanCausalDMDPipeline": RECIPES["self-forcing"],
 }
 
 
