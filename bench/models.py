@@ -48,20 +48,21 @@ class Model:
     config: DiTConfig
     latent: tuple[int, int]
     sampler: Sampler = Sampler()
+    window: Window = WINDOW
 
     @property
     def tokens(self) -> int:
         return self.latent[0] * self.latent[1] // 4
 
-    def pass_flops(self, window: Window) -> float:
+    def pass_flops(self) -> float:
         """FLOP of one forward over a full window."""
-        config, queries = self.config, window.chunk_frames * self.tokens
+        config, window, queries = self.config, self.window, self.window.chunk_frames * self.tokens
         linear = 2 * queries * (6 * config.dim**2 + 2 * config.dim * config.ffn_dim)  # q, k, v, o; q and o of the text; feed-forward
         attention = 4 * queries * (window.pages * self.tokens + config.text_len) * config.dim
         return float(config.num_layers * (linear + attention))
 
-    def pass_bytes(self, window: Window, dtype: torch.dtype) -> float:
-        config = self.config
+    def pass_bytes(self, dtype: torch.dtype) -> float:
+        config, window = self.config, self.window
         weights = 8 * config.dim**2 + 2 * config.dim * config.ffn_dim
         return float(config.num_layers * (weights + 2 * window.pages * self.tokens * config.dim) * dtype.itemsize)
 
@@ -90,6 +91,8 @@ def tiny() -> Model:
 
 
 ONE_LAYER = Model("1.3B, one layer", DiTConfig(num_layers=1), (60, 104))
+# As Causal-Forcing++ in 2 steps.
+FRAME_WISE = replace(ONE_LAYER, name="1.3B, one layer, frame by frame", sampler=Sampler((1000, 500)), window=Window(chunk_frames=1))
 
 
 def dit_pass(model: Model, dtype: torch.dtype, **flags: Any) -> Case:
@@ -98,28 +101,28 @@ def dit_pass(model: Model, dtype: torch.dtype, **flags: Any) -> Case:
     @torch.inference_mode()
     def make(compiled: bool) -> Trial:
         dit, published = model.pair(dtype)
-        sample = random(WINDOW.chunk_frames, model.config.in_dim, *model.latent)
+        sample = random(model.window.chunk_frames, model.config.in_dim, *model.latent)
         prompt = model.prompt()
         published_text = published.encode_text(prompt)
-        engine = Engine(dit, *model.latent, pages=WINDOW.pool_pages)
-        session = Session(engine, prompt, StreamConfig(rope=PLAIN, window=WINDOW))
+        engine = Engine(dit, *model.latent, pages=model.window.pool_pages)
+        session = Session(engine, prompt, StreamConfig(rope=PLAIN, window=model.window))
         modulation = dit.modulations(torch.tensor([750.0]))[0]
-        published_caches = published.caches(WINDOW, model.tokens)
+        published_caches = published.caches(model.window, model.tokens)
 
         def ours() -> Tensor:
             return dit(session.pass_inputs(sample, modulation, pages, *session.positions(pages)))
 
         @torch.inference_mode()
-        def theirs(first_frame: int = WINDOW.pages - WINDOW.chunk_frames) -> Tensor:
+        def theirs(first_frame: int = model.window.pages - model.window.chunk_frames) -> Tensor:
             return published(sample, 750.0, first_frame, published_caches, published_text)
 
-        for first_frame in range(0, WINDOW.pages, WINDOW.chunk_frames):
-            pages = session.window.advance(first_frame, WINDOW.chunk_frames)
+        for first_frame in range(0, model.window.pages, model.window.chunk_frames):
+            pages = session.window.advance(first_frame, model.window.chunk_frames)
             ours()
             theirs(first_frame)
         return Trial(ours, {"published": theirs})
 
-    return Case("dit_pass", model.name, dtype, model.pass_flops(WINDOW), model.pass_bytes(WINDOW, dtype), "flops", make, **flags)
+    return Case("dit_pass", model.name, dtype, model.pass_flops(), model.pass_bytes(dtype), "flops", make, **flags)
 
 
 def chunk(model: Model, dtype: torch.dtype, **flags: Any) -> Case:
@@ -128,15 +131,15 @@ def chunk(model: Model, dtype: torch.dtype, **flags: Any) -> Case:
     def make(compiled: bool) -> Trial:
         dit, published = model.pair(dtype)
         prompt = model.prompt()
-        ours = lolrt.LatentStream(dit, prompt, *model.latent, rope=PLAIN, window=WINDOW, sampler=model.sampler)
-        theirs = PublishedStream(published, prompt, *model.latent, window=WINDOW, sampler=model.sampler)
-        for _ in range(WINDOW.pages // WINDOW.chunk_frames):
+        ours = lolrt.LatentStream(dit, prompt, *model.latent, rope=PLAIN, window=model.window, sampler=model.sampler)
+        theirs = PublishedStream(published, prompt, *model.latent, window=model.window, sampler=model.sampler)
+        for _ in range(model.window.pages // model.window.chunk_frames):
             next(ours)
             next(theirs)
         return Trial(lambda: next(ours).latents, {"published": lambda: next(theirs)})
 
     passes = len(model.sampler.timesteps) + 1
-    flops, moved = passes * model.pass_flops(WINDOW), passes * model.pass_bytes(WINDOW, dtype)
+    flops, moved = passes * model.pass_flops(), passes * model.pass_bytes(dtype)
     return Case("chunk", model.name, dtype, flops, moved, "flops", make, roundings=passes, **flags)
 
 
@@ -234,6 +237,7 @@ MODEL_CASES: tuple[Case, ...] = (
     chunk(tiny(), BF16, quick=True),
     chunk(tiny(), FP32),
     chunk(ONE_LAYER, BF16, every_thread_count=False, best_isa_only=True),
+    chunk(FRAME_WISE, BF16, every_thread_count=False, best_isa_only=True),
     vae_decode("tiny", embedded_vae(FP32).config, tiny().latent, BF16, quick=True),
     vae_decode("tiny", embedded_vae(FP32).config, tiny().latent, FP32),
     vae_decode("Wan2.1, latent 15 x 26", lolrt.VAEConfig(), (15, 26), BF16, every_thread_count=False, best_isa_only=True),

@@ -15,11 +15,11 @@ from commands import output_of
 
 from bench import full_size
 from bench import stages as bench_stages
-from bench.models import MODEL_CASES, decoder_work, diffusers_decode
+from bench.models import FRAME_WISE, MODEL_CASES, chunk, decoder_work, diffusers_decode
 from bench.report import Section, parts, report, with_section
 from bench.results import Results
 from bench.targets import TARGETS
-from lolrt import CausalVAE, VAEConfig, _core, ops
+from lolrt import CausalVAE, DiTConfig, VAEConfig, _core, ops
 from lolrt.bench import peers
 from lolrt.bench.cases import CASES, FP32, ODD, Case, Trial, frame_attention
 from lolrt.bench.machine import cores, environment
@@ -135,6 +135,16 @@ def test_a_wrong_offset_would_be_noticed(monkeypatch):
     case = frame_attention(ODD, FP32)
     with pytest.raises(Error, match="no fair peer"):
         race(case, case.make(False)).warm_up()
+
+
+def test_a_frame_wise_chunk_is_that_of_the_published_code():
+    """Of a smaller model: over a full window, which three more frames then pass through."""
+    config = DiTConfig(dim=64, ffn_dim=48, freq_dim=16, text_dim=8, text_len=5, num_heads=2, num_layers=2)
+    case = chunk(replace(FRAME_WISE, config=config, latent=(6, 10)), FP32)
+    trial = case.make(False)
+    for _ in range(3):
+        assert trial.ours().shape == trial.peers["published"]().shape == (1, 16, 6, 10)
+    race(case, trial).warm_up()
 
 
 def test_measures_into_rows():

@@ -236,6 +236,28 @@ def test_a_watched_stream_is_made_no_further_ahead_than_it_may_be():
     assert engine._turns[stream].passes == before + 1
 
 
+def test_a_frame_wise_stream_is_made_frame_by_frame_as_it_is_watched():
+    """Beside one of whole chunks, by a clock that every pass moves on. 9 and 3 passes make 3 frames of each in the time of 20: neither
+    falls behind its viewer, nor gets far ahead."""
+    now, ahead, longest = 50.0, 0.7, 3 / FPS
+    engine = engine_of(2, lambda: now, scheduler=EarliestDeadline(at_once=1, ahead_seconds=ahead))
+    streams = [engine.open("a", window=lolrt.Window(1, 3, chunk_frames), sampler=TWO_PASSES) for chunk_frames in (1, 3)]
+    shown = dict.fromkeys(streams, 0.0)
+    sizes: dict[Stream, set[float]] = {stream: set() for stream in streams}
+    while min(shown.values()) < 8:
+        engine.step()
+        now += longest / 20
+        while engine._finished:
+            stream, chunk = engine._finished.popleft()
+            due = engine._turns[stream].opened + shown[stream]
+            assert now - due <= longest, "the first chunk is late by what both took to begin, and no later one by more"
+            length = len(chunk.frames) / FPS
+            assert due - now < ahead
+            shown[stream] += length
+            sizes[stream].add(length)
+    assert [sizes[stream] for stream in streams] == [{1 / FPS}, {3 / FPS}]
+
+
 def test_memory_is_what_decides_who_is_let_in():
     window = SMALL["window"]
     sizes = Engine(SMALLEST, 4, 4, pages=1)

@@ -90,7 +90,7 @@ def chunk(model: Model, kv_dtype: torch.dtype | None = None) -> Case:
         return Trial(ours, {})
 
     passes = len(model.sampler.timesteps) + 1
-    flops, moved = passes * model.pass_flops(WINDOW), passes * model.pass_bytes(WINDOW, BF16)
+    flops, moved = passes * model.pass_flops(), passes * model.pass_bytes(BF16)
     name = model.name if kv_dtype is None else f"{model.name}, pages of 8 bits"
     return Case("chunk", name, BF16, flops, moved, "flops", make, roundings=passes)
 

@@ -53,6 +53,7 @@ class Shape:
 TINY = Shape("tiny", 4, 6, 4, (44, 10, 10), hidden=1024)
 WAN = Shape("1.3B", 30, 52, 12, (44, 42, 42), hidden=8960)
 ONE_HEAD = replace(WAN, name="1.3B, one head", heads=1)
+ONE_FRAME = replace(WAN, name="1.3B, one frame", frames=1)
 ODD = Shape("odd", 7, 19, 3, (16, 12, 12), hidden=333, frames=2, pages=5)
 
 
@@ -485,6 +486,7 @@ CASES: tuple[Case, ...] = (
     frame_attention(ONE_HEAD, BF16, "bias"),
     frame_attention(WAN, BF16, every_thread_count=False),
     frame_attention(WAN, FP32, every_thread_count=False),
+    frame_attention(ONE_FRAME, BF16, every_thread_count=False),
     batched_attention(TINY, BF16, 8),
     batched_attention(ODD, FP32, 3),
     cross_attention(WAN, BF16),
