@@ -1,5 +1,5 @@
-"""Whole models on the CUDA kernels: emulated, not run on a GPU, unless there is one. Everything above the kernels is the Python layer as
-it ships; torch's matrix products are the CPU's where the kernels are emulated."""
+"""Whole models on the CUDA kernels: emulated, and run on a GPU only if there is one. Everything above the kernels is the Python layer as
+it ships. If the kernels are emulated, torch's matrix products run on the CPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHUNKS = 6
 
 @pytest.fixture(params=["emulated", "gpu"])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Where torch's tensors are while the CUDA kernels work on them."""
+    """The device of torch's tensors while the CUDA kernels work on them."""
     if request.param == "emulated":
         core = request.getfixturevalue("core")
         core.calls.clear()
@@ -46,7 +46,7 @@ def rms(x: Tensor) -> float:
 
 
 def test_a_rollout_is_the_public_codes_within_the_gate_of_bf16(device: str, data: Path, rollout_inputs: dict[str, Tensor]) -> None:
-    """Against Self-Forcing's own float64 run, by the gate that the CPU's kernels are held to."""
+    """Against Self-Forcing's own float64 run, with the tolerance of the CPU's kernels."""
 
     def noise(first_frame: int, n_frames: int, step: int) -> Tensor:
         if step == 0:
@@ -61,7 +61,8 @@ def test_a_rollout_is_the_public_codes_within_the_gate_of_bf16(device: str, data
 
 
 def test_the_embedded_model_makes_the_latents_of_the_cpus_kernels(device: str, core: EmulatedCore) -> None:
-    """Its first two chunks, with all their passes (20 and 6, each with that of the cache), beside the CPU's in bfloat16 and float32."""
+    """Its first two chunks, with all their passes (20 and 6, each including the cache pass), compared with the CPU's in bfloat16 and
+    float32."""
     options = dict(seed=7, probe=True)
     pipe = lolrt.load("tiny", BF16, device=device)
     prompt = pipe.example_prompts[0]
@@ -86,15 +87,15 @@ def test_the_embedded_model_makes_the_latents_of_the_cpus_kernels(device: str, c
             whole = lolrt.load("tiny", dtype)
             for seed in (7, 8, 9):
                 latents[seed] = torch.cat([chunk.latents for chunk in islice(whole.latent_stream(prompt, seed=seed), 2)])
-    # After 28 passes bfloat16 alone moves this model's latents by up to several hundredths, more with one noise and CPU than with another.
-    # Two ways to round are each so far from float32, and no farther from each other than both together.
+    # After 28 passes, bfloat16 alone changes this model's latents by up to several hundredths; how much depends on the noise and the CPU.
+    # Two ways to round each differ from float32 by this much, and from each other by no more than both together.
     scatter = max(rms(rounded[seed] - exact[seed]) for seed in rounded)
     assert rms(on_cuda - exact[7]) <= 2 * scatter
     assert rms(on_cuda - rounded[7]) <= 2 * scatter
 
 
 def small_model(dtype: torch.dtype) -> lolrt.CausalDiT:
-    """A DiT with weights that are drawn: what a model does with a policy does not need a trained one."""
+    """A DiT with random weights: how a model acts on a policy does not depend on training."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = lolrt.DiTConfig(dim=128, ffn_dim=256, text_dim=16, text_len=8, num_heads=2, num_layers=2)
@@ -110,8 +111,8 @@ def small_model(dtype: torch.dtype) -> lolrt.CausalDiT:
     ids=["recall", "synchronised gate"],
 )
 def test_recall_and_a_synchronised_gate_decide_as_on_the_cpu(device: str, window: lolrt.Window) -> None:
-    """Both decide by what the kernels made, keys and queries or attention mass: the same frames come back, in the same layers and chunks
-    the sinks are shut out, and the latents are as near as two ways to round are."""
+    """Both decide by keys and queries, or attention mass, from the kernels: the same frames come back, the sinks are left out in the
+    same layers and chunks, and the latents are as near as two ways to round are."""
     prompt = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
 
     def rollout(dtype: torch.dtype, where: str) -> tuple[Tensor, list[object]]:
@@ -135,8 +136,8 @@ def test_recall_and_a_synchronised_gate_decide_as_on_the_cpu(device: str, window
 def test_the_planned_workspace_is_what_the_kernels_ask_for(
     core: EmulatedCore, emulated_library: Emulated, multiprocessors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the published size, for a GPU of so many multiprocessors, and no less where there is none to ask. By the larger of the kernels,
-    that of sm_80 or of sm_90: pages of 8 bits have the first on sm_90 as well."""
+    """At the published size, for a GPU with this number of multiprocessors, and no less if there is no GPU to ask. The larger workspace
+    of the kernels of sm_80 and sm_90 counts, because pages of 8 bits use the first on sm_90 as well."""
     config, window, tokens = lolrt.DiTConfig(), lolrt.Window(3, 9), 1560
     pages, heads = 12, config.num_heads
     q, pool = torch.empty(3, tokens, heads, 128, dtype=BF16), torch.empty(12, 2 * heads * tokens * 128, dtype=BF16)
@@ -156,7 +157,7 @@ def test_the_planned_workspace_is_what_the_kernels_ask_for(
 
 @pytest.mark.parametrize("by_offset", [False, True])
 def test_arrays_of_other_libraries_reach_the_kernels(core: EmulatedCore, emulated_library: Emulated, by_offset: bool) -> None:
-    """By DLPack's protocol alone, as CuPy's do."""
+    """By DLPack's protocol alone, as with CuPy's arrays."""
     x = torch.randn(2, 3, 64).bfloat16()
     out = torch.randn(3, 3, 64).bfloat16()[1:].copy_(x)
     emulated_library.buffers([out])

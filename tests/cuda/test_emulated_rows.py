@@ -1,4 +1,5 @@
-"""The row ops of csrc/cuda, emulated, not run on a GPU unless there is one: against the float64 oracle by the rule of rule.py."""
+"""The row ops of csrc/cuda: emulated, and run on a GPU only if there is one. They are compared with the float64 oracle by the rule of
+rule.py."""
 
 from __future__ import annotations
 
@@ -61,7 +62,7 @@ def test_kv_write_matches_the_oracle(
 
 
 def test_kv_write_rounds_where_public_code_does(cuda: Emulated) -> None:
-    """After the norm, after the weight and after the rotation: all but the rarest results are the same bfloat16."""
+    """Rounds after the norm, after the weight and after the rotation: all but the rarest results are the same bfloat16."""
     q, weight = torch.randn(2, 40, 4, 128).bfloat16(), torch.randn(4, 128).bfloat16()
     angles = 6 * torch.rand(40, 42).double()
     out = torch.empty_like(q)
@@ -78,7 +79,7 @@ def test_modulated_norm_matches_the_oracle(
     generator = torch.Generator().manual_seed(channels)
     x, residual = (torch.randn(frames, tokens, channels, generator=generator).to(dtype) + 2 for _ in range(2))
     gate, scale, shift = (torch.randn(n, channels, generator=generator) for n in (frames, 1, frames))
-    # Beside the rows of both there are numbers, which would be others if they were taken for channels.
+    # The padding beside the rows of both holds numbers that would change the result if they were read as channels.
     wide = torch.randn(2, frames, tokens, channels + 8, generator=generator).to(dtype)
     before = wide.clone()
     updated, out = wide[..., :channels]
@@ -91,7 +92,7 @@ def test_modulated_norm_matches_the_oracle(
     else:
         new_x, _ = oracle.modulated_norm(fp64(x), fp64(residual), fp64(gate) if with_gate else None, fp64(scale), fp64(shift), 1e-6)
         check(updated, x + (gate[:, None] if with_gate else torch.ones(1)).to(dtype) * residual, new_x, 1)
-    # The norm is of the x that was stored.
+    # The norm is that of the x that was stored.
     _, ref = oracle.modulated_norm(fp64(updated), None, None, fp64(scale), fp64(shift), 1e-6)
     norm = F.layer_norm(updated, (channels,), eps=1e-6)
     check(out, norm * scale[:, None].to(dtype) + shift[:, None].to(dtype), ref, channels)
@@ -103,7 +104,7 @@ def test_modulated_norm_matches_the_oracle(
 @dtypes
 @pytest.mark.parametrize(("frames", "tokens", "channels", "offset"), [(1, 1, 1, 1), (3, 7, 70, 1), (2, 3, 264, 0), (2, 5, 264, 4)])
 def test_gelu_matches_the_oracle(cuda: Emulated, dtype: torch.dtype, frames: int, tokens: int, channels: int, offset: int) -> None:
-    """Rows of any length and alignment within wider ones, of values of any size; the numbers beside them stay as they are."""
+    """Rows of any length and alignment inside wider ones, with values of any size; the numbers beside them do not change."""
     for size in (0.01, 1.0, 4.0, 30.0):
         wide = torch.randn(frames, tokens, channels + 8, generator=torch.Generator().manual_seed(7)).to(dtype)
         beside = wide.clone()

@@ -1,4 +1,4 @@
-"""What carries tensors to a GPU and back in these tests, tried with the CPU's kernels."""
+"""The class that copies tensors to a GPU and back in these tests, tested with the CPU's kernels."""
 
 from __future__ import annotations
 

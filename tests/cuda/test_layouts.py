@@ -1,5 +1,5 @@
-"""The emulator's tensor core and the kernel's swizzle against CuTe's description of the hardware's: what the emulator takes for granted
-is here held against somebody else's word."""
+"""The emulator's tensor core and the kernel's swizzle against CuTe's description of the hardware, an independent source for what the
+emulator assumes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def layouts(emulated_library: Emulated) -> ctypes.CDLL:
 
 
 def bf16_bits(x: np.ndarray) -> np.ndarray:
-    """Of small whole numbers, which bfloat16 holds."""
+    """Small integers, which bfloat16 represents exactly."""
     return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
 def run(layouts: ctypes.CDLL, **arrays: np.ndarray) -> dict[str, np.ndarray]:
-    """One warp, words by lane; what is not given is zero."""
+    """One warp, with words by lane; words that are not given are zero."""
     words = {"a": (4, np.uint32), "b": (2, np.uint32), "matrices": (4, np.uint32), "d": (4, np.float32)}
     words |= {"loaded": (4, np.uint32), "loaded_transposed": (4, np.uint32)}
     all_arrays = {name: arrays.get(name, np.zeros((len(LANES), width), dtype)) for name, (width, dtype) in words.items()}
@@ -69,7 +69,7 @@ def test_matrices_are_loaded_to_the_lanes_that_the_hardware_loads_them_to(layout
 
 
 def test_product_of_a_warpgroup_is_that_of_the_matrices(layouts: ctypes.CDLL) -> None:
-    """Fragments as CuTe has them, and matrices in shared memory as it places them, by rows and by columns."""
+    """Fragments as CuTe defines them, and matrices in shared memory as it places them, by rows and by columns."""
     text = header("mma_traits_sm90_gmma")
     of_a = named_layout(text, "ALayout_64x16")
     permute = {name: swizzle(text, f"Layout_{name}_SW128_Atom_Bits") for name in ("K", "MN")}
@@ -108,7 +108,7 @@ def test_swizzle_of_attention_is_cutes(layouts: ctypes.CDLL, dim: int) -> None:
     chunks = dim // 8
     places = np.array([[layouts.layouts_attention_at(dim, row, chunk) for chunk in range(chunks)] for row in range(128)])
     assert (places == [[permute(row * 2 * dim + chunk * 16) for chunk in range(chunks)] for row in range(128)]).all()
-    # Nothing lies twice in one place, and a matrix's 8 rows lie in all 32 banks of 4 bytes.
+    # No two chunks share a place, and the 8 rows of a matrix lie in all 32 banks of 4 bytes.
     assert len(np.unique(places)) == places.size
     groups = places.reshape(16, 8, chunks) // 16 % 8
     assert (np.sort(groups, axis=1) == np.arange(8)[:, None]).all()

@@ -1,4 +1,4 @@
-"""The arithmetic of bench.gpu.model, on cases worked out by hand, and the work that it reads from the built kernels."""
+"""The arithmetic of bench.gpu.model, on cases that were computed by hand, and the work that it reads from the built kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SMALL = model.Machine("small", "sm_80", 2, 1.0, tensor_flop=2048, float32=128, l
 
 
 def work(cycles: int, resident: int = 2) -> model.Work:
-    """Of two pipes, each busy for so many cycles."""
+    """Work on two pipes, with the cycles that each is busy."""
     return model.Work(((1, {"HMMA": cycles // 8, "MUFU": cycles // 8}),), flop=1000.0, resident=resident)
 
 
@@ -36,7 +36,7 @@ def test_pipes() -> None:
 def test_cycles_lie_between_the_busiest_pipe_and_the_sum(overlap: float, expected: float) -> None:
     busy = {"tensor": 100.0, "special": 40.0, "float32": 15.0, "other": 5.0, "issue": 90.0, "shared": 70.0, "L2": 0.0}
     assert model.cycles(busy, overlap) == expected
-    # Memory is no part of the sum, but may be the busiest.
+    # Memory is not part of the sum, but may be the busiest pipe.
     assert model.cycles(busy | {"shared": 300.0}, overlap) == 300.0
 
 
@@ -85,7 +85,8 @@ def test_calibration_gives_what_was_published(published: model.Published) -> Non
 @pytest.mark.whole
 @pytest.mark.parametrize("machine", [model.A100, model.H100], ids=["A100", "H100"])
 def test_work_of_pages_of_8_bits(machine_code: list[sass.Function], machine: model.Machine) -> None:
-    """On both the kernel of sm_80, with 32 keys a tile: as many products, half the copies, and each pair made wider by each warp."""
+    """On both GPUs the kernel of sm_80, with 32 keys per tile: the same number of products, half the copies, and each warp converts each
+    pair."""
     shape = model.Shape()
     work = model.frame_attention(model.kernel(machine_code, machine, fp8_pages=True), shape)
     counted = {name: sum(times * counts[name] for times, counts in work.parts) for name in ("HMMA", "LDGSTS", "PRMT")}

@@ -1,4 +1,4 @@
-"""Planted bugs in attention's kernel of sm_80, in how its work is dealt out and put together, and in its mass."""
+"""Planted bugs in attention's kernel of sm_80, in how its work is split and combined, and in its mass."""
 
 from __future__ import annotations
 

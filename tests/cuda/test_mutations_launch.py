@@ -1,4 +1,5 @@
-"""Planted bugs in how kernels are launched (csrc/cuda/device/launch.cuh and the launchers), and what of test_runtime.py finds each."""
+"""Planted bugs in the launches of kernels (csrc/cuda/device/launch.cuh and the launchers), and the test of test_runtime.py that finds
+each."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ LAUNCH = "device/launch.cuh"
 
 @dataclass(frozen=True)
 class LaunchMutation:
-    """`op` is what is called, of test_runtime.OPS."""
+    """`op` is the op that is called, from test_runtime.OPS."""
 
     name: str
     old: str

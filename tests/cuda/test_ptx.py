@@ -1,6 +1,6 @@
-"""What nvcc makes of csrc/cuda for sm_80, and of attention's smaller tile for sm_86, interpreted, not run on a GPU: against the float64
-oracle by the rule of rule.py, and against the emulator. Whatever the interpreter finds wrong fails the call. The cases are those of the
-emulator's tests."""
+"""The PTX that nvcc makes of csrc/cuda for sm_80, and of attention's smaller tile for sm_86: interpreted, not run on a GPU. It is
+compared with the float64 oracle by the rule of rule.py, and with the emulator. A call fails if the interpreter finds an error. The cases
+are those of the emulator's tests."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_tiles_that_are_cut_in_a_batch(ptx: Interpreted) -> None:
 
 @pytest.mark.parametrize("device", [860, 870, 890, 900, 1000, 1200])
 def test_later_devices_by_the_ptx_of_sm_80(ptx: Interpreted, device: int) -> None:
-    """Where the driver compiles the PTX for devices to come, asked to or because there is no other code, the kernels are those of sm_80:
-    those of the device's own tiles have no code in it."""
+    """If the driver compiles the PTX for later devices, on request or because there is no other code, the kernels are those of sm_80.
+    The kernels for the device's own tile size contain no code."""
     ptx.device = device
     try:
         compare(CudaAttention(torch.bfloat16, dim=128, tokens=9, page_tokens=20, pages=2, frames=1, heads=1, cuda=ptx))
@@ -107,7 +107,7 @@ def test_strided_queries_and_outputs(ptx: Interpreted) -> None:
 
 @kinds
 def test_no_bank_conflicts(ptx: Interpreted, dtype: torch.dtype, dim: int) -> None:
-    """As many products and loads of matrices as the emulator's, and no conflicts, of loads and stores either."""
+    """The same numbers of products and matrix loads as the emulator's, and no bank conflicts, of loads and stores either."""
     ptx.counts()
     CudaAttention(dtype, dim=dim, tokens=128, page_tokens=70, pages=2, frames=1, heads=1, cuda=ptx).run(probe=True)
     assert ptx.counts()["other_conflicts"] == 0
@@ -116,8 +116,8 @@ def test_no_bank_conflicts(ptx: Interpreted, dtype: torch.dtype, dim: int) -> No
 
 @kinds
 def test_attention_does_what_the_emulator_does(ptx: Interpreted, emulated_library: Emulated, dtype: torch.dtype, dim: int) -> None:
-    """The same products, loads and copies. Results differ by the roundings within a product and of 2^x: a few, by one rounding of the
-    largest output or less."""
+    """The same products, loads and copies. Results differ by the roundings within a product and of 2^x: a few results, by at most one
+    rounding of the largest output."""
     case = CudaAttention(dtype, dim=dim, tokens=70, page_tokens=90, pages=2, frames=2, cuda=ptx)
     ptx.counts()
     out, mass = case.run(probe=True)
@@ -204,7 +204,7 @@ def test_gelu_of_small_and_of_large_numbers(ptx: Interpreted, dtype: torch.dtype
 
 @pytest.mark.parametrize("noisy", [True, False])
 def test_sampler_step_is_the_published_one(ptx: Interpreted, noisy: bool) -> None:
-    """By the oracle's rule, and its bits: two blocks, the second not whole."""
+    """By the oracle's rule, and bit by bit: two blocks, the second incomplete."""
     rows.test_sampler_step_is_the_published_one(ptx, 300, noisy)
     sample, velocity, noise = torch.randn(3, 300)
     out = torch.empty(300)
@@ -214,7 +214,7 @@ def test_sampler_step_is_the_published_one(ptx: Interpreted, noisy: bool) -> Non
 
 
 def test_every_kernel_is_run(ptx: Interpreted, ptx_of_small_tiles: Interpreted) -> None:
-    """Each that the library has for these architectures."""
+    """Every kernel that the library has for these architectures."""
     for cuda in (ptx, ptx_of_small_tiles):
         for dtype, dim in attention.KINDS:
             for probe in (False, True):
@@ -233,7 +233,7 @@ def test_every_kernel_is_run(ptx: Interpreted, ptx_of_small_tiles: Interpreted) 
 
 @dtypes
 def test_kv_write_has_the_emulators_bits(ptx: Interpreted, emulated_library: Emulated, dtype: torch.dtype) -> None:
-    """Its operations are all exact or rounded once, in the same order."""
+    """All of its operations are exact or rounded once, in the same order."""
     x, weight = torch.randn(2, 9, 3, 4, 64).to(dtype), torch.randn(4, 64).to(dtype)
     q, k, v = x.unbind(2)
     table = torch.tensor([2, 0], dtype=torch.int32)

@@ -1,5 +1,5 @@
 """The interpreter of PTX itself: numbers against exact arithmetic, fragments against the layouts of the ISA written as loops, and small
-kernels with a mistake, which has to be named."""
+kernels with a mistake, which the error must name."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_wide_products_and_conversions() -> None:
 
 
 def test_fma_is_rounded_once() -> None:
-    """Against rationals, where the sum rounded to float64 first would be wrong, and where it cancels."""
+    """Against rationals, in cases where a sum that is first rounded to float64 would be wrong, and where it cancels."""
     a, b = (RNG.standard_normal(32).astype(np.float32) for _ in range(2))
     c = (-a.astype(np.float64) * b).astype(np.float32)
     c[::2] = RNG.standard_normal(16) * 2.0 ** RNG.integers(-60, 60, 16)
@@ -130,7 +130,8 @@ def test_fma_is_rounded_once() -> None:
 
 
 def test_fma_of_pairs_is_rounded_once() -> None:
-    """As torch rounds float64, which holds these sums exactly: ties, subnormal factors and results, overflow, NaN and the zeros' signs."""
+    """As torch rounds float64, which represents these sums exactly: ties, subnormal factors and results, overflow, NaN and the signs of
+    zeros."""
     words = RNG.integers(0, 1 << 32, (32, 3), dtype=np.uint32)
     words[:8, 2] = 0x80008000
     words[:8, 0] &= 0x87F087F0  # what a number of 8 bits becomes
@@ -164,7 +165,7 @@ def test_bits_are_inserted() -> None:
 
 
 def test_bytes_are_permuted() -> None:
-    """The sign of a byte where the selector's fourth bit is set; what lies above the sixteenth bit is not looked at."""
+    """The sign of a byte if the selector's fourth bit is set; bits of the selector above the sixteenth are ignored."""
     data = inputs()
     out, _ = execute(f"{LOAD} prmt.b32 %r6, %r3, %r4, %r5; prmt.b32 %r7, %r3, 0, 41600; st.global.v2.u32 [%d2], {{%r6, %r7}};", data)
     for (a, b, selector), results in zip(data[:, :3].tolist(), out[:, :2].tolist(), strict=True):
@@ -211,7 +212,7 @@ def test_floats() -> None:
 
 
 def test_doubles() -> None:
-    """Their sums and products, not of float32, and rounded to float32 at the end."""
+    """Sums and products in float64 that float32 cannot represent, rounded to float32 at the end."""
     x = RNG.standard_normal((32, 3)).astype(np.float32)
     body = """cvt.f64.f32 %d3, %r3; cvt.f64.f32 %d4, %r4; cvt.f64.f32 %d5, %r5; mul.rn.f64 %d6, %d3, %d4; sub.rn.f64 %d6, %d6, %d5;
         add.rn.f64 %d6, %d6, 0d3FD5555555555555; cvt.rn.f32.f64 %r6, %d6; st.global.f64 [%d2], %d6; st.global.f32 [%d2+8], %r6;"""
@@ -236,7 +237,8 @@ def test_narrow_values_in_wide_registers() -> None:
 
 
 def test_threads_that_part_meet_again() -> None:
-    """Loops of another length for each lane, with the way back behind the way on; then all of the warp exchange."""
+    """Loops of a different length in each lane, in which the code that jumps back lies after the code that goes on; then the whole warp
+    exchanges."""
     body = """
         mov.u32 %r3, 0; mov.u32 %r4, 0; bra.uni HEAD;
     NEXT: add.s32 %r3, %r3, 1;

@@ -1,6 +1,5 @@
-"""Planted bugs in csrc/cuda/device, whose inline PTX the emulator replaces by code of its own and so cannot see: nvcc compiles the
-changed header with one kernel, and the interpreter has to find it. What finds it is what the interpreter reports, or `numbers`: the
-rule of rule.py, or the bits."""
+"""Planted bugs in csrc/cuda/device, whose inline PTX the emulator replaces by its own code and so cannot check. nvcc compiles the
+changed header with one kernel, and the interpreter must find the bug: by a report, or by `numbers`: the rule of rule.py, or the bits."""
 
 from __future__ import annotations
 
@@ -28,11 +27,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_nvcc(), reason="there
 class Mutation:
     name: str
     file: str
-    """Of csrc/cuda/device, or above."""
+    """The file, below csrc/cuda/device or one folder above."""
     old: str
     new: str
     finds: str
-    """Regular expression of the report."""
+    """Regular expression for the report."""
     kernel: str = "frame_attention"
     dtype: torch.dtype = torch.bfloat16
 
@@ -205,7 +204,8 @@ def test_mutation_is_found(mutation: Mutation, ptx: Interpreted, tmp_path: Path)
 
 
 def test_the_tile_of_the_device_is_found(ptx: Interpreted, tmp_path: Path) -> None:
-    """Planted in the launcher: tiles by the device's architecture, where the PTX of sm_80 is what is loaded. What has no code says so."""
+    """Planted in the launcher: the tile size follows the device's architecture, although the PTX of sm_80 is loaded. The kernel without
+    code reports it."""
     (by_device,) = (mutation for mutation in launchers.MUTATIONS if mutation.name == "the tile of the device, not of the code")
     launcher = compile_mutant_of_launch(by_device, ptx.path.with_name("objects"), tmp_path)
     mutant = Interpreted(launcher.path, ptx.kernels)
@@ -215,7 +215,7 @@ def test_the_tile_of_the_device_is_found(ptx: Interpreted, tmp_path: Path) -> No
 
 
 def reports_without(cuda: Interpreted, name: str, opcode: str, kernel: str) -> list[str]:
-    """What is found when one after the other of those instructions is removed from a compiled kernel for bfloat16."""
+    """The reports when each of these instructions in turn is removed from a compiled kernel for bfloat16."""
     (mangled,) = (mangled for mangled in cuda.kernels if name in mangled)
     compiled = cuda.kernels[mangled]
     places = [place for place, instruction in enumerate(compiled.code) if instruction.opcode == opcode]
@@ -250,7 +250,7 @@ def test_each_of_them_is_missed_on_sm90(opcode: str, finds: str, ptx_of_sm90: In
 
 
 def test_all_fences_of_products_but_one_are_missed(ptx_of_sm90: Interpreted) -> None:
-    """In the loop the fence of the scores, which comes first, is one for the values' registers too."""
+    """In the loop, the fence of the scores comes first, and also fences the registers of the values."""
     reports = reports_without(ptx_of_sm90, "frame_attention_sm90_kernelINS0_4Bf16ELb0E", "wgmma.fence.sync.aligned", "frame_attention_sm90")
     assert [bool(report) for report in reports].count(False) == 1
     assert all(re.search("touched and no fence followed", report) for report in reports if report)

@@ -1,5 +1,5 @@
-"""What nvcc makes of the attention kernel of sm_90a, interpreted, not run on a GPU: against the float64 oracle by the rule of rule.py, and
-against the emulator. Whatever the interpreter finds wrong fails the call."""
+"""The PTX that nvcc makes of the attention kernel of sm_90a: interpreted, not run on a GPU. It is compared with the float64 oracle by
+the rule of rule.py, and with the emulator. A call fails if the interpreter finds an error."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_attention_matches_the_oracle(ptx_of_sm90: Interpreted, dtype: torch.dty
 
 
 def test_a_batch(ptx_of_sm90: Interpreted) -> None:
-    """The warps that copy, announce and multiply pass over the same pages: first, last, in between and all of them."""
+    """The warps that copy, announce and multiply skip the same pages: first, last, in between and all of them."""
     table = [[1, NOT_THERE, 0], [NOT_THERE, 1, NOT_THERE], [NOT_THERE] * 3]
     compare_batch(BatchedAttention(ptx_of_sm90, table=table, page_tokens=130, heads=1), probes=(True,))
 
 
 def test_a_window_of_sinks_alone(ptx_of_sm90: Interpreted) -> None:
-    """Half a year after the last page that is left."""
+    """Half a year after the last remaining page."""
     case = CudaAttention(torch.bfloat16, dim=128, pages=3, frames=1, tokens=20, page_tokens=20, cuda=ptx_of_sm90)
     case.page_frames, case.query_frames = torch.arange(3), 63_072_000 + torch.arange(1)
     compare(case)
@@ -63,7 +63,7 @@ def test_a_head_without_pages_gives_zeros(ptx_of_sm90: Interpreted) -> None:
 
 
 def test_a_maximum_that_rises(ptx_of_sm90: Interpreted) -> None:
-    """Within a page and from page to page, so that what is there is rescaled."""
+    """The maximum rises within a page and from page to page, so that earlier sums are rescaled."""
     case = CudaAttention(torch.bfloat16, dim=128, tokens=11, pages=2, frames=1, page_tokens=150, heads=1, scale=1.0, cuda=ptx_of_sm90)
     case.k = (case.k * torch.linspace(0.1, 4, case.page_tokens)[:, None, None]).to(case.dtype)
     case.bias = torch.tensor([[0.0], [300.0]])
@@ -91,8 +91,8 @@ def test_same_bits_at_any_frame_and_wherever_the_pages_lie(ptx_of_sm90: Interpre
 
 @dtypes
 def test_it_does_what_the_emulator_does(ptx_of_sm90: Interpreted, emulated_library: Emulated, dtype: torch.dtype) -> None:
-    """The same products and copies. Results differ by the roundings within a product and of 2^x: a few, by one rounding of the largest
-    output or less. Nothing conflicts in the banks."""
+    """The same products and copies. Results differ by the roundings within a product and of 2^x: a few results, by at most one rounding
+    of the largest output. There are no bank conflicts."""
     case = CudaAttention(dtype, dim=128, tokens=70, page_tokens=150, pages=2, frames=2, heads=1, cuda=ptx_of_sm90)
     ptx_of_sm90.counts()
     out, mass = case.run(probe=True)

@@ -1,5 +1,5 @@
-"""The interpreter's instructions of sm_90a: products of warpgroups, bulk copies, mbarriers. Numbers are whole and results exact; layouts
-are written as loops by the ISA's text, and pinned to CuTe's where its headers are there."""
+"""The interpreter's instructions of sm_90a: products of warpgroups, bulk copies, mbarriers. Numbers are integers and results exact.
+Layouts are written as loops from the ISA's text, and compared with CuTe's if its headers are installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BARRIER = 16384
 COLUMNS = 64
 D = ", ".join(f"%r{number}" for number in range(40, 40 + COLUMNS // 2))
 
-# Threads put 64 bytes each into shared memory, then d is 1 and a is theirs.
+# Threads write 64 bytes each to shared memory; then d is 1, and a is what they have written.
 STORE = """
     shl.b32 %r3, %r1, 6; add.s32 %r3, %r3, %r2;
 """ + "".join(
@@ -92,7 +92,7 @@ def test_product_of_a_warpgroup(element: str, dtype: torch.dtype, mode: str, lea
 
 
 def test_products_of_a_group_add_up() -> None:
-    """The first forgets what was there."""
+    """The first product discards the earlier contents of d."""
     data = small_numbers(128)
     body = STORE + PUBLISH + OPERANDS + descriptor("128", 0, 1024) + FENCE + "{0}" + product() + CLOSE + product() + CLOSE + WAIT + RESULT
     once, _ = execute(body.replace("{0}", "").replace(product() + CLOSE, "", 1), data, threads=128, shared_bytes=BARRIER)
@@ -212,7 +212,7 @@ def test_a_box_of_many_rows() -> None:
 
 
 def test_phases_alternate() -> None:
-    """Two copies one after the other, the second when all have read the first."""
+    """Two copies one after the other, the second after all threads have read the first."""
     second = f"bar.sync 0; @!%p1 bra SECOND; {EXPECT} {copy(0, 0, 1, 0)} SECOND: "
     body = by_thread_0(EXPECT + copy(0, 0, 0, 0)) + AWAIT.format(parity=0) + READ + second
     tensor, out, _ = execute_copies(body + AWAIT.format(parity=1).replace("AGAIN", "LATER") + READ.replace("[%d2]", "[%d2+8]"))
@@ -221,7 +221,7 @@ def test_phases_alternate() -> None:
 
 
 def test_the_first_try_before_the_end_fails() -> None:
-    """And without a copy nothing ends."""
+    """Without a copy, nothing ends."""
     _, out, _ = execute_copies(
         by_thread_0(EXPECT + copy(0, 0, 0, 0))
         + "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 %p2, [%r10], 0; selp.b32 %r4, 1, 0, %p2;"
@@ -233,7 +233,7 @@ def test_the_first_try_before_the_end_fails() -> None:
 
 
 def test_registers_move_when_others_give_them_back() -> None:
-    """Of three warpgroups the first waits for what the last gives."""
+    """The first of three warpgroups waits for the registers that the last gives back."""
     body = """shr.u32 %r3, %r1, 7; setp.eq.s32 %p1, %r3, 0; setp.eq.s32 %p2, %r3, 2; @%p2 bra GIVE; @!%p1 bra REST;
         setmaxnreg.inc.sync.aligned.u32 240; bra.uni REST; GIVE: setmaxnreg.dec.sync.aligned.u32 {0}; REST: st.global.u32 [%d2], %r3;"""
     data = small_numbers(384)

@@ -1,5 +1,5 @@
-"""What the launchers ask of the CUDA runtime: csrc/cuda/device/launch.cuh as it ships, with a runtime that takes notes of every call and
-lets any of them fail (tests/cuda/simt/cuda_runtime.h). The kernels run on the emulator, not on a GPU."""
+"""The launchers' calls of the CUDA runtime: csrc/cuda/device/launch.cuh as it ships, with a runtime that records every call and can let
+any of them fail (tests/cuda/simt/cuda_runtime.h). The kernels run on the emulator, not on a GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.whole
 STREAM = 0x5EED
 LAUNCH, ALLOW = b"cudaLaunchKernel", b"cudaFuncSetAttribute"
 INTERNAL, UNSUPPORTED = 4, 2
-SOMEBODY_ELSES = 700  # an illegal address, which a kernel before has touched
+SOMEBODY_ELSES = 700  # an illegal address, which an earlier kernel has accessed
 CUT = dict(dim=128, tokens=9, page_tokens=520, pages=2, frames=1, heads=1)
 
 
@@ -75,13 +75,13 @@ def rows(runtime: Emulated, op: str) -> Callable[[], Tensor]:
 @dataclass(frozen=True)
 class Op:
     name: str
-    """As messages have it."""
+    """The name as messages have it."""
     launches: int
     make: Callable[[Emulated], Callable[[], Tensor]]
     architecture: int = 800
 
 
-# With a tile that is cut and the probe, attention launches all that it has.
+# With a tile that is cut and the probe, attention launches all of its kernels.
 SMALL = dict(dim=64, tokens=9, page_tokens=20, pages=2, heads=2, frames=1)
 OPS = {
     "attention": Op("frame_attention", 3, lambda runtime: attention(runtime, True, **CUT)),
@@ -122,7 +122,7 @@ def test_every_launch_is_on_the_stream_and_allowed_its_memory(runtime: Emulated,
 @ops
 def test_any_call_may_fail(runtime: Emulated, op: str) -> None:
     """The op's own error comes, nothing is launched after it, the runtime keeps no error for the caller's next kernel, and the same call
-    later gives the same bits."""
+    later gives the right bits."""
     run = prepared(runtime, op)
     expected = run()
     calls = len(runtime.notes())
@@ -140,7 +140,7 @@ def test_any_call_may_fail(runtime: Emulated, op: str) -> None:
 
 @ops
 def test_an_error_of_somebody_elses_is_not_the_ops(runtime: Emulated, op: str) -> None:
-    """Nor does the op take it away from who will ask for it."""
+    """The op does not clear it either, so others can still ask for it."""
     run = prepared(runtime, op)
     runtime.leave_error(SOMEBODY_ELSES)
     run()
@@ -175,7 +175,7 @@ def test_a_failure_keeps_no_tensor(runtime: Emulated, core: EmulatedCore) -> Non
 
 
 def test_a_block_may_have_no_more_memory_than_the_device_gives(runtime: Emulated) -> None:
-    """The stand-in itself, as the table in the programming guide has it: sm_86 has less than code for sm_90 asks for."""
+    """The replacement itself follows the table in the programming guide: sm_86 has less shared memory than code for sm_90 requests."""
     run = prepared(runtime, "attention on sm_90")
     runtime.settings(architecture=900, device=860)
     with pytest.raises(AbiError, match="frame_attention: CUDA: invalid argument"):
@@ -185,7 +185,8 @@ def test_a_block_may_have_no_more_memory_than_the_device_gives(runtime: Emulated
 
 @pytest.mark.parametrize("device", [800, 860, 870, 890, 900, 1000, 1030, 1100, 1200, 1210])
 def test_the_kernel_is_that_of_the_code_that_is_loaded(runtime: Emulated, device: int) -> None:
-    """The driver may compile the PTX of compute_80 on every device: then the tile is that of sm_80. Two kernels tell tiles apart."""
+    """The driver may compile the PTX of compute_80 on every device, and then the tile is that of sm_80. Two kernels report the tile
+    size."""
     case = CudaAttention(torch.bfloat16, dim=128, cuda=runtime, tokens=3, page_tokens=3, pages=1, frames=1, heads=1)
     kernels = {}
     for architecture in (800, 860, 900):

@@ -1,7 +1,7 @@
-"""What nvcc made of the kernels, gated without running them: the machine code of every architecture in the built library.
+"""The code that nvcc made of the kernels, checked without running it: the machine code of every architecture in the built library.
 
-The turn of frame_attention's inner loop that does a whole tile is compared, instruction by instruction, with what the algorithm takes
-at least. A clock would not show on which instruction a change costs; and there is no clock here.
+The turn of frame_attention's inner loop that does a whole tile is compared, instruction by instruction, with the least that the
+algorithm takes. A clock would not show which instruction costs time; and there is no GPU here to time.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.whole
 
 TOLERANCE = 0.05  # over the floor
 WARP_ROWS, LANES, BLOCK_THREADS = 32, 32, 128
-# Of NOP nvcc 13.0 puts one after almost every second HMMA of sm_120; they take turns but do nothing.
+# nvcc 13.0 puts a NOP after almost every second HMMA of sm_120; they take issue slots but do nothing.
 IDLE = {"NOP"}
 LOCAL_MEMORY = {"LDL", "STL"}
 OTHER_MEMORY = {"LD", "ST", "LDG", "STG", "LDS", "STS", "ATOM", "ATOMG", "ATOMS", "RED"}
 
-# Made up. A loop of two ways: one product and an idle slot, or two products, the first of them in a loop of its own.
+# Made up: a loop with two paths, one with a product and an idle slot, the other with two products, the first of them in an inner loop.
 LISTING = """
 arch = sm_80
 		Function : _Z4made
@@ -50,7 +50,7 @@ arch = sm_80
         /*00c0*/                   BRA 0xc0;                                     /* 0xfffffff000007947 */
 """
 
-# Made up. A loop, one of whose turns waits at the function's end, and goes on where it was.
+# Made up: a loop, one of whose turns waits at the function's end, and continues where it was.
 WAITING = """
 arch = sm_90a
 		Function : _Z4wait
@@ -94,7 +94,7 @@ class Tile:
     probe: bool
 
     work: ClassVar = ("HMMA", "LDGSTS")
-    """What tells a turn that does a whole tile from others."""
+    """What distinguishes a turn that does a whole tile from others."""
     others: ClassVar = 130
     """Instructions of a turn that have no floor: addresses, swizzles, loop and branches. Copies' 64-bit addresses and their steps are 60
     to 70 of them, exclusive-ors of swizzled addresses 14 at dim 128, branches and what they test 15."""
@@ -160,7 +160,7 @@ class WarpgroupTile(Tile):
 
 
 def tile_of(function: sass.Function) -> Tile | None:
-    """None for other kernels, and where the kernel is empty: each architecture has one tiling."""
+    """None for other kernels, and for empty kernels: each architecture has one tile size."""
     if not any(i.name in ("HMMA", "HGMMA") for i in function.body):
         return None
     if match := re.search(r"frame_attention_kernelI\w+?[E_]Li(\d+)ELi(\d+)ELb([01])E", function.name):
@@ -172,14 +172,14 @@ def tile_of(function: sass.Function) -> Tile | None:
 
 
 def turn(function: sass.Function, tile: Tile) -> list[sass.Instruction]:
-    """Of the inner loop, with a whole tile that is not a page's last."""
+    """The path through the inner loop with a whole tile that is not the last of a page."""
     floor = tile.floor()
     loop = sass.innermost_loop(function, tile.work[0])
     return sass.shortest_way(loop, {name: floor[name] for name in tile.work})
 
 
 def violations(function: sass.Function, tile: Tile) -> list[str]:
-    """What is wrong with a kernel of attention, in words."""
+    """The errors in a kernel of attention, in words."""
     floor = tile.floor()
     found = sass.counts(turn(function, tile))
     # One of three operands does the work of two.
@@ -232,7 +232,7 @@ def test_a_tile_takes_the_instructions_that_it_must(machine_code: list[sass.Func
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_the_probe_is_free_inside_a_page(machine_code: list[sass.Function], architecture: str) -> None:
-    """It writes at a page's end; before, no instruction is its own but what registers move differently."""
+    """The probe writes at a page's end; before that, it adds no instruction except for moves between registers."""
     lengths: dict[tuple[str, int, int], dict[bool, int]] = {}
     for function in machine_code:
         if function.architecture == architecture and (tile := tile_of(function)):
@@ -248,7 +248,7 @@ def test_one_warp_copies_a_tile(machine_code: list[sass.Function]) -> None:
     kernels = [f for f in machine_code if f.architecture == "sm_90a" and "frame_attention_sm90_kernel" in f.name]
     assert len(kernels) == 4
     for function in kernels:
-        # Each copy is a loop of its own for ptxas, which sees no reason why all lanes should agree on its operands.
+        # ptxas makes a loop of each copy, because it cannot know that all lanes have the same operands.
         loop = min((loop for loop in sass.loops(function) if sass.counts(loop.body)["UTMALDG"] == 4), key=lambda loop: len(loop.body))
         found = sass.counts(sass.shortest_way(loop, {"UTMALDG": 4}))
         assert (found["UTMALDG"], found["SYNCS"]) == (4, 4) and found.total() <= 80, found
@@ -261,7 +261,7 @@ def without(function: sass.Function, at: int) -> sass.Function:
 
 
 def test_nobody_touches_registers_of_products_under_way(machine_code: list[sass.Function]) -> None:
-    """On sm_90a, along every way through the code; and each of the waits is missed when it is taken out."""
+    """On sm_90a, on every path through the code; and if any of the waits is removed, this is found."""
     kernels = [f for f in machine_code if f.architecture == "sm_90a" and "frame_attention_sm90_kernel" in f.name]
     assert len(kernels) == 4
     for function in kernels:
@@ -280,7 +280,7 @@ ROUNDED_TWICE = ("sampler_step_kernel",)
 
 
 def approximations(function: sass.Function) -> list[str]:
-    """Instructions that are there when the compiler may round as it likes: fused, without subnormal numbers, by approximate functions."""
+    """Instructions of code that may round in other ways: fused, without subnormal numbers, by approximate functions."""
     opcodes = [i.opcode for i in function.body]
     wrong = {opcode for opcode in opcodes if opcode.startswith("FFMA") and ".FTZ" in opcode}
     wrong |= {opcode for opcode in opcodes if opcode.startswith(("MUFU.SQRT", "MUFU.SIN", "MUFU.COS", "MUFU.TANH"))}

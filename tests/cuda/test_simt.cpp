@@ -1,4 +1,4 @@
-// The emulator itself: small kernels that are right, and the same with a mistake, which has to be named.
+// The emulator itself: small correct kernels, and the same with a mistake, which the error must name.
 #include "matrix_descriptor.cuh"
 
 #include <device/launch.cuh>
@@ -25,7 +25,7 @@ float *own(const Argument &argument) { return argument.data + blockIdx.x * 256; 
 
 float *shared() { return reinterpret_cast<float *>(shared_memory()); }
 
-// Each thread reads what its neighbour wrote. 1: no barrier.
+// Each thread reads what its neighbour has written. 1: without a barrier.
 void neighbour(const Argument argument) {
   const unsigned thread = threadIdx.x;
   shared()[thread] = static_cast<float>(thread);
@@ -51,7 +51,7 @@ void warps(const Argument argument) {
   own(argument)[thread] = shared()[thread ^ 1];
 }
 
-// Two warps meet at a barrier of their own. 1: of a number that never comes.
+// Two warps meet at a separate barrier. 1: for a number of threads that never arrives.
 void named(const Argument argument) {
   const unsigned thread = threadIdx.x;
   shared()[thread] = static_cast<float>(thread);

@@ -1,4 +1,4 @@
-"""What the driver's encoder of tensor maps is asked for, which the emulator has no use for: a driver that only takes notes."""
+"""The tensor maps that the driver's encoder is asked for, which the emulator does not need: tested with a driver that only records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the work of frame_attention is dealt out (csrc/cuda/work_split.cuh): everything is done once, and slots are full."""
+"""How the work of frame_attention is split (csrc/cuda/work_split.cuh): everything is done once, and slots are full."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Split:
         return self.segments[:, 3] - self.segments[:, 2]
 
     def time(self, slots: int) -> int:
-        """In pages: each block goes to the slot that is free first."""
+        """Time in pages, if each block goes to the slot that is free first."""
         free = [0] * slots
         for pages in self.pages.tolist():
             heapq.heapreplace(free, free[0] + pages)
@@ -70,7 +70,7 @@ def test_every_page_of_every_tile_is_done_once(
         assert (part < 0) == (end - page == pages)
         assert part < 0 or end == pages or (end - page) * page_tokens >= LEAST_KEYS
     assert (done == 1).all()
-    # Parts lie in the workspace side by side, those of a tile as far from each other as there are tiles that are cut.
+    # Parts lie in the workspace side by side; the distance between those of one tile is the number of tiles that are cut.
     parts = found.segments[found.segments[:, 4] >= 0]
     assert (parts[:, 4] == np.arange(len(parts))).all()
     if len(parts):
