@@ -22,36 +22,11 @@ from websockets.sync.client import ClientConnection, connect
 PROMPT = "a red car by the sea"
 
 
-class Server:
-    """A context manager: listens when it is entered, at any port that is free; ended by SIGTERM."""
+class Client:
+    """Who asks a server at an address."""
 
-    def __init__(
-        self,
-        *options: object,
-        program: tuple[str, ...] = ("-m", "lolrt"),
-        environment: dict[str, str] | None = None,
-        log: Path | None = None,
-    ) -> None:
-        self._command = [sys.executable, *program, "serve", "--port", "0", *map(str, options)]
-        self._environment, self._log = {**os.environ, **(environment or {})}, log
-
-    def __enter__(self) -> Server:
-        errors = None if self._log is None else open(self._log, "ab")
-        self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=errors, text=True, env=self._environment)
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().strip()
-        assert re.fullmatch(r"http://\S+:\d+", line), line
-        self.address = line
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-        self.process.wait(timeout=60)
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(timeout=60)
+    def __init__(self, address: str) -> None:
+        self.address = address
 
     @property
     def sockets(self) -> str:
@@ -79,10 +54,42 @@ class Server:
         return self.json("POST", "/v1/sessions", {"prompt": prompt, "seed": 3, **wanted})["id"]
 
 
+class Server(Client):
+    """A context manager: listens when it is entered, at any port that is free; ended by SIGTERM."""
+
+    def __init__(
+        self,
+        *options: object,
+        program: tuple[str, ...] = ("-m", "lolrt"),
+        environment: dict[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self._command = [sys.executable, *program, "serve", "--port", "0", *map(str, options)]
+        self._environment, self._log = {**os.environ, **(environment or {})}, log
+
+    def __enter__(self) -> Server:
+        errors = None if self._log is None else open(self._log, "ab")
+        self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=errors, text=True, env=self._environment)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        assert re.fullmatch(r"http://\S+:\d+", line), line
+        super().__init__(line)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(timeout=60)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(timeout=60)
+
+
 class Viewer:
     """A client of `watch`: messages in their order, each with the bytes that follow it."""
 
-    def __init__(self, server: Server, id: str, first: int | None = 0) -> None:
+    def __init__(self, server: Client, id: str, first: int | None = 0) -> None:
         asked = "" if first is None else f"?from={first}"
         self._connection = connect(f"{server.sockets}/v1/sessions/{id}/watch{asked}", max_size=None, ping_interval=None)
 

@@ -105,13 +105,13 @@ def test_a_server_ends_while_a_session_does(quick, capsys):
         sessions = Sessions(quick, Settings(max_sessions=2))
         await sessions.start()
         first, second = [await sessions.open(Stream(prompt=PROMPT, seed=seed)) for seed in range(2)]
-        leave = sessions._leave
+        leave = sessions.leave
 
         async def leave_later(session: Session) -> None:
             await sessions.end(second, State("ended", "closed"))
             await leave(session)
 
-        sessions._leave = leave_later  # type: ignore[method-assign]
+        sessions.leave = leave_later  # type: ignore[method-assign]
         await sessions.close()
         assert (first.hub.state.reason, second.hub.state.reason) == ("shutdown", "closed")
         pool = sessions.factory.engine.engine.pool

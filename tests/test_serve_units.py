@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import lolrt
 from lolrt.bench.serve import BUFFER_SECONDS, Watched, figures
+from lolrt.serve import folder
 from lolrt.serve import live as live_module
-from lolrt.serve import state
 from lolrt.serve.errors import ConflictError, NoRoomError
 from lolrt.serve.guard import is_loopback, read_token
 from lolrt.serve.hub import Fragment, Gap, Hub, State
@@ -206,14 +206,14 @@ def test_nothing_is_left_of_a_session_that_ends_while_it_is_written(tmp_path, mo
     kept.keep(fragment(0))
     kept.note(1, Interaction("a", "b", 1, 0))
     assert (tmp_path / "sessions" / "id" / "journal.json").exists()
-    write = state.write_whole
+    write = folder.write_whole
 
     def removed_meanwhile(path: Path, content: bytes) -> None:
         kept.remove()
         kept._writer.submit(lambda: None).result()
         write(path, content)
 
-    monkeypatch.setattr(state, "write_whole", removed_meanwhile)
+    monkeypatch.setattr(folder, "write_whole", removed_meanwhile)
     kept.note(1, Interaction("c", "d", 1, 1))
     for number in range(1, 4):
         kept.keep(fragment(number))

@@ -27,7 +27,7 @@ from lolrt.serve.errors import UnavailableError, code_of, message_of, status_of
 from lolrt.serve.guard import Guard
 from lolrt.serve.hub import State
 from lolrt.serve.protocol import Branch, Interact, NewSession
-from lolrt.serve.sessions import Sessions
+from lolrt.serve.sessions import Keep, Sessions
 from lolrt.serve.settings import Settings
 from lolrt.serve.start_image import start_of
 from lolrt.serve.watching import client_of
@@ -37,8 +37,9 @@ PAGE = Path(__file__).parent / "page"
 RETRY_SECONDS = 5
 
 
-def make_app(pipe: Pipeline, settings: Settings) -> FastAPI:
-    sessions = Sessions(pipe, settings)
+def make_app(pipe: Pipeline, settings: Settings, keep: Keep | None = None) -> FastAPI:
+    """keep: as in `Sessions`."""
+    sessions = Sessions(pipe, settings, keep)
     jobs, peers = clips.Clips(sessions), webrtc.Peers(sessions)
 
     @contextlib.asynccontextmanager

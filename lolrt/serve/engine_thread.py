@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from lolrt.serve.encoding import jpegs
+from lolrt.serve.errors import MovedError
 from lolrt.serve.hub import Fragment
 from lolrt.serve.live import Call, Live, Made
 from lolrt.session.snapshot import Snapshot
@@ -122,9 +123,13 @@ class EngineThread(threading.Thread):
         """Runs what is to be run, a pass at most, and gives in how many seconds there is more; None: nobody knows. What it has looked at
         is not held while the thread waits."""
         self._run_calls()
-        for live in list(self.sessions.values()):
-            if live.between_chunks:
-                self._between(live)
+        looked_at: set[Live] = set()
+        # Some are added meanwhile, as branches; each is saved for the first time before its first chunk.
+        while new := [live for live in self.sessions.values() if live not in looked_at]:
+            looked_at.update(new)
+            for live in new:
+                if live.between_chunks:
+                    self._between(live)
         chosen, wait = self._choose()
         if chosen:
             self._step(chosen)
@@ -165,9 +170,7 @@ class EngineThread(threading.Thread):
         return chosen or background, min(waits, default=None)
 
     def _step(self, chosen: list[Live]) -> None:
-        for live in chosen:
-            if live.between_chunks:
-                live.begin()
+        chosen = [live for live in chosen if not live.between_chunks or self._begin(live)]
         begun = time.monotonic()
         failures = self._run_pass(chosen)
         seconds = time.monotonic() - begun
@@ -182,8 +185,19 @@ class EngineThread(threading.Thread):
                 self._listener.failed(live, error)
                 self.remove(live)
 
+    def _begin(self, live: Live) -> bool:
+        """Begins a chunk. Returns whether it could."""
+        try:
+            live.begin()
+        except Exception as error:
+            self._listener.failed(live, error)
+            self.remove(live)
+        return not live.ended
+
     def _run_pass(self, chosen: list[Live]) -> dict[Live, Exception]:
         """Runs one pass of these sessions. Returns the errors of the sessions that failed."""
+        if not chosen:
+            return {}
         try:
             failures = self.engine.run_pass([live.stream for live in chosen])
             return {live: failures[live.stream] for live in chosen if live.stream in failures}
@@ -210,9 +224,7 @@ class EngineThread(threading.Thread):
             begun = time.monotonic()
             data = live.encoder.encode(frames)
         except Exception as error:
-            live.broken = True
-            self._listener.failed(live, error)
-            self.call(lambda: self.remove(live))
+            self._break(live, error)
             return
         finally:
             self._unencoded.release()
@@ -228,9 +240,18 @@ class EngineThread(threading.Thread):
         else:
             fragment = Fragment(made.sequence, about, data)
             if live.kept is not None:
-                live.kept.keep(fragment)
+                try:
+                    live.kept.keep(fragment)
+                except MovedError as error:
+                    self._break(live, error)
+                    return
             pictures = jpegs(frames) if live.hub.picture_viewers else ()
             self._listener.published(made, fragment, pictures)
         if live.frames_left == 0 and made.sequence + 1 == live.sequence:
             self._listener.completed(live)
             self.call(lambda: self.remove(live))
+
+    def _break(self, live: Live, error: Exception) -> None:
+        live.broken = True
+        self._listener.failed(live, error)
+        self.call(lambda: self.remove(live))

@@ -49,6 +49,10 @@ class UnavailableError(RequestError):
     status = 503
 
 
+class MovedError(Exception):
+    """Another server has taken a session over, or may have. This one must neither write nor show any more of it."""
+
+
 def status_of(error: Exception) -> int:
     if isinstance(error, HTTPException):
         return error.status_code

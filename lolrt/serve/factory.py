@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from lolrt.serve.errors import NoRoomError, RequestError, UnavailableError
 from lolrt.serve.hub import Hub, State
 from lolrt.serve.live import Live, Waiting
 from lolrt.serve.settings import Settings
-from lolrt.serve.state import Interaction, Saved, Store
+from lolrt.serve.state import Interaction, Keeper, Saved
 from lolrt.session.config import StreamConfig, from_plain
 from lolrt.session.snapshot import Snapshot
 from lolrt.session.stream import Stream
@@ -37,14 +37,12 @@ class Place:
 
 
 class Factory:
-    def __init__(self, pipe: Pipeline, settings: Settings, kept: Callable[[bool], None]) -> None:
-        """kept: called after each write to the disk, with whether it succeeded. Raises `lolrt.Error` if there is not enough memory for one
-        session, or if the folder of the state cannot be used."""
-        self.pipe, self._settings = pipe, settings
-        self.engine = pipe.engine(settings.max_sessions)
+    def __init__(self, pipe: Pipeline, settings: Settings, store: Keeper | None) -> None:
+        """store: where sessions are kept. Raises `lolrt.Error` if there is not enough memory for one session."""
+        self.pipe, self._settings, self.store = pipe, settings, store
+        self.engine = pipe.engine(settings.max_sessions, batch_invariant=settings.batch_invariant)
         self.init = init_segment(pipe.height, pipe.width, pipe.fps, settings.crf)
         self.mime = mime_type(self.init)
-        self.store = None if settings.state is None else Store(settings.state, kept)
 
     def new(
         self, place: Place, prompt: str, *, seed: int, rope: Rope, window: Window, probe: bool, start: Tensor | None, frames: int | None

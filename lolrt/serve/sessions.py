@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import sys
 import time
 import uuid
@@ -20,17 +21,19 @@ from lolrt.pipeline import Pipeline
 from lolrt.positions.rope import Rope
 from lolrt.serve.describe import gauges
 from lolrt.serve.engine_thread import EngineThread
-from lolrt.serve.errors import ConflictError, NoRoomError, NotFoundError, UnavailableError
+from lolrt.serve.errors import ConflictError, MovedError, NoRoomError, NotFoundError, UnavailableError
 from lolrt.serve.factory import Factory, Place
 from lolrt.serve.hub import Fragment, Hub, State
 from lolrt.serve.live import Live, Made
 from lolrt.serve.metrics import Metrics
 from lolrt.serve.protocol import Branch, Interact, Stream, with_options
 from lolrt.serve.settings import Settings
-from lolrt.serve.state import Interaction
+from lolrt.serve.state import Interaction, Keeper, Store
 from lolrt.session.snapshot import Snapshot
 
 Result = TypeVar("Result")
+# Makes what sessions are kept in, from what is to be called after each write, with whether it succeeded.
+Keep = Callable[[Callable[[bool], None]], Keeper]
 
 REAP_SECONDS = 1.0
 
@@ -57,11 +60,15 @@ class Session:
 
 
 class Sessions:
-    def __init__(self, pipe: Pipeline, settings: Settings) -> None:
-        """Raises `lolrt.Error` if there is no room for one session, or if the folder of the state cannot be used."""
+    def __init__(self, pipe: Pipeline, settings: Settings, keep: Keep | None = None) -> None:
+        """keep: makes what sessions are kept in; by default the folder of the settings. Raises `lolrt.Error` if there is no room for one
+        session, or if the folder of the state cannot be used."""
         self.pipe, self.settings, self.metrics = pipe, settings, Metrics()
         self.metrics.watch(lambda: gauges(self))
-        self.factory = Factory(pipe, settings, lambda whole: self.metrics.writes.labels("written" if whole else "failed").inc())
+        if keep is None and settings.state is not None:
+            keep = functools.partial(Store, settings.state)
+        store = None if keep is None else keep(lambda whole: self.metrics.writes.labels("written" if whole else "failed").inc())
+        self.factory = Factory(pipe, settings, store)
         self._open: dict[str, Session] = {}
         self._coming: dict[str, str] = {}
         """The sessions that are being opened: client by id."""
@@ -82,19 +89,23 @@ class Sessions:
         """Starts the engine's thread, and reads the kept sessions from the disk."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
-        await self._revive()
-        self._reaper = asyncio.create_task(self._reap())
-
-    async def _revive(self) -> None:
-        store = self.factory.store
-        for id in store.ids() if store is not None else []:
-            assert store is not None
+        for id in self.factory.store.ids() if self.factory.store is not None else []:
             try:
-                saved = await asyncio.to_thread(store.read, id)
-                live = await self._asked(self._thread.call(lambda saved=saved: self._added(self.factory.revive(saved))))  # type: ignore[misc]
-                self._open[id] = Session(live)
+                await self.revive(id)
             except (Error, OSError) as error:
                 print(f"lolrt: session {id} stays on the disk: {printable(str(error))}", file=sys.stderr)
+        self._reaper = asyncio.create_task(self._reap())
+
+    async def revive(self, id: str) -> Session:
+        """Goes on with a kept session. Raises `lolrt.Error` and OSError."""
+        store = self.factory.store
+        assert store is not None
+        saved = await asyncio.to_thread(store.read, id)
+        live = await self._asked(self._thread.call(lambda: self._added(self.factory.revive(saved))))
+        session = Session(live)
+        if live.hub.state.name != "ended":  # it may have ended already
+            self._open[id] = session
+        return session
 
     def _added(self, live: Live) -> Live:
         self._thread.add(live)
@@ -107,16 +118,16 @@ class Sessions:
         self._closing = True
         self._reaper.cancel()
         leaving = list(self)  # some may end by themselves meanwhile
-        for session, failure in zip(leaving, await asyncio.gather(*map(self._leave, leaving), return_exceptions=True), strict=True):
-            if failure is not None:
+        for session, failure in zip(leaving, await asyncio.gather(*map(self.leave, leaving), return_exceptions=True), strict=True):
+            if isinstance(failure, BaseException):
                 print(f"lolrt: session {session.live.id} could not be saved: {printable(str(failure))}", file=sys.stderr)
         self._thread.stop()
         await asyncio.to_thread(self._thread.join)
         if self.factory.store is not None:
             await asyncio.to_thread(self.factory.store.close)
 
-    async def _leave(self, session: Session) -> None:
-        """Finishes the chunk that is being made, saves the session if it is kept, and ends it."""
+    async def leave(self, session: Session, reason: str = "shutdown") -> None:
+        """Finishes the chunk that is being made, saves the session if it is kept, and ends it here; what is kept stays."""
         live = session.live
 
         def leave() -> Future[Future[None]] | None:
@@ -129,7 +140,14 @@ class Sessions:
             if saving is not None:
                 encoded: Future[None] = await asyncio.wrap_future(saving)  # type: ignore[arg-type]
                 await asyncio.wrap_future(encoded)
-        session.hub.tell(State("ended", "shutdown"))
+        self._gone(live, State("ended", reason))
+
+    async def drop(self, session: Session) -> None:
+        """Ends a session that another server has or will have: it is not saved, and what is kept stays."""
+        live = session.live
+        self._gone(live, State("ended", "moved"))
+        with contextlib.suppress(NotFoundError):
+            await self._asked(self._thread.call(lambda: self._thread.remove(live)))
 
     async def _reap(self) -> None:
         """Ends sessions whose lease or lifetime is over."""
@@ -171,6 +189,9 @@ class Sessions:
         self.metrics.replayed.labels(str(same).lower()).inc()
 
     def failed(self, live: Live, error: Exception) -> None:
+        if isinstance(error, MovedError):
+            self._loop.call_soon_threadsafe(self._gone, live, State("ended", "moved"))
+            return
         message = printable(str(error)) if isinstance(error, Error) else f"{type(error).__name__} in the server"
         print(f"lolrt: session {live.id} has failed: {printable(str(error)) or type(error).__name__}", file=sys.stderr)
         self._loop.call_soon_threadsafe(self._forget, live, State("ended", "failed", message))
@@ -179,10 +200,15 @@ class Sessions:
         self._loop.call_soon_threadsafe(self._forget, live, State("ended", "complete"))
 
     def _forget(self, live: Live, state: State) -> None:
+        """A session has ended: nothing of it is kept."""
+        if live.hub.state.name != "ended" and live.kept is not None:
+            live.kept.remove()
+        self._gone(live, state)
+
+    def _gone(self, live: Live, state: State) -> None:
+        """A session is no longer here."""
         if live.hub.state.name != "ended":
             self.metrics.ended.labels(state.reason).inc()
-            if live.kept is not None:
-                live.kept.remove()
         self._open.pop(live.id, None)
         live.hub.tell(state)
 

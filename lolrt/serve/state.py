@@ -16,6 +16,7 @@ import fcntl
 import json
 import re
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -23,11 +24,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lolrt.errors import CheckpointError, Error
-from lolrt.files import remove_partials, write_whole
+from lolrt.serve.folder import SNAPSHOT, Directory, Folder
 from lolrt.serve.hub import Fragment
 from lolrt.session.snapshot import Snapshot
 
-SNAPSHOT, JOURNAL, CHUNKS = "session.safetensors", "journal.json", "chunks"
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -72,12 +72,43 @@ class Saved:
     """Fragments without a gap; the last one is the newest that a viewer may have seen."""
 
 
-class Store:
-    """The folder of the state. Only one server at a time uses it."""
+class Keeper(ABC):
+    """Where a server keeps its sessions."""
+
+    def __init__(self, told: Callable[[bool], None]) -> None:
+        """told: called after each write, with whether it succeeded."""
+        self._told = told
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="lolrt state")
+
+    def kept(self, id: str, every_seconds: float) -> Kept:
+        """What is kept of a session that is new, or that was read. every_seconds: how often the session is saved. Raises OSError and
+        `lolrt.Error`."""
+        return Kept(self.folder(id), self._writer, every_seconds, self._told)
+
+    @abstractmethod
+    def folder(self, id: str) -> Folder:
+        """The folder of a session that is new, or that was read. Raises OSError and `lolrt.Error`."""
+
+    @abstractmethod
+    def ids(self) -> list[str]:
+        """The ids of the sessions with which the server begins."""
+
+    @abstractmethod
+    def read(self, id: str) -> Saved:
+        """Reads a session. Raises `lolrt.Error`, `lolrt.CheckpointError` if it is damaged, and OSError."""
+
+    def close(self) -> None:
+        """Waits for the writes that are not finished."""
+        self._writer.shutdown()
+
+
+class Store(Keeper):
+    """The folder of the state, `--state`. Only one server at a time uses it."""
 
     def __init__(self, folder: Path, told: Callable[[bool], None]) -> None:
-        """told: called after each write, with whether it succeeded. Raises `lolrt.Error` if the folder cannot be used."""
-        self._folder, self._told = folder / "sessions", told
+        """Raises `lolrt.Error` if the folder cannot be used."""
+        super().__init__(told)
+        self._folder = folder / "sessions"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock: BinaryIO = open(folder / "lock", "ab")  # noqa: SIM115 - locked as long as the server lives
@@ -86,12 +117,12 @@ class Store:
             raise Error(f"another server keeps its sessions in {folder}: give each a folder of its own with --state") from None
         except OSError as error:
             raise Error(f"cannot keep sessions in {folder}: {error.strerror}; choose another folder with --state") from error
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="lolrt state")
 
-    def kept(self, id: str, every_seconds: float) -> Kept:
-        """The folder of a session. every_seconds: how often the session is saved. Raises OSError."""
+    def folder(self, id: str) -> Directory:
         assert ID.fullmatch(id)
-        return Kept(self._folder / id, self._writer, every_seconds, self._told)
+        folder = Directory(self._folder / id)
+        folder.make()
+        return folder
 
     def ids(self) -> list[str]:
         """The ids of the sessions on the disk. Removes the folders of sessions without a snapshot."""
@@ -102,31 +133,31 @@ class Store:
         return sorted(path.name for path in folders if path.exists())
 
     def read(self, id: str) -> Saved:
-        """Reads a session. Raises `lolrt.CheckpointError` if it is damaged, and OSError."""
-        folder = self._folder / id
-        snapshot = Snapshot.read(folder / SNAPSHOT)
-        try:
-            record = Record(**snapshot.run)
-            text = (folder / JOURNAL).read_text("utf-8") if (folder / JOURNAL).exists() else "[]"
-            journal = [(int(chunk), Interaction(**interaction)) for chunk, interaction in json.loads(text)]
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder} is no session that this server can go on with ({error})") from error
-        return Saved(snapshot, record, [entry for entry in journal if entry[0] >= record.sequence], _run(folder / CHUNKS))
+        return read(id, Directory(self._folder / id))
 
     def close(self) -> None:
-        """Waits for the writes that are not finished, and releases the folder."""
-        self._writer.shutdown()
+        super().close()
         self._lock.close()
 
 
-class Kept:
-    """The folder of one session."""
+def read(id: str, folder: Folder) -> Saved:
+    """Reads a session from its folder. Raises `lolrt.CheckpointError` if it is damaged, and OSError."""
+    snapshot = folder.read_snapshot()
+    try:
+        record = Record(**snapshot.run)
+        journal = [(int(chunk), Interaction(**interaction)) for chunk, interaction in json.loads(folder.read_journal() or b"[]")]
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{id} is no session that this server can go on with ({error})") from error
+    return Saved(snapshot, record, [entry for entry in journal if entry[0] >= record.sequence], _run(folder))
 
-    def __init__(self, folder: Path, writer: ThreadPoolExecutor, every_seconds: float, told: Callable[[bool], None]) -> None:
+
+class Kept:
+    """What of one session is in its folder."""
+
+    def __init__(self, folder: Folder, writer: ThreadPoolExecutor, every_seconds: float, told: Callable[[bool], None]) -> None:
+        """writer: writes snapshots. every_seconds: how often the session is saved. told: called after each write, with whether it
+        succeeded."""
         self._folder, self._writer, self._every, self._told = folder, writer, every_seconds, told
-        (folder / CHUNKS).mkdir(parents=True, exist_ok=True)
-        remove_partials(folder / SNAPSHOT)
-        remove_partials(folder / JOURNAL)
         self._removed = False
         self._journal: list[tuple[int, Interaction]] = []
         self._writing: Future[None] | None = None
@@ -140,10 +171,7 @@ class Kept:
     def take(self, saved: Saved) -> None:
         """Takes over the journal and the fragments of a session that was read. Removes all other chunks."""
         self._journal = list(saved.journal)
-        names = {str(fragment.sequence) for fragment in saved.fragments}
-        for path in (self._folder / CHUNKS).iterdir():
-            if path.name not in names:
-                path.unlink()
+        self._folder.remove_chunks(set(self._folder.chunks()) - {fragment.sequence for fragment in saved.fragments})
 
     def due(self, now: float, sequence: int) -> bool:
         """Whether it is time to save the session, whose next chunk is `sequence`. It is not while the last save is still being written."""
@@ -164,30 +192,16 @@ class Kept:
         text = json.dumps([(at, asdict(one)) for at, one in self._journal])
         with self._tried():
             if not self._removed:
-                write_whole(self._folder / JOURNAL, text.encode())
+                self._folder.write_journal(text.encode())
 
     def keep(self, fragment: Fragment) -> None:
         """Writes a chunk to the disk. To be called before a viewer can see it."""
-        path = self._folder / CHUNKS / str(fragment.sequence)
-        partial = path.with_name(f"{path.name}.partial")
         with self._tried():
-            try:
-                partial.write_bytes(fragment.text.encode() + b"\n" + fragment.data)
-                partial.replace(path)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    partial.unlink()
-                raise
+            self._folder.write_chunk(fragment.sequence, fragment.text.encode() + b"\n" + fragment.data)
 
     def forget(self, sequences: Iterable[int]) -> None:
         """Removes chunks that viewers can no longer ask for."""
-
-        def remove() -> None:
-            for sequence in sequences:
-                with contextlib.suppress(OSError):
-                    (self._folder / CHUNKS / str(sequence)).unlink()
-
-        self._submit(remove)
+        self._submit(lambda: self._folder.remove_chunks(sequences))
 
     def save(self, snapshot: Snapshot, record: Record) -> Future[None]:
         """Begins to write a snapshot. The future is done when it is on the disk, or has failed."""
@@ -195,7 +209,7 @@ class Kept:
         def write() -> None:
             with self._tried():
                 if not self._removed:
-                    replace(snapshot, run=asdict(record)).write(self._folder / SNAPSHOT)
+                    self._folder.write_snapshot(replace(snapshot, run=asdict(record)))
                     self.sequence = record.sequence
 
         self._writing = self._submit(write)
@@ -204,10 +218,7 @@ class Kept:
     def remove(self) -> None:
         """Deletes the folder: the session has ended."""
         self._removed = True
-        self._submit(self._delete)
-
-    def _delete(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._submit(self._folder.delete)
 
     def _submit(self, write: Any) -> Future[None]:
         try:
@@ -231,25 +242,24 @@ class Kept:
                 self._told(False)
         finally:
             if self._removed:  # perhaps while this was being written
-                self._delete()
+                self._folder.delete()
 
 
-def _run(folder: Path) -> list[Fragment]:
+def _run(folder: Folder) -> list[Fragment]:
     """The newest fragments of a folder, without a gap."""
     found: list[Fragment] = []
-    numbers = sorted((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), reverse=True)
-    for sequence in numbers:
-        fragment = _fragment(folder / str(sequence), sequence)
+    for sequence in sorted(folder.chunks(), reverse=True):
+        fragment = _fragment(folder, sequence)
         if fragment is None or (found and found[-1].sequence != sequence + 1):
             break
         found.append(fragment)
     return found[::-1]
 
 
-def _fragment(path: Path, sequence: int) -> Fragment | None:
-    """The fragment in a file; None if the file is incomplete, as after a power cut."""
+def _fragment(folder: Folder, sequence: int) -> Fragment | None:
+    """A fragment; None if its file is incomplete, as after a power cut."""
     try:
-        line, data = path.read_bytes().split(b"\n", 1)
+        line, data = folder.read_chunk(sequence).split(b"\n", 1)
         about = json.loads(line)
         whole = about.pop("sequence") == sequence and about.pop("byte_length") == len(data) and about.pop("type")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
