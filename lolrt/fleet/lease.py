@@ -1,0 +1,195 @@
+"""Which replica has which session: a table of leases.
+
+Nothing here reads a clock, sends a message or touches a file: every method gets the time, in seconds by the clock of the process that has
+the table. A replica reports every few hundred milliseconds (`Beat`), which renews its leases, and gets `Orders`. The table never calls out.
+
+The table may be lost: replicas report what they have, and the store says which sessions exist. A new table waits for a lease's length
+before it gives away what nobody has reported. Leases keep two replicas from doing the same work; that only one of two can write is up to
+the store (`lolrt.fleet.fencing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a replica reports."""
+
+    replica: str
+    address: str
+    """Where it answers requests."""
+    room: int
+    """The number of sessions that it could open."""
+    held: dict[str, int]
+    """Its sessions, and with which epoch (`lolrt.fleet.fencing`) each was claimed."""
+    taking: frozenset[str] = frozenset()
+    """Sessions that it is taking over at the moment."""
+    released: frozenset[str] = frozenset()
+    """Sessions that it has saved and given up since the last beat."""
+    leaving: bool = False
+    """Whether it is about to end, and gives up its sessions one by one."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a replica is to do. Orders are repeated until the replica's reports show that they were followed."""
+
+    take: tuple[str, ...] = ()
+    """Take these sessions over."""
+    drop: tuple[str, ...] = ()
+    """Forget these sessions at once: others have them."""
+    give: tuple[str, ...] = ()
+    """Save these sessions and give them up: there is a place for each."""
+
+
+@dataclass
+class Replica:
+    address: str
+    room: int
+    leaving: bool
+    heard: float
+
+
+@dataclass
+class Lease:
+    replica: str
+    until: float
+    epoch: int
+    """The highest epoch reported so far; one more where the replica is still to take the session over."""
+    take: bool = False
+    """Whether the replica is still to take the session over."""
+
+
+@dataclass
+class LeaseTable:
+    seconds: float
+    """How long a lease lasts without a beat."""
+    begun: float
+    """When the table was made."""
+    leases: dict[str, Lease] = field(default_factory=dict)
+    replicas: dict[str, Replica] = field(default_factory=dict)
+    moves: dict[str, str] = field(default_factory=dict)
+    """The session that each leaving replica is giving up."""
+    there: frozenset[str] = frozenset()
+    """The sessions that the store had when it was looked into last."""
+
+    def beat(self, beat: Beat, now: float) -> Orders:
+        """Renews the leases of a replica. Returns what it is to do."""
+        self.replicas[beat.replica] = Replica(beat.address, beat.room, beat.leaving, now)
+        drop = [session for session, epoch in beat.held.items() if not self._renew(session, beat.replica, epoch, now)]
+        take = []
+        for session, lease in [one for one in self.leases.items() if one[1].replica == beat.replica]:
+            if session in beat.taking:
+                lease.until = now + self.seconds
+            elif session in beat.released:
+                lease.until = now
+                self._assign(session, now)
+            elif lease.take and lease.until > now:
+                take.append(session)
+            elif lease.epoch > 0 and session not in beat.held:
+                lease.until = min(lease.until, now)  # it has ended there
+        give = self._next_move(beat, now) if beat.leaving else ()
+        return Orders(tuple(take), tuple(drop), give)
+
+    def _renew(self, session: str, replica: str, epoch: int, now: float) -> bool:
+        """Renews the lease of a session that a replica reports, unless another one has it. Returns whether it did."""
+        lease = self.leases.get(session)
+        if lease is not None and lease.replica != replica:
+            newest = epoch > lease.epoch if lease.until > now else epoch >= lease.epoch - lease.take
+            if not newest:
+                return False
+        self.leases[session] = Lease(replica, now + self.seconds, epoch)
+        return True
+
+    def _next_move(self, beat: Beat, now: float) -> tuple[str, ...]:
+        """The session that a leaving replica is to give up: one at a time, when the one before is elsewhere."""
+        moving = self.moves.get(beat.replica, "")
+        if moving in beat.held:
+            return (moving,)
+        lease = self.leases.get(moving)
+        if lease is not None and lease.take and lease.until > now:
+            return ()
+        if beat.held and self._best(now) is not None:
+            self.moves[beat.replica] = min(beat.held)
+            return (self.moves[beat.replica],)
+        return ()
+
+    def place(self, session: str, now: float, at: str | None = None) -> str | None:
+        """Chooses a replica for a new session, or that at the address `at`, and returns its address; None: no replica has room, or the
+        session is in the store and between two replicas. The lease lasts only if the replica reports the session."""
+        lease = self.leases.get(session)
+        if lease is not None and lease.until > now and lease.replica in self.replicas:
+            return self.replicas[lease.replica].address  # which will say that the session exists
+        if session in self.there:
+            return None  # a lease would only keep it from those who can go on with it
+        replica = self._best(now) if at is None else next((name for name, one in self.replicas.items() if one.address == at), None)
+        if replica is None:
+            return None
+        self.leases[session] = Lease(replica, now + self.seconds, 0)
+        return self.replicas[replica].address
+
+    def locate(self, session: str, now: float) -> str | None:
+        """The address of the replica that has a session; None: none has it now."""
+        lease = self.leases.get(session)
+        if lease is None or lease.take or lease.until <= now:
+            return None
+        replica = self.replicas.get(lease.replica)
+        return None if replica is None else replica.address
+
+    def stored(self, sessions: Iterable[str], now: float) -> None:
+        """Is told which sessions the store has. Those without a lease are given to replicas with room; leases of sessions that neither a
+        replica nor the store has any more are forgotten."""
+        there = self.there = frozenset(sessions)
+        self.replicas = self.alive(now)
+        for session in [session for session, lease in self.leases.items() if lease.until <= now and session not in there]:
+            del self.leases[session]
+        if now - self.begun < self.seconds:
+            return  # replicas that know an earlier table have not all reported yet
+        for session in sorted(there):
+            lease = self.leases.get(session)
+            if lease is None or lease.until <= now:
+                self._assign(session, now)
+
+    def knows(self, session: str) -> bool:
+        """Whether there is, or was a moment ago, such a session."""
+        return session in self.leases
+
+    def alive(self, now: float) -> dict[str, Replica]:
+        """The replicas that have reported within a lease's length."""
+        return {name: one for name, one in self.replicas.items() if now - one.heard < self.seconds}
+
+    def _assign(self, session: str, now: float) -> None:
+        """Gives a session to a replica with room, if there is one."""
+        replica = self._best(now)
+        if replica is not None:
+            before = self.leases.get(session)
+            self.leases[session] = Lease(replica, now + self.seconds, 0 if before is None else before.epoch + 1, take=True)
+
+    def _best(self, now: float) -> str | None:
+        """The replica with the most room, less what it has not reported yet."""
+        coming: dict[str, int] = {}
+        for lease in self.leases.values():
+            if lease.until > now and (lease.take or lease.epoch == 0):
+                coming[lease.replica] = coming.get(lease.replica, 0) + 1
+        rooms = {name: one.room - coming.get(name, 0) for name, one in self.alive(now).items() if not one.leaving}
+        best = max(sorted(rooms), key=lambda name: rooms[name], default=None)
+        return best if best is not None and rooms[best] > 0 else None
+
+
+@dataclass
+class Holding:
+    """The leases of one replica, as the replica sees them. Times are by its own clock."""
+
+    until: float = -float("inf")
+    """Until when its leases certainly last. A beat renews them from when it was sent, which is before the table received it."""
+
+    def answered(self, sent: float, seconds: float) -> None:
+        """A beat that was sent at `sent` was answered, by a table whose leases last `seconds`."""
+        self.until = max(self.until, sent + seconds)
+
+    def holds(self, now: float) -> bool:
+        """Whether the replica may work on its sessions. If not, others may have them."""
+        return now < self.until

@@ -1,0 +1,151 @@
+"""Stores that replicas share: a folder that all can reach, or what fsspec knows by a URL, such as s3://bucket/folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, Protocol
+
+from lolrt.errors import Error
+from lolrt.files import sync
+from lolrt.fleet.fencing import Objects
+
+# Where files are written before they get their names.
+SCRATCH = ".scratch"
+
+
+class Store(Objects, Protocol):
+    """Files that more than one process uses. Every write is atomic, and is not lost once it has returned. All raise OSError."""
+
+    def write(self, name: str, content: bytes) -> None: ...
+
+    def put(self, path: Path, name: str) -> None:
+        """Writes the file at `path`."""
+
+    def get(self, name: str, path: Path) -> None:
+        """Copies a file to `path`. Raises FileNotFoundError."""
+
+
+def open_store(url: str) -> Store:
+    """The store at a URL, or in a folder. Raises `lolrt.Error`."""
+    protocol, mark, rest = url.partition("://")
+    try:
+        return FolderStore(Path(rest if mark else url)) if not mark or protocol == "file" else FsspecStore(url)
+    except (ImportError, ValueError, OSError) as error:
+        raise Error(f"cannot keep sessions in {url}: {error}; choose another place with --state") from error
+
+
+class FolderStore:
+    """A folder of a POSIX file system."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._scratch = root, root / SCRATCH
+        self._scratch.mkdir(parents=True, exist_ok=True)
+
+    def create(self, name: str, content: bytes) -> bool:
+        with self._written(name, content) as (scratch, path):
+            try:
+                os.link(scratch, path)  # fails if it exists, over NFS too
+            except FileExistsError:
+                return False
+            sync(path.parent)
+            return True
+
+    def write(self, name: str, content: bytes) -> None:
+        with self._written(name, content) as (scratch, path):
+            scratch.replace(path)
+            sync(path.parent)
+
+    @contextlib.contextmanager
+    def _written(self, name: str, content: bytes | Path) -> Any:
+        """A file with this content that has no name yet, and the path that it is to have."""
+        scratch, path = self._scratch / uuid.uuid4().hex, self._root / name
+        try:
+            if isinstance(content, Path):
+                shutil.copyfile(content, scratch)
+            else:
+                scratch.write_bytes(content)
+            sync(scratch)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield scratch, path
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def put(self, path: Path, name: str) -> None:
+        with self._written(name, path) as (scratch, target):
+            scratch.replace(target)
+            sync(target.parent)
+
+    def get(self, name: str, path: Path) -> None:
+        shutil.copyfile(self._root / name, path)
+
+    def read(self, name: str) -> bytes:
+        return (self._root / name).read_bytes()
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            return sorted(path.name for path in (self._root / folder).iterdir() if path.name != SCRATCH)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def copy(self, source: str, target: str) -> None:
+        self.put(self._root / source, target)
+
+    def remove(self, name: str) -> None:
+        path = self._root / name
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that is not empty stays
+            while (path := path.parent) != self._root:
+                path.rmdir()
+
+
+class FsspecStore:
+    """What fsspec opens. The file system has to create files atomically, as s3fs does by conditional writes."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ImportError, ValueError or OSError if fsspec cannot open it."""
+        import fsspec
+
+        self._files: Any
+        self._files, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+    def create(self, name: str, content: bytes) -> bool:
+        try:
+            self._files.pipe_file(self._path(name), content, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def write(self, name: str, content: bytes) -> None:
+        self._files.pipe_file(self._path(name), content)
+
+    def put(self, path: Path, name: str) -> None:
+        self._files.put_file(str(path), self._path(name))
+
+    def get(self, name: str, path: Path) -> None:
+        self._files.get_file(self._path(name), str(path))
+
+    def read(self, name: str) -> bytes:
+        return self._files.cat_file(self._path(name))
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            return sorted({name.rstrip("/").rpartition("/")[2] for name in self._files.ls(self._path(folder), detail=False)})
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def copy(self, source: str, target: str) -> None:
+        self._files.cp_file(self._path(source), self._path(target))
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm(self._path(name), recursive=True)

@@ -1,0 +1,180 @@
+"""Sessions in a store that replicas share: who may write, and what the next owner finds."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from lolrt.errors import Error
+from lolrt.fleet.fencing import claim_new, end, owns, run, take_over
+from lolrt.fleet.objects import FolderStore, FsspecStore, Store, open_store
+from lolrt.fleet.store import SharedStore
+from lolrt.serve.errors import ConflictError, MovedError, NotFoundError
+from lolrt.serve.hub import Fragment
+from lolrt.serve.state import Interaction, Record
+from lolrt.session.snapshot import Snapshot
+
+SNAPSHOT = Snapshot({}, {}, {"next_frame": torch.tensor(3)})
+
+
+def record(sequence: int) -> Record:
+    return Record("s", 0.0, 1.0, "", sequence, 9, None, False, 0, [], [], [])
+
+
+def fragment(sequence: int, data: bytes = b"video") -> Fragment:
+    return Fragment(sequence, {"seconds": 0.75}, data)
+
+
+@pytest.fixture(params=["folder", "fsspec"])
+def store(request, tmp_path) -> Store:
+    if request.param == "folder":
+        return FolderStore(tmp_path / "store")
+    pytest.importorskip("fsspec", reason="needs pip install 'lolrt[ray]'")
+    return open_store(f"memory://{tmp_path.name}")
+
+
+def test_files_are_what_was_written(store, tmp_path):
+    assert store.names("") == store.names("a") == []
+    assert store.create("a/b/1", b"one") and not store.create("a/b/1", b"two")
+    store.write("a/b/2", b"two")
+    store.write("a/b/2", b"three")
+    (tmp_path / "file").write_bytes(b"four")
+    store.put(tmp_path / "file", "a/c")
+    store.copy("a/b/1", "d/e")
+    store.get("d/e", tmp_path / "copy")
+    assert (store.names(""), store.names("a"), store.names("a/b")) == (["a", "d"], ["b", "c"], ["1", "2"])
+    assert [store.read(name) for name in ("a/b/1", "a/b/2", "a/c", "d/e")] == [b"one", b"three", b"four", b"one"]
+    assert (tmp_path / "copy").read_bytes() == b"one"
+    store.remove("a/b")
+    store.remove("a/b")
+    store.remove("a/c")
+    assert store.names("a/b") == []
+    for ask in (lambda: store.read("a/b/1"), lambda: store.copy("a/b/1", "x"), lambda: store.get("a/b/1", tmp_path / "x")):
+        with pytest.raises(FileNotFoundError):
+            ask()
+
+
+def test_of_many_who_create_a_file_one_does(tmp_path):
+    store, done = FolderStore(tmp_path), list[bool]()
+    threads = [threading.Thread(target=lambda n=n: done.append(store.create("a/1", f"{n}".encode()))) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(done) == 1 and store.names("a") == ["1"]
+    assert list((tmp_path / ".scratch").iterdir()) == []
+
+
+def test_the_next_owner_has_all_that_was_shown_and_the_former_one_stops(store):
+    holding = {"a": True, "b": True}
+    a, b = (SharedStore(store, lambda name=name: holding[name], lambda whole: None) for name in "ab")
+    kept = a.kept("s", 1.0)
+    kept.save(SNAPSHOT, record(0)).result()
+    for sequence in range(3):
+        kept.keep(fragment(sequence))
+    kept.note(2, Interaction("event", "a prompt", 1, 0))
+    saved = b.read("s")
+    assert [one.sequence for one in saved.fragments] == [0, 1, 2] and saved.journal == [(2, Interaction("event", "a prompt", 1, 0))]
+    assert (a.epochs, b.folder("s")._claim.epoch) == ({"s": 1}, 2)
+    with pytest.raises(MovedError):
+        kept.keep(fragment(3))
+    with pytest.raises(MovedError):
+        kept.note(3, Interaction("late", "another", 1, 1))
+    with pytest.raises(MovedError):
+        kept.save(SNAPSHOT, record(3)).result()
+    kept.remove()
+    a.close()
+    c = SharedStore(store, lambda: True, lambda whole: None)
+    assert [one.sequence for one in c.read("s").fragments] == [0, 1, 2]  # nothing of what came late, and it is there still
+    assert sorted(store.names("s"))[0].startswith("3-") and store.names("s/claims") == ["3"]
+    with pytest.raises(ConflictError):
+        c.kept("s", 1.0) and b.kept("s", 1.0)
+    c.folder("t")
+    for other in (b, c):
+        other.close()
+
+
+def test_a_former_owner_does_not_come_back_when_the_session_has_ended(store):
+    """And not either when another one has the same name since."""
+    first = run(claim_new("s", "first"), store)
+    store.write(f"{first.folder}/session.safetensors", b"snapshot")
+    second = run(take_over("s", "second"), store)
+    run(end(first), store)
+    assert run(owns(second), store) and not run(owns(first), store)
+    run(end(second), store)
+    assert store.names("") == [] and not run(owns(first), store) and not run(owns(second), store)
+    store.write(f"{first.folder}/chunks/7", b"late")
+    assert store.names("") == ["s"] and run(take_over("s", "third"), store) is None and store.names("") == []
+    again = run(claim_new("s", "again"), store)
+    assert run(owns(again), store) and not run(owns(first), store)
+
+
+def test_a_session_of_which_nobody_has_seen_anything_is_removed(store):
+    claim = run(claim_new("s", "first"), store)
+    assert run(take_over("s", "second"), store) is None
+    assert store.names("") == [] and not run(owns(claim), store)
+    with pytest.raises(NotFoundError):
+        SharedStore(store, lambda: True, lambda whole: None).read("s")
+
+
+def test_nothing_is_shown_before_the_first_snapshot_or_after_the_lease(store):
+    holds = True
+    shared = SharedStore(store, lambda: holds, lambda whole: None)
+    kept, shown = shared.kept("s", 1.0), threading.Event()
+    thread = threading.Thread(target=lambda: (kept.keep(fragment(0)), shown.set()))
+    thread.start()
+    assert not shown.wait(0.5)
+    kept.save(SNAPSHOT, record(0)).result()
+    assert shown.wait(60)
+    thread.join()
+    holds = False
+    with pytest.raises(MovedError):
+        kept.keep(fragment(1))
+    shared.close()
+
+
+def test_a_session_that_is_taken_over_before_its_first_snapshot_ends(store):
+    """And does not wait for a snapshot that will not come."""
+    shared = SharedStore(store, lambda: True, lambda whole: None)
+    kept = shared.kept("s", 1.0)
+    assert run(take_over("s", "other"), store) is None
+    with pytest.raises(MovedError):
+        kept.save(SNAPSHOT, record(0)).result()
+    with pytest.raises(MovedError):
+        kept.keep(fragment(0))
+    shared.close()
+
+
+def test_writes_are_tried_again_while_the_lease_lasts(tmp_path, monkeypatch):
+    store, asked = FolderStore(tmp_path), 0
+    write = store.write
+
+    def fails_twice(name: str, content: bytes) -> None:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise OSError("the disk is not there")
+        write(name, content)
+
+    monkeypatch.setattr(store, "write", fails_twice)
+    shared = SharedStore(store, lambda: True, lambda whole: None)
+    kept = shared.kept("s", 1.0)
+    kept.save(SNAPSHOT, record(0)).result()
+    kept.keep(fragment(0))
+    assert asked == 3 and kept.failures == 0
+    shared.close()
+
+
+def test_where_sessions_may_be_kept(tmp_path):
+    assert isinstance(open_store(f"file://{tmp_path}"), FolderStore)
+    (tmp_path / "file").touch()
+    with pytest.raises(Error, match="--state"):
+        open_store(str(tmp_path / "file" / "folder"))
+    pytest.importorskip("fsspec")
+    assert isinstance(open_store("memory://x"), FsspecStore)
+    with pytest.raises(Error, match="nosuch"):
+        open_store("nosuch://x")
+    assert Path(tmp_path / ".scratch").is_dir()
