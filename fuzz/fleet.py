@@ -1,0 +1,609 @@
+"""A fleet in one process, by one seeded clock: gateway, lease service, replicas, store and viewers, and what can go wrong with each.
+
+    python -m fuzz.fleet --seeds 100000 --jobs 2        # outside CI; tests/test_fleet_simulation.py runs 200
+    python -m fuzz.fleet --seed 17 --trace              # what happened in one of them
+
+The leases (`lolrt.fleet.lease`), the fencing (`lolrt.fleet.fencing`) and the viewers' relay (`lolrt.fleet.relay`) are the real ones. What
+is simulated is what surrounds them: clocks, messages, the store's latency, and a model in place of the real one, whose chunks are hashes of
+all that came before.
+
+Faults, drawn by the seed: replicas and the lease service crash, or stop for a while and go on; replicas are cut off from the lease
+service, the store or the viewers; messages are lost, late, doubled and overtaken; the store is slow, fails, and takes the writes of a
+process that is dead already, or loses them. After a time of faults there is one of peace, in which everything has to come right.
+
+Checked: no chunk is shown twice by different owners (at most one writer); each viewer gets every chunk once, in order, and each chunk is
+the one that follows from those before; at the end every session is on exactly one replica, and goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import heapq
+import itertools
+import json
+import multiprocessing
+import random
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+from lolrt.fleet import fencing
+from lolrt.fleet.fencing import Claim
+from lolrt.fleet.lease import Beat, Holding, LeaseTable, Orders
+from lolrt.fleet.relay import Relay
+from lolrt.serve.folder import CHUNKS, JOURNAL, SNAPSHOT
+
+LEASE_SECONDS, BEAT_SECONDS, CHUNK_SECONDS = 6.0, 0.5, 0.75
+FAULTY_SECONDS, PEACE_SECONDS = 40.0, 60.0
+SAVE_EVERY, KEPT_CHUNKS = 5, 40
+
+
+class ViolationError(AssertionError):
+    """Something that must not happen has happened."""
+
+
+@dataclass
+class Host:
+    """A machine: what runs on it ends when it crashes, and waits while it is stopped."""
+
+    name: str
+    alive: bool = True
+    stopped_until: float = 0.0
+    clock: float = 0.0
+    """What its clock shows more than the true time."""
+
+
+Steps = Generator[Any, Any, Any]
+
+
+class World:
+    """The clock, and all that is to happen."""
+
+    def __init__(self, seed: int, trace: bool) -> None:
+        self.random, self.now, self.trace = random.Random(seed), 0.0, trace
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = itertools.count()
+        self.peaceful = False
+        self.cuts: dict[tuple[str, str], float] = {}
+        """Until when two are cut off from each other."""
+        self.files: dict[str, bytes] = {}
+
+    def tell(self, *words: object) -> None:
+        if self.trace:
+            print(f"{self.now:8.3f}", *words)
+
+    def after(self, seconds: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._queue, (self.now + seconds, next(self._count), act))
+
+    def run(self, until: float) -> None:
+        while self._queue and self._queue[0][0] <= until:
+            self.now, _, act = heapq.heappop(self._queue)
+            act()
+        self.now = until
+
+    def cut(self, a: str, b: str) -> bool:
+        return self.cuts.get((min(a, b), max(a, b)), 0.0) > self.now
+
+    def delay(self) -> float:
+        """How long a message takes."""
+        slow = 0.02 if self.peaceful else self.random.choice((0.01, 0.01, 0.02, 0.05, 0.5, 3.0) if self.random.random() < 0.1 else (0.01,))
+        return slow * self.random.uniform(0.5, 1.5)
+
+    # Programs: generators that yield waits in seconds, operations on the store, and questions to other hosts.
+
+    def start(self, host: Host, steps: Steps) -> None:
+        self._step(host, steps, None, None)
+
+    def _step(self, host: Host, steps: Steps, found: Any, error: Exception | None) -> None:
+        if not host.alive:
+            return
+        if host.stopped_until > self.now:
+            self.after(host.stopped_until - self.now, lambda: self._step(host, steps, found, error))
+            return
+        try:
+            wanted = steps.throw(error) if error is not None else steps.send(found)
+        except StopIteration:
+            return
+        if isinstance(wanted, float):
+            self.after(wanted, lambda: self._step(host, steps, None, None))
+        elif isinstance(wanted, Question):
+            self._ask(host, wanted, lambda found, error: self._step(host, steps, found, error))
+        else:
+            self._operate(host, wanted, lambda found, error: self._step(host, steps, found, error))
+
+    def _operate(self, host: Host, operation: fencing.Operation, then: Callable[[Any, Exception | None], None]) -> None:
+        """One operation of the store: it happens at one instant, or not at all, and the answer comes later, or an error."""
+        fails = not self.peaceful and self.random.random() < 0.01
+        if self.cut(host.name, "store") or (fails and self.random.random() < 0.5):
+            self.after(0.5, lambda: then(None, OSError("the store does not answer")))
+            return
+
+        def happen() -> None:
+            if not host.alive and self.random.random() < 0.5:
+                return  # it was lost with the host; otherwise it comes late
+            found, error = None, None
+            try:
+                found = operation(self)
+            except OSError as raised:
+                error = raised
+            if fails:  # it has happened, and nobody knows
+                error = OSError("the answer was lost")
+            self.after(self.delay(), lambda: then(found, error))
+
+        self.after(self.delay(), happen)
+
+    def _ask(self, host: Host, question: Question, then: Callable[[Any, Exception | None], None]) -> None:
+        """A question to another host. Lost ones end by a time-out; others may arrive twice."""
+        answered = False
+
+        def answer(found: Any, error: Exception | None) -> None:
+            nonlocal answered
+            if not answered:
+                answered = True
+                then(found, error)
+
+        def arrive() -> None:
+            of = question.of()
+            if of is None or not of.alive or of.stopped_until > self.now or self.cut(host.name, of.name):
+                return
+            found = question.ask()
+            if not self.cut(host.name, of.name) and (self.peaceful or self.random.random() > 0.02):
+                self.after(self.delay(), lambda: answer(found, None))
+
+        for _ in range(2 if not self.peaceful and self.random.random() < 0.03 else 1):
+            if self.peaceful or self.random.random() > 0.02:
+                self.after(self.delay(), arrive)
+        self.after(2.0, lambda: answer(None, OSError("no answer")))
+
+    # The store: `lolrt.fleet.fencing.Objects`.
+
+    def create(self, name: str, content: bytes) -> bool:
+        if name in self.files:
+            return False
+        self.files[name] = content
+        return True
+
+    def write(self, name: str, content: bytes) -> None:
+        self.files[name] = content
+
+    def read(self, name: str) -> bytes:
+        if name not in self.files:
+            raise FileNotFoundError(name)
+        return self.files[name]
+
+    def names(self, folder: str) -> list[str]:
+        start = f"{folder}/" if folder else ""
+        return sorted({name[len(start) :].partition("/")[0] for name in self.files if name.startswith(start)})
+
+    def copy(self, source: str, target: str) -> None:
+        self.files[target] = self.read(source)
+
+    def remove(self, name: str) -> None:
+        for found in [one for one in self.files if one == name or one.startswith(f"{name}/")]:
+            del self.files[found]
+
+
+@dataclass
+class Question:
+    of: Callable[[], Host | None]
+    ask: Callable[[], Any]
+
+
+def removing(name: str) -> fencing.Operation:
+    return lambda store: store.remove(name)
+
+
+def once(operation: fencing.Operation) -> Steps:
+    yield operation
+
+
+def quietly(steps: Steps) -> Steps:
+    """Without its errors of the store: nobody waits for it."""
+    try:
+        yield from steps
+    except OSError:
+        return
+
+
+def step(state: str, prompt: str) -> str:
+    """What a chunk makes of the state before it."""
+    return hashlib.blake2b(f"{state} {prompt}".encode(), digest_size=6).hexdigest()
+
+
+@dataclass
+class Live:
+    """A session on a replica: what `lolrt.serve.live` and `factory.revive` are to the real one."""
+
+    id: str
+    claim: Claim
+    state: str
+    prompt: str
+    sequence: int
+    end: int
+    """Chunks before this one have been shown, and are made again in silence."""
+    chunks: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """What viewers may ask for: the state before and after each."""
+    journal: list[tuple[int, str]] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+    whole: bool = False
+    lost: bool = False
+    gone: bool = False
+    leaving: bool = False
+
+    def snapshot(self) -> bytes:
+        return json.dumps([self.state, self.prompt, self.sequence, self.waiting]).encode()
+
+    def path(self, name: str) -> str:
+        return f"{self.claim.folder}/{name}"
+
+
+class Replica(Host):
+    def __init__(self, fleet: Fleet, name: str, places: int) -> None:
+        super().__init__(name, clock=fleet.world.random.uniform(-1e6, 1e6))
+        self.fleet, self.world, self.places = fleet, fleet.world, places
+        self.live: dict[str, Live] = {}
+        self.taking: set[str] = set()
+        self.released: set[str] = set()
+        self.draining = False
+        self.holding = Holding()
+        self.world.start(self, self.report())
+
+    @property
+    def time(self) -> float:
+        return self.world.now + self.clock
+
+    def holds(self) -> bool:
+        return self.holding.holds(self.time)
+
+    def report(self) -> Steps:
+        while True:
+            held = {id: live.claim.epoch for id, live in self.live.items()}
+            released = frozenset(self.released)
+            room = self.places - len(held)
+            beat = Beat(self.name, self.name, room, held, frozenset(self.taking), released, self.draining)
+            ask = functools.partial(self.fleet.beat, beat)
+            sent = self.time
+            try:
+                orders = yield self.fleet.question(ask)
+            except OSError:
+                orders = Orders()
+            else:
+                self.holding.answered(sent, LEASE_SECONDS)
+                self.released -= released
+            for id in orders.drop if self.holds() else tuple(self.live):
+                if id in self.live:
+                    self.drop(self.live[id])
+            for id in orders.give:
+                if id in self.live:
+                    self.live[id].leaving = True
+            for id in set(orders.take) - self.taking - self.live.keys():
+                self.taking.add(id)
+                self.world.start(self, self.take(id))
+            yield BEAT_SECONDS
+
+    def drop(self, live: Live) -> None:
+        self.world.tell(self.name, "drops", live.id)
+        live.gone = True
+        if self.live.get(live.id) is live:
+            del self.live[live.id]
+
+    def open(self, id: str) -> Steps:
+        """A new session, as POST /v1/sessions makes it."""
+        claim = yield from fencing.claim_new(id, self.token())
+        if claim is not None and len(self.live) < self.places:
+            live = self.live[id] = Live(id, claim, step(id, "begin"), "first", 0, 0)
+            self.world.tell(self.name, "opens", id)
+            self.world.start(self, self.work(live))
+
+    def token(self) -> str:
+        return f"{self.world.random.getrandbits(40):x}"
+
+    def take(self, id: str) -> Steps:
+        try:
+            claim = yield from fencing.take_over(id, self.token())
+            if claim is None:
+                return
+            state, prompt, sequence, waiting = json.loads((yield lambda store: store.read(f"{claim.folder}/{SNAPSHOT}")))
+            try:
+                journal = json.loads((yield lambda store: store.read(f"{claim.folder}/{JOURNAL}")))
+            except FileNotFoundError:
+                journal = []
+            chunks: dict[int, tuple[str, str]] = {}
+            for number in sorted(map(int, (yield lambda store: store.names(f"{claim.folder}/{CHUNKS}"))), reverse=True):
+                if chunks and number != min(chunks) - 1:
+                    break
+                found = yield lambda store, number=number: store.read(f"{claim.folder}/{CHUNKS}/{number}")
+                chunks[number] = tuple(json.loads(found))
+            end = max(max(chunks, default=-1) + 1, sequence)
+            noted = {prompt for _, prompt in journal}
+            live = Live(id, claim, state, prompt, sequence, end, chunks, [tuple(one) for one in journal if one[0] >= sequence])
+            live.waiting = [one for one in waiting if one not in noted]
+            live.whole = True
+            if len(self.live) >= self.places or not self.holds():
+                return
+            self.world.tell(self.name, "has taken", id, "epoch", claim.epoch, "at", sequence, "shown to", end)
+            self.live[id] = live
+            self.world.start(self, self.work(live))
+        except OSError:
+            pass  # the lease of what it could not take will be over
+        finally:
+            self.taking.discard(id)
+
+    def work(self, live: Live) -> Steps:
+        """Makes chunks until the session is not here any more."""
+        self.world.start(self, self.save(live, live.snapshot(), live.sequence))
+        while not live.gone:
+            yield CHUNK_SECONDS * (0.2 if live.sequence < live.end else self.world.random.uniform(0.3, 1.0))
+            if live.gone:
+                return
+            if live.leaving:
+                yield from self.leave(live)
+                return
+            for at, prompt in live.journal:
+                if at == live.sequence:
+                    live.prompt = prompt
+            if live.waiting and live.sequence >= live.end:
+                prompt = live.waiting.pop(0)
+                live.journal.append((live.sequence, prompt))
+                journal = json.dumps(live.journal).encode()
+                if not (yield from self.fenced(live, JOURNAL, journal)):
+                    self.drop(live)
+                    return
+                live.prompt = prompt
+            before, live.state = live.state, step(live.state, live.prompt)
+            number, content = live.sequence, (before, live.state)
+            if number < live.end:
+                if number in live.chunks and live.chunks[number] != content:
+                    raise ViolationError(f"{live.id}: chunk {number} was made again, and is another one")
+            else:
+                while not live.whole:
+                    if not self.holds() or live.lost or live.gone:
+                        self.drop(live)
+                        return
+                    yield 0.1
+                if not (yield from self.fenced(live, f"{CHUNKS}/{number}", json.dumps(content).encode())):
+                    self.drop(live)
+                    return
+                if not live.gone:
+                    self.fleet.shown(live, number, content)
+                    live.chunks[number] = content
+            live.sequence += 1
+            for old in [one for one in live.chunks if one < live.sequence - KEPT_CHUNKS]:
+                del live.chunks[old]
+                self.world.start(self, quietly(once(removing(live.path(f"{CHUNKS}/{old}")))))
+            if live.sequence % SAVE_EVERY == 0:
+                self.world.start(self, self.save(live, live.snapshot(), live.sequence))
+
+    def fenced(self, live: Live, name: str, content: bytes) -> Steps:
+        return (yield from fencing.write_fenced(live.claim, lambda _: self.world.write(live.path(name), content), self.holds))
+
+    def save(self, live: Live, content: bytes, sequence: int) -> Steps:
+        if (yield from self.fenced(live, SNAPSHOT, content)):
+            live.whole = True
+            live.journal = [one for one in live.journal if one[0] >= sequence]
+        else:
+            live.lost = True
+
+    def leave(self, live: Live) -> Steps:
+        if (yield from self.fenced(live, SNAPSHOT, live.snapshot())):
+            self.released.add(live.id)
+        self.drop(live)
+
+
+@dataclass
+class Viewer:
+    id: str
+    relay: Relay = field(default_factory=lambda: Relay(0))
+    last: str = ""
+    seen: int = 0
+    heard: float = 0.0
+
+
+class Fleet:
+    def __init__(self, seed: int, trace: bool = False, *, replicas: int = 3, sessions: int = 3) -> None:
+        self.world = World(seed, trace)
+        self.random = self.world.random
+        self.first: dict[str, dict[int, tuple[int, tuple[str, str]]]] = {}
+        """By which epoch each chunk was first shown, and what it was."""
+        self.numbers = itertools.count()
+        self.ids = [f"s{number}" for number in range(sessions)]
+        self.places = -(-sessions // max(1, replicas - 1)) + 1
+        self.new_table()
+        self.replicas: list[Replica] = []
+        for _ in range(replicas):
+            self.add()
+        self.viewers = [Viewer(id) for id in self.ids]
+
+    def new_table(self) -> None:
+        self.service = Service(self)
+
+    def add(self) -> None:
+        self.replicas.append(Replica(self, f"r{next(self.numbers)}", self.places))
+
+    def beat(self, beat: Beat, table: LeaseTable) -> Orders:
+        return table.beat(beat, self.service.time)
+
+    def question(self, ask: Callable[[LeaseTable], Any]) -> Question:
+        return Question(lambda: self.service, lambda: ask(self.service.table))
+
+    def shown(self, live: Live, number: int, content: tuple[str, str]) -> None:
+        """A chunk can be seen by viewers, and was not before."""
+        shown = self.first.setdefault(live.id, {})
+        if number in shown:
+            raise ViolationError(
+                f"{live.id}: chunk {number} is shown by epoch {live.claim.epoch} and was by {shown[number][0]}: two have written"
+            )
+        shown[number] = live.claim.epoch, content
+
+    # What people do.
+
+    def watch(self, viewer: Viewer) -> Steps:
+        """A viewer and its gateway, which are on a host that does not fail."""
+        while True:
+            try:
+                name = yield self.question(lambda table: table.locate(viewer.id, self.service.time))
+            except OSError:
+                continue
+            replica = next((one for one in self.replicas if one.name == name), None)
+            live = replica.live.get(viewer.id) if replica is not None else None
+            if replica is None or live is None or not replica.alive or self.world.cut("gateway", replica.name):
+                yield 0.1
+                continue
+            self.hear(viewer, {"type": "video.start", "sequence": viewer.relay.next}, None)
+            # A connection: chunks come one after the other until it breaks.
+            cursor = viewer.relay.next or 0
+            while replica.alive and not live.gone and not self.world.cut("gateway", replica.name):
+                if cursor in live.chunks and replica.stopped_until <= self.world.now:
+                    self.hear(viewer, {"type": "video.chunk_metadata", "sequence": cursor}, live.chunks[cursor])
+                    cursor += 1
+                elif live.chunks and cursor < min(live.chunks):
+                    raise ViolationError(f"{viewer.id}: chunk {cursor} is not there any more")
+                yield 0.1
+            yield 0.1
+
+    def hear(self, viewer: Viewer, message: dict[str, Any], content: tuple[str, str] | None) -> None:
+        if not viewer.relay.takes(message) or content is None:
+            return
+        if message["sequence"] != viewer.seen:
+            raise ViolationError(f"{viewer.id}: a viewer gets chunk {message['sequence']} after {viewer.seen - 1}")
+        if viewer.seen and content[0] != viewer.last:
+            raise ViolationError(f"{viewer.id}: chunk {viewer.seen} does not follow from the one before")
+        viewer.seen, viewer.last, viewer.heard = viewer.seen + 1, content[1], self.world.now
+
+    def open(self, id: str) -> Steps:
+        """Asks for a session until it has begun."""
+        while id not in self.first:
+            try:
+                name = yield self.question(lambda table: table.place(id, self.service.time))
+            except OSError:
+                continue
+            replica = next((one for one in self.replicas if one.name == name and one.alive), None)
+            if replica is not None and id not in replica.live:
+                self.world.start(replica, quietly(replica.open(id)))
+            yield 3.0
+
+    def steer(self, id: str) -> Steps:
+        while True:
+            yield self.random.uniform(1.0, 6.0)
+            for replica in self.replicas:  # a request by a gateway that believes any of them
+                live = replica.live.get(id)
+                if replica.alive and live is not None and self.random.random() < 0.8:
+                    live.waiting.append(f"p{next(self.numbers)}")
+
+    # What goes wrong.
+
+    def trouble(self) -> Steps:
+        while self.world.now < FAULTY_SECONDS:
+            yield self.random.expovariate(0.4)
+            alive = [one for one in self.replicas if one.alive]
+            seconds = self.random.choice((0.5, 3.0, LEASE_SECONDS + 1, 15.0))
+            seconds = min(seconds, max(0.0, FAULTY_SECONDS - self.world.now))
+            what, one = self.random.random(), self.random.choice(alive) if alive else None
+            if what < 0.2 and one is not None:
+                self.world.tell("crash", one.name)
+                one.alive = False
+                self.world.after(self.random.uniform(0.5, 10.0), self.add)
+            elif what < 0.3:
+                self.world.tell("crash of the lease service")
+                self.service.alive = False
+                self.world.after(self.random.uniform(0.1, 4.0), self.new_table)
+            elif what < 0.5 and one is not None:
+                self.world.tell("stop", one.name, seconds)
+                one.stopped_until = self.world.now + seconds
+            elif what < 0.9 and one is not None:
+                other = self.random.choice(("service", "store", "gateway"))
+                self.world.tell("cut", one.name, other, seconds)
+                self.world.cuts[min(one.name, other), max(one.name, other)] = self.world.now + seconds
+            elif one is not None and not any(replica.draining for replica in alive):
+                self.world.tell("drain", one.name)
+                one.draining = True
+                self.add()
+
+    def run(self) -> dict[str, int]:
+        """Runs it all. Returns counts. Raises `ViolationError`."""
+        away = Host("gateway")
+        for viewer in self.viewers:
+            self.world.start(away, self.open(viewer.id))
+            self.world.start(away, self.watch(viewer))
+            self.world.start(away, self.steer(viewer.id))
+        self.world.start(away, self.trouble())
+        self.world.run(FAULTY_SECONDS)
+        self.world.peaceful = True
+        self.world.tell("peace")
+        self.world.run(FAULTY_SECONDS + PEACE_SECONDS)
+        self.check()
+        return {
+            "chunks": sum(viewer.seen for viewer in self.viewers),
+            "moves": sum(len({epoch for epoch, _ in shown.values()}) - 1 for shown in self.first.values()),
+            "crashes": sum(not replica.alive for replica in self.replicas),
+        }
+
+    def check(self) -> None:
+        for viewer in self.viewers:
+            owners = [one.name for one in self.replicas if one.alive and viewer.id in one.live]
+            if len(owners) != 1:
+                raise ViolationError(f"{viewer.id} is lost: at the end it is on {owners}, and there is room")
+            if self.world.now - viewer.heard > 5.0:
+                raise ViolationError(f"{viewer.id}: its viewer has seen nothing for {self.world.now - viewer.heard:.0f} s of peace")
+
+
+class Service(Host):
+    """The lease service."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__("service", clock=fleet.random.uniform(-1e6, 1e6))
+        self.fleet = fleet
+        self.table = LeaseTable(LEASE_SECONDS, self.time)
+        fleet.world.start(self, self.look())
+
+    @property
+    def time(self) -> float:
+        return self.fleet.world.now + self.clock
+
+    def look(self) -> Steps:
+        while True:
+            try:
+                sessions = yield lambda store: store.names("")
+                self.table.stored(sessions, self.time)
+            except OSError:
+                pass
+            yield LEASE_SECONDS / 8
+
+
+def run(seed: int, trace: bool = False) -> dict[str, int] | str:
+    """Counts of one simulation, or what went wrong in it."""
+    try:
+        return Fleet(seed, trace).run()
+    except ViolationError as error:
+        return f"seed {seed}: {error}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seed", type=int, help="only this one")
+    parser.add_argument("--trace", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.seed is not None:
+        print(run(arguments.seed, arguments.trace))
+        return
+    begun, totals, wrong = time.monotonic(), dict[str, int](), []
+    with multiprocessing.Pool(arguments.jobs) as pool:
+        for found in pool.imap_unordered(run, range(arguments.first, arguments.first + arguments.seeds), 16):
+            if isinstance(found, str):
+                wrong.append(found)
+                print(found, flush=True)
+            else:
+                totals = {name: totals.get(name, 0) + count for name, count in found.items()}
+    told = ", ".join(f"{count} {name}" for name, count in totals.items())
+    print(f"{arguments.seeds} seeds, {len(wrong)} with something wrong; {told}; {time.monotonic() - begun:.0f} s")
+    raise SystemExit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()

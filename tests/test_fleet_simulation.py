@@ -1,0 +1,70 @@
+"""The fleet by simulation (fuzz/fleet.py), and that it would see what could be wrong."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+
+from fuzz import fleet
+from lolrt.fleet import fencing
+from lolrt.fleet.lease import LeaseTable
+from lolrt.fleet.relay import Relay
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_no_chunk_is_lost_or_shown_twice_and_no_session_is_lost(first):
+    found = [fleet.run(seed) for seed in range(first, first + 50)]
+    assert not [one for one in found if isinstance(one, str)]
+    assert sum(one["moves"] for one in found) > 100 and sum(one["crashes"] for one in found) > 50
+
+
+def test_a_seed_is_always_the_same():
+    assert fleet.run(3) == fleet.run(3) != fleet.run(4)
+
+
+def shown_without_looking(claim: fencing.Claim) -> fencing.Steps[bool]:
+    return True
+    yield
+
+
+def copied_the_wrong_way_round(base: str, claim: fencing.Claim) -> fencing.Steps[None]:
+    yield fencing._copying(base, claim, fencing.SNAPSHOT)
+    with contextlib.suppress(FileNotFoundError):
+        yield fencing._copying(base, claim, fencing.JOURNAL)
+    for sequence in (yield fencing._naming(f"{base}/{fencing.CHUNKS}")):
+        with contextlib.suppress(FileNotFoundError):
+            yield fencing._copying(base, claim, f"{fencing.CHUNKS}/{sequence}")
+
+
+def claimed_by_all(world: fleet.World, name: str, content: bytes) -> bool:
+    world.files[name] = content
+    return True
+
+
+def begins_again(relay: Relay, message: dict) -> bool:
+    """A relay that does not remember what its viewer has had."""
+    return message["type"] == "video.chunk_metadata"
+
+
+@pytest.mark.parametrize(
+    "of, name, wrong, seen",
+    [
+        (fencing, "owns", shown_without_looking, "two have written"),
+        (fencing, "_copy", copied_the_wrong_way_round, "two have written|made again"),
+        (fleet.World, "create", claimed_by_all, "two have written|does not follow|made again"),
+        (LeaseTable, "_assign", lambda *_: None, "is lost"),
+        (Relay, "takes", begins_again, "a viewer gets"),
+    ],
+    ids=["fence", "copy", "claim", "orphans", "relay"],
+)
+def test_what_is_wrong_is_seen(monkeypatch, of: object, name: str, wrong: Callable, seen: str):
+    monkeypatch.setattr(of, name, wrong)
+    found = (fleet.run(seed) for seed in range(60))
+    assert any(isinstance(one, str) and _matches(seen, one) for one in found)
+
+
+def _matches(seen: str, told: str) -> bool:
+    return any(one in told for one in seen.split("|"))
