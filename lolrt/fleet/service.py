@@ -1,0 +1,62 @@
+"""The table of leases as a service: it has a clock, and looks into the store. All who ask it are in `Leases`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Protocol
+
+from lolrt.fleet.lease import Beat, LeaseTable, Orders
+from lolrt.fleet.objects import open_store
+
+LEASE_SECONDS = 6.0
+
+
+class Leases(Protocol):
+    """What replicas and gateways ask. Raises OSError if the service does not answer."""
+
+    async def beat(self, beat: Beat) -> tuple[Orders, float]:
+        """Renews the leases of a replica. Returns what it is to do, and for how many seconds its leases last from when it asked."""
+
+    async def place(self, session: str, at: str | None = None) -> str | None:
+        """The address of the replica that is to open a new session: the one at the address `at`, or any; None: no replica has room."""
+
+    async def locate(self, session: str) -> str | None:
+        """The address of the replica that has a session; None: none has it at the moment."""
+
+    async def knows(self, session: str) -> bool:
+        """Whether there is, or was a moment ago, such a session."""
+
+    async def addresses(self) -> list[str]:
+        """Of all replicas, the ones with the most room first."""
+
+
+class LeaseService:
+    def __init__(self, url: str, seconds: float = LEASE_SECONDS) -> None:
+        """url: the store (`lolrt.fleet.objects`). seconds: how long a lease lasts. Raises `lolrt.Error`."""
+        self._store, self._table = open_store(url), LeaseTable(seconds, time.monotonic())
+
+    async def beat(self, beat: Beat) -> tuple[Orders, float]:
+        return self._table.beat(beat, time.monotonic()), self._table.seconds
+
+    async def place(self, session: str, at: str | None = None) -> str | None:
+        return self._table.place(session, time.monotonic(), at)
+
+    async def locate(self, session: str) -> str | None:
+        return self._table.locate(session, time.monotonic())
+
+    async def knows(self, session: str) -> bool:
+        return self._table.knows(session)
+
+    async def addresses(self) -> list[str]:
+        alive = self._table.alive(time.monotonic()).values()
+        return [replica.address for replica in sorted(alive, key=lambda one: -one.room)]
+
+    async def watch_store(self) -> None:
+        """Looks into the store again and again, until it is cancelled. A store that does not answer is asked again."""
+        while True:
+            with contextlib.suppress(OSError):
+                sessions = await asyncio.to_thread(self._store.names, "")
+                self._table.stored(sessions, time.monotonic())
+            await asyncio.sleep(self._table.seconds / 8)
