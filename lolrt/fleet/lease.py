@@ -75,13 +75,16 @@ class LeaseTable:
     """The session that each leaving replica is giving up."""
     there: frozenset[str] = frozenset()
     """The sessions that the store had when it was looked into last."""
+    _of: dict[str, dict[str, None]] = field(default_factory=dict)
+    """The sessions of each replica, in the order in which they came. A beat must not look at all leases."""
 
     def beat(self, beat: Beat, now: float) -> Orders:
         """Renews the leases of a replica. Returns what it is to do."""
         self.replicas[beat.replica] = Replica(beat.address, beat.room, beat.leaving, now)
         drop = [session for session, epoch in beat.held.items() if not self._renew(session, beat.replica, epoch, now)]
         take = []
-        for session, lease in [one for one in self.leases.items() if one[1].replica == beat.replica]:
+        for session in list(self._of.get(beat.replica, ())):
+            lease = self.leases[session]
             if session in beat.taking:
                 lease.until = now + self.seconds
             elif session in beat.released:
@@ -101,7 +104,7 @@ class LeaseTable:
             newest = epoch > lease.epoch if lease.until > now else epoch >= lease.epoch - lease.take
             if not newest:
                 return False
-        self.leases[session] = Lease(replica, now + self.seconds, epoch)
+        self._set(session, Lease(replica, now + self.seconds, epoch))
         return True
 
     def _next_move(self, beat: Beat, now: float) -> tuple[str, ...]:
@@ -128,7 +131,7 @@ class LeaseTable:
         replica = self._best(now) if at is None else next((name for name, one in self.replicas.items() if one.address == at), None)
         if replica is None:
             return None
-        self.leases[session] = Lease(replica, now + self.seconds, 0)
+        self._set(session, Lease(replica, now + self.seconds, 0))
         return self.replicas[replica].address
 
     def locate(self, session: str, now: float) -> str | None:
@@ -144,8 +147,9 @@ class LeaseTable:
         replica nor the store has any more are forgotten."""
         there = self.there = frozenset(sessions)
         self.replicas = self.alive(now)
+        self._of = {name: sessions for name, sessions in self._of.items() if sessions or name in self.replicas}
         for session in [session for session, lease in self.leases.items() if lease.until <= now and session not in there]:
-            del self.leases[session]
+            del self._of[self.leases.pop(session).replica][session]
         if now - self.begun < self.seconds:
             return  # replicas that know an earlier table have not all reported yet
         for session in sorted(there):
@@ -166,7 +170,14 @@ class LeaseTable:
         replica = self._best(now)
         if replica is not None:
             before = self.leases.get(session)
-            self.leases[session] = Lease(replica, now + self.seconds, 0 if before is None else before.epoch + 1, take=True)
+            self._set(session, Lease(replica, now + self.seconds, 0 if before is None else before.epoch + 1, take=True))
+
+    def _set(self, session: str, lease: Lease) -> None:
+        before = self.leases.get(session)
+        if before is not None:
+            del self._of[before.replica][session]
+        self.leases[session] = lease
+        self._of.setdefault(lease.replica, {})[session] = None
 
     def _best(self, now: float) -> str | None:
         """The replica with the most room, less what it has not reported yet."""
