@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PROMPT ?= a red car by the sea at sunrise
 
-.PHONY: demo test test-fast test-slow dev lint lint-python lint-types lint-imports lint-cxx hooks format sanitize aarch64 docs figures bench bench-quick clean
+.PHONY: demo test test-fast test-slow dev lint lint-python lint-types lint-imports lint-cxx lint-deploy hooks format sanitize aarch64 docs figures bench bench-quick clean
 
 demo: .venv/installed
 	$(BIN)/lolrt generate "$(PROMPT)" -o out/demo.mp4 --seconds 20
@@ -21,7 +21,7 @@ test-slow: .venv/installed .venv/jax
 
 dev: .venv/installed .venv/linters
 
-lint: .venv/installed lint-python lint-types lint-imports lint-cxx
+lint: .venv/installed lint-python lint-types lint-imports lint-cxx lint-deploy
 
 lint-python: .venv/linters
 	$(BIN)/ruff check .
@@ -35,6 +35,10 @@ lint-imports: .venv/linters
 
 lint-cxx: .venv/linters
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+lint-deploy: .venv/linters
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/kubernetes-validate --strict deploy/kubernetes/*.yaml
 
 # `git commit` then runs what `make lint` runs, for the kinds of files that it changes.
 hooks: .venv/linters

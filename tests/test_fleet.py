@@ -19,7 +19,7 @@ import lolrt
 from lolrt.serve.encoding import ChunkEncoder
 from lolrt.serve.settings import Settings
 
-pytest.importorskip("aiohttp", reason="needs pip install 'lolrt[ray]'")
+pytest.importorskip("aiohttp", reason="needs pip install 'lolrt[fleet]'")
 
 from lolrt.fleet.gateway import make_gateway
 from lolrt.fleet.lease import Beat, Orders

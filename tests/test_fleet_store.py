@@ -32,7 +32,7 @@ def fragment(sequence: int, data: bytes = b"video") -> Fragment:
 def store(request, tmp_path) -> Store:
     if request.param == "folder":
         return FolderStore(tmp_path / "store")
-    pytest.importorskip("fsspec", reason="needs pip install 'lolrt[ray]'")
+    pytest.importorskip("fsspec", reason="needs pip install 'lolrt[fleet]'")
     return open_store(f"memory://{tmp_path.name}")
 
 
