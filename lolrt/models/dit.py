@@ -287,9 +287,11 @@ class CausalDiT(nn.Module):
         rows[1::3] += 1  # the scales
         return rows[None]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, in which torch compiles no views; engines are in it already
     def forward(self, inputs: PassInputs) -> Tensor:
-        """The flow of noisy chunks, float32 [frames, out_dim, height, width]. Writes the K and V of their frames into the pages."""
+        """The flow of noisy chunks, float32 [frames, out_dim, height, width]. Writes the K and V of their frames into the pages.
+
+        `torch.compile(dit, fullgraph=True)` takes the pass as one graph, if its tensors were not made in inference mode."""
         config = self.config
         modulation = inputs.modulation.transpose(0, 1).contiguous()  # [rows, 1 or frames, dim]: the ops need each row contiguous
         height, width = inputs.sample.shape[2:]

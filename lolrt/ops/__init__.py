@@ -202,7 +202,8 @@ def frame_attention(
     """
     _refuse_gradients("frame_attention", q, pages, rotation, bias, mass)
     if _traced(q):
-        return _torch_op("frame_attention", q, pages, page_table, page_tokens, rotation, bias, mass)
+        arguments = (q, pages, page_table, page_tokens, rotation, bias)
+        return _torch_op("frame_attention", *arguments) if mass is None else _torch_op("frame_attention_probed", *arguments, mass)
     out = library.frame_attention(q, pages, page_table, page_tokens, rotation, bias, mass)
     _changed(mass)
     return out

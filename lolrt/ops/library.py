@@ -44,7 +44,7 @@ def normalize_queries(q: Tensor, weight: Tensor, rotation: Tensor | None, rotati
 
 def frame_attention(
     q: Tensor, pages: Tensor, page_table: Tensor, page_tokens: int,
-    rotation: Tensor | None, bias: Tensor | None, mass: Tensor | None,
+    rotation: Tensor | None, bias: Tensor | None, mass: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     with _device_of(q):  # whose multiprocessors say how much it is
@@ -150,9 +150,16 @@ for _schema, _implementation, _fake, _keys in (
         _like_first,
         _BOTH,
     ),
+    # Two ops of one function: where an op may write a tensor that is absent, Inductor asks for a part of its only result.
     (
-        "frame_attention(Tensor q, Tensor pages, Tensor page_table, int page_tokens, Tensor? rotation, Tensor? bias, "
-        "Tensor(a!)? mass) -> Tensor",
+        "frame_attention(Tensor q, Tensor pages, Tensor page_table, int page_tokens, Tensor? rotation, Tensor? bias) -> Tensor",
+        frame_attention,
+        _like_first,
+        _BOTH,
+    ),
+    (
+        "frame_attention_probed(Tensor q, Tensor pages, Tensor page_table, int page_tokens, Tensor? rotation, Tensor? bias, "
+        "Tensor(a!) mass) -> Tensor",
         frame_attention,
         _like_first,
         _BOTH,

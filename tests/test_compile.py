@@ -1,0 +1,43 @@
+"""A whole pass of the DiT compiled by torch: one graph, and the bits of the pass as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lolrt
+from lolrt.models.pass_inputs import PassInputs
+
+
+def ordinary(value: Any) -> Any:
+    """Copies of tensors that were made in inference mode: torch compiles no views of those."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    return [x.clone() for x in value] if isinstance(value, Sequence) and value and isinstance(value[0], Tensor) else value
+
+
+@pytest.fixture
+def inputs(tiny: lolrt.Pipeline, one_thread: None) -> PassInputs:
+    """A pass in the second chunk of a stream."""
+    stream = tiny.latent_stream("a red balloon over the hills")
+    next(stream)
+    made = stream.session.pending()
+    return replace(made, **{field.name: ordinary(getattr(made, field.name)) for field in fields(made)})
+
+
+@pytest.mark.parametrize("probe", [False, True])
+@pytest.mark.parametrize("backend", [pytest.param("aot_eager", marks=pytest.mark.whole), pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_pass_is_one_graph_with_the_same_bits(backend: str, probe: bool, tiny: lolrt.Pipeline, inputs: PassInputs) -> None:
+    config, frames = tiny.dit.config, inputs.frames
+    mass = torch.zeros(config.num_layers, 1, inputs.page_table.shape[1], frames, config.num_heads) if probe else None
+    plain, given = (replace(inputs, layer_pages=[x.clone() for x in inputs.layer_pages], mass=ordinary(mass)) for _ in range(2))
+    expected = tiny.dit(plain)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(tiny.dit, fullgraph=True, backend=backend)(given), expected)
+    assert all(torch.equal(a, b) for a, b in zip(plain.layer_pages, given.layer_pages, strict=True)), "pages are written in place"
+    assert mass is None or (torch.equal(plain.mass, given.mass) and given.mass.sum() > 0)  # type: ignore[union-attr, arg-type]
