@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,3 +42,27 @@ def test_a_compiled_pass_is_one_graph_with_the_same_bits(backend: str, probe: bo
     assert torch.equal(torch.compile(tiny.dit, fullgraph=True, backend=backend)(given), expected)
     assert all(torch.equal(a, b) for a, b in zip(plain.layer_pages, given.layer_pages, strict=True)), "pages are written in place"
     assert mass is None or (torch.equal(plain.mass, given.mass) and given.mass.sum() > 0)  # type: ignore[union-attr, arg-type]
+
+
+class Pass(torch.nn.Module):
+    """A pass as a function of its tensors, which is what torch.export takes."""
+
+    def __init__(self, dit: lolrt.CausalDiT, like: PassInputs) -> None:
+        super().__init__()
+        self.dit, self.like = dit, like
+        self.names = [field.name for field in fields(like) if isinstance(getattr(like, field.name), Tensor)]
+
+    def forward(self, tensors: list[Tensor], layer_pages: list[Tensor]) -> Tensor:
+        return self.dit(replace(self.like, layer_pages=layer_pages, **dict(zip(self.names, tensors, strict=True))))
+
+
+@pytest.mark.slow
+def test_an_exported_pass_is_packaged_with_the_same_bits(tiny: lolrt.Pipeline, inputs: PassInputs, tmp_path: Path) -> None:
+    module = Pass(tiny.dit, inputs)
+    plain, given = ([ordinary([getattr(inputs, name) for name in module.names]), ordinary(inputs.layer_pages)] for _ in range(2))
+    with torch.no_grad():
+        exported = torch.export.export(module, tuple(given), strict=False)
+    path = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "dit.pt2"))
+    package = torch._inductor.aoti_load_package(path)
+    assert torch.equal(package(*given), module(*plain))
+    assert all(torch.equal(a, b) for a, b in zip(plain[1], given[1], strict=True)), "pages are written in place"
