@@ -16,7 +16,7 @@ test: .venv/installed
 test-fast: .venv/installed
 	$(BIN)/pytest -m "not whole and not slow"
 
-test-slow: .venv/installed .venv/jax
+test-slow: .venv/installed .venv/jax .venv/ray
 	$(BIN)/pytest -m slow
 
 dev: .venv/installed .venv/linters
@@ -102,6 +102,11 @@ BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -t
 .venv/jax: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[jax]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Not in an isolated build, which would lose the handlers for JAX.
+.venv/ray: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[ray]'
 	touch $@
 
 .venv/manual: .venv/linters

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_linear, add_lora, add_vae, add_weights, positive
+from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_lora, add_vae, add_weights, positive
 from lolrt.errors import Error
 from lolrt.media import CRF
 
@@ -19,7 +19,7 @@ def add_command(commands: Commands) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen at")
     serve.add_argument("--port", type=int, default=8000, help="0: any that is free")
     serve.add_argument("--token-file", metavar="FILE", type=Path, help="holds a token that clients have to know; needed beyond loopback")
-    serve.add_argument("--state", metavar="DIR", type=Path, help="keep sessions there, so that they come back with the next server")
+    serve.add_argument("--state", metavar="DIR", help="keep sessions there, so that they come back with the next server")
     serve.add_argument("--save-every", **seconds, default=10.0, help="how often a session is saved to --state")
     serve.add_argument("--max-sessions", metavar="N", type=positive(int), default=4, help="sessions that may be open")
     serve.add_argument(
@@ -34,8 +34,11 @@ def add_command(commands: Commands) -> None:
     add_weights(serve)
     add_lora(serve)
     add_vae(serve)
-    add_linear(serve)
     serve.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, or a GPU by its number, such as cuda:1")
+    serve.add_argument(
+        "--ray", action="store_true", help="serve from a fleet on Ray, whose sessions go on elsewhere when a machine dies; docs/fleet.md"
+    )
+    serve.add_argument("--replicas", metavar="N[:MOST]", default="1", help="with --ray: the number of replicas, or the least and the most")
     serve.add_argument("--threads", type=positive(int), help="CPU threads; by default all cores")
 
 
@@ -47,8 +50,12 @@ def run(arguments: argparse.Namespace) -> None:
         from lolrt.serve.guard import read_token
         from lolrt.serve.server import serve
         from lolrt.serve.settings import Settings
+
+        if arguments.ray:
+            from lolrt.fleet.ray import Fleet, bounds, run_fleet
     except ImportError as error:
-        raise Error(f"lolrt serve needs {error.name}: install it with pip install 'lolrt[serve]'") from None
+        extra = "ray" if arguments.ray else "serve"
+        raise Error(f"lolrt serve needs {error.name}: install it with pip install 'lolrt[{extra}]'") from None
 
     settings = Settings(
         max_sessions=arguments.max_sessions,
@@ -61,12 +68,22 @@ def run(arguments: argparse.Namespace) -> None:
         max_lifetime_seconds=arguments.max_lifetime,
         max_video_seconds=arguments.max_video_seconds,
         save_every_seconds=arguments.save_every,
-        state=arguments.state,
+        state=None if arguments.state is None or arguments.ray else Path(arguments.state),
+        batch_invariant=arguments.ray,
     )
+    model = {
+        "model": arguments.model, "vae": arguments.vae, "vae_tile": arguments.vae_tile, "lora": arguments.lora, "group": arguments.weights,
+    }  # fmt: skip
+    if arguments.ray:
+        if arguments.state is None:
+            raise Error("--ray needs --state: a folder that all machines reach, or a URL such as s3://bucket/folder")
+        actor = {"num_cpus": arguments.threads or 1, "num_gpus": int(arguments.device != "cpu")}
+        fleet = Fleet(arguments.state, settings, model, arguments.device, arguments.threads, bounds(arguments.replicas), actor)
+        run_fleet(fleet, arguments.host, arguments.port)
+        return
+    if arguments.replicas != "1":
+        raise Error("--replicas goes with --ray: without it there is one server")
     if arguments.threads:
         lolrt.set_threads(arguments.threads)
-    pipe = lolrt.load(
-        arguments.model, vae=arguments.vae, vae_tile=arguments.vae_tile, lora=arguments.lora, group=arguments.weights,
-        device=usable(arguments.device), linear=arguments.linear,
-    )  # fmt: skip
+    pipe = lolrt.load(**model, device=usable(arguments.device))
     serve(pipe, settings, arguments.host, arguments.port)
