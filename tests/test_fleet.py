@@ -54,7 +54,7 @@ class Fleet:
 
     def add(self, name: str, sessions: int = 4) -> None:
         lines = Lines(self.service)
-        settings = Settings(max_sessions=sessions, save_every_seconds=0.6, batch_invariant=True)
+        settings = Settings(max_sessions=sessions, save_every_seconds=0.6)
         replica = Replica(name, self.pipe, settings, str(self.state), lines, "127.0.0.1")
         replica.start()
         assert replica.address_when_ready

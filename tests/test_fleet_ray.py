@@ -53,7 +53,7 @@ def fleet(state: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         port = free_port()
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         placed = {"num_cpus": 1, "max_replicas_per_node": 1}
-        settings = Settings(max_sessions=4, save_every_seconds=1.0, batch_invariant=True)
+        settings = Settings(max_sessions=4, save_every_seconds=1.0)
         options = {"model": str(model)}
         serve.run(make_app(Fleet(str(state), settings, options, "cpu", 1, (2, 2), placed)), name="lolrt", route_prefix="/")
         yield Client(f"http://127.0.0.1:{port}"), other

@@ -17,10 +17,12 @@ from lolrt.bench.serve import BUFFER_SECONDS, Watched, figures
 from lolrt.serve import folder
 from lolrt.serve import live as live_module
 from lolrt.serve.errors import ConflictError, NoRoomError
+from lolrt.serve.factory import Factory
 from lolrt.serve.guard import is_loopback, read_token
 from lolrt.serve.hub import Fragment, Gap, Hub, State
 from lolrt.serve.live import MOST_REMEMBERED, MOST_WAITING, START_BUFFER_SECONDS, Live
 from lolrt.serve.protocol import WindowOptions, with_options
+from lolrt.serve.settings import Settings
 from lolrt.serve.state import Interaction, Store
 from lolrt.serve.statistics import Statistics, percentile
 
@@ -220,6 +222,14 @@ def test_nothing_is_left_of_a_session_that_ends_while_it_is_written(tmp_path, mo
     kept.note(4, Interaction("e", "f", 1, 2))
     store.close()
     assert not list((tmp_path / "sessions").iterdir()) and kept.failures == 0
+
+
+def test_frames_of_sessions_that_are_kept_do_not_depend_on_who_shares_the_engine(tiny, tmp_path):
+    """After a crash a session may come back beside others, and makes the frames that were not saved again."""
+    store = Store(tmp_path, lambda whole: None)
+    assert Factory(tiny, Settings(), store).engine.engine.batch_invariant
+    assert not Factory(tiny, Settings(), None).engine.engine.batch_invariant
+    store.close()
 
 
 def test_percentiles_and_stalls():

@@ -69,7 +69,6 @@ def run(arguments: argparse.Namespace) -> None:
         max_video_seconds=arguments.max_video_seconds,
         save_every_seconds=arguments.save_every,
         state=None if arguments.state is None or arguments.ray else Path(arguments.state),
-        batch_invariant=arguments.ray,
     )
     model = {
         "model": arguments.model, "vae": arguments.vae, "vae_tile": arguments.vae_tile, "lora": arguments.lora, "group": arguments.weights,

@@ -55,7 +55,7 @@ class Fleet:
 
     state: str
     """The store: a folder that all nodes reach, or a URL for fsspec."""
-    settings: Settings = field(default_factory=functools.partial(Settings, batch_invariant=True))
+    settings: Settings = field(default_factory=Settings)
     load: dict[str, Any] = field(default_factory=lambda: {"model": "tiny"})
     """Arguments of `lolrt.load`."""
     device: str = "cpu"
@@ -192,9 +192,7 @@ def app(arguments: dict[str, str]) -> Application:
     if wrong := sorted(arguments.keys() - known) or "state" not in arguments:
         raise Error(f"{wrong if isinstance(wrong, list) else 'state is missing'}: expected state, and perhaps some of {sorted(known)}")
     token = arguments.get("token_file")
-    settings = Settings(
-        max_sessions=int(arguments.get("max_sessions", 4)), token=None if token is None else read_token(Path(token)), batch_invariant=True
-    )
+    settings = Settings(max_sessions=int(arguments.get("max_sessions", 4)), token=None if token is None else read_token(Path(token)))
     load, device = {"model": arguments.get("model", "tiny")}, arguments.get("device", "cpu")
     actor: dict[str, Any] = {name: float(arguments[name]) for name in ("num_cpus", "num_gpus") if name in arguments} or {"num_cpus": 1}
     return make_app(Fleet(arguments["state"], settings, load, device, replicas=bounds(arguments.get("replicas", "1")), actor=actor))

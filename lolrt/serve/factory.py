@@ -38,9 +38,10 @@ class Place:
 
 class Factory:
     def __init__(self, pipe: Pipeline, settings: Settings, store: Keeper | None) -> None:
-        """store: where sessions are kept. Raises `lolrt.Error` if there is not enough memory for one session."""
+        """store: where sessions are kept; the frames of a kept session do not depend on the sessions that share the engine, because others
+        may share it when it comes back. Raises `lolrt.Error` if there is not enough memory for one session."""
         self.pipe, self._settings, self.store = pipe, settings, store
-        self.engine = pipe.engine(settings.max_sessions, batch_invariant=settings.batch_invariant)
+        self.engine = pipe.engine(settings.max_sessions, batch_invariant=store is not None)
         self.init = init_segment(pipe.height, pipe.width, pipe.fps, settings.crf)
         self.mime = mime_type(self.init)
 

@@ -32,5 +32,3 @@ class Settings:
     """How often sessions are saved."""
     state: Path | None = None
     """The folder in which sessions are kept."""
-    batch_invariant: bool = False
-    """Whether the frames of a session have the same bits whichever sessions share the engine (`lolrt.Engine`)."""
