@@ -9,16 +9,19 @@ from runtime_flow import runtime_flow
 
 import lolrt
 from lolrt.models.dit import CausalDiT
+from lolrt.models.vae.wan import CausalVAE
 from lolrt.train.card import cost
 from lolrt.train.codec_pca import PCACodec, load_codec, to_unit
 from lolrt.train.journey.data import CLIP_LATENTS, SINK_FRAMES, Clip, draw_clip, encode_clip, video_frame
 from lolrt.train.journey.handover import hand_over, start_from, take_over
 from lolrt.train.journey.landscape import labels, render
+from lolrt.train.journey.plan import Plan
 from lolrt.train.journey.train_dit import frame_texts
 from lolrt.train.journey.world import FILLER, GROUPS, HEIGHT, PASSING, SPEEDS, VOCABULARY, WIDTH, Prompt, World, draw_prompt, named
 from lolrt.train.teacher_forcing import CHUNK, TeacherForcing
 from lolrt.train.text import all_words, value_table, values
 from lolrt.train.train_dit import dit_config
+from lolrt.train.train_vae import reconstruction_psnr
 
 pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("one_thread")]
 
@@ -185,3 +188,14 @@ def test_the_cost_of_a_training_in_parts_is_that_of_all_of_them(tmp_path: Path) 
     log = tmp_path / "training.log"
     log.write_text("dit 3.0 min step 20 loss 2\ndit 6.2 min step 45 loss 2\ndit 3.0 min step 30 loss 1\nvae 9.0 min step 7 loss 1\n")
     assert "| dit | 9 | 75 |" in cost(log) and "| vae | 9 | 7 |" in cost(log)
+
+
+def test_the_training_can_go_on_from_what_is_in_the_repository(tmp_path: Path) -> None:
+    folder, plan = Path(__file__).parents[1] / "training" / "journey", Plan(0)
+    start_from(folder, CausalDiT(plan.dit))
+    take_over(folder, tmp_path)
+    vae, codec = CausalVAE(plan.vae), load_codec(tmp_path)
+    vae.load_state_dict(torch.load(tmp_path / "vae.pt")["averaged"])
+    video = to_unit(render(steady(900), torch.arange(9))[0])[None]
+    psnr, _ = reconstruction_psnr(video, vae.decode_clip(codec.encode(video)).float())
+    assert psnr > 29, "VAE and codec belong together"

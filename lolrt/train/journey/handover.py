@@ -22,6 +22,8 @@ def hand_over(work: Path, folder: Path) -> None:
         averaged = torch.load(work / f"{name}.pt")["averaged"]
         save_file({key: value.bfloat16().contiguous() for key, value in averaged.items()}, folder / f"{name}.safetensors")
     (folder / "training.log").write_bytes((work / "training.log").read_bytes())
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors writes files that only the owner can read
 
 
 def take_over(folder: Path, work: Path) -> None:
