@@ -98,6 +98,8 @@ def test_other_weights_are_packed_anew_and_copies_do_not_share() -> None:
     first.load_state_dict(second.state_dict(), assign=True)
     assert torch.equal(first(x), second(x)) and not torch.equal(first(x), before)
     assert torch.equal(copied(x), before) and torch.equal(unpickled(x), before)
+    copied.load_state_dict(second.state_dict())  # into the same memory
+    assert torch.equal(copied(x), second(x))
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------------

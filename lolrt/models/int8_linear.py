@@ -27,17 +27,19 @@ class Int8Linear(nn.Module):
 
 class PackedOnce:
     """The packed weights of one layer, or of several with the same input, for one product. They are packed again when a layer gets other
-    tensors, and are left out of copies and pickles, which would share or lose their memory."""
+    tensors or other values, and are left out of copies and pickles, which would share or lose their memory."""
 
     def __init__(self) -> None:
-        self._made: tuple[tuple[int, ...], int8.Int8Weights] | None = None
+        self._made: tuple[list[Tensor], list[tuple[int, int]], int8.Int8Weights] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedOnce, ()
 
     def of(self, *layers: Int8Linear) -> int8.Int8Weights:
-        memory = tuple(x.data_ptr() for layer in layers for x in (layer.weight, layer.weight_scale, layer.bias))
-        if self._made is None or self._made[0] != memory:
+        tensors = [x for layer in layers for x in (layer.weight, layer.weight_scale, layer.bias)]
+        state = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
+        # The tensors that were packed are held, so that their addresses are not those of others.
+        if self._made is None or self._made[1] != state:
             joined = (torch.cat([getattr(layer, name).detach() for layer in layers]) for name in ("weight", "weight_scale", "bias"))
-            self._made = memory, int8.pack(*joined)
-        return self._made[1]
+            self._made = [x.detach() for x in tensors], state, int8.pack(*joined)
+        return self._made[2]
