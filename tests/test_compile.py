@@ -22,6 +22,11 @@ def ordinary(value: Any) -> Any:
     return [x.clone() for x in value] if isinstance(value, Sequence) and value and isinstance(value[0], Tensor) else value
 
 
+def bits(x: Tensor) -> Tensor:
+    """What is in memory: a pool's pages that were never written may hold anything, also what is not equal to itself."""
+    return x.view(torch.uint8)
+
+
 @pytest.fixture
 def inputs(tiny: lolrt.Pipeline, one_thread: None) -> PassInputs:
     """A pass in the second chunk of a stream."""
@@ -40,7 +45,9 @@ def test_a_compiled_pass_is_one_graph_with_the_same_bits(backend: str, probe: bo
     expected = tiny.dit(plain)
     torch._dynamo.reset()
     assert torch.equal(torch.compile(tiny.dit, fullgraph=True, backend=backend)(given), expected)
-    assert all(torch.equal(a, b) for a, b in zip(plain.layer_pages, given.layer_pages, strict=True)), "pages are written in place"
+    assert all(torch.equal(bits(a), bits(b)) for a, b in zip(plain.layer_pages, given.layer_pages, strict=True)), (
+        "pages are written in place"
+    )
     assert mass is None or (torch.equal(plain.mass, given.mass) and given.mass.sum() > 0)  # type: ignore[union-attr, arg-type]
 
 
@@ -65,4 +72,4 @@ def test_an_exported_pass_is_packaged_with_the_same_bits(tiny: lolrt.Pipeline, i
     path = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "dit.pt2"))
     package = torch._inductor.aoti_load_package(path)
     assert torch.equal(package(*given), module(*plain))
-    assert all(torch.equal(a, b) for a, b in zip(plain[1], given[1], strict=True)), "pages are written in place"
+    assert all(torch.equal(bits(a), bits(b)) for a, b in zip(plain[1], given[1], strict=True)), "pages are written in place"

@@ -20,6 +20,7 @@ from lolrt.checkpoint import find_files, read_component, read_safetensors
 from lolrt.checkpoint.convert import convert
 from lolrt.checkpoint.folder import new_folder
 from lolrt.checkpoint.synth import PRESETS, synth
+from lolrt.memory_plan import plan_model
 from lolrt.pipeline import MODELS, preferred_dtype
 
 pytestmark = pytest.mark.whole
@@ -213,9 +214,9 @@ def test_positions_that_a_model_names_are_its_streams(small_model, tmp_path, mon
     for options in ([], ["--jitter-seed", "3"]):
         refused(capsys, "generate", "a red car", "-o", tmp_path / "v.mp4", "--model", toml, *options)
     assert made == [named, replace(named, jitter_seed=3)]
-    shared = said(capsys, "info", "--model", toml)
+    shared = plan_model(toml, None, torch.float32, lolrt.Window())[0].stream["rotation tables"]
     toml.write_text(f'{parts}[rope]\nscope = "layer"\n')
-    assert said(capsys, "info", "--model", toml) != shared, "each layer has tables of its own"
+    assert plan_model(toml, None, torch.float32, lolrt.Window())[0].stream["rotation tables"] > shared, "each layer has tables of its own"
     for wrong in ('sigma = "much"', "sigma = 2", "sigm = 0.5", "sigma = [1]"):
         toml.write_text(f"{parts}[rope]\n{wrong}\n")
         with pytest.raises(lolrt.Error, match=r"m\.toml: rope is .*, which makes no sense: "):
