@@ -53,7 +53,7 @@ def clock(tmp_path_factory) -> dict[str, str]:
     return {"LD_PRELOAD": str(folder / "clock.so"), "CLOCK_OFFSET": str(folder / "offset")}
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_the_wall_clock_jumps(quick_model, tmp_path, clock):
     """By a day, forwards and back: no lease and no lifetime ends because of it, and no chunk and no clip is lost. A server that is
     restarted when the clock shows yesterday goes on too."""

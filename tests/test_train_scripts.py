@@ -11,11 +11,10 @@ import pytest
 
 import lolrt
 
-TINY = pytest.param("tiny", (64, 96), marks=pytest.mark.whole)
-JOURNEY = pytest.param("journey", (80, 144), marks=pytest.mark.slow)
+pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("name", "size"), [TINY, JOURNEY])
+@pytest.mark.parametrize(("name", "size"), [("tiny", (64, 96)), ("journey", (80, 144))])
 def test_the_whole_script_runs_in_miniature_and_ships_a_model_that_loads(name: str, size: tuple[int, int], tmp_path: Path) -> None:
     out = tmp_path / "model"
     command = [sys.executable, "-m", f"lolrt.train.{name}", "--smoke", "--work", str(tmp_path / "work"), "--out", str(out)]
