@@ -58,7 +58,7 @@ and from PCA latents, which is what the DiT makes; the drift compares the second
 
 ## {minutes} minutes
 Share of the chunks, in per cent, with exactly one whole subject of the kind and colour of the prompt, in all and in the last minute; that
-show the prompt's place, time and weather; the camera's speed over what was asked (median; on scripted video the ruler is within 4 %); the
+show the prompt's place, time and weather; the camera's speed over what was asked (median; on scripted video the ruler is within 5 %); the
 change between frames where chunks begin over that elsewhere; and luminance, saturation and sharpness of the last minute, in standard
 deviations from the mean of scripted frames of the same prompt:
 

@@ -26,7 +26,7 @@ from lolrt.train.reader import Reader, first_run
 from lolrt.train.teacher_forcing import CHUNK
 from lolrt.train.train_vae import codec_quality
 
-RULED = ("hills", "town", "sea", "city")  # places whose near ground has marks: on scripted video of these, the speed is within 4 %
+RULED = ("hills", "town", "sea", "city")  # places whose near ground has marks: on scripted video of these, the speed is within 5 %
 SWITCHED = tuple(itertools.combinations(GROUPS, 2))  # what a switch changes, in turns
 RETURNS, AROUND = (132, 201), 5  # latent frames where plain RoPE's phases return, and the chunks before and after that are looked at
 STAYS = 3  # chunks in a row that show what is new, before it counts as there
