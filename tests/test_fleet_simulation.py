@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from fuzz import fleet
+from fuzz.world import World
 from lolrt.fleet import fencing
 from lolrt.fleet.lease import LeaseTable
 from lolrt.fleet.relay import Relay
@@ -39,7 +40,7 @@ def copied_the_wrong_way_round(base: str, claim: fencing.Claim) -> fencing.Steps
             yield fencing._copying(base, claim, f"{fencing.CHUNKS}/{sequence}")
 
 
-def claimed_by_all(world: fleet.World, name: str, content: bytes) -> bool:
+def claimed_by_all(world: World, name: str, content: bytes) -> bool:
     world.files[name] = content
     return True
 
@@ -54,7 +55,7 @@ def begins_again(relay: Relay, message: dict) -> bool:
     [
         (fencing, "owns", shown_without_looking, "two have written"),
         (fencing, "_copy", copied_the_wrong_way_round, "two have written|made again"),
-        (fleet.World, "create", claimed_by_all, "two have written|does not follow|made again"),
+        (World, "create", claimed_by_all, "two have written|does not follow|made again"),
         (LeaseTable, "_assign", lambda *_: None, "is lost"),
         (Relay, "takes", begins_again, "a viewer gets"),
     ],
