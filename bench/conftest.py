@@ -10,7 +10,8 @@ import pytest
 
 from bench.models import MODEL_CASES
 from lolrt import _core
-from lolrt.bench.cases import CASES, Case
+from lolrt.bench.case import Case
+from lolrt.bench.cases import CASES
 from lolrt.bench.machine import describe, isas
 from lolrt.bench.measure import FULL, QUICK
 from lolrt.bench.peaks import Peaks

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import lolrt
 from bench.published import PublishedDiT, PublishedStream
-from lolrt.bench.cases import BF16, FP32, Case, Trial, random
+from lolrt.bench.case import BF16, FP32, Case, Trial, random
 from lolrt.bench.measure import Run
 from lolrt.engine.engine import Engine
 from lolrt.engine.kv_window import Window

@@ -21,7 +21,8 @@ from bench.results import Results
 from bench.targets import TARGETS
 from lolrt import CausalVAE, DiTConfig, VAEConfig, _core, ops
 from lolrt.bench import peers
-from lolrt.bench.cases import CASES, FP32, ODD, Case, Trial, frame_attention
+from lolrt.bench.case import FP32, ODD, Case, Trial
+from lolrt.bench.cases import CASES, frame_attention
 from lolrt.bench.machine import cores, environment
 from lolrt.bench.measure import Effort, Race, Spread
 from lolrt.bench.peaks import Peaks

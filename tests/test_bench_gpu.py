@@ -13,7 +13,8 @@ from bench.gpu import __main__ as bench_gpu
 from bench.gpu.cases import LIBRARIES, WHOLE, attention_peers, chunk, gpu_cases, op_cases
 from bench.models import Model, tiny
 from bench.results import Results
-from lolrt.bench.cases import CASES, TINY
+from lolrt.bench.case import TINY
+from lolrt.bench.cases import CASES
 from lolrt.bench.measure import Effort
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ import torch
 import lolrt
 from bench.gpu.cases import gpu_cases
 from bench.results import Results
-from lolrt.bench.cases import BF16, Case
+from lolrt.bench.case import BF16, Case
 from lolrt.bench.measure import FULL, Effort, Race, Run
 from lolrt.bench.peaks import Peak, flops
 from lolrt.bench.row import HEADER, LEFT, Row

@@ -14,7 +14,8 @@ from torch import Tensor
 import lolrt
 from bench.models import PLAIN, WINDOW, Model, vae_decode
 from lolrt.bench import peers
-from lolrt.bench.cases import BF16, CASES, ONE_HEAD, TINY, WAN, Case, Shape, Trial, batched_attention, discard, random
+from lolrt.bench.case import BF16, ONE_HEAD, TINY, WAN, Case, Shape, Trial, discard, random
+from lolrt.bench.cases import CASES, batched_attention
 from lolrt.bench.measure import Run
 
 WHOLE = Model("1.3B", lolrt.DiTConfig(), (60, 104))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from lolrt import _core
-from lolrt.bench.cases import FP32, Case, dtype_name
+from lolrt.bench.case import FP32, Case, dtype_name
 from lolrt.bench.machine import multiplies_bf16
 
 # rows, inner, columns: squares, and the linear layers of the 1.3B model.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lolrt import _core
-from lolrt.bench.cases import Case, dtype_name
+from lolrt.bench.case import Case, dtype_name
 from lolrt.bench.measure import Race, Spread
 from lolrt.bench.peaks import Peak
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from lolrt import _core
-from lolrt.bench.cases import Case, Trial, dtype_name
+from lolrt.bench.case import Case, Trial, dtype_name
 from lolrt.bench.machine import cores, has_compiler, isas
 from lolrt.bench.measure import Effort, Race
 from lolrt.bench.peaks import Peaks
