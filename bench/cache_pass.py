@@ -9,7 +9,6 @@ another rounding leads.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 import lolrt
 from bench.report import table
+from bench.rollouts import rms, run
 from lolrt.bench.machine import describe
 from lolrt.checkpoint.recipes import RECIPES
 from lolrt.pipeline import Pipeline
@@ -48,10 +48,6 @@ def rollout(pipe: Pipeline, video: int, frames: int, layers: int) -> Tensor:
         if chunk is not None:
             made.append(chunk.latents)
     return torch.cat(made)
-
-
-def rms(x: Tensor) -> float:
-    return x.square().mean().sqrt().item()
 
 
 def measure(frames: int, videos: int) -> Iterator[str]:
@@ -93,14 +89,5 @@ def levels(recipe: str) -> list[str]:
     return [recipe, str(len(steps) + 1), f"{sampler.noise_levels[-1].item():.3f}"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.cache_pass", description="The cache pass against doing without it.")
-    parser.add_argument("--frames", type=int, default=240, help="latent frames of a video")
-    parser.add_argument("--videos", type=int, default=4)
-    arguments = parser.parse_args()
-    for text in measure(arguments.frames, arguments.videos):
-        print(text, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run("cache_pass", "The cache pass against doing without it.", 240, measure)

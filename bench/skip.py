@@ -9,7 +9,6 @@ that leaves some out.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 import time
@@ -23,6 +22,7 @@ from torch import Tensor
 
 import lolrt
 from bench.report import table
+from bench.rollouts import rms, run
 from lolrt import ops
 from lolrt.bench.machine import describe
 from lolrt.models.pass_inputs import PassInputs
@@ -88,10 +88,6 @@ def rollout(pipe: Pipeline, video: int, frames: int, skip: float) -> Rollout:
     with attention_clock() as clock:
         latents = torch.cat([chunk.latents for chunk in islice(stream, frames // window.chunk_frames)])
     return Rollout(latents, clock.seconds, left_out)
-
-
-def rms(x: Tensor) -> float:
-    return x.square().mean().sqrt().item()
 
 
 def motion(latents: Tensor) -> float:
@@ -160,14 +156,5 @@ def measure(frames: int, videos: int) -> Iterator[str]:
     yield table(rows[0], rows[1:])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.skip", description="What Window.skip saves and changes.")
-    parser.add_argument("--frames", type=int, default=120, help="latent frames of a video")
-    parser.add_argument("--videos", type=int, default=4)
-    arguments = parser.parse_args()
-    for text in measure(arguments.frames, arguments.videos):
-        print(text, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run("skip", "What Window.skip saves and changes.", 120, measure)
