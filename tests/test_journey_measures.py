@@ -23,7 +23,7 @@ def test_the_camera_s_speed_on_scripted_video_is_what_the_prompt_says() -> None:
     for seed, prompt in enumerate(steady_prompts(16)):
         before, after = render(World(seed, ((0, prompt),)), torch.tensor([500, 500 + APART]))[0].permute(0, 2, 3, 1)
         found.append(camera_speed(before, after) / SPEEDS[prompt["speed"]])
-    assert all(abs(one - 1) < 0.06 for one in found) and abs(sum(found) / len(found) - 1) < 0.02
+    assert all(abs(one - 1) < 0.05 for one in found) and abs(sum(found) / len(found) - 1) < 0.02
 
 
 def test_scenery_that_stands_still_or_goes_backwards_is_told_from_one_that_travels() -> None:

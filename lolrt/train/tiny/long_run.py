@@ -26,7 +26,7 @@ from lolrt.session.stream import LatentChunk, LatentStream
 from lolrt.train.codec_pca import TEMPORAL
 from lolrt.train.reader import Reader, first_run
 from lolrt.train.teacher_forcing import CHUNK
-from lolrt.train.tiny.evaluate import Effort
+from lolrt.train.tiny.effort import Effort
 from lolrt.train.tiny.scenes import FPS, VOCABULARY, values
 from lolrt.train.tiny.subject import is_right
 

@@ -12,7 +12,7 @@ from lolrt.models.vae.wan import CausalVAE
 from lolrt.train.card import keep
 from lolrt.train.codec_pca import to_unit
 from lolrt.train.tiny.data import DataSizes, fit_codec, scene_of
-from lolrt.train.tiny.evaluate import Effort
+from lolrt.train.tiny.effort import Effort
 from lolrt.train.tiny.long_run import at_returns, long_run, switches
 from lolrt.train.tiny.scenes import render
 from lolrt.train.tiny.subject import accuracy, kept_reader

@@ -8,7 +8,7 @@ import torch
 from lolrt.models.dit import DiTConfig
 from lolrt.models.vae.layers import VAEConfig
 from lolrt.train.tiny.data import DataSizes
-from lolrt.train.tiny.evaluate import Effort
+from lolrt.train.tiny.effort import Effort
 from lolrt.train.tiny.train_dit import latents_std, train_dit
 from lolrt.train.train_dit import dit_config
 from lolrt.train.train_vae import train_vae, vae_config
