@@ -70,8 +70,8 @@ def load(
     and less exact; or "light" if this TAEHV is LightX2V's LightTAE, which its tensors do not show. vae_tile: the side in pixels of the
     tiles that the VAE works on one after another; by default the whole picture at once. text: the text encoder, by default the model's
     own; it runs on the CPU. lora, group: as in `lolrt.load_dit`. device: the device of the DiT and the VAE, "cpu" or "cuda" ("cuda:1").
-    linear: "int8" computes the linear layers of the DiT's blocks with weights and inputs of 8 bits, which is faster and less exact
-    (docs/cpu.md); on CPUs with VNNI.
+    linear: "int8" computes the linear layers of the DiT's blocks with weights and inputs of 8 bits, which is less exact, on
+    CPUs with VNNI; docs/cpu.md has errors and times.
     Raises `lolrt.Error` when there is no such model, a part of it is missing, or the device cannot be used, and `lolrt.CheckpointError`
     when its files are invalid.
     """

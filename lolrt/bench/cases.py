@@ -1,7 +1,8 @@
 """The registry of cases, one line each, and the functions that make the tensors of each op, on torch's default device.
 
 Work is counted by the formula of the op, not by the operations of a kernel. Attention: 4 query tokens x key tokens x dim FLOP per head,
-and q, pages and output moved once. The other ops: every input read once, every output written once; their FLOP are counted where the case is made.
+and q, pages and output moved once. The other ops: every input read once, every output written once; their FLOP are counted where the case
+is made.
 """
 
 from __future__ import annotations
