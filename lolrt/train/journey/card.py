@@ -12,6 +12,7 @@ from lolrt.train.card import MEASURED, cost, table
 from lolrt.train.journey.data import CLIP_LATENTS, MAX_GAP
 from lolrt.train.journey.measure import AROUND, RETURNS, WITHIN
 from lolrt.train.journey.reading import GROUPS
+from lolrt.train.journey.train_dit import OWN_PAST_FROM
 from lolrt.train.journey.watch import OWN
 from lolrt.train.journey.world import FPS, HEIGHT, VOCABULARY, WIDTH
 from lolrt.train.spoilt import KINDS
@@ -36,8 +37,8 @@ pictures or videos of others were used.
 - Latent space: principal components of 4 x 8 x 8 x RGB groups, in closed form ({z_dim} channels).
 - VAE ({vae_parameters:.1f} M parameters): decoder and encoder trained apart against those latents, then together.
 - DiT ({dit_parameters:.1f} M parameters): flow matching with teacher forcing; every chunk of 3 sees the 3 sink frames and the 6 before
-  it. In the last seventh of the time, every second step sees a past that the model itself made from a noised one (self-resampling,
-  arXiv 2512.15702).
+  it. In the last {own_past} % of each training's time, every second step sees a past that the model itself made from a noised one
+  (self-resampling, arXiv 2512.15702).
 
 ## Cost
 {cost}
@@ -94,6 +95,7 @@ def write_card(out: Path) -> None:
             vocabulary="\n".join(f"- {group}: {', '.join(words)}" for group, words in VOCABULARY.items()),
             clip_latents=CLIP_LATENTS,
             max_gap=MAX_GAP,
+            own_past=_percent(1 - OWN_PAST_FROM),
             cost=cost(out / "training.log"),
             held_out=reader["worlds"],
             reader=table(["question", "right"], [[_question(what), _percent(share)] for what, share in reader["right"].items()]),

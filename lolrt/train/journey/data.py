@@ -37,7 +37,7 @@ class DataSizes:
 
     pca: int = 400
     pixels: int = 2400
-    train: int = 3200
+    train: int = 6400
     held_out: int = 64
 
 
