@@ -100,7 +100,7 @@ class BeginStream:
         cues = parse_script(schedule, "schedule")
         for cue in cues[1:]:
             model.encode_text(cue.prompt)  # an error of a later prompt is told now
-        chosen = Policy.parse(policy) if policy else None
+        chosen = Policy.parse(policy, model.window) if policy else None
         options: dict[str, Any] = {"rope": chosen.rope, "window": chosen.window} if chosen else {}
         return (Reel(model.stream(cues[0].prompt, seed=seed, **options), cues, model.fps),)
 

@@ -12,8 +12,8 @@ import lolrt
 from lolrt import CausalDiT
 
 
-def runtime_flow(dit: CausalDiT, context: Tensor, noisy: Tensor, prompts: Mapping[int, Tensor], rope: lolrt.Rope) -> Tensor:
-    """The flow for `noisy` [frames, z, h, w] at noise level 0.7 in chunks of 3, with `context` as the frames in the cache.
+def runtime_flow(dit: CausalDiT, context: Tensor, noisy: Tensor, prompts: Mapping[int, Tensor], rope: lolrt.Rope, chunk: int = 3) -> Tensor:
+    """The flow for `noisy` [frames, z, h, w] at noise level 0.7 in chunks of so many frames, with `context` as the frames in the cache.
 
     prompts: each by the frame from which it applies, the first by 0.
     """
@@ -31,8 +31,9 @@ def runtime_flow(dit: CausalDiT, context: Tensor, noisy: Tensor, prompts: Mappin
         return noisy[first_frame : first_frame + n_frames]
 
     sampler = Scripted(timesteps=(700,), shift=1.0, method="euler", context_noise=0.1)
-    stream = lolrt.LatentStream(dit, prompts[0], *noisy.shape[2:], noise=noise, rope=rope, sampler=sampler)
-    for first in range(0, len(noisy), 3):
+    window = lolrt.Window(chunk_frames=chunk)
+    stream = lolrt.LatentStream(dit, prompts[0], *noisy.shape[2:], noise=noise, rope=rope, sampler=sampler, window=window)
+    for first in range(0, len(noisy), chunk):
         if first and first in prompts:
             stream.set_prompt(prompts[first])
         next(stream)

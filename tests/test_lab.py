@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import re
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from lolrt.lab.phase import phase_table
 from lolrt.lab.policy import Policy
 from lolrt.lab.report import write_report
 from lolrt.lab.results import Cell, Result
-from lolrt.lab.rollout import Folder, Plan, Recorder, Video, predicted_frames, run, summary
+from lolrt.lab.rollout import Folder, Plan, Recorder, Video, predicted_frames, record, run, summary
 from lolrt.session.stream import LatentChunk
 
 FRAMES = 66
@@ -429,6 +430,17 @@ def test_a_run_says_first_what_it_will_cost(tmp_path, monkeypatch, capsys):
     ):
         assert main([*asked, *more]) == 2
         assert capsys.readouterr().err.startswith(told)
+
+
+@pytest.mark.whole
+def test_a_rollout_has_the_models_own_chunks_unless_the_policy_says_otherwise(tmp_path):
+    folder = tmp_path / "framewise"
+    shutil.copytree(Path(lolrt.__file__).parent / "_embedded" / "tiny", folder)
+    settings = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(settings | {"chunk_frames": 1, "sampler": {"timesteps": [1000]}}))
+    plan = Plan(str(folder), FRAMES, decode=False)
+    chunks = {policy: len(record(plan, Video(policy, "a red car", 0))["mass"]) for policy in ("sigma=0", "chunk_frames=2")}
+    assert chunks == {"sigma=0": FRAMES, "chunk_frames=2": FRAMES // 2}
 
 
 def test_wrong_rollouts_are_told(tmp_path, capsys):

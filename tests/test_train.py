@@ -11,9 +11,10 @@ import lolrt
 from lolrt.models.dit import CausalDiT
 from lolrt.muon import orthogonalize
 from lolrt.train.codec_pca import PCACodec, group_pixels, to_unit
-from lolrt.train.teacher_forcing import TeacherForcing
+from lolrt.train.teacher_forcing import CHUNKWISE, Chunking, TeacherForcing
 from lolrt.train.text import all_words, embed, value_table, word_table
 from lolrt.train.tiny.data import gap_of, render_clips, scene_of
+from lolrt.train.tiny.framewise import FRAMEWISE
 from lolrt.train.tiny.scenes import FILLER, HEIGHT, VOCABULARY, WIDTH, render, values
 from lolrt.train.tiny.train_dit import mean_errors
 from lolrt.train.train_dit import dit_config
@@ -75,7 +76,8 @@ def test_a_dropped_word_is_a_row_of_zeros() -> None:
 
 @pytest.mark.parametrize("bases", [None, [300.0, 9e3]])
 @pytest.mark.parametrize("gap", [0, 6])
-def test_training_forward_agrees_with_the_runtime_chunk_by_chunk(bases: list[float] | None, gap: int) -> None:
+@pytest.mark.parametrize("chunking", [CHUNKWISE, FRAMEWISE])
+def test_training_forward_agrees_with_the_runtime_chunk_by_chunk(bases: list[float] | None, gap: int, chunking: Chunking) -> None:
     """With a gap before them, from the third chunk on; with one layer, because deeper ones remember what was in the gap."""
     torch.manual_seed(0)
     config = dit_config(8, dim=128, layers=1 if gap else 2)
@@ -84,15 +86,17 @@ def test_training_forward_agrees_with_the_runtime_chunk_by_chunk(bases: list[flo
     context, noisy = torch.randn(2, frames + gap, 8, height, width)
     prompt = torch.randn(3, config.text_dim)
     positions = torch.cat([torch.arange(3), torch.arange(3 + gap, frames + gap)])
-    expected = runtime_flow(dit, context, noisy, {0: prompt}, lolrt.Rope(sigma=0.0, bases=bases))[positions]
+    expected = runtime_flow(dit, context, noisy, {0: prompt}, lolrt.Rope(sigma=0.0, bases=bases), chunking.frames)[positions]
 
-    forward = TeacherForcing(dit, frames, height, width, bases=None if bases is None else torch.tensor(bases))
+    forward = TeacherForcing(dit, frames, height, width, None if bases is None else torch.tensor(bases), chunking=chunking)
     text = torch.zeros(1, config.text_len, config.text_dim)
     text[0, :3] = prompt
     sigma = torch.full((1, frames), 0.7)
     clip = context[positions][None], noisy[positions][None]
     flow = forward(*clip, torch.full((1, frames), 0.1), sigma, text, positions[None])[0]
-    known = torch.tensor([chunk == 0 or chunk > 2 or not gap for chunk in range(frames // 3)]).repeat_interleave(3)
+    first_known = chunking.sinks + chunking.past
+    chunks = range(frames // chunking.frames)
+    known = torch.tensor([chunk < chunking.sinks or chunk >= first_known or not gap for chunk in chunks]).repeat_interleave(chunking.frames)
     torch.testing.assert_close(flow[known], expected[known], atol=1e-4, rtol=0)
     assert gap == 0 or not torch.allclose(flow[~known], expected[~known], atol=1e-2)
 

@@ -24,8 +24,8 @@ from lolrt.lab.rollout import run as run_videos
 from lolrt.pipeline import Pipeline
 from lolrt.session.stream import LatentStream
 
-# The offset sweep keeps the content of this many chunks fixed: enough to fill the window.
-HELD_CHUNKS = 8
+# The offset sweep keeps the content of this many latent frames fixed: enough to fill the window.
+HELD_FRAMES = 24
 
 
 def run(name: str, model: str, frames: int, videos: int, draws: int, only: Sequence[str], sweeps: bool, output: Path, jobs: int) -> Path:
@@ -86,7 +86,7 @@ def rolled_out(folder: Folder, cells: Cells, videos: Sequence[tuple[str, int]]) 
 def held(pipe: Pipeline, prompt: str, seed: int) -> LatentStream:
     """A stream of plain RoPE whose window has just been filled: the fixed content of a sweep."""
     stream = pipe.latent_stream(prompt, seed=seed, rope=Policy.parse(PLAIN["plain"][0]).rope)
-    for _ in islice(stream, HELD_CHUNKS):
+    for _ in islice(stream, HELD_FRAMES // stream.window.chunk_frames):
         pass
     return stream
 
@@ -97,7 +97,7 @@ def sweep(pipe: Pipeline, policy: str, prompt: str, seed: int, starts: Sequence[
     """
     content = held(pipe, prompt, seed)
     tensors, origin = content.snapshot().tensors, content.next_frame
-    parsed = Policy.parse(policy)
+    parsed = Policy.parse(policy, pipe.window)
     moved = pipe.latent_stream(prompt, seed=seed, rope=parsed.rope, window=parsed.window, probe=True)
     moved.session.noise = lambda _, n_frames, step: content.session.noise(origin, n_frames, step)
     snapshot = moved.snapshot()  # on purpose, its policy is not the one that made the content
@@ -117,12 +117,12 @@ def swept(pipe: Pipeline, frames: int, policies: Sequence[str], videos: Sequence
     `measures` speaks are over the sweep past its first 33 frames; otherwise only at the predicted frames and at the policies' own, at
     their neighbours, and at every third chunk elsewhere, over which the medians are then.
     """
-    chunk = Policy.parse(policies[0]).window.chunk_frames
+    chunk = Policy.parse(policies[0], pipe.window).window.chunk_frames
     predicted = predicted_frames(pipe, frames)
     own_frames = [predicted_frames(pipe, frames, policy) for policy in policies]
     apart = sorted({frame // chunk for frame in measures.elsewhere(frames, predicted)})
     around = {frame // chunk + step for frame in (*predicted, *chain(*own_frames)) for step in (-1, 0, 1)}
-    numbers_of = range(HELD_CHUNKS, frames // chunk) if every else sorted({*around, *apart[::3]})
+    numbers_of = range(HELD_FRAMES // chunk, frames // chunk) if every else sorted({*around, *apart[::3]})
     usual = [i for i, number in enumerate(numbers_of) if (i >= measures.REFERENCE_FRAMES // 3 if every else number not in around)]
     starts = chunk * np.array(numbers_of)
     pairs = tqdm(list(product(policies, videos)), desc=cell, unit=" sweeps")

@@ -124,8 +124,9 @@ def heads_plot(series: dict[str, list[dict[str, np.ndarray]]], predicted: Sequen
 def kernel_plot(folder: Folder, policies: Sequence[str], predicted: Sequence[int]) -> str:
     figure, axis = pyplot().subplots(figsize=(11, 3), constrained_layout=True)
     for text in policies:
-        policy = Policy.parse(text)
-        frequencies = radians(loaded(folder.plan.model), policy)
+        pipe = loaded(folder.plan.model)
+        policy = Policy.parse(text, pipe.window)
+        frequencies = radians(pipe, policy)
         table = phase_table(frequencies, folder.plan.frames, policy.window.sink_frames, policy.window.chunk_frames)
         axis.plot(table.starts, table.chunk_real, linewidth=1.2, label=text or "(default)")
     _mark(axis, predicted)

@@ -53,7 +53,8 @@ class Journey:
 
 
 def journey(model: str, policy: str, scenes: tuple[str, str, str], seed: int) -> Journey:
-    pipe, parsed = loaded(model), Policy.parse(policy)
+    pipe = loaded(model)
+    parsed = Policy.parse(policy, pipe.window)
     opening, scene, between = scenes
     stream = pipe.latent_stream(opening, seed=seed, rope=parsed.rope, window=parsed.window)
     parts: list[list[LatentChunk]] = []

@@ -86,7 +86,7 @@ def predicted_frames(pipe: Pipeline, frames: int, policy: str = "sigma=0") -> li
     """Own frames: where a policy is to collapse in a rollout of so many frames: the two highest maxima past frame 100, of 400, of the real
     part of the phase kernel of its frequencies, mean over heads, as far as there are frames enough around them to tell. None where
     there are no sinks, or where they do not fall behind. "Predicted" frames are plain RoPE's own."""
-    parsed = Policy.parse(policy)
+    parsed = Policy.parse(policy, pipe.window)
     if parsed.rope.positions != "absolute" or parsed.window.sink_frames == 0:
         return []
     predicted = phase_table(radians(pipe, parsed), max(frames, 400)).predicted()
@@ -151,7 +151,8 @@ def record(plan: Plan, video: Video) -> dict[str, np.ndarray]:
     averaged to at most 4 x 6 places; mass: [chunks, layers, heads] on all sinks. Decoded: luminance, saturation, sharpness [chunks];
     flow: [n]; thumbnails: uint8 [k, height, width, 3] of the chunks that start at thumbnail_frames [k].
     """
-    pipe, policy = loaded(plan.model), Policy.parse(video.policy)
+    pipe = loaded(plan.model)
+    policy = Policy.parse(video.policy, pipe.window)
     make: Callable[..., Iterator[LatentChunk]] = pipe.stream if plan.decode else pipe.latent_stream
     stream = make(video.prompt, seed=video.seed, rope=policy.rope, window=policy.window, probe=True)
     chunk_frames = policy.window.chunk_frames
@@ -247,10 +248,10 @@ def _row(line: str) -> dict[str, Any] | None:
         return None
 
 
-def cost(plan: Plan, missing: Sequence[Video], videos: int, latent_fps: float) -> str:
+def cost(plan: Plan, missing: Sequence[Video], videos: int, pipe: Pipeline) -> str:
     """A line about the videos to make. The progress bar shows the time, after the first video."""
-    chunks = sum(-(-plan.frames // Policy.parse(video.policy).window.chunk_frames) for video in missing)
-    each = f"{plan.frames} latent frames ({plan.frames / latent_fps:.0f} s)"
+    chunks = sum(-(-plan.frames // Policy.parse(video.policy, pipe.window).window.chunk_frames) for video in missing)
+    each = f"{plan.frames} latent frames ({plan.frames / pipe.fps * pipe.vae.config.temporal_factor:.0f} s)"
     return f"{len(missing)} of {videos} videos of {each} are to be made, {chunks} chunks in all; the others are there already"
 
 
@@ -263,12 +264,12 @@ def run(folder: Folder, videos: Sequence[Video], jobs: int = 1) -> None:
     pipe = loaded(folder.plan.model)
     for policy in {video.policy: None for video in videos}:
         config = pipe.dit.config
-        Policy.parse(policy).rope.increments(config.num_layers, config.num_heads, config.temporal_pairs)
+        Policy.parse(policy, pipe.window).rope.increments(config.num_layers, config.num_heads, config.temporal_pairs)
     for prompt in {video.prompt: None for video in videos}:
         pipe.encode_text(prompt)
     predicted = predicted_frames(pipe, folder.plan.frames)
     missing = [video for video in videos if video.key not in folder.rows]
-    print(cost(folder.plan, missing, len(videos), pipe.fps / pipe.vae.config.temporal_factor), file=sys.stderr)
+    print(cost(folder.plan, missing, len(videos), pipe), file=sys.stderr)
     bar = tqdm(_recorded(folder.plan, missing, jobs), total=len(missing), unit=" videos", disable=not missing)
     try:
         for video, series in bar:

@@ -8,7 +8,7 @@ chunk with its cache. Semantics are those of `lolrt.models.dit.CausalDiT`, whose
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,20 @@ from lolrt.models.dit import Block, CausalDiT
 
 CHUNK = 3  # latent frames that are denoised together
 SINK_CHUNKS, PAST_CHUNKS = 1, 2  # context a chunk sees: 3 sink frames and the 6 frames before it
+
+
+class Chunking(NamedTuple):
+    """How a clip is cut into chunks, and the context that each of them sees."""
+
+    frames: int = CHUNK
+    """Latent frames of a chunk."""
+    sinks: int = SINK_CHUNKS
+    """First chunks of a clip, which all later ones see."""
+    past: int = PAST_CHUNKS
+    """Chunks right before a chunk that it sees."""
+
+
+CHUNKWISE = Chunking()
 
 
 def rotation(frames: Tensor, height: int, width: int, rope_dims: tuple[int, int, int], bases: Tensor) -> Tensor:
@@ -66,16 +80,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 class ChunkWindow:
-    """Attention of [context | noisy] chunks: each sees the context of the sinks and of the two chunks before it, and itself."""
+    """Attention of [context | noisy] chunks: each sees the context of the sinks and of the chunks before it, and itself."""
 
-    def __init__(self, chunks: int, chunk_tokens: int):
-        self.chunks, self.chunk_tokens = chunks, chunk_tokens
-        index = torch.arange(chunks)[:, None] + torch.tensor([[-2, -1]])
-        self.past = torch.cat([torch.zeros(chunks, 1, dtype=torch.long), index], 1)  # [chunks, 3]: sinks, second last, last
-        seen = torch.cat([torch.arange(chunks)[:, None] > 0, index > 0], 1)  # the sink chunk is seen once
-        self.past = self.past.clamp(min=0)
-        bias = torch.zeros(chunks, 4, chunk_tokens).masked_fill(~F.pad(seen, (0, 1), value=True)[..., None], -1e4)
-        self.bias = bias.flatten(1).repeat(2, 1)[:, None, None, :]  # [2 chunks, 1, 1, 4 chunk_tokens]
+    def __init__(self, chunks: int, chunk_tokens: int, chunking: Chunking = CHUNKWISE):
+        self.chunks, self.chunk_tokens, self.context_chunks = chunks, chunk_tokens, chunking.sinks + chunking.past
+        own, sinks = torch.arange(chunks)[:, None], torch.arange(chunking.sinks)[None]
+        past = own + torch.arange(-chunking.past, 0)
+        self.past = torch.cat([sinks.expand(chunks, -1), past], 1).clamp(min=0)  # [chunks, context chunks]
+        seen = torch.cat([sinks < own, past >= chunking.sinks], 1)  # a sink is seen once
+        bias = torch.zeros(chunks, self.context_chunks + 1, chunk_tokens)
+        bias = bias.masked_fill(~F.pad(seen, (0, 1), value=True)[..., None], -1e4)
+        self.bias = bias.flatten(1).repeat(2, 1)[:, None, None, :]  # [2 chunks, 1, 1, keys]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v [batch, heads, 2 * chunks * chunk_tokens, head_dim]."""
@@ -86,7 +101,7 @@ class ChunkWindow:
 
         def keys(x: Tensor) -> Tensor:
             own = split(x)
-            past = own[:, self.past.flatten()].unflatten(1, (self.chunks, 3)).transpose(2, 3).flatten(3, 4)
+            past = own[:, self.past.flatten()].unflatten(1, (self.chunks, self.context_chunks)).transpose(2, 3).flatten(3, 4)
             return torch.cat([past.repeat(1, 2, 1, 1, 1), own], 3)
 
         out = attend(split(q), keys(k), keys(v), self.bias.to(q.dtype))
@@ -144,13 +159,18 @@ class TeacherForcing:
     blocks, twice as fast after a minute of compilation.
     """
 
-    def __init__(self, model: CausalDiT, frames: int, height: int, width: int, bases: Tensor | None = None, compiled: bool = False):
+    def __init__(
+        self, model: CausalDiT, frames: int, height: int, width: int, bases: Tensor | None = None, compiled: bool = False,
+        chunking: Chunking = CHUNKWISE,
+    ) -> None:  # fmt: skip
         self.model, self.config = model, model.config
         self.block = torch.compile(_block, dynamic=False) if compiled else _block
         self.grid = (height // 2, width // 2)
-        self.context_frames = 0 if frames == CHUNK else frames
+        self.chunking = chunking
+        self.context_frames = 0 if frames == chunking.frames else frames
         self.bases = torch.full((self.config.num_heads,), 1e4) if bases is None else bases
-        self.attention = ChunkWindow(frames // CHUNK, CHUNK * self.grid[0] * self.grid[1]) if self.context_frames else attend
+        tokens = chunking.frames * self.grid[0] * self.grid[1]
+        self.attention = ChunkWindow(frames // chunking.frames, tokens, chunking) if self.context_frames else attend
 
     def __call__(
         self, context: Tensor, noisy: Tensor, context_sigma: Tensor, sigma: Tensor, text: Tensor, positions: Tensor | None = None

@@ -7,7 +7,7 @@ from lolrt.models.dit import CausalDiT, DiTConfig
 from lolrt.muon import Muon
 from lolrt.pipeline import preferred_dtype
 from lolrt.train.run import autocast
-from lolrt.train.teacher_forcing import CHUNK, TeacherForcing
+from lolrt.train.teacher_forcing import TeacherForcing
 from lolrt.train.text import TEXT_DIM, TEXT_LEN
 
 CONTEXT_NOISE, CONTEXT_SHARE = 0.3, 0.8  # noise U(0, 0.3) on 80 % of the history: a rollout's own history is imperfect
@@ -77,10 +77,12 @@ def flow_errors(
     def rand(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
 
-    def per_frame(x: Tensor) -> Tensor:
-        return x.repeat_interleave(CHUNK, 1)
+    chunk = forward.chunking.frames
 
-    chunks = (count, frames // CHUNK)
+    def per_frame(x: Tensor) -> Tensor:
+        return x.repeat_interleave(chunk, 1)
+
+    chunks = (count, frames // chunk)
     sigma = per_frame(torch.sigmoid(torch.randn(chunks, generator=generator) * SIGMA_STD + SIGMA_MEAN))
     context_sigma = per_frame(CONTEXT_NOISE * rand(*chunks) * (rand(*chunks) < CONTEXT_SHARE))
     noise, context_noise = torch.randn(2, *latents.shape, generator=generator)
@@ -89,4 +91,4 @@ def flow_errors(
         seen = latents if history is None else history
         flow = forward(seen.lerp(context_noise, c), latents.lerp(noise, s), context_sigma, sigma, text, positions)
     error = (flow - (noise - latents)).square().mean(2) * (weight / weight.mean())
-    return error.unflatten(1, (-1, CHUNK)).mean((2, 3, 4))
+    return error.unflatten(1, (-1, chunk)).mean((2, 3, 4))
