@@ -103,18 +103,19 @@ class Sampling:
     timesteps: Any
     first_timesteps: Any
     shift: Any
+    method: Any
     because: str
     """The source of these settings, as the rest of a sentence."""
 
     def __str__(self) -> str:
         first = f" ({_listed(self.first_timesteps)} for the first chunk)" if self.first_timesteps else ""
         frames = f"{self.chunk_frames} frame{'s' if self.chunk_frames != 1 else ''} a chunk"
-        return f"{frames}, timesteps {_listed(self.timesteps)}{first}, shift {_listed(self.shift)}{self.because}"
+        return f"{frames}, timesteps {_listed(self.timesteps)}{first}, shift {_listed(self.shift)}, {self.method}{self.because}"
 
 
 def sampling(settings: Mapping[str, Any], recipe: Recipe | None) -> Sampling:
     sampler = settings.get("sampler", {})
-    steps = {name: _plain(sampler.get(name) or _default("Sampler", name)) for name in ("timesteps", "first_timesteps", "shift")}
+    steps = {name: _plain(sampler.get(name) or _default("Sampler", name)) for name in ("timesteps", "first_timesteps", "shift", "method")}
     if recipe is not None:
         because = f", {recipe}"
     else:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lolrt.checkpoint.quantise import int8
 from lolrt.models.dit import DiTConfig
 from lolrt.models.vae.layers import VAEConfig
 from lolrt.train.text import Vocabulary, all_words, word_table
@@ -27,16 +28,18 @@ SAMPLER = {
 
 def export(
     out: Path, *, dit: DiTConfig, dit_weights: Path, vae: VAEConfig, vae_weights: Path, seed: int, vocabulary: Vocabulary,
-    filler: list[str], settings: dict[str, Any],
+    filler: list[str], settings: dict[str, Any], in_8_bits: bool = False,
 ) -> None:  # fmt: skip
     """Writes config, weights (bfloat16, Wan's names), text table and settings to `out`.
 
-    dit_weights, vae_weights: checkpoints; their averaged weights are used. settings: the contents of model.json.
+    dit_weights, vae_weights: checkpoints; their averaged weights are used. settings: the contents of model.json. in_8_bits: the matrices of
+    the DiT are stored as int8 values with a scale for each row, in half the space.
     """
     out.mkdir(parents=True, exist_ok=True)
     wan = {"_class_name": "WanModel", "model_type": "t2v", "qk_norm": True, "cross_attn_norm": True}
     _write_json(out / "config.json", {**wan, **asdict(dit)})
-    _write_weights(out / "diffusion_pytorch_model.safetensors", torch.load(dit_weights)["averaged"])
+    dit_tensors = torch.load(dit_weights)["averaged"]
+    _write_weights(out / "diffusion_pytorch_model.safetensors", _rows_in_8_bits(dit_tensors) if in_8_bits else dit_tensors)
     _write_json(out / "vae_config.json", asdict(vae))
     _write_weights(out / "vae.safetensors", torch.load(vae_weights)["averaged"])
     words, table = word_table(vocabulary, seed)
@@ -49,6 +52,20 @@ def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def _rows_in_8_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All matrices but the head's in ComfyUI's int8 format; what is not a matrix stays as it is."""
+    stored = dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.dim() == 2 and name.endswith(".weight") and not name.startswith("head."):
+            layer = name.removesuffix("weight")
+            stored[name], stored[f"{layer}weight_scale"], stored[f"{layer}comfy_quant"] = int8(tensor.float())
+    return stored
+
+
 def _write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}, path)
+    def stored(name: str, tensor: Tensor) -> Tensor:
+        keeps = not tensor.is_floating_point() or name.endswith("weight_scale")
+        return (tensor if keeps else tensor.bfloat16()).contiguous()
+
+    save_file({name: stored(name, tensor) for name, tensor in tensors.items()}, path)
     path.chmod(0o644)  # safetensors writes files that only the owner can read
