@@ -75,11 +75,17 @@ class Sampler:
         """The timesteps that the model gets, one for each pass and last that of the cache pass: 1000 times the noise level, float32."""
         return torch.cat([self.noise_levels, torch.tensor([self.context_noise], dtype=torch.float32, device="cpu")]) * TRAIN_TIMESTEPS
 
+    @cached_property
+    def steps(self) -> Tensor:
+        """For each pass how far its flow is followed back, and the level to which fresh noise then brings the sample (0: no noise), as
+        `ops.sampler_step` takes them: float64 [passes, 2]."""
+        before = self.noise_levels.double()
+        after = torch.cat([before[1:], before.new_zeros(1)])
+        return torch.stack([before - after, torch.zeros_like(after)] if self.method == "euler" else [before, after], 1)
+
     def step(self, sample: Tensor, k: int, velocity: Tensor, noise: NoiseSource, first_frame: int) -> Tensor:
         """The sample after pass k, whose flow is `velocity`; after the last pass the clean chunk."""
-        level, after = [*self.noise_levels.tolist(), 0.0][k : k + 2]
-        if self.method == "euler":
-            return ops.sampler_step(sample, level - after, velocity)
+        level, after = self.steps[k].tolist()
         fresh = noise(first_frame, len(sample), k + 1).float() if after else None
         return ops.sampler_step(sample, level, velocity, after=after, noise=fresh)
 

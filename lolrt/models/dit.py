@@ -8,7 +8,7 @@ rotations for each chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
@@ -257,16 +257,22 @@ class CausalDiT(nn.Module):
         config = self.config
         self.check_text(prompt_embeds)
         padding = config.text_len - prompt_embeds.shape[0]
-        text = self.text_embedding(F.pad(upload(prompt_embeds.to(self.dtype), self.device), (0, 0, 0, padding)))
+        rows = F.pad(upload(prompt_embeds.to(self.dtype), self.device), (0, 0, 0, padding))
         if out is None:
             elements = ops.page_elements(self.dtype, config.text_len, config.num_heads, config.head_dim, self.device)
             pages = torch.empty(config.num_layers, 1, elements, dtype=self.dtype, device=self.device)
             out = TextContext(pages, torch.zeros(1, dtype=torch.int32, device=self.device))
-        for block, layer_pages in zip(self._blocks, out.pages, strict=True):
+        self.write_text(rows, out.pages.unbind(0), out.page_table)
+        return out
+
+    def write_text(self, rows: Tensor, layer_pages: Sequence[Tensor], page_table: Tensor) -> None:
+        """Writes the keys and values of a prompt, rows [text_len, text_dim] in the model's dtype, to a page of each layer [prompts,
+        page_elements]. page_table: int32 [1]."""
+        text = self.text_embedding(rows)
+        for block, pages in zip(self._blocks, layer_pages, strict=True):
             attn = block.cross_attn
             k, v = self._split_heads(attn.k(text)[None]), self._split_heads(attn.v(text)[None])
-            ops.kv_write(k, v, layer_pages, out.page_table, weight=self._head_weight(attn.norm_k), eps=config.eps)
-        return out
+            ops.kv_write(k, v, pages, page_table, weight=self._head_weight(attn.norm_k), eps=self.config.eps)
 
     @torch.inference_mode()
     def modulations(self, timesteps: Tensor) -> list[Tensor]:

@@ -86,13 +86,13 @@ class Session:
         self.engine, self.config = engine, config
         self.noise = noise or Noise(config.seed or 0, in_dim, *sizes)
         self.next_frame = config.start_frame
-        self._increments = rope.increments(dit.config.num_layers, dit.config.num_heads, dit.config.temporal_pairs)
+        self.increments = rope.increments(dit.config.num_layers, dit.config.num_heads, dit.config.temporal_pairs)
         self.modulations = engine.modulations(config.sampler.model_timesteps)
         self.spatial_rotation = engine.spatial_rotation(rope.theta)
         # The rotation tables of every chunk are written to the same memory. A pass knows the position of its chunk only from them.
         attended = (window.pages + window.recall_frames) * window.chunk_frames
         pairs = dit.config.num_heads * dit.config.temporal_pairs
-        self.rotation = torch.empty(len(self._increments) * attended * pairs * 2, dtype=torch.float32, device=dit.device)
+        self.rotation = torch.empty(len(self.increments) * attended * pairs * 2, dtype=torch.float32, device=dit.device)
         self._start = engine.latents[:0] if start is None else start.to(dit.device)
         self.window = KVWindow(window, engine.pool)
         try:
@@ -292,7 +292,7 @@ class Session:
         rope, device = self.config.rope, self.engine.dit.device
         sinks = self._sinks_behind(pages)
         offsets = rope.offsets(pages.frames, len(pages.chunk_page_table), sinks, pages.recalled)
-        table = rotation_tables(self._increments, offsets)
+        table = rotation_tables(self.increments, offsets)
         bias = self.config.window.gate.before(table, offsets, sinks)  # from the phases alone, without the amplitude
         table = table.mul_(rope.amplitude)[:, None]
         rotation = self.rotation[: table.numel()].view_as(table).copy_(upload(table, device))

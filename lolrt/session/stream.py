@@ -322,5 +322,9 @@ class Stream:
 def decoded_frames(vae: Codec, latents: Tensor, sums: Tensor, state: State) -> tuple[Tensor, Tensor]:
     """The video frames of a stream's next latents, uint8 [n, height, width, 3], and the sums of the passes followed by the frames' sum."""
     video = vae.decode(latents, state)
-    frames = video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    return frames, torch.cat([sums, finite.total(video)[None]])
+    return pixels(video), torch.cat([sums, finite.total(video)[None]])
+
+
+def pixels(video: Tensor) -> Tensor:
+    """Video frames [n, 3, height, width] in [-1, 1] as uint8 [n, height, width, 3]."""
+    return video.add(1).mul_(127.5).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

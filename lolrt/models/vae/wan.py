@@ -87,8 +87,11 @@ class CausalVAE(nn.Module):
     @torch.inference_mode()
     def decode(self, latents: Tensor, state: State) -> Tensor:
         """See `lolrt.models.vae.codec.Codec.decode`. Latents are decoded one at a time."""
+        return self.decode_by(self._current(self.decoder, StreamingDecoder), latents, state)
+
+    def decode_by(self, decoder: StreamingDecoder, latents: Tensor, state: State) -> Tensor:
+        """`decode` by a given streaming form of the decoder."""
         raw = self.denormalize(latents.float().transpose(0, 1)[None]).to(self.conv2.weight.dtype)
-        decoder = self._current(self.decoder, StreamingDecoder)
         latent_images = raw[0].permute(1, 2, 3, 0).contiguous().split(1)
         frames = [decoder(_pointwise(self.conv2, latent), state) for latent in latent_images]
         return torch.cat(frames).permute(0, 3, 1, 2).float().clamp_(-1, 1)
