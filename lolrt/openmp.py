@@ -10,7 +10,7 @@ import sys
 # embedded model, two runs each (2026-11-25, two cores): sleeping at once 214 and 214 ms, this value 128 and 117 ms, libgomp's default 122
 # and 118 ms. With both cores busy with other processes: 521 and 518 ms, 320 and 334 ms, and for the default 489 ms (one run), because
 # threads that spin for long keep threads with work from running. When other processes use the cores, threads spin far less, by a second
-# team that sleeps (csrc/python/torch_threads.h).
+# team that sleeps (csrc/bridges/torch_threads.h).
 WAIT = {"GOMP_SPINCOUNT": "10000"}
 
 

@@ -1,7 +1,7 @@
 // lolrt._core: DLPack tensors in, one C ABI call with the GIL released, nothing else. Documented in lolrt/_core.pyi.
 #include "dlpack.h"
 #include "mapping.h"
-#include "torch_threads.h"
+#include "bridges/torch_threads.h"
 
 #include <pybind11/stl.h>
 
