@@ -15,6 +15,7 @@ import hypothesis
 import layouts
 import pytest
 import torch
+from commands import output_of
 from safetensors.torch import load_file
 from tiers import pytest_collection_modifyitems as pytest_collection_modifyitems
 
@@ -51,6 +52,17 @@ def one_thread() -> Iterator[None]:
     lolrt.set_threads(1)
     yield
     lolrt.set_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def installed_with_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where lolrt is installed with its libraries on libtorch; built for this."""
+    build, prefix = tmp_path_factory.mktemp("build"), tmp_path_factory.mktemp("prefix")
+    options = ["-DLOLRT_TORCH=ON", "-DLOLRT_CUDA=OFF", f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"]
+    output_of("cmake", "-S", Path(__file__).parent.parent, "-B", build, *options)
+    output_of("cmake", "--build", build, "--parallel", "2")
+    output_of("cmake", "--install", build, "--prefix", prefix)
+    return prefix
 
 
 @pytest.fixture(scope="session")

@@ -135,7 +135,11 @@ _BOTH = ("CPU", "CUDA")
 ARGUMENTS: dict[str, list[tuple[str, str]]] = {}
 """For each op, the names of its arguments and their types: "Tensor", "Tensor(a!)" (written), "Tensor?" (may be None) and so on."""
 
-_library = torch.library.Library("lolrt", "DEF")
+SCHEMAS: dict[str, str] = {}
+
+# A program may have loaded liblolrt_torch before, which has registered all of them on the CPU from C++.
+_from_cpp = hasattr(torch.ops.lolrt, "gelu")
+_library = torch.library.Library("lolrt", "FRAGMENT" if _from_cpp else "DEF")
 for _schema, _implementation, _fake, _keys in (
     (
         "kv_write(Tensor k, Tensor v, Tensor(a!) pages, Tensor page_table, Tensor? weight, Tensor? rotation, "
@@ -189,7 +193,10 @@ for _schema, _implementation, _fake, _keys in (
 ):
     _name, _, _rest = _schema.partition("(")
     ARGUMENTS[_name] = [(each.split()[1], each.split()[0]) for each in _rest.partition(") ->")[0].split(", ")]
-    _library.define(_schema)
+    SCHEMAS[_name] = _schema
+    if not _from_cpp:
+        _library.define(_schema)
     for _key in _keys:
-        _library.impl(_name, _implementation, _key)
+        if not (_from_cpp and _key == "CPU"):
+            _library.impl(_name, _implementation, _key)
     torch.library.register_fake(f"lolrt::{_name}", _fake, lib=_library)

@@ -1,0 +1,28 @@
+"""The ops that liblolrt_torch registers in torch from C++."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from commands import output_of
+
+pytestmark = pytest.mark.slow
+
+# A process has only one of the two registrations, so this one has a process of its own.
+SCRIPT = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+from lolrt.ops import library
+for name, schema in library.SCHEMAS.items():
+    assert str(getattr(torch.ops.lolrt, name).default._schema) == f"lolrt::{schema}", schema
+import pytest
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", sys.argv[2]]))
+"""
+
+
+def test_ops_registered_from_cpp_pass_the_tests_of_those_from_python(installed_with_torch: Path) -> None:
+    """Among them torch's own checks, and what is compiled; and they have the same schemas."""
+    library, tests = installed_with_torch / "lib" / "liblolrt_torch.so", Path(__file__).parent / "test_torch_ops.py"
+    output_of(sys.executable, "-c", SCRIPT, library, tests)
