@@ -257,18 +257,17 @@ class CausalDiT(nn.Module):
         config = self.config
         self.check_text(prompt_embeds)
         padding = config.text_len - prompt_embeds.shape[0]
-        rows = F.pad(upload(prompt_embeds.to(self.dtype), self.device), (0, 0, 0, padding))
+        text = self.text_embedding(F.pad(upload(prompt_embeds.to(self.dtype), self.device), (0, 0, 0, padding)))
         if out is None:
             elements = ops.page_elements(self.dtype, config.text_len, config.num_heads, config.head_dim, self.device)
             pages = torch.empty(config.num_layers, 1, elements, dtype=self.dtype, device=self.device)
             out = TextContext(pages, torch.zeros(1, dtype=torch.int32, device=self.device))
-        self.write_text(rows, out.pages.unbind(0), out.page_table)
+        self.write_text(text, out.pages.unbind(0), out.page_table)
         return out
 
-    def write_text(self, rows: Tensor, layer_pages: Sequence[Tensor], page_table: Tensor) -> None:
-        """Writes the keys and values of a prompt, rows [text_len, text_dim] in the model's dtype, to a page of each layer [prompts,
+    def write_text(self, text: Tensor, layer_pages: Sequence[Tensor], page_table: Tensor) -> None:
+        """Writes the keys and values of a text [text_len, dim], as `text_embedding` gives it, to a page of each layer [prompts,
         page_elements]. page_table: int32 [1]."""
-        text = self.text_embedding(rows)
         for block, pages in zip(self._blocks, layer_pages, strict=True):
             attn = block.cross_attn
             k, v = self._split_heads(attn.k(text)[None]), self._split_heads(attn.v(text)[None])
