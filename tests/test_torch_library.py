@@ -26,3 +26,15 @@ def test_ops_registered_from_cpp_pass_the_tests_of_those_from_python(installed_w
     """Among them torch's own checks, and what is compiled; and they have the same schemas."""
     library, tests = installed_with_torch / "lib" / "liblolrt_torch.so", Path(__file__).parent / "test_torch_ops.py"
     output_of(sys.executable, "-c", SCRIPT, library, tests)
+
+
+def test_a_process_that_has_the_ops_from_python_keeps_them(installed_with_torch: Path) -> None:
+    """Whatever loads the library then, such as the session library."""
+    script = """
+import sys, torch, lolrt.ops
+torch.ops.load_library(sys.argv[1])
+x = torch.ones(1, 2, 16)
+torch.ops.lolrt.gelu(x)
+assert torch.equal(x[0, 0], torch.nn.functional.gelu(torch.ones(16), approximate="tanh"))
+"""
+    output_of(sys.executable, "-c", script, installed_with_torch / "lib" / "liblolrt_torch.so")

@@ -10,8 +10,10 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -254,37 +256,45 @@ void conv3d(const Tensor &x, const Tensor &weight, const Tensor &bias, Tensor ou
   require(lolrt_conv3d(&desc));
 }
 
-}  // namespace
+struct Op {
+  const char *schema;
+  void (*boxed)(StableIValue *stack, uint64_t arguments, uint64_t results);
+};
 
-STABLE_TORCH_LIBRARY(lolrt, m) {
-  m.def(
-      "kv_write(Tensor k, Tensor v, Tensor(a!) pages, Tensor page_table, Tensor? weight, Tensor? rotation, "
-      "int rotation_first_channel, float eps) -> ()");
-  m.def("normalize_queries(Tensor q, Tensor weight, Tensor? rotation, int rotation_first_channel, float eps) -> Tensor");
-  m.def("frame_attention(Tensor q, Tensor pages, Tensor page_table, int page_tokens, Tensor? rotation, Tensor? bias) -> Tensor");
-  m.def(
-      "frame_attention_probed(Tensor q, Tensor pages, Tensor page_table, int page_tokens, Tensor? rotation, Tensor? bias, "
-      "Tensor(a!) mass) -> Tensor");
-  m.def("modulated_norm(Tensor(a!) x, Tensor scale, Tensor shift, Tensor? residual, Tensor? gate, float eps) -> Tensor");
-  m.def("gelu(Tensor(a!) x) -> ()");
-  m.def("quantize_rows(Tensor x) -> (Tensor, Tensor)");
-  m.def("dequantize_rows(Tensor x, Tensor scale, Tensor bias, Tensor(a!) out) -> ()");
-  m.def("sampler_step(Tensor sample, float level, Tensor velocity, float after, Tensor? noise) -> Tensor");
-  m.def("channel_norm(Tensor x, Tensor gamma, Tensor(a!) out, bool silu) -> ()");
-  m.def("conv3d(Tensor x, Tensor weight, Tensor bias, Tensor(a!) out, Tensor? past, Tensor? residual) -> ()");
+const Op kOps[] = {
+    {"kv_write(Tensor k, Tensor v, Tensor(a!) pages, Tensor page_table, Tensor? weight, Tensor? rotation, "
+     "int rotation_first_channel, float eps) -> ()",
+     TORCH_BOX(&kv_write)},
+    {"normalize_queries(Tensor q, Tensor weight, Tensor? rotation, int rotation_first_channel, float eps) -> Tensor",
+     TORCH_BOX(&normalize_queries)},
+    {"frame_attention(Tensor q, Tensor pages, Tensor page_table, int page_tokens, Tensor? rotation, Tensor? bias) -> Tensor",
+     TORCH_BOX(&frame_attention)},
+    {"frame_attention_probed(Tensor q, Tensor pages, Tensor page_table, int page_tokens, Tensor? rotation, Tensor? bias, "
+     "Tensor(a!) mass) -> Tensor",
+     TORCH_BOX(&frame_attention_probed)},
+    {"modulated_norm(Tensor(a!) x, Tensor scale, Tensor shift, Tensor? residual, Tensor? gate, float eps) -> Tensor",
+     TORCH_BOX(&modulated_norm)},
+    {"gelu(Tensor(a!) x) -> ()", TORCH_BOX(&gelu)},
+    {"quantize_rows(Tensor x) -> (Tensor, Tensor)", TORCH_BOX(&quantize_rows)},
+    {"dequantize_rows(Tensor x, Tensor scale, Tensor bias, Tensor(a!) out) -> ()", TORCH_BOX(&dequantize_rows)},
+    {"sampler_step(Tensor sample, float level, Tensor velocity, float after, Tensor? noise) -> Tensor", TORCH_BOX(&sampler_step)},
+    {"channel_norm(Tensor x, Tensor gamma, Tensor(a!) out, bool silu) -> ()", TORCH_BOX(&channel_norm)},
+    {"conv3d(Tensor x, Tensor weight, Tensor bias, Tensor(a!) out, Tensor? past, Tensor? residual) -> ()", TORCH_BOX(&conv3d)},
+};
+
+// Not by STABLE_TORCH_LIBRARY: it dies where the ops are there already, in a program whose lolrt.ops has registered them. That is
+// asked of torch by trying. The registrations stay as long as the process.
+[[maybe_unused]] const bool registered = [] {
+  TorchLibraryHandle definitions = nullptr, kernels = nullptr;
+  if (aoti_torch_library_init_def("lolrt", __FILE__, __LINE__, &definitions) != AOTI_TORCH_SUCCESS) return false;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_library_init_impl("lolrt", "CPU", __FILE__, __LINE__, &kernels));
+  for (const Op &op : kOps) {
+    const std::string name(op.schema, std::strchr(op.schema, '('));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_library_def(definitions, op.schema));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_library_impl(kernels, name.c_str(), op.boxed, TORCH_ABI_VERSION));
+  }
   lolrt::use_torch_threads();
-}
+  return true;
+}();
 
-STABLE_TORCH_LIBRARY_IMPL(lolrt, CPU, m) {
-  m.impl("kv_write", TORCH_BOX(&kv_write));
-  m.impl("normalize_queries", TORCH_BOX(&normalize_queries));
-  m.impl("frame_attention", TORCH_BOX(&frame_attention));
-  m.impl("frame_attention_probed", TORCH_BOX(&frame_attention_probed));
-  m.impl("modulated_norm", TORCH_BOX(&modulated_norm));
-  m.impl("gelu", TORCH_BOX(&gelu));
-  m.impl("quantize_rows", TORCH_BOX(&quantize_rows));
-  m.impl("dequantize_rows", TORCH_BOX(&dequantize_rows));
-  m.impl("sampler_step", TORCH_BOX(&sampler_step));
-  m.impl("channel_norm", TORCH_BOX(&channel_norm));
-  m.impl("conv3d", TORCH_BOX(&conv3d));
-}
+}  // namespace
