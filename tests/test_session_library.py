@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from capsules import Tensor as TensorView
 from commands import output_of, run
 from torch import Tensor
 
@@ -151,3 +154,45 @@ def test_a_window_that_no_package_can_hold_is_refused(changes: dict[str, Any], m
     with pytest.raises(lolrt.Error, match=message):
         package(pipe, tmp_path / "none", window=replace(pipe.window, **changes))
     assert not (tmp_path / "none").exists()
+
+
+class Chunk(ctypes.Structure):
+    _fields_ = (("first_frame", ctypes.c_int64), ("latents", TensorView), ("frames", TensorView))
+
+
+def test_calls_of_c_from_a_process_with_python(installed_with_torch: Path, packaged: Path, pipe: lolrt.Pipeline, one_thread: None) -> None:
+    """The ops are then Python's. A call that fails says why, and changes nothing."""
+    library = ctypes.CDLL(str(installed_with_torch / "lib" / "liblolrt_session.so"))
+    library.lolrt_session_last_error.restype = ctypes.c_char_p
+    session, chunk = ctypes.c_void_p(), Chunk()
+    rows = pipe.encode_text(PROMPTS[0]).float().repeat(1, 2)
+    strided = rows[:, : rows.shape[1] // 2]  # its rows are not side by side
+    shape, strides = ((ctypes.c_int64 * 2)(*numbers) for numbers in (strided.shape, strided.stride()))
+    prompt = TensorView(rows.data_ptr(), 1, 0, 2, 2, 32, 1, ctypes.addressof(shape), ctypes.addressof(strides), 0)
+    assert library.lolrt_session_open(str(packaged).encode(), ctypes.byref(prompt), ctypes.c_uint64(3), ctypes.byref(session)) == 0
+    refused = {
+        b"session is NULL": lambda: library.lolrt_session_set_prompt(None, ctypes.byref(prompt), 0, ctypes.c_int64(1)),
+        b"prompt is NULL": lambda: library.lolrt_session_set_prompt(session, None, 0, ctypes.c_int64(1)),
+        b"recache is 3": lambda: library.lolrt_session_set_prompt(session, ctypes.byref(prompt), 3, ctypes.c_int64(1)),
+        b"over_chunks is 0": lambda: library.lolrt_session_set_prompt(session, ctypes.byref(prompt), 0, ctypes.c_int64(0)),
+        b"session or chunk is NULL": lambda: library.lolrt_session_next_chunk(session, None),
+        b"cannot write /nowhere/x": lambda: library.lolrt_session_save(session, b"/nowhere/x"),
+    }
+    stream = pipe.latent_stream(PROMPTS[0], seed=3)
+    for _ in range(2):
+        for text, call in refused.items():
+            assert call() == 1 and text in library.lolrt_session_last_error()
+        assert library.lolrt_session_next_chunk(session, ctypes.byref(chunk)) == 0
+        expected = next(stream)
+        latents = torch.frombuffer(bytearray(ctypes.string_at(chunk.latents.data, expected.latents.nbytes)), dtype=torch.float32)
+        assert chunk.first_frame == expected.first_frame
+        shape_of_latents = (ctypes.c_int64 * chunk.latents.ndim).from_address(chunk.latents.shape)
+        assert list(shape_of_latents) == list(expected.latents.shape)
+        assert torch.equal(latents.view_as(expected.latents), expected.latents)
+    library.lolrt_session_close(session)
+
+
+def test_the_library_exports_its_interface_only(installed_with_torch: Path) -> None:
+    symbols = output_of("nm", "-D", "--defined-only", installed_with_torch / "lib" / "liblolrt_session.so")
+    declared = re.findall(r"\b(lolrt_session_\w+)\(", (ROOT / "csrc" / "include" / "lolrt" / "session.h").read_text())
+    assert set(re.findall(r" [TD] (\w+)", symbols)) - {"_edata", "_end"} == set(declared)
