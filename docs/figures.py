@@ -1,8 +1,9 @@
-"""Makes the README's pictures from the embedded model: `make figures`, or `python docs/figures.py sheet|collapse|falls`.
+"""Makes the README's pictures from the embedded models: `make figures`, or `python docs/figures.py journey|sheet|collapse|falls`.
 
-sheet: frames of the demo and of the model's example prompts. collapse: 12 rollouts of 240 latent frames each (a prompt and a noise
-seed each), the same ones with plain RoPE and with jitter: attention mass on the sink frames, and distance of the latents to them, as
-`lolrt.measures` defines them. falls: of docs/collapse.md, decoded videos of the same policies, and what was measured on them.
+journey: frames of two minutes with the prompts of examples/journey.txt. sheet: frames of the demo and of the example prompts of `tiny`.
+collapse: 12 rollouts of 240 latent frames each (a prompt and a noise seed each), the same ones with plain RoPE and with jitter: attention
+mass on the sink frames, and distance of the latents to them, as `lolrt.measures` defines them. falls: of docs/collapse.md, decoded videos
+of the same policies, and what was measured on them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from lolrt import measures
 from lolrt.lab.plots import pyplot
 from lolrt.lab.rollout import Folder, Plan, Video, predicted_frames, run
 from lolrt.lab.statistics import interval
+from lolrt.session.script import follow, parse_script
 
 DOCS = Path(__file__).parent
+SCRIPT = DOCS.parent / "examples" / "journey.txt"
+ROW_SECONDS, COLUMNS = 20, 6
 SHEET_SECONDS = (0, 4, 8, 12, 16, 20)
 ROLLOUTS, FRAMES = 12, 240
 PROMPTS = ("a red balloon over the hills at dusk", "a white boat on the sea at night")
@@ -30,6 +34,19 @@ POLICIES = {
     "jitter 0.8, drawn (seed 0)": "sigma=0.8",
     "jitter 0.8, stratified (seed 0)": "sigma=0.8,spread=stratified",
 }
+
+
+def journey(_: lolrt.Pipeline) -> None:
+    """A row every twenty seconds, which is a prompt of the script; seed 0."""
+    pipe, cues = lolrt.load("journey"), parse_script(SCRIPT.read_text(), SCRIPT.name)
+    wanted = [ROW_SECONDS * pipe.fps * (number + 1) // COLUMNS - 1 for number in range(COLUMNS * len(cues))]
+    video: list[torch.Tensor] = []
+    for chunk in follow(pipe.stream(cues[0].prompt), cues[1:], pipe.fps):
+        video += chunk.frames.unbind(0)
+        if len(video) > wanted[-1]:
+            break
+    rows = [torch.cat([video[i] for i in wanted[first : first + COLUMNS]], dim=1) for first in range(0, len(wanted), COLUMNS)]
+    Image.fromarray(torch.cat(rows).numpy()).save(DOCS / "journey.png", optimize=True)
 
 
 def sheet(pipe: lolrt.Pipeline) -> None:
@@ -88,6 +105,6 @@ def falls(pipe: lolrt.Pipeline) -> None:
 
 if __name__ == "__main__":
     pipe = lolrt.load("tiny")
-    figures = {"sheet": sheet, "collapse": collapse, "falls": falls}
+    figures = {"journey": journey, "sheet": sheet, "collapse": collapse, "falls": falls}
     for name in sys.argv[1:] or figures:
         figures[name](pipe)

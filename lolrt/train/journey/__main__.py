@@ -3,8 +3,7 @@
     python -m lolrt.train.journey --work FOLDER                  # about 3 h on two cores: data; VAE and DiT side by side; measures
     python -m lolrt.train.journey --work FOLDER --stages dit     # a stage alone; vae: the DiT's clips, and then the VAE
 
-    python -m lolrt.train.journey --work FOLDER --stages hand-over          # writes FOLDER/handed-over, for another machine
-    python -m lolrt.train.journey --work OTHER --start FOLDER/handed-over   # goes on from there
+    python -m lolrt.train.journey --work FOLDER --start lolrt/_embedded/journey    # goes on from the model of the package
 
 Every stage resumes from its checkpoint in the work folder, which is at most some minutes old, and is skipped when it is complete.
 """
@@ -17,9 +16,9 @@ from lolrt.ops.threads import set_threads
 from lolrt.train.journey.card import write_card
 from lolrt.train.journey.data import make_pixels
 from lolrt.train.journey.export import export
-from lolrt.train.journey.handover import hand_over, take_over
 from lolrt.train.journey.measure import measure
 from lolrt.train.journey.plan import Plan, dit_stage, pixels_stage
+from lolrt.train.journey.start import take_over
 from lolrt.workers import pool
 
 SHIPPED = Path(__file__).parents[2] / "_embedded" / "journey"
@@ -31,8 +30,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/journey"), help="data, checkpoints and log (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="the model's folder (default: inside the package)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, help="a folder that another training handed over, to go on from its weights")
-    parser.add_argument("--stages", nargs="+", choices=[*STAGES, "hand-over"], default=STAGES, help="which stages to run (default: all)")
+    parser.add_argument("--start", type=Path, help="the folder of an exported model, to go on from its weights")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="which stages to run (default: all)")
     parser.add_argument("--smoke", action="store_true", help="run everything in miniature, to see that it runs")
     args = parser.parse_args()
     plan = replace(Plan.smoke(args.seed) if args.smoke else Plan(args.seed), start=args.start)
@@ -48,8 +47,6 @@ def main() -> None:
         ]
         for job in jobs:
             job.result()
-    if "hand-over" in args.stages:
-        hand_over(args.work, args.work / "handed-over")
     if "ship" in args.stages:
         export(args.work, args.out, plan.dit, plan.vae, plan.seed)
     if "measure" in args.stages:

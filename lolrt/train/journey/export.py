@@ -1,13 +1,18 @@
-"""Exports `journey`: its settings, and its model folder."""
+"""Exports `journey`: its settings, and its model folder, from which another training can go on."""
 
 import shutil
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+
 from lolrt.models.dit import DiTConfig
 from lolrt.models.vae.layers import VAEConfig
 from lolrt.train import export as layout
+from lolrt.train.codec_pca import load_codec
 from lolrt.train.journey.world import FILLER, FPS, HEIGHT, VOCABULARY, WIDTH
 
+CODEC = "codec.safetensors"
 ROPE = {"spread": "stratified"}
 # By eye: with fresh noise in every pass, as `tiny` has it, all that is far away becomes a blur; following the flow keeps windows and trees.
 SAMPLER = {**layout.SAMPLER, "method": "euler"}
@@ -33,4 +38,6 @@ def export(work: Path, out: Path, dit: DiTConfig, vae: VAEConfig, seed: int) -> 
         out, dit=dit, dit_weights=work / "dit.pt", vae=vae, vae_weights=work / "vae.pt", seed=seed, vocabulary=VOCABULARY,
         filler=FILLER, settings=settings, in_8_bits=True,
     )  # fmt: skip
+    save_file({name: torch.as_tensor(value).clone() for name, value in vars(load_codec(work)).items()}, out / CODEC)
+    (out / CODEC).chmod(0o644)  # safetensors writes files that only the owner can read
     shutil.copyfile(work / "training.log", out / "training.log")

@@ -33,7 +33,7 @@ class Plan:
     compiled: bool = True
     effort: Effort = field(default_factory=Effort)
     start: Path | None = None
-    """A folder of `hand_over` that the DiT goes on from."""
+    """The folder of an exported model that the DiT goes on from."""
 
     @classmethod
     def smoke(cls, seed: int) -> "Plan":

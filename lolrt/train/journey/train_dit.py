@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lolrt.models.dit import CausalDiT, DiTConfig
 from lolrt.train.journey.data import CLIP_LATENTS, SINK_FRAMES, Clips
-from lolrt.train.journey.handover import start_from
+from lolrt.train.journey.start import start_from
 from lolrt.train.journey.world import VOCABULARY
 from lolrt.train.run import Run
 from lolrt.train.teacher_forcing import CHUNK, TeacherForcing
@@ -87,7 +87,8 @@ def held_out_report(model: CausalDiT, work: Path, table: Tensor, seed: int) -> s
 def train_dit(
     work: Path, seed: int, minutes: float, config: DiTConfig, clips: Clips, *, batch: int, compiled: bool, start: Path | None
 ) -> None:
-    """Trains for a number of minutes on one thread; leaves `dit.pt` in `work`. start: a folder of `hand_over` to go on from."""
+    """Trains for a number of minutes on one thread; leaves `dit.pt` in `work`. start: the folder of an exported model, to go on from its
+    weights."""
     torch.manual_seed(seed)
     table = value_table(VOCABULARY, seed)
     model = CausalDiT(config)
