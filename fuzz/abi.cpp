@@ -2,7 +2,10 @@
 // else. Bytes choose an op and its tensors (tensors.h).
 //
 //     clang++ -std=c++17 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Icsrc/include -Icsrc
-//       -DLOLRT_VERSION='"0"' fuzz/abi.cpp csrc/core/*.cpp csrc/cpu/scalar.cpp -o build/fuzz_abi && build/fuzz_abi -runs=10000000
+//       -DLOLRT_VERSION='"0"' -DLOLRT_SHARED_HEADERS='"0"' fuzz/abi.cpp csrc/core/*.cpp csrc/cpu/scalar.cpp -o build/fuzz_abi
+//     build/fuzz_abi -runs=10000000
+//
+// With fuzz/abi.cpp -Llolrt/lib -llolrt -Wl,-rpath,$PWD/lolrt/lib instead of the sources it is the library as built, and its CUDA half.
 //
 // Without libFuzzer -DSTANDALONE, and no `fuzzer`, makes a program that draws the bytes itself: build/fuzz_abi CALLS SEED.
 #include "tensors.h"

@@ -9,6 +9,8 @@
 namespace lolrt {
 namespace {
 
+constexpr char kBuild[] = LOLRT_VERSION " " LOLRT_SHARED_HEADERS;
+
 struct Half {
   const CudaKernels *kernels = nullptr;
   std::string problem;
@@ -21,16 +23,17 @@ Half load() {
   const std::string path = self.substr(0, self.rfind('/') + 1) + "liblolrt_cuda.so";
   Half half;
   void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // stays loaded for the life of the process
-  const char *problem = library ? nullptr : dlerror();
-  if (library != nullptr) {
-    const auto get = reinterpret_cast<const CudaKernels *(*)()>(dlsym(library, "lolrt_cuda_kernels"));
-    half.kernels = get ? get() : nullptr;
-    if (half.kernels == nullptr || std::strcmp(half.kernels->version, LOLRT_VERSION) != 0) {
-      problem = "it belongs to another version than " LOLRT_VERSION;
-      half.kernels = nullptr;
-    }
+  if (library == nullptr) {
+    half.problem = dlerror();
+    return half;
   }
-  if (problem != nullptr) half.problem = path + ": " + problem;
+  const auto get = reinterpret_cast<const CudaKernels *(*)()>(dlsym(library, "lolrt_cuda_kernels"));
+  const CudaKernels *found = get ? get() : nullptr;
+  if (found != nullptr && std::strcmp(found->build, kBuild) == 0) {
+    half.kernels = found;
+  } else {
+    half.problem = path + " is of build " + (found ? found->build : "?") + ", and liblolrt.so of " + kBuild;
+  }
   return half;
 }
 

@@ -14,7 +14,9 @@ struct CudaOutcome {
 
 // The functions of liblolrt_cuda.so. They check what only a CUDA kernel requires, and queue the op on its stream.
 struct CudaKernels {
-  const char *version;  // must equal that of liblolrt.so; otherwise the two libraries do not belong together
+  // The version, and a hash of the headers that both libraries are built from. If it is not liblolrt.so's, the rest of this
+  // struct and the ops may be other ones, and nothing of it is read. So this stays first.
+  const char *build;
   CudaOutcome (*kv_write)(const KvWrite &);
   CudaOutcome (*frame_attention_workspace)(const FrameAttention &, uint64_t *bytes);
   CudaOutcome (*frame_attention)(const FrameAttention &);

@@ -144,5 +144,49 @@ def test_without_the_cuda_half_the_call_says_so(tmp_path: Path) -> None:
     assert error.value.status == 2 and "\n" not in str(error.value)
 
 
+HALF = """
+static const char *const kernels[8] = {BUILD};  // the first is what a half says of itself; nothing else may be read
+const void *lolrt_cuda_kernels() { return kernels; }
+"""
+
+
+@pytest.mark.parametrize("build", ["0.1.0", "0.1.0 0123456789abcdef", ""], ids=["before there were hashes", "other headers", "nameless"])
+def test_a_cuda_half_of_other_headers_is_refused(tmp_path: Path, build: str) -> None:
+    """One that was built before or after, in place of which a call would end in memory that is no function."""
+    alone = Path(shutil.copy(LIBRARY, tmp_path))
+    (tmp_path / "half.c").write_text(HALF)
+    output_of("gcc", "-shared", "-fPIC", f'-DBUILD="{build}"', tmp_path / "half.c", "-o", tmp_path / "liblolrt_cuda.so")
+    with pytest.raises(AbiError, match=rf"liblolrt_cuda.so is of build {build}, and liblolrt.so of 0.1.0 [0-9a-f]{{16}}\)") as error:
+        Abi(alone).gelu(torch.zeros(1, 1, 8, dtype=torch.bfloat16))
+    assert error.value.status == 2 and "\n" not in str(error.value)
+
+
+def shared_headers() -> set[Path]:
+    """What both libraries include of csrc, found by reading the includes."""
+    found, new = set[Path](), {CSRC / "core" / "cuda.h"}
+    while new:
+        found |= new
+        named = [name for path in new for name in re.findall(r'#include "(.*)"', path.read_text())]
+        new = {path for name in named for path in (CSRC / name, CSRC / "include" / name) if path.exists()} - found
+    return {path.relative_to(CSRC) for path in found}
+
+
+def test_every_header_that_the_libraries_share_tells_them_apart(tmp_path: Path) -> None:
+    headers = shared_headers()
+    assert len(headers) >= 5
+    shutil.copytree(ROOT / "cmake", tmp_path / "cmake")
+    for header in headers:
+        (tmp_path / "csrc" / header).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(CSRC / header, tmp_path / "csrc" / header)
+    script = tmp_path / "say.cmake"
+    script.write_text("include(${CMAKE_CURRENT_LIST_DIR}/cmake/shared_headers.cmake)\nmessage(${LOLRT_SHARED_HEADERS})")
+    said = [run("cmake", "-P", script).stderr.strip()]
+    for header in headers:
+        with (tmp_path / "csrc" / header).open("a") as file:
+            file.write("\n")
+        said.append(run("cmake", "-P", script).stderr.strip())
+    assert all(re.fullmatch("[0-9a-f]{16}", each) for each in said) and len(set(said)) == len(said)
+
+
 def test_the_emulator_names_planted_mistakes(emulated_library: Emulated) -> None:
     output_of(emulated_library.path.with_name("test_simt"))
