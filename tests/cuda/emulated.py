@@ -185,9 +185,10 @@ class Emulated:
         self._simt.lolrt_simt_settings(ctypes.c_uint64(seed), architecture, multiprocessors, device, last_blocks)
         self.restart_runtime()
 
-    def restart_runtime(self, device: int = 0, failing_call: int = 0) -> None:
-        """Resets the CUDA runtime, with this device current. The call with this number, counted from 1, will fail."""
-        self._simt.lolrt_simt_restart_runtime(device, failing_call)
+    def restart_runtime(self, device: int = 0, failing_call: int = 0, error: int = 999) -> None:
+        """Resets the CUDA runtime, with this device current. The call with this number, counted from 1, will fail with this error, by
+        default cudaErrorUnknown."""
+        self._simt.lolrt_simt_restart_runtime(device, failing_call, error)
 
     def notes(self) -> list[Note]:
         """Calls of the CUDA runtime since its reset."""

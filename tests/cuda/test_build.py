@@ -133,8 +133,11 @@ def test_cuda_half_exports_one_function(cuda_half: Path) -> None:
 def test_without_a_driver_the_call_says_so() -> None:
     if shutil.which("nvidia-smi") and run("nvidia-smi").returncode == 0:
         pytest.skip("this machine has a driver")
-    with pytest.raises(AbiError, match=r"^gelu: CUDA: CUDA driver version is insufficient|^gelu: CUDA: no CUDA-capable device"):
+    with pytest.raises(
+        AbiError, match=r"^gelu: a tensor is on CUDA, but .* \((CUDA driver version|no CUDA-capable device).*; use the CPU$"
+    ) as error:
         Abi(LIBRARY).gelu(torch.zeros(1, 1, 8, dtype=torch.bfloat16))
+    assert error.value.status == 2
 
 
 def test_without_the_cuda_half_the_call_says_so(tmp_path: Path) -> None:

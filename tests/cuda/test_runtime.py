@@ -138,6 +138,22 @@ def test_any_call_may_fail(runtime: Emulated, op: str) -> None:
     assert torch.equal(run(), expected)
 
 
+@pytest.mark.parametrize("error", [35, 100], ids=["no driver", "no device"])
+@ops
+def test_without_a_gpu_the_op_is_unsupported(runtime: Emulated, op: str, error: int) -> None:
+    """Whichever call of the runtime is the first to say so. A call of the driver cannot be."""
+    run = prepared(runtime, op)
+    run()
+    for n, call in enumerate(runtime.notes(), 1):
+        if not call.name.startswith(b"cuda"):
+            continue
+        runtime.restart_runtime(failing_call=n, error=error)
+        with pytest.raises(AbiError, match=rf"^{OPS[op].name}: a tensor is on CUDA, but .* no GPU or no driver .*; use the CPU$") as raised:
+            run()
+        assert raised.value.status == UNSUPPORTED and runtime.last_error() == 0
+    runtime.restart_runtime()
+
+
 @ops
 def test_an_error_of_somebody_elses_is_not_the_ops(runtime: Emulated, op: str) -> None:
     """The op does not clear it either, so others can still ask for it."""

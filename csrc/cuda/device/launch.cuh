@@ -24,6 +24,11 @@ struct Device {
 // this op, not the caller's next.
 inline CudaOutcome runtime_failed(const char *operation, cudaError_t error) {
   cudaGetLastError();
+  if (error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver) {  // the latter also where there is none
+    return problem(LOLRT_UNSUPPORTED,
+                   "%s: a tensor is on CUDA, but the library finds no GPU or no driver for it (%s); use the CPU", operation,
+                   cudaGetErrorString(error));
+  }
   return problem(LOLRT_INTERNAL, "%s: CUDA: %s", operation, cudaGetErrorString(error));
 }
 

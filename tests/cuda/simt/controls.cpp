@@ -13,7 +13,9 @@ LOLRT_API void lolrt_simt_settings(uint64_t seed, int architecture, int multipro
 }
 
 // As in runtime.h.
-LOLRT_API void lolrt_simt_restart_runtime(int device, int failing_call) { restart_runtime(device, failing_call); }
+LOLRT_API void lolrt_simt_restart_runtime(int device, int failing_call, int error) {
+  restart_runtime(device, failing_call, error);
+}
 LOLRT_API int lolrt_simt_notes(Note *notes, int most) { return read_notes(notes, most); }
 LOLRT_API int lolrt_simt_last_error() { return last_error(); }
 LOLRT_API void lolrt_simt_leave_error(int error) { leave_error(error); }

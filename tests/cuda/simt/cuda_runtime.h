@@ -10,9 +10,11 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorInvalidConfiguration = 9,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
   cudaErrorLaunchFailure = 719,  // here: what the emulator says
-  cudaErrorUnknown = 999         // here: a call that a test lets fail
+  cudaErrorUnknown = 999
 };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,

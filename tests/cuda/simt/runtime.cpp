@@ -17,7 +17,7 @@ constexpr unsigned kWithoutAsking = 48 * 1024;  // of shared memory
 
 struct Runtime {
   int device = 0, failing_call = 0, calls = 0;
-  cudaError_t last = cudaSuccess;
+  cudaError_t failure = cudaErrorUnknown, last = cudaSuccess;
   std::vector<Note> notes;
   std::map<const void *, unsigned> allowed;  // of shared memory, by kernel
   std::string problem;                       // of the last launch
@@ -41,7 +41,7 @@ unsigned most_shared_bytes() {
 // Records the call, and returns `error`, unless this is the call that must fail.
 cudaError_t noted(Note note, const char *call, cudaError_t error) {
   Runtime &r = runtime();
-  if (++r.calls == r.failing_call) error = cudaErrorUnknown;
+  if (++r.calls == r.failing_call) error = r.failure;
   if (error != cudaSuccess) r.last = error;
   std::strncpy(note.call, call, sizeof note.call - 1);
   note.device = r.device;
@@ -63,10 +63,11 @@ cudaError_t launch_error(const Launch &launch, const dim3 &block) {
 
 }  // namespace
 
-void restart_runtime(int device, int failing_call) {
+void restart_runtime(int device, int failing_call, int error) {
   runtime() = {};
   runtime().device = device;
   runtime().failing_call = failing_call;
+  runtime().failure = static_cast<cudaError_t>(error);
 }
 
 int read_notes(Note *notes, int most) {
@@ -148,6 +149,10 @@ const char *cudaGetErrorString(cudaError_t error) {
       return "invalid argument";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
+    case cudaErrorInsufficientDriver:
+      return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorNoDevice:
+      return "no CUDA-capable device is detected";
     case cudaErrorInvalidDevice:
       return "invalid device ordinal";
     case cudaErrorLaunchFailure:

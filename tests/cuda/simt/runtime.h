@@ -17,8 +17,8 @@ struct Note {
 };
 
 // Forgets calls, errors and what kernels have been permitted, and makes this device current. The call with this number, counted
-// from 1, fails; with 0, none.
-void restart_runtime(int device, int failing_call);
+// from 1, fails with this error; with 0, none.
+void restart_runtime(int device, int failing_call, int error);
 
 // The calls so far, the oldest first; returns their number.
 int read_notes(Note *notes, int most);
