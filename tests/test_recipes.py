@@ -146,6 +146,17 @@ def test_weights_that_are_not_causal_are_warned_of_by_name(name, tmp_path, capsy
     told = capsys.readouterr().out
     whose = "FastWan" if "FastWan" in name else "TurboWan" if "Turbo" in name else "Wan"
     assert f": {whose} was trained on whole clips at once" in told
+    assert f"That it is this model its {'model_index.json' if name == 'some folder' else 'name'} says; " in told
+
+
+def test_whoever_knows_that_weights_are_causal_can_say_so(tmp_path, capsys):
+    """As the warning tells."""
+    save_file(layouts.dit_tensors(), tmp_path / "wan2.1_t2v.safetensors")
+    model = tmp_path / "model.toml"
+    for line, warned in (("", True), ('recipe = "self-forcing"\n', False)):
+        model.write_text(f'dit = "wan2.1_t2v.safetensors"\n{line}')
+        assert main(["inspect", str(model)]) == 0
+        assert ("whole clips" in capsys.readouterr().out) == warned
 
 
 @pytest.mark.parametrize("kind, name", [("WanCausalDMDPipeline", "x"), ("WanPipeline", "self-forcing"), (["a list"], "x")])

@@ -108,7 +108,7 @@ class ModelFiles:
     def warnings(self) -> list[str]:
         """Warnings: properties of the model that allow its use, but probably give poor results."""
         recipe = self.recipe
-        return [f"{self.dit}: {recipe.title} {WHOLE_CLIPS}"] if recipe and not recipe.causal else []
+        return [f"{self.dit}: {recipe.title} {WHOLE_CLIPS.format(source=recipe.source)}"] if recipe and not recipe.causal else []
 
     def components(self, file: Path) -> list[Component]:
         """All parts of models in one of these files; see `components_of`."""

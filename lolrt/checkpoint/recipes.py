@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +23,8 @@ NOTHING_SAYS = (
 )
 WHOLE_CLIPS = (
     "was trained on whole clips at once, each frame of which sees the later ones too: a stream of it soon falls apart; take causal "
-    "weights, such as Self-Forcing's"
+    "weights, such as Self-Forcing's. That it is this model {source}; if the weights are causal ones, say so with recipe = "
+    '"self-forcing" in a .toml file'
 )
 
 
@@ -73,10 +74,11 @@ NAMES: tuple[tuple[str, Recipe | None], ...] = (
     (r"wan[-_]?2[._]?[12][-_](t2v|ti2v)", Recipe("Wan", causal=False)),
 )
 # The pipeline class in the model_index.json of a diffusers folder.
+_INDEX = "its model_index.json says"
 PIPELINES = {
-    "WanPipeline": Recipe("Wan", causal=False),
-    "WanDMDPipeline": Recipe("FastWan", causal=False),
-    "WanCausalDMDPipeline": RECIPES["self-forcing"],
+    "WanPipeline": Recipe("Wan", causal=False, source=_INDEX),
+    "WanDMDPipeline": Recipe("FastWan", causal=False, source=_INDEX),
+    "WanCausalDMDPipeline": replace(RECIPES["self-forcing"], source=_INDEX),
 }
 
 
