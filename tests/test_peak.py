@@ -1,4 +1,5 @@
-"""The peak of memory while a model is loaded, for every layout: below 1.2 times the larger of its file and its weights."""
+"""The peak of memory while a model is loaded, for every layout, or gets other adapters: below 1.2 times the larger of its file and its
+weights."""
 
 from __future__ import annotations
 
@@ -21,19 +22,22 @@ from test_gguf import t5_names, tokenizer_fields
 from torch import Tensor
 
 import lolrt
-from lolrt.checkpoint.shapes import Shapes, TextEncoderConfig, dit_shapes, text_encoder_shapes, vae_shapes
+from lolrt.checkpoint.shapes import Shapes, TextEncoderConfig, dit_shapes, taehv_shapes, text_encoder_shapes, vae_shapes
+from lolrt.models.vae.taehv import TAEHVConfig
 
 pytestmark = pytest.mark.slow  # files of 100 to 500 MB
 
 # Large enough that one tensor, and the pieces in which tensors are unpacked, are a small part: 88 million parameters.
 DIT = lolrt.DiTConfig(dim=1024, ffn_dim=3072, text_dim=64, num_heads=8, num_layers=5)
 VAE = lolrt.VAEConfig(dim=64)
+TAEHV = TAEHVConfig(encoder_width=256, decoder_widths=(768, 384, 192, 192))
 TEXT_ENCODER = TextEncoderConfig(vocab_size=8192, dim=1024, attention_dim=1024, ffn_dim=2816, num_heads=16, num_layers=6)
 
 # In a process of its own: its peak is that of the loading alone, once libraries have been loaded by a small model of the same layout.
 LOADING = """
 import gc, sys, torch, lolrt
 from lolrt.checkpoint import read_component
+from lolrt.checkpoint.load import with_lora
 from lolrt.text.umt5 import UMT5Encoder
 
 def resident(field):
@@ -44,10 +48,19 @@ def load(path):
         return lolrt.load_dit(path, getattr(torch, dtype))
     if kind == "vae":
         return lolrt.load_vae(path, dtype=getattr(torch, dtype))
+    if kind in ("TAEHV", "LightTAE"):
+        return lolrt.load_taehv(path, getattr(torch, dtype), raw_latents=kind == "LightTAE")
+    if kind == "set_lora":
+        return with_lora(plain, path + "/lora.safetensors")
     return UMT5Encoder(read_component(path, "text_encoder"), None)._model
 
 kind, dtype, small, path = sys.argv[1:]
-load(small)
+plain = None
+for folder in (small, path):
+    if kind == "set_lora":
+        plain = lolrt.load_dit(folder + "/x.safetensors", getattr(torch, dtype))  # a stream's model, which stays until it has the other
+    if folder == small:
+        load(small)
 gc.collect()
 open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
 before = resident("VmRSS")
@@ -82,9 +95,9 @@ def averaged(folder: Path, tensors: dict[str, Tensor]) -> None:
     layouts.save_pt("generator_ema", layouts.fsdp, others=("generator",))(folder, {name: t.bfloat16() for name, t in tensors.items()})
 
 
-def with_lora(folder: Path, tensors: dict[str, Tensor]) -> None:
+def with_lora(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype = torch.bfloat16) -> None:
     """One adapter of every linear layer of the blocks."""
-    in_floats(torch.bfloat16)(folder, tensors)
+    in_floats(dtype)(folder, tensors)
     pairs = {}
     for name, tensor in tensors.items():
         if packings.is_linear(name, tensor):
@@ -154,6 +167,16 @@ VAES: dict[str, Write] = {
     "diffusers": lambda folder, tensors: save_file(layouts.as_diffusers("vae", tensors), folder / "x.safetensors"),
 }
 
+TAEHVS: dict[str, Write] = {
+    "taew2_1.pth": lambda folder, tensors: torch.save({name: tensor.half() for name, tensor in tensors.items()}, folder / "x.pth"),
+    "safetensors, fp16": in_floats(torch.float16),
+    "safetensors, float32": in_floats(torch.float32),
+}
+ADAPTED: dict[str, Write] = {
+    "bf16": with_lora,
+    "float32": lambda folder, tensors: with_lora(folder, tensors, torch.float32),
+}
+
 
 def peak(kind: str, dtype: str, write: Write, shapes: Shapes, small: Shapes, folder: Path) -> None:
     for name, of in (("small", small), ("large", shapes)):
@@ -189,3 +212,15 @@ def test_a_text_encoder(layout, tmp_path):
 @pytest.mark.parametrize("layout", VAES)
 def test_a_vae(layout, tmp_path):
     peak("vae", "bfloat16", VAES[layout], vae_shapes(VAE), vae_shapes(layouts.VAE), tmp_path / "x")
+
+
+@pytest.mark.parametrize("kind", ["TAEHV", "LightTAE"])
+@pytest.mark.parametrize("layout", TAEHVS)
+def test_a_small_decoder(kind, layout, tmp_path):
+    peak(kind, "bfloat16", TAEHVS[layout], taehv_shapes(TAEHV), taehv_shapes(TAEHVConfig()), tmp_path / "x")
+
+
+@pytest.mark.parametrize("layout", ADAPTED)
+def test_other_adapters_of_a_stream(layout, tmp_path):
+    """The weights that they change are there twice until the stream has the new ones; nothing else is."""
+    peak("set_lora", "bfloat16", ADAPTED[layout], dit_shapes(DIT), dit_shapes(packings.DIT), tmp_path / "x")
