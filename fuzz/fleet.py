@@ -2,6 +2,7 @@
 
     python -m fuzz.fleet --seeds 100000 --jobs 2        # outside CI; tests/test_fleet_simulation.py runs 200
     python -m fuzz.fleet --seed 17 --trace              # what happened in one of them
+    python -m fuzz.fleet --seeds 10000 --forgets        # with a store that loses its last write now and then
 
 The leases (`lolrt.fleet.lease`), the fencing (`lolrt.fleet.fencing`) and the viewers' relay (`lolrt.fleet.relay`) are the real ones. What
 is simulated is what surrounds them: clocks, messages, the store's latency, and a model in place of the real one, whose chunks are hashes of
@@ -13,6 +14,14 @@ process that is dead already, or loses them. After a time of faults there is one
 
 Checked: no chunk is shown twice by different owners (at most one writer); each viewer gets every chunk once, in order, and each chunk is
 the one that follows from those before; at the end every session is on exactly one replica, and goes on.
+
+A store must not lose a write that has returned (docs/fleet.md). With `forgets` it does. Still no chunk is shown twice but the one that was
+lost, viewers get their chunks once and in order, and sessions that are there go on. A lost write costs one thing at most, by what it wrote:
+
+    a snapshot    the session, or a cut in the video: what was asked of it after the snapshot before is forgotten
+    a journal     a cut: an interaction that viewers have seen is forgotten
+    a chunk       that chunk, for a viewer who has not had it, or a cut: it is made again, with what was asked meanwhile
+    a claim       nothing
 """
 
 from __future__ import annotations
@@ -30,7 +39,7 @@ from typing import Any
 
 from fuzz.world import Host, Question, Steps, ViolationError, World, once, quietly, removing
 from lolrt.fleet import fencing
-from lolrt.fleet.fencing import Claim
+from lolrt.fleet.fencing import CLAIMS, Claim
 from lolrt.fleet.lease import Beat, Holding, LeaseTable, Orders
 from lolrt.fleet.relay import Relay
 from lolrt.serve.folder import CHUNKS, JOURNAL, SNAPSHOT
@@ -38,6 +47,14 @@ from lolrt.serve.folder import CHUNKS, JOURNAL, SNAPSHOT
 LEASE_SECONDS, BEAT_SECONDS, CHUNK_SECONDS = 6.0, 0.5, 0.75
 FAULTY_SECONDS, PEACE_SECONDS = 40.0, 60.0
 SAVE_EVERY, KEPT_CHUNKS = 5, 40
+# What a session goes on from.
+PAST = (SNAPSHOT, JOURNAL, CHUNKS)
+
+
+def kind_of(name: str) -> str:
+    """What a file of a session is."""
+    _, folder, file, *_ = name.split("/")
+    return CLAIMS if folder == CLAIMS else file
 
 
 def step(state: str, prompt: str) -> str:
@@ -61,6 +78,7 @@ class Live:
     journal: list[tuple[int, str]] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     whole: bool = False
+    saving: bool = False
     lost: bool = False
     gone: bool = False
     leaving: bool = False
@@ -111,7 +129,7 @@ class Replica(Host):
             for id in orders.give:
                 if id in self.live:
                     self.live[id].leaving = True
-            for id in set(orders.take) - self.taking - self.live.keys():
+            for id in sorted(set(orders.take) - self.taking - self.live.keys()):  # a set has its order of each process
                 self.taking.add(id)
                 self.world.start(self, self.take(id))
             yield BEAT_SECONDS
@@ -188,7 +206,7 @@ class Replica(Host):
             before, live.state = live.state, step(live.state, live.prompt)
             number, content = live.sequence, (before, live.state)
             if number < live.end:
-                if number in live.chunks and live.chunks[number] != content:
+                if number in live.chunks and live.chunks[number] != content and not self.fleet.lost_of(live.id, *PAST):
                     raise ViolationError(f"{live.id}: chunk {number} was made again, and is another one")
             else:
                 while not live.whole:
@@ -206,20 +224,25 @@ class Replica(Host):
             for old in [one for one in live.chunks if one < live.sequence - KEPT_CHUNKS]:
                 del live.chunks[old]
                 self.world.start(self, quietly(once(removing(live.path(f"{CHUNKS}/{old}")))))
-            if live.sequence % SAVE_EVERY == 0:
+            if live.sequence % SAVE_EVERY == 0 and not live.saving:
                 self.world.start(self, self.save(live, live.snapshot(), live.sequence))
 
     def fenced(self, live: Live, name: str, content: bytes) -> Steps:
         return (yield from fencing.write_fenced(live.claim, lambda _: self.world.write(live.path(name), content), self.holds))
 
     def save(self, live: Live, content: bytes, sequence: int) -> Steps:
+        """One at a time, so that a later one is not written over by one that had to be tried again."""
+        live.saving = True
         if (yield from self.fenced(live, SNAPSHOT, content)):
             live.whole = True
             live.journal = [one for one in live.journal if one[0] >= sequence]
         else:
             live.lost = True
+        live.saving = False
 
     def leave(self, live: Live) -> Steps:
+        while live.saving:
+            yield 0.1
         if (yield from self.fenced(live, SNAPSHOT, live.snapshot())):
             self.released.add(live.id)
         self.drop(live)
@@ -235,9 +258,11 @@ class Viewer:
 
 
 class Fleet:
-    def __init__(self, seed: int, trace: bool = False, *, replicas: int = 3, sessions: int = 3) -> None:
-        self.world = World(seed, trace)
+    def __init__(self, seed: int, trace: bool = False, *, replicas: int = 3, sessions: int = 3, forgets: bool = False) -> None:
+        self.world, self.forgets = World(seed, trace), forgets
         self.random = self.world.random
+        self.costs: dict[str, int] = {}
+        """What lost writes have cost each session: cuts, chunks that its viewer has missed, and its end."""
         self.first: dict[str, dict[int, tuple[int, tuple[str, str]]]] = {}
         """By which epoch each chunk was first shown, and what it was."""
         self.numbers = itertools.count()
@@ -264,11 +289,23 @@ class Fleet:
     def shown(self, live: Live, number: int, content: tuple[str, str]) -> None:
         """A chunk can be seen by viewers, and was not before."""
         shown = self.first.setdefault(live.id, {})
-        if number in shown:
+        lost = {name.rpartition("/")[2] for name in self.world.lost if name.startswith(f"{live.id}/") and kind_of(name) == CHUNKS}
+        if number in shown and str(number) not in lost:
             raise ViolationError(
                 f"{live.id}: chunk {number} is shown by epoch {live.claim.epoch} and was by {shown[number][0]}: two have written"
             )
         shown[number] = live.claim.epoch, content
+
+    def lost_of(self, id: str, *kinds: str) -> int:
+        """How many writes of a session the store has lost, of these kinds."""
+        return sum(name.startswith(f"{id}/") and kind_of(name) in kinds for name in self.world.lost)
+
+    def costing(self, id: str, error: str, *kinds: str) -> None:
+        """Something that must not happen, unless a write of one of these kinds was lost; and each pays for one alone."""
+        self.costs[id] = self.costs.get(id, 0) + 1
+        if not self.lost_of(id, *kinds) or self.costs[id] > self.lost_of(id, *PAST):
+            raise ViolationError(f"{id}: {error}")
+        self.world.tell(id, error)
 
     # What people do.
 
@@ -292,7 +329,10 @@ class Fleet:
                     self.hear(viewer, {"type": "video.chunk_metadata", "sequence": cursor}, live.chunks[cursor])
                     cursor += 1
                 elif live.chunks and cursor < min(live.chunks):
-                    raise ViolationError(f"{viewer.id}: chunk {cursor} is not there any more")
+                    self.costing(viewer.id, f"chunk {cursor} is not there any more", CHUNKS)
+                    gap, cursor = cursor, min(live.chunks)
+                    viewer.relay.takes({"type": "video.gap", "from": gap, "to": cursor})
+                    viewer.seen, viewer.last = cursor, live.chunks[cursor][0]
                 yield 0.1
             yield 0.1
 
@@ -302,7 +342,7 @@ class Fleet:
         if message["sequence"] != viewer.seen:
             raise ViolationError(f"{viewer.id}: a viewer gets chunk {message['sequence']} after {viewer.seen - 1}")
         if viewer.seen and content[0] != viewer.last:
-            raise ViolationError(f"{viewer.id}: chunk {viewer.seen} does not follow from the one before")
+            self.costing(viewer.id, f"chunk {viewer.seen} does not follow from the one before", *PAST)
         viewer.seen, viewer.last, viewer.heard = viewer.seen + 1, content[1], self.world.now
 
     def open(self, id: str) -> Steps:
@@ -330,6 +370,8 @@ class Fleet:
     def trouble(self) -> Steps:
         while self.world.now < FAULTY_SECONDS:
             yield self.random.expovariate(0.4)
+            if self.forgets:
+                self.world.lose_last_write()
             alive = [one for one in self.replicas if one.alive]
             seconds = self.random.choice((0.5, 3.0, LEASE_SECONDS + 1, 15.0))
             seconds = min(seconds, max(0.0, FAULTY_SECONDS - self.world.now))
@@ -371,11 +413,20 @@ class Fleet:
             "chunks": sum(viewer.seen for viewer in self.viewers),
             "moves": sum(len({epoch for epoch, _ in shown.values()}) - 1 for shown in self.first.values()),
             "crashes": sum(not replica.alive for replica in self.replicas),
+            **(self.losses() if self.forgets else {}),
         }
+
+    def losses(self) -> dict[str, int]:
+        """Counts of the writes that the store has lost, and of what they have cost."""
+        lost = {kind: sum(kind_of(name) == kind for name in self.world.lost) for kind in (CLAIMS, SNAPSHOT, JOURNAL, CHUNKS)}
+        return {**{f"lost of {kind}": count for kind, count in lost.items()}, "costs": sum(self.costs.values())}
 
     def check(self) -> None:
         for viewer in self.viewers:
             owners = [one.name for one in self.replicas if one.alive and viewer.id in one.live]
+            if not owners and viewer.id not in self.world.names("") and self.first.get(viewer.id):
+                self.costing(viewer.id, "is lost: it has ended", SNAPSHOT)
+                continue
             if len(owners) != 1:
                 raise ViolationError(f"{viewer.id} is lost: at the end it is on {owners}, and there is room")
             if self.world.now - viewer.heard > 5.0:
@@ -405,10 +456,10 @@ class Service(Host):
             yield LEASE_SECONDS / 8
 
 
-def run(seed: int, trace: bool = False) -> dict[str, int] | str:
+def run(seed: int, trace: bool = False, forgets: bool = False) -> dict[str, int] | str:
     """Counts of one simulation, or what went wrong in it."""
     try:
-        return Fleet(seed, trace).run()
+        return Fleet(seed, trace, forgets=forgets).run()
     except ViolationError as error:
         return f"seed {seed}: {error}"
 
@@ -420,13 +471,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seed", type=int, help="only this one")
     parser.add_argument("--trace", action="store_true")
+    parser.add_argument("--forgets", action="store_true", help="the store loses its last write now and then")
     arguments = parser.parse_args()
     if arguments.seed is not None:
-        print(run(arguments.seed, arguments.trace))
+        print(run(arguments.seed, arguments.trace, arguments.forgets))
         return
     begun, totals, wrong = time.monotonic(), dict[str, int](), []
     with multiprocessing.Pool(arguments.jobs) as pool:
-        for found in pool.imap_unordered(run, range(arguments.first, arguments.first + arguments.seeds), 16):
+        one = functools.partial(run, forgets=arguments.forgets)
+        for found in pool.imap_unordered(one, range(arguments.first, arguments.first + arguments.seeds), 16):
             if isinstance(found, str):
                 wrong.append(found)
                 print(found, flush=True)

@@ -45,6 +45,10 @@ class World:
         self.cuts: dict[tuple[str, str], float] = {}
         """Until when two are cut off from each other."""
         self.files: dict[str, bytes] = {}
+        self.lost: list[str] = []
+        """The files whose last write the store has lost, though it had returned."""
+        self._written: tuple[str, bytes | None] | None = None
+        """What was written last, and what was there before."""
 
     def tell(self, *words: object) -> None:
         if self.trace:
@@ -136,11 +140,25 @@ class World:
     def create(self, name: str, content: bytes) -> bool:
         if name in self.files:
             return False
-        self.files[name] = content
+        self.write(name, content)
         return True
 
     def write(self, name: str, content: bytes) -> None:
+        self._written = name, self.files.get(name)
         self.files[name] = content
+
+    def lose_last_write(self) -> None:
+        """As a store does that answers before it has written, and then stops; it loses one write at a time."""
+        if self._written is None:
+            return
+        name, before = self._written
+        self._written = None
+        if name in self.files:  # and was not removed since
+            self.tell("the store loses", name)
+            self.lost.append(name)
+            del self.files[name]
+            if before is not None:
+                self.files[name] = before
 
     def read(self, name: str) -> bytes:
         if name not in self.files:
@@ -152,7 +170,7 @@ class World:
         return sorted({name[len(start) :].partition("/")[0] for name in self.files if name.startswith(start)})
 
     def copy(self, source: str, target: str) -> None:
-        self.files[target] = self.read(source)
+        self.write(target, self.read(source))
 
     def remove(self, name: str) -> None:
         for found in [one for one in self.files if one == name or one.startswith(f"{name}/")]:

@@ -121,6 +121,9 @@ def take_over(session: str, token: str) -> Steps[Claim | None]:
             # looking again tells.
             if not (yield from owns(claim)):
                 return None
+    # A store that has lost the claim (it must not) has lost it by now, and the former folder is still the session.
+    if not (yield from owns(claim)):
+        return None
     yield from _remove_others(claim)
     return claim
 
