@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
-from serving import PROMPT, Client, Viewer
+from serving import PROMPT, Client, Viewer, pictures
+from test_serve_webrtc import watching
 
 import lolrt
 from lolrt.serve.encoding import ChunkEncoder
@@ -149,7 +151,48 @@ def test_a_replica_that_is_cut_off_stops_and_another_goes_on(fleet, quick):
     assert hashes(seen) == undisturbed(quick, seen, 5)
 
 
-def test_what_the_gateway_passes_on_and_what_not(fleet):
+def test_by_webrtc_a_viewer_gets_the_video_from_the_replica_that_has_the_session(fleet):
+    """The gateway passes the offer, the answer and the end of a connection on, and nothing in between."""
+    made, gateway = fleet
+    made.add("a")
+    made.add("b")
+    ids = [gateway.open(lease_seconds=600) for _ in range(2)]
+    assert {made.owner(id) for id in ids} == {"a", "b"}
+
+    async def look(id: str) -> tuple[int, np.ndarray]:
+        async with watching(gateway, id) as viewer:
+            frames = await viewer.frames(20)
+            assert gateway.ask("DELETE", viewer.path)[0] == 204
+        return viewer.first, frames
+
+    for id in ids:
+        first, frames = asyncio.run(look(id))
+        with Viewer(gateway, id) as viewer:
+            chunks = viewer.chunks(first + 2)
+        assert np.array_equal(frames, pictures(viewer.init + b"".join(data for _, data in chunks[first:]))[:20])
+
+
+def test_a_clip_is_found_on_whichever_replica_made_it(fleet):
+    made, gateway = fleet
+    made.add("a")
+    made.add("b")
+    ids = {}
+    for name, (replica, _) in made.replicas.items():
+        ids[name] = Client(f"http://{replica.address}").json("POST", "/v1/videos", {"prompt": PROMPT, "seconds": 1})["id"]
+    ids["any"] = gateway.json("POST", "/v1/videos", {"prompt": PROMPT, "seconds": 1})["id"]
+    assert {clip["id"] for clip in gateway.json("GET", "/v1/videos")["data"]} == set(ids.values())
+    for id in ids.values():
+        while gateway.json("GET", f"/v1/videos/{id}")["status"] != "completed":
+            time.sleep(0.05)
+        assert len(pictures(gateway.ask("GET", f"/v1/videos/{id}/content")[2])) == 16
+    gateway.json("DELETE", f"/v1/videos/{ids['a']}")
+    assert gateway.ask("GET", f"/v1/videos/{ids['a']}")[0] == 404
+    assert gateway.ask("GET", f"/v1/videos/{ids['b']}")[0] == 200
+    made.replicas["b"][0].leave(0.0)
+    assert gateway.ask("GET", f"/v1/videos/{ids['b']}")[0] in (404, 503)
+
+
+def test_what_the_gateway_passes_on(fleet):
     made, gateway = fleet
     assert gateway.ask("GET", "/readyz")[0] == 503 and gateway.ask("GET", "/health")[0] == 200
     assert gateway.ask("POST", "/v1/sessions", {"prompt": PROMPT})[0] == 429
@@ -164,8 +207,6 @@ def test_what_the_gateway_passes_on_and_what_not(fleet):
     with Viewer(gateway, branch, None) as viewer:
         viewer.chunks(1)
     assert gateway.ask("GET", f"/v1/sessions/{branch}/init.mp4")[2][4:8] == b"ftyp"
-    assert gateway.ask("POST", f"/v1/sessions/{id}/whep", b"v=0")[0] == 400
-    assert gateway.ask("POST", "/v1/videos", {"prompt": PROMPT})[0] == 400
     assert gateway.ask("GET", "/v1/models", Host="elsewhere.example")[0] == 403
     with contextlib.closing(Viewer(gateway, "none")._connection) as socket:
         assert '"not_found"' in socket.recv()

@@ -1,7 +1,7 @@
 """The gateway: passes each request on to the replica that has the session, wherever that is at the moment.
 
 A viewer keeps its connection while its session moves: the gateway connects to the next replica, and goes on with the next chunk. What
-replicas answer is not changed. See docs/fleet.md for what is not passed on.
+replicas answer is not changed. The video of WebRTC does not come this way: docs/fleet.md says what that means, and what does not move.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from lolrt.errors import Error
 from lolrt.fleet.relay import Relay
 from lolrt.fleet.service import Leases
-from lolrt.serve.errors import NoRoomError, NotFoundError, RequestError, UnavailableError, code_of, message_of, status_of
+from lolrt.serve.errors import NoRoomError, NotFoundError, UnavailableError, code_of, message_of, status_of
 from lolrt.serve.guard import Guard
 from lolrt.serve.realtime import START_SECONDS, parse
 from lolrt.serve.watching import accept
@@ -32,7 +32,6 @@ LOOK_SECONDS = 0.1
 RETRY_SECONDS = 5
 # Headers that belong to one connection (RFC 9110, 7.6.1), and those that say where the gateway was asked.
 OWN_HEADERS = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host", "origin", "content-length"}
-WITHOUT = ("/whep", "/v1/videos")
 
 
 def make_gateway(leases: Leases, token: str | None = None) -> FastAPI:
@@ -54,9 +53,12 @@ def make_gateway(leases: Leases, token: str | None = None) -> FastAPI:
     app.add_api_route("/v1/sessions/{id}/branch", gateway.branch, methods=["POST"])
     app.add_api_websocket_route("/v1/sessions/{id}/watch", gateway.watch)
     app.add_api_websocket_route("/v1/realtime/video", gateway.realtime)
+    app.add_api_route("/v1/videos", gateway.listed, methods=["GET"])
     every = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
     app.add_api_route("/v1/sessions/{id}", gateway.of_session, methods=every)
     app.add_api_route("/v1/sessions/{id}/{rest:path}", gateway.of_session, methods=every)
+    app.add_api_route("/v1/videos/{id}", gateway.of_clip, methods=every)
+    app.add_api_route("/v1/videos/{id}/{rest:path}", gateway.of_clip, methods=every)
     app.add_api_route("/{rest:path}", gateway.of_any, methods=every)
     return app
 
@@ -113,38 +115,47 @@ class Gateway:
         return await self._pass(request, address, json.dumps(wanted).encode())
 
     async def listed(self, request: Request) -> dict[str, Any]:
+        """The lists of all replicas as one."""
+
         async def of(address: str) -> list[dict[str, Any]]:
-            async with self._client.get(f"http://{address}/v1/sessions", headers=_headers(request)) as answer:
+            async with self._client.get(f"http://{address}{request.url.path}", headers=_headers(request)) as answer:
                 return (await answer.json())["data"]
 
         found = await asyncio.gather(*[of(address) for address in await self._leases.addresses()], return_exceptions=True)
-        return {"object": "list", "data": [session for part in found if not isinstance(part, BaseException) for session in part]}
+        return {"object": "list", "data": [one for part in found if not isinstance(part, BaseException) for one in part]}
 
     async def of_session(self, id: str, request: Request) -> Response:
-        if request.url.path.endswith(WITHOUT[0]):
-            raise RequestError("video by WebRTC does not pass the gateway: ask without it", "no_webrtc")
         return await self._pass(request, await self._find(id), await request.body())
 
+    async def of_clip(self, request: Request) -> Response:
+        """A clip stays on the replica that makes it, which only that one knows."""
+        body, silent = await request.body(), False
+        for address in await self._leases.addresses():
+            try:
+                answer = await self._ask(request, address, body)
+            except UnavailableError:
+                silent = True
+                continue
+            if answer.status != NotFoundError.status:
+                return _passed(answer)
+            answer.release()
+        if silent:
+            raise UnavailableError("the server that may have the video does not answer: ask again", "moving")
+        raise NotFoundError("there is no such video: it was removed, or the server that had it has ended")
+
     async def of_any(self, request: Request) -> Response:
-        if request.url.path.startswith(WITHOUT[1]):
-            raise RequestError("clips are not made by way of the gateway: open a session", "no_videos")
         return await self._pass(request, await self._any(), await request.body())
 
     async def _pass(self, request: Request, address: str, body: bytes) -> Response:
         """A replica's answer to a request."""
+        return _passed(await self._ask(request, address, body))
+
+    async def _ask(self, request: Request, address: str, body: bytes) -> aiohttp.ClientResponse:
         target = f"http://{address}{request.url.path}" + (f"?{request.url.query}" if request.url.query else "")
         try:
-            answer = await self._client.request(request.method, target, data=body or None, headers=_headers(request), allow_redirects=False)
+            return await self._client.request(request.method, target, data=body or None, headers=_headers(request), allow_redirects=False)
         except aiohttp.ClientError as error:
             raise UnavailableError("the server that had the session does not answer: ask again", "moving") from error
-        headers = {name: value for name, value in answer.headers.items() if name.lower() not in OWN_HEADERS}
-
-        async def content() -> AsyncIterator[bytes]:
-            async with answer:
-                async for data in answer.content.iter_any():
-                    yield data
-
-        return StreamingResponse(content(), answer.status, headers)
 
     # Connections of WebSocket.
 
@@ -205,6 +216,18 @@ class Gateway:
         )
 
 
+def _passed(answer: aiohttp.ClientResponse) -> Response:
+    """The answer of a replica, as it comes."""
+
+    async def content() -> AsyncIterator[bytes]:
+        async with answer:
+            async for data in answer.content.iter_any():
+                yield data
+
+    headers = {name: value for name, value in answer.headers.items() if name.lower() not in OWN_HEADERS}
+    return StreamingResponse(content(), answer.status, headers)
+
+
 async def _relay(replica: aiohttp.ClientWebSocketResponse, socket: WebSocket, relay: Relay) -> None:
     """Passes a replica's messages on until it has no more. A description is passed on together with its bytes or not at all: a replica
     that dies between the two leaves the viewer with neither."""
@@ -257,7 +280,7 @@ async def _until_either(*work: Coroutine[Any, Any, None]) -> None:
 
 
 def _wanted(body: bytes) -> dict[str, Any]:
-    """The request for a session, with an id. Raises `RequestError`."""
+    """The request for a session, with an id. Raises `lolrt.Error`."""
     wanted = parse(body.decode(errors="replace") or "{}")
     if not isinstance(wanted.get("session_id"), str):
         wanted["session_id"] = uuid.uuid4().hex
