@@ -34,10 +34,11 @@ class Browser:
         self._address = "http" + line.split("ws", 1)[1].split("/devtools")[0]
         threading.Thread(target=self._process.stderr.read, daemon=True).start()
 
-    def open(self, url: str, width: int = 1360, height: int = 900) -> Page:
+    def open(self, url: str, width: int = 1360, height: int = 900, before: str = "") -> Page:
+        """before: a script that runs before those of the page."""
         request = urllib.request.Request(f"{self._address}/json/new?about:blank", method="PUT")
         with urllib.request.urlopen(request) as answer:
-            return Page(json.load(answer)["webSocketDebuggerUrl"], url, width, height)
+            return Page(json.load(answer)["webSocketDebuggerUrl"], url, width, height, before)
 
     def version(self) -> str:
         with urllib.request.urlopen(f"{self._address}/json/version") as answer:
@@ -51,7 +52,7 @@ class Browser:
 class Page:
     """A tab."""
 
-    def __init__(self, address: str, url: str, width: int, height: int) -> None:
+    def __init__(self, address: str, url: str, width: int, height: int, before: str) -> None:
         from websockets.sync.client import connect
 
         self._socket, self._calls = connect(address, max_size=None, legacy=True), 0
@@ -60,6 +61,7 @@ class Page:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
         self.resize(width, height)
+        self.call("Page.addScriptToEvaluateOnNewDocument", source=before)
         self.call("Page.navigate", url=url)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:

@@ -5,14 +5,24 @@ const FPS = 16;
 
 window.video = (at = 0) => document.querySelectorAll("video")[at];
 
-/** The number in a video's picture, and some of the picture below it, 0 to 255. */
-window.look = (video) => {
-  const canvas = Object.assign(document.createElement("canvas"), { width: video.videoWidth, height: video.videoHeight });
+const copied = (video, height) => {
+  const canvas = Object.assign(document.createElement("canvas"), { width: video.videoWidth ?? video.width, height });
   const pen = canvas.getContext("2d", { willReadFrequently: true });
   pen.drawImage(video, 0, 0);
-  const row = pen.getImageData(0, SIDE / 2, canvas.width, 1).data;
+  return [canvas, pen];
+};
+
+const numberIn = (pen) => {
+  const row = pen.getImageData(0, SIDE / 2, BITS * SIDE, 1).data;
   let number = 0;
   for (let bit = 0; bit < BITS; bit++) number = 2 * number + (row[4 * (bit + 0.5) * SIDE] > 127);
+  return number;
+};
+
+/** The number in a video's picture, and some of the picture below it, 0 to 255. */
+window.look = (video) => {
+  const [canvas, pen] = copied(video, video.videoHeight ?? video.height);
+  const number = numberIn(pen);
   const picture = pen.getImageData(0, SIDE, canvas.width, canvas.height - SIDE).data;
   const pixels = [];
   for (let at = 0; at < picture.length; at += 4 * 97) pixels.push(picture[at], picture[at + 1], picture[at + 2]);
@@ -49,6 +59,37 @@ window.shown = (count) =>
       else done(seen);
     };
     video().requestVideoFrameCallback(each);
+  });
+
+/** Notes the number of each picture that is shown from now on; noted() has them, and what the browser has counted meanwhile. */
+window.note = () => {
+  const shown = video(), numbers = [], quality = () => shown.getVideoPlaybackQuality().droppedVideoFrames;
+  let before, begun, presented, ended;
+  const dropped = quality();
+  const each = (now, data) => {
+    begun ??= now;
+    before ??= data.presentedFrames - 1;
+    [presented, ended] = [data.presentedFrames - before, now];
+    numbers.push(numberIn(copied(shown, SIDE)[1]));
+    shown.requestVideoFrameCallback(each);
+  };
+  shown.requestVideoFrameCallback(each);
+  window.noted = () => ({ numbers, presented, dropped: quality() - dropped, seconds: (ended - begun) / 1000 });
+};
+
+/** Numbers of so many pictures that are drawn on a canvas, and the seconds that they take. */
+window.drawn = (canvas, count) =>
+  new Promise((done) => {
+    const numbers = [], pen = canvas.getContext("2d"), draw = pen.drawImage;
+    let begun;
+    pen.drawImage = (...picture) => {
+      draw.apply(pen, picture);
+      begun ??= performance.now();
+      numbers.push(look(canvas).number);
+      if (numbers.length < count) return;
+      delete pen.drawImage;
+      done({ numbers, seconds: (performance.now() - begun) / 1000 });
+    };
   });
 
 /** Numbers at the times of so many frames that the buffer holds, from a time on; by default the newest. */

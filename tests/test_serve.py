@@ -179,12 +179,24 @@ def test_hls_and_motion_jpeg_show_the_same_video(server):
         with socket.create_connection((host, int(port)), timeout=60) as raw:
             raw.sendall(f"GET /v1/sessions/{id}/mjpeg HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             stream = raw.makefile("rb")
-            while (line := stream.readline()) and not line.startswith(b"Content-Length:"):
-                pass
-            stream.readline()
-            picture = Image.open(io.BytesIO(stream.read(int(line.split(b":")[1]))))
-            picture.load()
-        assert picture.format == "JPEG" and picture.size == (384, 256)
+            found = []
+            while len(found) < 14:  # from the beginning of a chunk into the next one
+                while not stream.readline().startswith(b"--"):
+                    pass
+                header = dict(line.strip().split(b": ") for line in iter(stream.readline, b"\r\n"))
+                picture = Image.open(io.BytesIO(stream.read(int(header[b"Content-Length"]))))
+                picture.load()
+                assert picture.format == "JPEG" and picture.size == (384, 256)
+                found.append((float(header[b"Lolrt-Seconds"]), np.asarray(picture)))
+        times = [seconds for seconds, _ in found]
+        numbers = [round(16 * seconds) for seconds in times]
+        assert numbers == list(range(numbers[0], numbers[0] + 14)) and np.allclose(np.multiply(times, 16), numbers, atol=1e-4)
+        while sum(message["num_frames"] for message, _ in chunks) <= numbers[-1]:
+            chunks += viewer.chunks(1)
+    shown = pictures(viewer.init + b"".join(data for _, data in chunks))
+    for number, (_, picture) in zip(numbers, found, strict=True):
+        differences = [np.abs(shown[at].astype(int) - picture).mean() for at in (number - 1, number, number + 1) if at < len(shown)]
+        assert differences[1] == min(differences) < 6, (number, differences)
 
 
 def test_a_session_starts_from_an_image_and_what_is_none_is_refused(server, quick):

@@ -97,6 +97,7 @@ def _add_models(app: FastAPI, sessions: Sessions, peers: webrtc.Peers) -> None:
             "height": pipe.height,
             "fps": pipe.fps,
             "temporal_factor": pipe.vae.config.temporal_factor,
+            "mime": sessions.factory.mime,
             "webrtc": peers.available,
             "example_prompts": list(pipe.example_prompts),
             "positions": list(positions),

@@ -82,7 +82,7 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
 
 
 async def _motion_jpeg(session: Session, fps: int) -> AsyncIterator[bytes]:
-    """The pictures at the frame rate. A viewer that is slower skips to the newest chunk."""
+    """The pictures at the frame rate, each with its time in the stream. A viewer that is slower skips to the newest chunk."""
     hub = session.hub
     hub.viewers, hub.picture_viewers = hub.viewers + 1, hub.picture_viewers + 1
     try:
@@ -91,10 +91,12 @@ async def _motion_jpeg(session: Session, fps: int) -> AsyncIterator[bytes]:
             if hub.pictures is shown:
                 await hub.changed()
                 continue
-            shown, due = hub.pictures, time.monotonic()
-            for picture in shown:
+            shown, due, newest = hub.pictures, time.monotonic(), hub.fragment(hub.next_sequence - 1)
+            first_frame = newest.about["first_frame"] if newest is not None else 0
+            for number, picture in enumerate(shown, first_frame):
                 await asyncio.sleep(due - time.monotonic())
-                yield b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n" % (BOUNDARY, len(picture), picture)
+                header = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\nLolrt-Seconds: {number / fps:.6f}\r\n"
+                yield b"--%s\r\n%s\r\n%s\r\n" % (BOUNDARY, header.encode(), picture)
                 due = max(due, time.monotonic() - 1 / fps) + 1 / fps
         yield b"--%s--\r\n" % BOUNDARY
     finally:

@@ -31,11 +31,11 @@ export function useToken(text) {
   token = text;
 }
 
-async function request(method, path, body, type = "application/json") {
+async function request(method, path, body, type = "application/json", signal) {
   const headers = { ...(body === undefined ? {} : { "Content-Type": type }), ...(token ? { Authorization: `Bearer ${token}` } : {}) };
   let response;
   try {
-    response = await fetch(path, { method, headers, body: typeof body === "string" || body === undefined ? body : JSON.stringify(body) });
+    response = await fetch(path, { method, headers, signal, body: typeof body === "string" || body === undefined ? body : JSON.stringify(body) });
   } catch {
     throw new Refused(0, "The server does not answer.");
   }
@@ -65,6 +65,8 @@ export async function whep(id, offer) {
   const response = await request("POST", path(id, "/whep"), offer, "application/sdp");
   return { answer: await response.text(), sequence: Number(response.headers.get("Lolrt-Sequence")) };
 }
+/** The stream as motion JPEG; the answer's body goes on. */
+export const pictures = (id, signal) => request("GET", path(id, "/mjpeg"), undefined, undefined, signal);
 export const interact = (id, eventId, prompt, chunks) =>
   json("POST", path(id, "/interactions"), { event_id: eventId, event: { prompt }, transition_chunks: chunks });
 

@@ -276,6 +276,7 @@ async function begin() {
   settings.sink_frames.value = model.window.sink_frames;
   const ways = transports(model);
   by("transports").hidden = ways.length < 2;
+  for (const option of by("transport").options) option.hidden = option.disabled = !ways.includes(option.value);
   by("transport").value = transport();
   listWords();
   for (const id of asked) if (await api.session(id).catch(() => null)) show(id);

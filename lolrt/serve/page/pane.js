@@ -16,8 +16,7 @@ export class Pane {
     this.part(".letter").textContent = letter;
     this.root.setAttribute("aria-label", `Stream ${letter}`);
     for (const button of this.root.querySelectorAll("[data-do]")) button.addEventListener("click", () => does[button.dataset.do](this));
-    this.video = this.part("video");
-    this.stream = new Stream(id, parent?.stream ?? null, newPlayer(this.video, id), () => {
+    this.stream = new Stream(id, parent?.stream ?? null, newPlayer(this.part("video"), id), () => {
       this.draw();
       changed(this);
     });
@@ -36,7 +35,7 @@ export class Pane {
     const now = this.stream.current?.prompt ?? "";
     if (this.part(".now").textContent !== now) {
       this.part(".now").textContent = now;
-      this.video.setAttribute("aria-label", `Stream ${this.letter}: ${now}`);
+      this.stream.player.element.setAttribute("aria-label", `Stream ${this.letter}: ${now}`);
     }
   }
 

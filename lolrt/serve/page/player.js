@@ -13,13 +13,14 @@ const KEPT_SECONDS = 20;
 // Chunks over which the least spare time is taken.
 const WATCHED_CHUNKS = 6;
 
+export const Source = window.ManagedMediaSource ?? window.MediaSource;
+
 export class Player {
   wantsMedia = true;
 
-  /** onshown(chunk, frame): a picture of a chunk is on the screen. */
-  constructor(video, onshown) {
-    this.video = video;
-    this.onshown = onshown;
+  constructor(video) {
+    this.element = video;
+    this.onshown = () => {}; // a picture of a chunk is on the screen, so many seconds into it
     this.shown = 0; // pictures that the browser has put on the screen
     this.stalls = 0;
     this.chunks = []; // {from, to, chunk}: seconds of the media timeline
@@ -40,12 +41,10 @@ export class Player {
     if (this.codec === codec) return;
     this.codec = codec;
     this.init = init;
-    const Source = window.ManagedMediaSource ?? window.MediaSource;
-    if (!Source || !Source.isTypeSupported(codec)) throw new Error(`this browser does not play ${codec}`);
     const source = (this.source = new Source());
-    this.video.disableRemotePlayback = true;
+    this.element.disableRemotePlayback = true;
     this.url = URL.createObjectURL(source);
-    this.video.src = this.url;
+    this.element.src = this.url;
     source.addEventListener("sourceopen", () => {
       if (this.url === null) return; // it was closed meanwhile
       this.buffer = source.addSourceBuffer(codec);
@@ -100,24 +99,24 @@ export class Player {
   appended() {
     const chunk = this.feeding?.chunk;
     this.feeding = null;
-    const ranges = this.video.buffered;
+    const ranges = this.element.buffered;
     if (chunk && ranges.length) {
       const from = ranges.length > 1 && ranges.start(ranges.length - 1) > this.before ? ranges.start(ranges.length - 1) : this.before;
       this.chunks.push({ from: from ?? ranges.start(0), to: this.end(), chunk });
-      this.chunks = this.chunks.filter((each) => each.to > this.video.currentTime - 1);
+      this.chunks = this.chunks.filter((each) => each.to > this.element.currentTime - 1);
       this.advance();
       this.keepUp();
     }
-    if (!this.waiting.length && this.video.currentTime - (ranges.length ? ranges.start(0) : 0) > 2 * KEPT_SECONDS) this.trim(KEPT_SECONDS);
+    if (!this.waiting.length && this.element.currentTime - (ranges.length ? ranges.start(0) : 0) > 2 * KEPT_SECONDS) this.trim(KEPT_SECONDS);
     this.feed();
   }
 
   /** Plays on, with what has just come. */
   advance() {
-    const ranges = this.video.buffered;
+    const ranges = this.element.buffered;
     const newest = ranges.start(ranges.length - 1);
-    const inside = [...Array(ranges.length).keys()].some((i) => ranges.start(i) <= this.video.currentTime && this.video.currentTime < ranges.end(i));
-    if (!this.running || (!inside && this.video.currentTime < newest)) this.video.currentTime = newest; // the beginning, or past a gap
+    const inside = [...Array(ranges.length).keys()].some((i) => ranges.start(i) <= this.element.currentTime && this.element.currentTime < ranges.end(i));
+    if (!this.running || (!inside && this.element.currentTime < newest)) this.element.currentTime = newest; // the beginning, or past a gap
     if (this.running && !this.starved) return this.run();
     if (this.waitingToPlay) return;
     this.waitingToPlay = setTimeout(() => {
@@ -129,56 +128,56 @@ export class Player {
   }
 
   run() {
-    this.video.play().catch(() => {}); // a browser that wants to be asked first
+    this.element.play().catch(() => {}); // a browser that wants to be asked first
   }
 
   keepUp() {
     if (this.held || !this.spare.length) return;
     const tooMuch = Math.min(...this.spare) - SPARE_SECONDS;
-    this.video.playbackRate = Math.min(FASTEST, Math.max(SLOWEST, 1 + RATE_PER_SECOND * tooMuch));
+    this.element.playbackRate = Math.min(FASTEST, Math.max(SLOWEST, 1 + RATE_PER_SECOND * tooMuch));
     if (tooMuch > JUMP_SECONDS) this.catchUp(1);
   }
 
   /** Jumps so that no more than so many seconds are ahead. */
   catchUp(seconds) {
     if (this.running && this.ahead() > seconds) {
-      this.video.currentTime = this.end() - Math.min(1, seconds);
+      this.element.currentTime = this.end() - Math.min(1, seconds);
       this.spare = [];
     }
   }
 
   stalled() {
-    if (!this.running || this.held || this.starved || this.video.seeking) return;
+    if (!this.running || this.held || this.starved || this.element.seeking) return;
     this.stalls += 1;
     this.spare = [];
     this.starved = true; // one longer wait in place of many short ones
-    this.video.pause();
+    this.element.pause();
   }
 
   /** Seconds of video that are there and not played. */
   ahead() {
-    return Math.max(0, (this.end() ?? 0) - this.video.currentTime);
+    return Math.max(0, (this.end() ?? 0) - this.element.currentTime);
   }
 
   end() {
-    const ranges = this.video.buffered;
+    const ranges = this.element.buffered;
     return ranges.length ? ranges.end(ranges.length - 1) : undefined;
   }
 
   trim(seconds) {
-    const end = this.video.currentTime - seconds;
+    const end = this.element.currentTime - seconds;
     if (this.buffer && !this.buffer.updating && end > 0) this.buffer.remove(0, end);
   }
 
   watchPictures() {
-    if (!this.video.requestVideoFrameCallback) return;
+    if (!this.element.requestVideoFrameCallback) return;
     const picture = (_, data) => {
       this.shown = data.presentedFrames;
       const at = this.chunks.findLast((each) => each.from <= data.mediaTime + 1e-3);
       if (at) this.onshown(at.chunk, data.mediaTime - at.from);
-      if (this.url !== null) this.video.requestVideoFrameCallback(picture);
+      if (this.url !== null) this.element.requestVideoFrameCallback(picture);
     };
-    this.video.requestVideoFrameCallback(picture);
+    this.element.requestVideoFrameCallback(picture);
   }
 
   record() {
@@ -197,7 +196,7 @@ export class Player {
     if (this.url) URL.revokeObjectURL(this.url);
     this.url = null;
     this.buffer = null;
-    this.video.removeAttribute("src");
-    this.video.load();
+    this.element.removeAttribute("src");
+    this.element.load();
   }
 }

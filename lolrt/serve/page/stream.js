@@ -89,12 +89,7 @@ export class Stream {
     this.kernel = message.radians ? new PhaseKernel(message.radians) : null;
     if (!this.prompts.length) this.prompts = [{ time: 0, prompt: message.prompt }];
     if (this.state === "broken") this.to("live");
-    try {
-      this.player.start(message.mime, bytes);
-    } catch (error) {
-      this.watch.close();
-      this.to("failed", error.message);
-    }
+    this.player.start(message.mime, bytes);
   }
 
   chunk(message, bytes) {

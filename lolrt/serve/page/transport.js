@@ -1,20 +1,23 @@
-// By what video comes: fragments for Media Source Extensions, or WebRTC.
+// By what video comes: fragments for Media Source Extensions, WebRTC, or pictures.
 
-import { Player } from "./player.js";
+import { PicturePlayer } from "./pictures.js";
+import { Player, Source } from "./player.js";
 import { RtcPlayer } from "./rtc.js";
 
 const KEY = "transport";
-const hasSource = Boolean(window.ManagedMediaSource ?? window.MediaSource);
+const PLAYERS = { buffered: Player, webrtc: RtcPlayer, pictures: PicturePlayer };
 
 let chosen = "buffered";
 
 /** Those that there are for a model of the server's; the first is used unless another was chosen. */
 export function transports(model) {
   const found = [];
-  if (hasSource) found.push("buffered");
+  const buffered = Source?.isTypeSupported(model.mime);
+  if (buffered) found.push("buffered");
   if (model.webrtc && window.RTCPeerConnection) found.push("webrtc");
+  if (!buffered) found.push("pictures"); // every browser has them
   const before = localStorage.getItem(KEY);
-  chosen = found.includes(before) ? before : (found[0] ?? "buffered");
+  chosen = found.includes(before) ? before : found[0];
   return found;
 }
 
@@ -26,4 +29,4 @@ export function choose(name) {
   location.reload();
 }
 
-export const newPlayer = (video, id) => (chosen === "webrtc" ? new RtcPlayer(video, id) : new Player(video));
+export const newPlayer = (video, id) => new PLAYERS[chosen](video, id);
