@@ -62,13 +62,17 @@ def write_whole(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
+class LeftOverError(OutputError):
+    """What an earlier run had written is in the way."""
+
+
 def new_file(path: Path) -> BinaryIO:
-    """Creates a file for writing, and locks it. Raises `lolrt.OutputError` if another process is writing it or has left data in it, and
-    OSError."""
+    """Creates a file for writing, and locks it. Raises `lolrt.OutputError` if another process is writing it, `LeftOverError` if it has left
+    data in it, and OSError."""
     file = locked(path, create=True)
     if os.fstat(file.fileno()).st_size:
         file.close()
-        raise OutputError(f"{path} is what an earlier run had written when it was stopped: move it or remove it, or choose another name")
+        raise LeftOverError(f"{path} is what an earlier run had written when it was stopped: move it or remove it, or choose another name")
     return file
 
 

@@ -300,6 +300,15 @@ def test_the_video_of_a_killed_run_is_kept(tmp_path, prompt):
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("v.partial.mp4", b"hours of video")]
 
 
+def test_who_is_told_of_the_video_of_a_killed_run_is_told_of_its_snapshot(tmp_path, prompt):
+    """A new run removes it, so with the video alone moved away there would be nothing to go on with."""
+    for name in ("v.partial.mp4", "v.snapshot.safetensors"):
+        (tmp_path / name).write_bytes(b"hours of video")
+    told = error_of("generate", prompt, "-o", tmp_path / "v.mp4", "--frames", 9)
+    assert f"or go on with it: lolrt generate --resume {tmp_path / 'v.snapshot.safetensors'}, which is to be moved with it" in told
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_what_a_run_says(tmp_path, prompt):
     path = tmp_path / "v.mp4"
     asked = "generate", prompt, "-o", path, "--frames", 9

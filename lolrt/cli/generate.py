@@ -25,11 +25,12 @@ from lolrt.cli.options import (
     positive,
 )
 from lolrt.cli.progress import KINDS, bar, note
-from lolrt.cli.resumed import given_options, resumed_run
+from lolrt.cli.resumed import beside, given_options, resumed_run
 from lolrt.cli.video import Video, report, write
 from lolrt.cli.without_effect import without_effect
 from lolrt.errors import Error
 from lolrt.fields import integers
+from lolrt.files import LeftOverError
 from lolrt.media import CRF
 
 if TYPE_CHECKING:
@@ -118,7 +119,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def videos_of(arguments: argparse.Namespace) -> list[Video]:
     """The requested videos, with their names. Raises `lolrt.Error` for errors that can be found without a model."""
-    from lolrt.media.output import check_output
     from lolrt.media.writer import goes_on
     from lolrt.session.script import Cue, read_script
 
@@ -140,7 +140,7 @@ def videos_of(arguments: argparse.Namespace) -> list[Video]:
                 cues = [Cue(*cue) for cue in resumed.cues]
             else:
                 cues = read_script(arguments.script) if arguments.script else [Cue(0, prompt)]
-            videos.append(Video(options, cues, resumed, check_output(options.output, arguments.dvr, resumed is not None)))
+            videos.append(Video(options, cues, resumed, path_of(options, resumed is not None)))
     for video in videos:
         check_files(video, several)
     if arguments.save_every and not goes_on(videos[0].path):
@@ -148,6 +148,20 @@ def videos_of(arguments: argparse.Namespace) -> list[Video]:
     if arguments.start and resumed is None:
         check_start(arguments.start)
     return videos
+
+
+def path_of(options: argparse.Namespace, resume: bool) -> Path | None:
+    """See `check_output`. If the video of a run that saved snapshots is in the way, the error also says how to go on with it: a new run
+    would remove its snapshot."""
+    from lolrt.media.output import check_output
+
+    try:
+        return check_output(options.output, options.dvr, resume)
+    except LeftOverError as error:
+        snapshot = beside(options.output, "snapshot.safetensors")
+        if not snapshot.exists():
+            raise
+        raise Error(f"{error}; or go on with it: lolrt generate --resume {snapshot}, which is to be moved with it") from error
 
 
 def numbered(output: str, own: str) -> str:
