@@ -60,6 +60,13 @@ def test_a_reader_of_text_that_goes_away_or_is_full(words):
         assert done.returncode == status and done.stderr.startswith(told) and len(done.stderr.splitlines()) == bool(told), done.stderr
 
 
+def test_a_folder_that_is_gone(tmp_path):
+    """Where the process was started; torch ends the process there, in words of its own."""
+    line = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" -m lolrt info'
+    done = subprocess.run(["sh", "-c", line, sys.executable], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "lolrt was started is gone" in done.stderr
+
+
 def test_a_name_that_the_terminal_has_no_letters_for(tmp_path, prompt):
     path = tmp_path / "café.mp4"
     done = run("generate", prompt, "-o", path, "--frames", 9, env={**os.environ, "PYTHONIOENCODING": "ascii"})

@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str] | None) -> None:
     arguments = parser().parse_args(argv)
     arguments.argv = sys.argv[1:] if argv is None else list(argv)
+    check_folder()
     check_kernels()
     arguments.run(arguments)
 
@@ -68,6 +69,13 @@ def is_out_of_memory(error: Exception) -> bool:
     return (
         of_system or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     )
+
+
+def check_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError:
+        raise Error("the folder in which lolrt was started is gone, and libraries do not load there: change to another one") from None
 
 
 def check_kernels() -> None:
