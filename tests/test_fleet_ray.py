@@ -111,5 +111,5 @@ def test_sessions_go_on_when_their_node_is_killed(quick, quick_model, tmp_path, 
     for seed, id in zip(SEEDS, ids, strict=True):
         assert [message["sequence"] for message, _ in seen[id]] == list(range(CHUNKS))
         assert [hashlib.sha256(data).hexdigest() for _, data in seen[id]] == undisturbed(quick, seed)
-    moved = [id for id in ids if max(int(claim.name) for claim in (tmp_path / id / "claims").iterdir()) > 1]
+    moved = [id for id in ids if max(int(claim.name) for claim in (tmp_path / "fleet" / id / "claims").iterdir()) > 1]
     assert len(moved) == 2  # the sessions of one of two replicas

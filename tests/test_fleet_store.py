@@ -177,4 +177,15 @@ def test_where_sessions_may_be_kept(tmp_path):
     assert isinstance(open_store("memory://x"), FsspecStore)
     with pytest.raises(Error, match="nosuch"):
         open_store("nosuch://x")
-    assert Path(tmp_path / ".scratch").is_dir()
+    assert Path(tmp_path / "fleet" / ".scratch").is_dir()
+
+
+def test_what_is_not_a_sessions_is_not_looked_at_and_not_removed(tmp_path):
+    """In the folder that users name, and where sessions are; among them those of a server without a fleet."""
+    store = open_store(str(tmp_path))
+    kept = [tmp_path / name for name in ("photos/2024/a.jpg", "sessions/s/session.safetensors", "fleet/photos/holidays/a.jpg")]
+    for path in kept:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert store.names("") == ["photos"] and run(take_over("photos", "t"), store) is None
+    assert all(path.exists() for path in kept)

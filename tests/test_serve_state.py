@@ -14,6 +14,7 @@ import pytest
 from serving import PROMPT, Server, Viewer, pictures
 
 import lolrt
+from lolrt.serve.state import Store
 
 pytestmark = pytest.mark.whole
 
@@ -113,6 +114,19 @@ def test_what_cannot_be_brought_back_stays_on_the_disk(quick_model, tmp_path):
     told = log.read_text()
     assert "session damaged stays on the disk" in told and "session other stays on the disk" in told
     assert snapshot.read_bytes() == content
+
+
+def test_what_a_server_did_not_write_stays(tmp_path):
+    """Only what a server has left that was killed before the first snapshot is removed."""
+    folder, store = tmp_path / "sessions", Store(tmp_path, lambda _: None)
+    left = [folder / "left" / name for name in ("chunks/0", "chunks/1.partial", "journal.json", "session.safetensors.7.partial")]
+    others = [folder / name for name in ("photos/2024/a.jpg", "notes/chunks/a.txt", "moved/claims/1")]
+    for path in left + others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert store.ids() == []
+    store.close()
+    assert not (folder / "left").exists() and all(path.exists() for path in others)
 
 
 def test_a_session_goes_on_when_the_disk_is_full(quick_model, tmp_path):

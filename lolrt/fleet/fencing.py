@@ -18,6 +18,7 @@ Each function is a generator of single operations on the store, and of waits, so
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from typing import Any, Protocol, TypeVar
 from lolrt.serve.folder import CHUNKS, JOURNAL, SNAPSHOT
 
 CLAIMS = "claims"
+CLAIMED = re.compile(r"[0-9]+-[0-9A-Za-z]+")
 
 
 class Objects(Protocol):
@@ -101,8 +103,8 @@ def take_over(session: str, token: str) -> Steps[Claim | None]:
     without a snapshot cannot go on, and is removed: nobody has seen anything of it."""
     there = yield _naming(session)
     epochs = yield _naming(f"{session}/{CLAIMS}")
-    if not epochs:  # it has ended; what is there, a former owner has written since
-        for name in there:
+    if not epochs:  # it has ended, and a former owner has written since; or it is no session, and nobody's to remove
+        for name in filter(CLAIMED.fullmatch, there):
             yield _removing(f"{session}/{name}")
         return None
     claim = Claim(session, max(map(int, epochs)) + 1, token)

@@ -13,6 +13,8 @@ from lolrt.errors import Error
 from lolrt.files import sync
 from lolrt.fleet.fencing import Objects
 
+# Where sessions are, in the place that users name. What else is there is not looked at: it is not a fleet's, and is not to be removed.
+SESSIONS = "fleet"
 # Where files are written before they get their names.
 SCRATCH = ".scratch"
 
@@ -30,10 +32,12 @@ class Store(Objects, Protocol):
 
 
 def open_store(url: str) -> Store:
-    """The store at a URL, or in a folder. Raises `lolrt.Error`."""
+    """The store at a URL, or in a folder, in `SESSIONS` there. Raises `lolrt.Error`."""
     protocol, mark, rest = url.partition("://")
     try:
-        return FolderStore(Path(rest if mark else url)) if not mark or protocol == "file" else FsspecStore(url)
+        if mark and protocol != "file":
+            return FsspecStore(f"{url.rstrip('/')}/{SESSIONS}")
+        return FolderStore(Path(rest if mark else url) / SESSIONS)
     except (ImportError, ValueError, OSError) as error:
         raise Error(f"cannot keep sessions in {url}: {error}; choose another place with --state") from error
 

@@ -94,3 +94,12 @@ class Directory:
 
     def delete(self) -> None:
         shutil.rmtree(self._path, ignore_errors=True)
+
+    def is_left_over(self) -> bool:
+        """Whether it is what a server has left that was killed before the first snapshot: nothing but files that a server writes."""
+        own = {JOURNAL, CHUNKS}
+        files = [path.relative_to(self._path) for path in self._path.rglob("*")]
+        return all(
+            str(file) in own or file.suffix == ".partial" or (len(file.parts) == 2 and file.parts[0] == CHUNKS and file.name.isdecimal())
+            for file in files
+        )

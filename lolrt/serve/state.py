@@ -125,12 +125,12 @@ class Store(Keeper):
         return folder
 
     def ids(self) -> list[str]:
-        """The ids of the sessions on the disk. Removes the folders of sessions without a snapshot."""
+        """The ids of the sessions on the disk. Removes the folders of sessions without a snapshot; what is not a server's stays."""
         folders = [path for path in self._folder.iterdir() if ID.fullmatch(path.name)]
         for path in folders:
-            if not (path / SNAPSHOT).exists():
+            if Directory(path).is_left_over():
                 shutil.rmtree(path, ignore_errors=True)
-        return sorted(path.name for path in folders if path.exists())
+        return sorted(path.name for path in folders if (path / SNAPSHOT).exists())
 
     def read(self, id: str) -> Saved:
         return read(id, Directory(self._folder / id))
