@@ -5,7 +5,8 @@
 //       -DLOLRT_VERSION='"0"' -DLOLRT_SHARED_HEADERS='"0"' fuzz/abi.cpp csrc/core/*.cpp csrc/cpu/scalar.cpp -o build/fuzz_abi
 //     build/fuzz_abi -runs=10000000
 //
-// With fuzz/abi.cpp -Llolrt/lib -llolrt -Wl,-rpath,$PWD/lolrt/lib instead of the sources it is the library as built, and its CUDA half.
+// With fuzz/abi.cpp -Llolrt/lib -llolrt -Wl,-rpath,$PWD/lolrt/lib in place of the sources it calls the library as it was built,
+// and its CUDA half.
 //
 // Without libFuzzer -DSTANDALONE, and no `fuzzer`, makes a program that draws the bytes itself: build/fuzz_abi CALLS SEED.
 #include "tensors.h"

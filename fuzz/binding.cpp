@@ -3,8 +3,8 @@
 // as objects that have one to give, and now and then something else altogether.
 //
 //     g++ -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -DSTANDALONE -Icsrc/include -Icsrc
-//       -DLOLRT_VERSION='"0"' -DLOLRT_SHARED_HEADERS='"0"' $(python -m pybind11 --includes) fuzz/binding.cpp csrc/python/module.cpp
-//       csrc/core/*.cpp csrc/cpu/scalar.cpp $(python3-config --embed --ldflags) -o build/fuzz_binding
+//       -DLOLRT_VERSION='"0"' -DLOLRT_SHARED_HEADERS='"0"' $(python -m pybind11 --includes) fuzz/binding.cpp
+//       csrc/python/module.cpp csrc/core/*.cpp csrc/cpu/scalar.cpp $(python3-config --embed --ldflags) -o build/fuzz_binding
 //     ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc build/fuzz_binding CALLS SEED
 //
 // With clang++ -fsanitize=fuzzer,address,undefined and without -DSTANDALONE, libFuzzer draws the bytes.
