@@ -184,7 +184,7 @@ def test_a_clip_is_found_on_whichever_replica_made_it(fleet):
     for id in ids.values():
         while gateway.json("GET", f"/v1/videos/{id}")["status"] != "completed":
             time.sleep(0.05)
-        assert len(pictures(gateway.ask("GET", f"/v1/videos/{id}/content")[2])) == 16
+        assert len(pictures(gateway.ask("GET", f"/v1/videos/{id}/content")[2])) == made.pipe.fps
     gateway.json("DELETE", f"/v1/videos/{ids['a']}")
     assert gateway.ask("GET", f"/v1/videos/{ids['a']}")[0] == 404
     assert gateway.ask("GET", f"/v1/videos/{ids['b']}")[0] == 200

@@ -189,8 +189,10 @@ def test_hls_and_motion_jpeg_show_the_same_video(server):
                 assert picture.format == "JPEG" and picture.size == (384, 256)
                 found.append((float(header[b"Lolrt-Seconds"]), np.asarray(picture)))
         times = [seconds for seconds, _ in found]
-        numbers = [round(16 * seconds) for seconds in times]
-        assert numbers == list(range(numbers[0], numbers[0] + 14)) and np.allclose(np.multiply(times, 16), numbers, atol=1e-4)
+        numbers = [round(viewer.start["fps"] * seconds) for seconds in times]
+        assert numbers == list(range(numbers[0], numbers[0] + 14)) and np.allclose(
+            np.multiply(times, viewer.start["fps"]), numbers, atol=1e-4
+        )
         while sum(message["num_frames"] for message, _ in chunks) <= numbers[-1]:
             chunks += viewer.chunks(1)
     shown = pictures(viewer.init + b"".join(data for _, data in chunks))
