@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import re
 import socket
 import subprocess
@@ -309,3 +310,12 @@ def test_a_run_that_saves_goes_on_with_its_segments(tmp_path, tiny, capsys):
     assert content(tmp_path / "on") == content(tmp_path / "whole")
     assert cli.main([*begin, "-o", str(playlist), "--dvr", "3", "--save-every", "49"]) == 2
     assert "--save-every 49 is longer than the 3 s that --dvr keeps" in capsys.readouterr().err
+
+
+def test_a_name_of_any_bytes(tmp_path):
+    """As file systems have them, of which the playlist names a folder."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/v\xff.m3u8"))
+    with lolrt.VideoWriter(path, 64, 96, FPS) as writer:
+        writer.write(pictures(2 * FPS))
+    named = re.findall(rb"^[^#\n].*$", path.read_bytes(), re.MULTILINE)
+    assert named and all(name.startswith(b"v\xff/") and (path.parent / os.fsdecode(name)).is_file() for name in named)

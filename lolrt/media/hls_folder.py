@@ -112,7 +112,7 @@ class HlsFolder:
             self._remove_segments(expired)
 
     def _write_playlist(self) -> None:
-        write_whole(self.partial_path, str(self._playlist).encode())
+        write_whole(self.partial_path, os.fsencode(str(self._playlist)))  # it has the folder's name, which may be any bytes
 
     def flush(self) -> None:
         pass  # nothing is buffered
