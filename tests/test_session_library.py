@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from commands import output_of, run
 from torch import Tensor
 
 import lolrt
+from lolrt import aot
 from lolrt.aot import package
 
 pytestmark = pytest.mark.slow
@@ -55,9 +57,9 @@ def packaged(pipe: lolrt.Pipeline, tmp_path_factory: pytest.TempPathFactory) -> 
 def embed(program: Path, packaged: Path, pipe: lolrt.Pipeline, tmp_path: Path) -> Callable[..., Tensor]:
     """Runs the program and returns the frames that it wrote, [n, height, width, 3]. No library of Python's may be loaded by it."""
 
-    def run_it(*words: Any) -> Tensor:
+    def run_it(*words: Any, folder: Path = packaged) -> Tensor:
         path = tmp_path / "frames.rgb"
-        command = [str(word) for word in (program, packaged, *words)]
+        command = [str(word) for word in (program, folder, *words)]
         with path.open("wb") as file:
             done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, env=ALONE | {"LD_DEBUG": "files"}, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -80,6 +82,24 @@ def test_a_process_without_python_makes_the_same_frames(
     expected.append(frames_of(stream, CHUNKS - SWITCH))
     frames = embed(CHUNKS, "--seed", 7, "--prompt", packaged / "0.f32", "--then", SWITCH, packaged / "1.f32")
     assert torch.equal(frames, torch.cat(expected))
+
+
+@pytest.mark.parametrize(
+    "rope", [{"positions": "window"}, {"positions": "anchored", "anchor_frames": 12, "frequencies": "yarn", "stretch": 2.0}]
+)
+def test_other_policies_and_samplers_have_the_same_frames_too(
+    rope: dict[str, Any], embed: Callable[..., Tensor], packaged: Path, pipe: lolrt.Pipeline, tmp_path: Path, one_thread: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What is compiled does not depend on them. The sinks are moved from the fifth chunk on."""
+    monkeypatch.setattr(aot, "_compile", lambda module, inputs, path: shutil.copy(packaged / path.name, path))
+    policy = {
+        "rope": replace(pipe.rope, **rope),
+        "sampler": lolrt.Sampler(timesteps=(1000, 500), method="euler", shift=2.0),
+    }
+    aot.package(pipe, tmp_path / "package", **policy)
+    frames = embed(CHUNKS, "--seed", 1, "--prompt", packaged / "0.f32", folder=tmp_path / "package")
+    assert torch.equal(frames, frames_of(pipe.stream(PROMPTS[0], seed=1, **policy), CHUNKS))
 
 
 def test_a_snapshot_of_python_goes_on_without_it(

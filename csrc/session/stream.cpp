@@ -83,12 +83,13 @@ void Stream::follow_switch() {
   if (switch_->recache == LOLRT_RECACHE_NONE) return;
   const int64_t first = switch_->recache == LOLRT_RECACHE_SINKS ? 0 : package_.sink_frames;
   for (const ChunkPages &pages : window_.chunks(first))
-    pass(latents_.index_select(0, own_pages(pages)), package_.later.modulations[-1], pages);
+    pass(latents_.index_select(0, own_pages(pages)), package_.later.modulations[-1], window_.tables(pages));
 }
 
-at::Tensor Stream::pass(const at::Tensor &sample, const at::Tensor &modulation, const ChunkPages &pages) {
-  std::vector<at::Tensor> inputs{
-      sample, modulation, window_.page_table(pages), window_.write_table(pages), window_.rotation(pages), text_pages_};
+at::Tensor Stream::pass(const at::Tensor &sample, const at::Tensor &modulation, const std::vector<at::Tensor> &tables) {
+  std::vector<at::Tensor> inputs{sample, modulation};
+  inputs.insert(inputs.end(), tables.begin(), tables.end());
+  inputs.push_back(text_pages_);
   inputs.insert(inputs.end(), layer_pages_.begin(), layer_pages_.end());
   return package_.run_pass(inputs)[0];
 }
@@ -131,10 +132,11 @@ Chunk Stream::next_chunk() {
   follow_switch();
   const Schedule &schedule = next_frame_ == 0 ? package_.first : package_.later;
   const ChunkPages pages = window_.advance(next_frame_);
+  const std::vector<at::Tensor> tables = window_.tables(pages);
   const int64_t passes = schedule.steps.size(0);
   at::Tensor latents = noise(next_frame_, 0);
   for (int64_t k = 0; k < passes; ++k) {
-    const at::Tensor velocity = pass(latents, schedule.modulations[k], pages);
+    const at::Tensor velocity = pass(latents, schedule.modulations[k], tables);
     check_finite(velocity.sum(), ("pass " + std::to_string(k + 1)).c_str(), next_frame_, package_.chunk_frames);
     latents = sampler_step(latents, velocity, schedule, k, next_frame_);
   }
@@ -142,7 +144,7 @@ Chunk Stream::next_chunk() {
   if (package_.context_noise != 0)
     clean = (1 - package_.context_noise) * latents + package_.context_noise * noise(next_frame_, passes);
   // The cache pass: it writes the K and V of the clean chunk, which later chunks attend to.
-  check_finite(pass(clean, schedule.modulations[passes], pages).sum(), "the cache pass", next_frame_, package_.chunk_frames);
+  check_finite(pass(clean, schedule.modulations[passes], tables).sum(), "the cache pass", next_frame_, package_.chunk_frames);
   latents_.index_copy_(0, own_pages(pages), clean);
   const Chunk chunk{next_frame_, latents, decode(latents, next_frame_)};
   next_frame_ += package_.chunk_frames;

@@ -40,7 +40,8 @@ class Stream {
 
   void use_text(const at::Tensor &prompt);
   void follow_switch();
-  at::Tensor pass(const at::Tensor &sample, const at::Tensor &modulation, const ChunkPages &pages);
+  // tables: Window::tables.
+  at::Tensor pass(const at::Tensor &sample, const at::Tensor &modulation, const std::vector<at::Tensor> &tables);
   at::Tensor noise(int64_t first_frame, int64_t step) const;
   at::Tensor sampler_step(const at::Tensor &sample, const at::Tensor &velocity, const Schedule &schedule, int64_t k,
                           int64_t first_frame) const;

@@ -49,13 +49,11 @@ std::vector<ChunkPages> Window::chunks(int64_t first) const {
   return found;
 }
 
-at::Tensor Window::page_table(const ChunkPages &pages) const {
-  at::Tensor table = at::full({1, package_.sink_frames + package_.recent_frames}, -1, at::kInt);
+std::vector<at::Tensor> Window::tables(const ChunkPages &pages) const {
+  const at::Tensor table = at::full({1, package_.sink_frames + package_.recent_frames}, -1, at::kInt);
   std::copy(pages.pages.begin(), pages.pages.end(), table.data_ptr<int32_t>());
-  return table;
+  return {table, at::tensor(pages.own_pages(), at::kInt), rotation(pages)};
 }
-
-at::Tensor Window::write_table(const ChunkPages &pages) const { return at::tensor(pages.own_pages(), at::kInt); }
 
 // Query position minus page position, [pages, frames]; as `Rope.offsets`.
 std::vector<int64_t> Window::offsets(const ChunkPages &pages) const {

@@ -31,15 +31,15 @@ class Window {
   // All frames in the window and their pages.
   ChunkPages read() const;
 
-  // int32 [1, all pages]: the pages of a chunk; the rest are absent.
-  at::Tensor page_table(const ChunkPages &pages) const;
-  // int32 [chunk frames]: where the chunk's own K and V go.
-  at::Tensor write_table(const ChunkPages &pages) const;
-  // float32 [1 or layers, 1, all pages, frames, heads, pairs, 2].
-  at::Tensor rotation(const ChunkPages &pages) const;
+  // What the passes of a chunk get of its pages:
+  //   page_table   int32 [1, all pages], of which the rest are absent
+  //   write_table  int32 [chunk frames]: where the chunk's own K and V go
+  //   rotation     float32 [1 or layers, 1, all pages, frames, heads, pairs, 2]
+  std::vector<at::Tensor> tables(const ChunkPages &pages) const;
 
  private:
   std::vector<int64_t> offsets(const ChunkPages &pages) const;
+  at::Tensor rotation(const ChunkPages &pages) const;
 
   const Package &package_;
   lolrt_pool *pool_ = nullptr;
