@@ -114,6 +114,19 @@ def test_two_writers_of_one_file(tmp_path):
         writer.write(stripes(64, 128))
 
 
+@pytest.mark.parametrize("step", ["cut", "finish"])
+def test_a_file_that_is_removed_while_it_grows(step, tmp_path):
+    """The error does not send anybody to it."""
+    told = (
+        r"cannot go on writing .*v\.mp4: No such file or directory; .*v\.partial\.mp4, which had what was written, was removed meanwhile$"
+    )
+    with pytest.raises(lolrt.OutputError, match=told), lolrt.VideoWriter(tmp_path / "v.mp4", 64, 128, 16) as writer:
+        writer.write(stripes(64, 128))
+        (tmp_path / "v.partial.mp4").unlink()
+        if step == "cut":
+            writer.cut()
+
+
 def test_what_a_killed_run_has_left_is_not_overwritten(tmp_path):
     partial = tmp_path / "v.partial.mp4"
     partial.write_bytes(b"hours of video")

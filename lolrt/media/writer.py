@@ -139,7 +139,12 @@ class VideoWriter:
         reason = getattr(error, "strerror", None) or error
         if isinstance(self._destination, StandardOutput):
             return OutputError(f"standard output is gone: {reason}")
-        written = f"what was written is in {self.partial_path}" if self._encoder.has_pictures else "nothing was written"
+        if not self._encoder.has_pictures:
+            written = "nothing was written"
+        elif isinstance(error, FileNotFoundError):
+            written = f"{self.partial_path}, which had what was written, was removed meanwhile"
+        else:
+            written = f"what was written is in {self.partial_path}"
         return OutputError(f"cannot go on writing {self._destination.name}: {reason}; {written}")
 
     def __enter__(self) -> VideoWriter:
