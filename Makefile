@@ -2,12 +2,11 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-PROMPT ?= a red car by the sea at sunrise
 
 .PHONY: demo test test-fast test-slow dev lint lint-python lint-types lint-imports lint-cxx lint-deploy hooks format sanitize aarch64 docs figures bench bench-quick clean
 
 demo: .venv/installed
-	$(BIN)/lolrt generate "$(PROMPT)" -o out/demo.mp4 --seconds 20
+	$(BIN)/lolrt generate --model journey --script examples/journey.txt -o out/demo.mp4 --seconds 120
 
 # Tests have three tiers: fast ones have no mark, the others are marked `whole` or `slow` (CONTRIBUTING.md).
 test: .venv/installed
