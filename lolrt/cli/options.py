@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-MODEL_HELP = "the name of an embedded model, or a folder, a file, or a .toml file with the parts of one"
+MODEL_HELP = "an embedded model, tiny or journey; or a folder, a file, or a .toml file with the parts of one"
 
 
 class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):

@@ -21,7 +21,9 @@ CARD = """# journey: an endless way through six places
 
 A causal video diffusion transformer and a causal 3D VAE of Wan2.1's topology in miniature, trained from scratch by
 `python -m lolrt.train.journey` on video that the script draws itself. {width} x {height} pixels, {fps} frames a second: a camera that
-travels with a {subjects}. {summary}
+travels with a {subjects}.
+
+{summary}
 
 Prompts are words of a small vocabulary; each group may be left out, and without a time the day goes round:
 
@@ -37,8 +39,8 @@ pictures or videos of others were used.
 - Latent space: principal components of 4 x 8 x 8 x RGB groups, in closed form ({z_dim} channels).
 - VAE ({vae_parameters:.1f} M parameters): decoder and encoder trained apart against those latents, then together.
 - DiT ({dit_parameters:.1f} M parameters): flow matching with teacher forcing; every chunk of 3 sees the 3 sink frames and the 6 before
-  it. In the last {own_past} % of each training's time, every second step sees a past that the model itself made from a noised one
-  (self-resampling, arXiv 2512.15702).
+  it. In the last {own_past} % of the time of the last training, every second step sees a past that the model itself made from a noised
+  one (self-resampling, arXiv 2512.15702).
 
 ## Cost
 {cost}
@@ -121,7 +123,7 @@ def summary(measured: dict[str, Any]) -> str:
     own = [mean(video["right"]) for video in found["videos"] if video["policy"] == OWN]
     return (
         f"In {len(own)} videos of {found['minutes']} minutes, {_percent(mean(own))} % of the chunks show exactly one whole subject of the "
-        f"right kind and colour (the worst video: {_percent(min(own))} %)."
+        f"right kind\nand colour (the worst video: {_percent(min(own))} %)."
     )
 
 
