@@ -131,7 +131,7 @@ def test_sizes_show_in_the_tensors_where_there_is_no_config(wan_folder, small_di
 def test_paths_that_do_not_exist(tmp_path):
     with pytest.raises(lolrt.CheckpointError, match="does not exist"):
         lolrt.load_dit(tmp_path / "nowhere")
-    with pytest.raises(lolrt.Error, match=r"neither an embedded model \(tiny\) nor a path"):
+    with pytest.raises(lolrt.Error, match=r"neither an embedded model \(journey, tiny\) nor a path"):
         lolrt.load("huge")
     with pytest.raises(lolrt.Error, match="load_dit"):
         lolrt.load(tmp_path)

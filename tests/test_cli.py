@@ -99,7 +99,7 @@ def test_memory_that_does_not_suffice_is_one_line(error, monkeypatch, capsys):
 def test_wrong_input_is_one_clear_line(tmp_path, prompt, data):
     out = tmp_path / "v.mp4"
     assert "unicorn" in (line := error_of("generate", "a red unicorn", "-o", out)) and "vocabulary" in line
-    assert "neither an embedded model (tiny) nor a path" in error_of("generate", prompt, "-o", out, "--model", "huge")
+    assert "neither an embedded model (journey, tiny) nor a path" in error_of("generate", prompt, "-o", out, "--model", "huge")
     assert "ends in .mp4" in error_of("generate", "a red unicorn", "-o", tmp_path / "v.avi")  # reported before any text is encoded
     (tmp_path / "blocked").write_text("a file, where a folder should be")
     assert "cannot write" in error_of("generate", prompt, "-o", tmp_path / "blocked" / "v.mp4")
