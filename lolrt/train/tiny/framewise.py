@@ -1,6 +1,6 @@
 """Command line: makes `tiny` frame-wise. Its training goes on with chunks of one latent frame, for the laboratory.
 
-    python -m lolrt.train.tiny.framewise --work build/framewise           # about an hour on one core; leaves build/framewise/model
+    python -m lolrt.train.tiny.framewise --work build/framewise           # leaves build/framewise/model
     lolrt lab experiment baseline --model build/framewise/model           # what returns, and what jitter does
 
 The runtime's window stays as it was: 3 sink frames, and the 8 frames before the one that is made. The model is not distilled: a frame
