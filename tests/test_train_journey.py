@@ -1,6 +1,7 @@
 """`journey`: its world does what its labels say, however it is asked for, and its training computes what the runtime does."""
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from runtime_flow import runtime_flow
 import lolrt
 from lolrt.models.dit import CausalDiT
 from lolrt.models.vae.wan import CausalVAE
-from lolrt.train.card import cost
+from lolrt.session.script import parse_script
+from lolrt.train.card import MEASURED, cost
 from lolrt.train.codec_pca import PCACodec, load_codec, to_unit
+from lolrt.train.journey.card import summary, write_card
 from lolrt.train.journey.data import CLIP_LATENTS, SINK_FRAMES, Clip, draw_clip, encode_clip, video_frame
 from lolrt.train.journey.export import export
 from lolrt.train.journey.landscape import labels, render
@@ -201,6 +204,15 @@ def test_the_shipped_model_is_the_scripts_and_its_training_can_go_on(tmp_path: P
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 25e6
     text = json.loads((folder / "text.json").read_text())
     assert text["groups"] == all_words(VOCABULARY, FILLER)
+    shutil.copytree(folder, tmp_path / "card")
+    write_card(tmp_path / "card")
+    assert (tmp_path / "card" / "README.md").read_text() == (folder / "README.md").read_text()
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert summary(json.loads((folder / MEASURED).read_text())) in " ".join(readme.split())
+    pipe = lolrt.load("journey")
+    script = parse_script((Path(__file__).parents[1] / "examples" / "journey.txt").read_text(), "journey.txt")
+    for told in (*pipe.example_prompts, *(cue.prompt for cue in script)):
+        pipe.encode_text(told)
     start_from(folder, CausalDiT(plan.dit))
     take_over(folder, tmp_path)
     vae, codec = CausalVAE(plan.vae), load_codec(tmp_path)

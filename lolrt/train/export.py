@@ -38,13 +38,13 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     wan = {"_class_name": "WanModel", "model_type": "t2v", "qk_norm": True, "cross_attn_norm": True}
     _write_json(out / "config.json", {**wan, **asdict(dit)})
-    dit_tensors = torch.load(dit_weights)["averaged"]
-    _write_weights(out / "diffusion_pytorch_model.safetensors", _rows_in_8_bits(dit_tensors) if in_8_bits else dit_tensors)
+    stored = _rows_in_8_bits if in_8_bits else _bfloat16
+    _write_weights(out / "diffusion_pytorch_model.safetensors", stored(torch.load(dit_weights)["averaged"]))
     _write_json(out / "vae_config.json", asdict(vae))
-    _write_weights(out / "vae.safetensors", torch.load(vae_weights)["averaged"])
+    _write_weights(out / "vae.safetensors", _bfloat16(torch.load(vae_weights)["averaged"]))
     words, table = word_table(vocabulary, seed)
     _write_json(out / "text.json", {"groups": all_words(vocabulary, filler), "words": words, "text_len": dit.text_len})
-    _write_weights(out / "text.safetensors", {"embedding.weight": table})
+    _write_weights(out / "text.safetensors", _bfloat16({"embedding.weight": table}))
     _write_json(out / "model.json", settings)
 
 
@@ -52,9 +52,13 @@ def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def _bfloat16(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.bfloat16() for name, tensor in tensors.items()}
+
+
 def _rows_in_8_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All matrices but the head's in ComfyUI's int8 format; what is not a matrix stays as it is."""
-    stored = dict(tensors)
+    """All matrices but the head's in ComfyUI's int8 format; the rest in bfloat16."""
+    stored = _bfloat16(tensors)
     for name, tensor in tensors.items():
         if tensor.dim() == 2 and name.endswith(".weight") and not name.startswith("head."):
             layer = name.removesuffix("weight")
@@ -63,9 +67,5 @@ def _rows_in_8_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
-    def stored(name: str, tensor: Tensor) -> Tensor:
-        keeps = not tensor.is_floating_point() or name.endswith("weight_scale")
-        return (tensor if keeps else tensor.bfloat16()).contiguous()
-
-    save_file({name: stored(name, tensor) for name, tensor in tensors.items()}, path)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     path.chmod(0o644)  # safetensors writes files that only the owner can read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -93,7 +94,7 @@ def write_card(out: Path) -> None:
             height=HEIGHT,
             fps=FPS,
             subjects=_either(text.values(VOCABULARY, "subject")),
-            summary=summary(measured),
+            summary=textwrap.fill(summary(measured), 138),
             vocabulary="\n".join(f"- {group}: {', '.join(words)}" for group, words in VOCABULARY.items()),
             clip_latents=CLIP_LATENTS,
             max_gap=MAX_GAP,
@@ -118,12 +119,14 @@ def write_card(out: Path) -> None:
 
 
 def summary(measured: dict[str, Any]) -> str:
-    """What long videos of the model's own policy keep of their subject, in a sentence."""
-    found = measured["long_run"]
-    own = [mean(video["right"]) for video in found["videos"] if video["policy"] == OWN]
+    """What the model's own policy keeps of a subject, and how often a new prompt is seen to be followed."""
+    long_run, switches = measured["long_run"], measured["switches"]["seconds"]
+    videos = (video for video in long_run["videos"] if video["policy"] == OWN)
+    kept = (f"{_percent(mean(video['right']))} % with a {' '.join(video['prompt'].split()[:2])}" for video in videos)
+    shown = (f"{group} {sum(one is not None for one in found)} of {len(found)}" for group, found in switches.items())
     return (
-        f"In {len(own)} videos of {found['minutes']} minutes, {_percent(mean(own))} % of the chunks show exactly one whole subject of the "
-        f"right kind\nand colour (the worst video: {_percent(min(own))} %)."
+        f"Chunks with exactly one whole subject of the right kind and colour, in {long_run['minutes']} minutes: {', '.join(kept)}. "
+        f"Switches that brought the new one: {', '.join(shown)}."
     )
 
 
