@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +10,7 @@ import av
 import numpy as np
 import pytest
 from browser import Browser, Page, chromium
+from proxy import Proxy
 from serving import Server
 from stamped_server import BITS, SIDE
 
@@ -189,59 +187,6 @@ def test_pause_and_go_on(page):
     page.click("[data-do=pause]")
     page.until(f"look(video()).number > {last + 12}")
     assert consecutive(page.js("buffered(25)")["numbers"])
-
-
-def _cut(*sockets: socket.socket) -> None:
-    for each in sockets:
-        with contextlib.suppress(OSError):  # it is cut already
-            each.shutdown(socket.SHUT_RDWR)
-        each.close()
-
-
-class Proxy(threading.Thread):
-    """A network between browser and server that can break."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__(daemon=True)
-        self._port, self._pairs, self._broken = port, [], False
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.start()
-
-    def run(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            if self._broken:
-                near.close()
-                continue
-            far = socket.create_connection(("127.0.0.1", self._port))
-            self._pairs += [near, far]
-            for source, target in ((near, far), (far, near)):
-                threading.Thread(target=self._copy, args=(source, target), daemon=True).start()
-
-    @staticmethod
-    def _copy(source: socket.socket, target: socket.socket) -> None:
-        try:
-            while data := source.recv(1 << 16):
-                target.sendall(data)
-        except OSError:
-            pass
-        finally:
-            _cut(source, target)
-
-    def breaks(self) -> None:
-        self._broken = True
-        _cut(*self._pairs)
-
-    def mends(self) -> None:
-        self._broken, self._pairs = False, []
-
-    def close(self) -> None:
-        self._listener.close()
-        self.breaks()
 
 
 def test_a_viewer_that_was_away_misses_nothing(server, browser):
