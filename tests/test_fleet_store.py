@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 from lolrt.errors import Error
 from lolrt.fleet.fencing import claim_new, end, owns, run, take_over
@@ -28,12 +33,40 @@ def fragment(sequence: int, data: bytes = b"video") -> Fragment:
     return Fragment(sequence, {"seconds": 0.75}, data)
 
 
-@pytest.fixture(params=["folder", "fsspec"])
+@contextlib.contextmanager
+def s3() -> Iterator[None]:
+    """A server of S3's protocol with a bucket named `bucket`, at the address that S3's clients ask meanwhile."""
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in (keys | {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_MAX_ATTEMPTS": "1"}).items():
+            environment.setenv(name, value)
+        S3FileSystem.clear_instance_cache()
+        S3FileSystem().makedirs("bucket", exist_ok=True)  # moto has one memory for all of its servers
+        try:
+            yield
+        finally:
+            server.stop()
+            S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with s3():
+        yield "s3://bucket"
+
+
+@pytest.fixture(params=["folder", "memory", pytest.param("s3", marks=pytest.mark.whole)])
 def store(request, tmp_path) -> Store:
-    if request.param == "folder":
-        return FolderStore(tmp_path / "store")
-    pytest.importorskip("fsspec", reason="needs pip install 'lolrt[fleet]'")
-    return open_store(f"memory://{tmp_path.name}")
+    match request.param:
+        case "folder":
+            return open_store(str(tmp_path / "store"))
+        case "memory":
+            return open_store(f"memory://{tmp_path.name}")
+        case _:
+            return open_store(f"{request.getfixturevalue('bucket')}/{tmp_path.name}")
 
 
 def test_files_are_what_was_written(store, tmp_path):
@@ -57,15 +90,15 @@ def test_files_are_what_was_written(store, tmp_path):
             ask()
 
 
-def test_of_many_who_create_a_file_one_does(tmp_path):
-    store, done = FolderStore(tmp_path), list[bool]()
+def test_of_many_who_create_a_file_one_does(store, tmp_path):
+    done = list[bool]()
     threads = [threading.Thread(target=lambda n=n: done.append(store.create("a/1", f"{n}".encode()))) for n in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(done) == 1 and store.names("a") == ["1"]
-    assert list((tmp_path / ".scratch").iterdir()) == []
+    assert sum(done) == 1 and store.names("a") == ["1"] and store.names("") == ["a"]
+    assert list(tmp_path.glob("store/fleet/.scratch/*")) == []
 
 
 def test_the_next_owner_has_all_that_was_shown_and_the_former_one_stops(store):
@@ -173,11 +206,40 @@ def test_where_sessions_may_be_kept(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(Error, match="--state"):
         open_store(str(tmp_path / "file" / "folder"))
-    pytest.importorskip("fsspec")
     assert isinstance(open_store("memory://x"), FsspecStore)
     with pytest.raises(Error, match="nosuch"):
         open_store("nosuch://x")
     assert Path(tmp_path / "fleet" / ".scratch").is_dir()
+
+
+@pytest.mark.whole
+def test_a_store_that_does_not_answer_raises_oserror(tmp_path):
+    """So that what waits for it tries again. botocore's own errors are others."""
+    with s3():
+        store = open_store("s3://bucket/place")
+        with pytest.raises(Error, match=r"bucket does not exist.*--state"):
+            open_store("s3://another/place")
+    asked = [
+        lambda: store.create("a/1", b""),
+        lambda: store.write("a/1", b""),
+        lambda: store.put(Path(__file__), "a/1"),
+        lambda: store.get("a/1", tmp_path / "a"),
+        lambda: store.read("a/1"),
+        lambda: store.names(""),
+        lambda: store.copy("a/1", "a/2"),
+        lambda: store.remove("a"),
+    ]
+    for ask in asked:
+        with pytest.raises(OSError, match="EndpointConnectionError"):
+            ask()
+
+
+def test_a_store_that_creates_files_twice_is_refused(monkeypatch):
+    """As servers of S3's protocol do that do not know conditional writes."""
+    pipe_file = MemoryFileSystem.pipe_file
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda self, path, value, mode="overwrite": pipe_file(self, path, value))
+    with pytest.raises(Error, match="two replicas could write one session"):
+        open_store("memory://place")
 
 
 def test_what_is_not_a_sessions_is_not_looked_at_and_not_removed(tmp_path):

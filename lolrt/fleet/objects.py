@@ -113,43 +113,59 @@ class FsspecStore:
     """What fsspec opens. The file system has to create files atomically, as s3fs does by conditional writes."""
 
     def __init__(self, url: str) -> None:
-        """Raises ImportError, ValueError or OSError if fsspec cannot open it."""
+        """Raises ImportError, ValueError or OSError if fsspec cannot open it, or it cannot be written, or creates a file that exists."""
         import fsspec
 
         self._files: Any
         self._files, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        probe = f"{SCRATCH}/{uuid.uuid4().hex}"
+        self.create(probe, b"")
+        twice = self.create(probe, b"")
+        self.remove(probe)
+        if twice:
+            raise OSError("it creates a file that exists, so that two replicas could write one session")
+
+    def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """What a method of the file system returns. Whatever it raises is an OSError: libraries of some stores have errors of their own."""
+        try:
+            return getattr(self._files, method)(*arguments, **options)
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
 
     def create(self, name: str, content: bytes) -> bool:
         try:
-            self._files.pipe_file(self._path(name), content, mode="create")
+            self._ask("pipe_file", self._path(name), content, mode="create")
         except FileExistsError:
             return False
         return True
 
     def write(self, name: str, content: bytes) -> None:
-        self._files.pipe_file(self._path(name), content)
+        self._ask("pipe_file", self._path(name), content)
 
     def put(self, path: Path, name: str) -> None:
-        self._files.put_file(str(path), self._path(name))
+        self._ask("put_file", str(path), self._path(name))
 
     def get(self, name: str, path: Path) -> None:
-        self._files.get_file(self._path(name), str(path))
+        self._ask("get_file", self._path(name), str(path))
 
     def read(self, name: str) -> bytes:
-        return self._files.cat_file(self._path(name))
+        return self._ask("cat_file", self._path(name))
 
     def names(self, folder: str) -> list[str]:
         try:
-            return sorted({name.rstrip("/").rpartition("/")[2] for name in self._files.ls(self._path(folder), detail=False)})
+            names = {path.rstrip("/").rpartition("/")[2] for path in self._ask("ls", self._path(folder), detail=False)}
         except (FileNotFoundError, NotADirectoryError):
             return []
+        return sorted(names - {SCRATCH})
 
     def copy(self, source: str, target: str) -> None:
-        self._files.cp_file(self._path(source), self._path(target))
+        self._ask("cp_file", self._path(source), self._path(target))
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self._files.rm(self._path(name), recursive=True)
+            self._ask("rm", self._path(name), recursive=True)
