@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import hypothesis
 import pytest
 
 from lolrt.fleet.lease import Beat, Holding, LeaseTable, Orders
@@ -185,3 +186,33 @@ def test_a_viewer_sees_one_connection():
 )
 def test_how_many_replicas(loads, wanted):
     assert replicas_wanted(loads) == wanted
+
+
+@hypothesis.given(hypothesis.strategies.randoms(use_true_random=False))
+@hypothesis.settings(max_examples=25)
+def test_many_sessions_go_where_there_is_room(random):
+    """However the table came to be as it is, what lost sessions are given equals what is chosen one by one by looking at all leases."""
+    table, now, ids = LeaseTable(TTL, begun=-100.0), 0.0, [f"s{n}" for n in range(12)]
+    for _ in range(30):
+        now += random.choice((0.1, 1.0, TTL))
+        name = random.choice("abcd")
+        held = {id: lease.epoch + lease.take for id, lease in table.leases.items() if lease.replica == name and random.random() < 0.7}
+        released = frozenset(id for id in held if random.random() < 0.1)
+        beat(table, name, now, held, room=5, released=released, leaving=random.random() < 0.1)
+        table.place(random.choice(ids), now)
+        leases = {id: (one.replica, one.until, one.take or one.epoch == 0) for id, one in table.leases.items()}
+        there = random.sample(ids, 6)
+        table.stored(there, now)
+        for id in sorted(there):
+            if id not in leases or leases[id][1] <= now:
+                rooms = {
+                    name: one.room - sum(replica == name and until > now and coming for replica, until, coming in leases.values())
+                    for name, one in table.replicas.items()
+                    if not one.leaving
+                }
+                best = min(rooms, key=lambda name: (-rooms[name], name), default=None)
+                if best is not None and rooms[best] > 0:
+                    leases[id] = best, now + TTL, True
+        assert {id: (table.leases[id].replica, table.leases[id].until) for id in leases if id in table.leases} == {
+            id: lease[:2] for id, lease in leases.items() if id in table.leases
+        }

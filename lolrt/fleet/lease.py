@@ -10,6 +10,8 @@ the store (`lolrt.fleet.fencing`).
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -77,6 +79,8 @@ class LeaseTable:
     """The sessions that the store had when it was looked into last."""
     _of: dict[str, dict[str, None]] = field(default_factory=dict)
     """The sessions of each replica, in the order in which they came. A beat must not look at all leases."""
+    _coming: dict[str, Lease] = field(default_factory=dict)
+    """The leases of sessions that their replicas have not reported yet. Nor must the choice of a replica look at all leases."""
 
     def beat(self, beat: Beat, now: float) -> Orders:
         """Renews the leases of a replica. Returns what it is to do."""
@@ -89,7 +93,8 @@ class LeaseTable:
                 lease.until = now + self.seconds
             elif session in beat.released:
                 lease.until = now
-                self._assign(session, now)
+                if (best := self._best(now)) is not None:
+                    self._assign(session, best, now)
             elif lease.take and lease.until > now:
                 take.append(session)
             elif lease.epoch > 0 and session not in beat.held:
@@ -150,12 +155,17 @@ class LeaseTable:
         self._of = {name: sessions for name, sessions in self._of.items() if sessions or name in self.replicas}
         for session in [session for session, lease in self.leases.items() if lease.until <= now and session not in there]:
             del self._of[self.leases.pop(session).replica][session]
+            self._coming.pop(session, None)
         if now - self.begun < self.seconds:
             return  # replicas that know an earlier table have not all reported yet
+        rooms = self._rooms(now)
+        heapq.heapify(rooms)
         for session in sorted(there):
             lease = self.leases.get(session)
-            if lease is None or lease.until <= now:
-                self._assign(session, now)
+            if rooms and rooms[0][0] < 0 and (lease is None or lease.until <= now):
+                less, replica = rooms[0]
+                self._assign(session, replica, now)
+                heapq.heapreplace(rooms, (less + 1, replica))
 
     def knows(self, session: str) -> bool:
         """Whether there is, or was a moment ago, such a session."""
@@ -165,12 +175,10 @@ class LeaseTable:
         """The replicas that have reported within a lease's length."""
         return {name: one for name, one in self.replicas.items() if now - one.heard < self.seconds}
 
-    def _assign(self, session: str, now: float) -> None:
-        """Gives a session to a replica with room, if there is one."""
-        replica = self._best(now)
-        if replica is not None:
-            before = self.leases.get(session)
-            self._set(session, Lease(replica, now + self.seconds, 0 if before is None else before.epoch + 1, take=True))
+    def _assign(self, session: str, replica: str, now: float) -> None:
+        """Gives a session that was elsewhere to a replica."""
+        before = self.leases.get(session)
+        self._set(session, Lease(replica, now + self.seconds, 0 if before is None else before.epoch + 1, take=True))
 
     def _set(self, session: str, lease: Lease) -> None:
         before = self.leases.get(session)
@@ -178,16 +186,20 @@ class LeaseTable:
             del self._of[before.replica][session]
         self.leases[session] = lease
         self._of.setdefault(lease.replica, {})[session] = None
+        if lease.take or lease.epoch == 0:
+            self._coming[session] = lease
+        else:
+            self._coming.pop(session, None)
+
+    def _rooms(self, now: float) -> list[tuple[int, str]]:
+        """Minus the room of each replica that does not leave, less what it has not reported yet; and its name."""
+        coming = Counter(lease.replica for lease in self._coming.values() if lease.until > now)
+        return [(coming[name] - one.room, name) for name, one in self.alive(now).items() if not one.leaving]
 
     def _best(self, now: float) -> str | None:
-        """The replica with the most room, less what it has not reported yet."""
-        coming: dict[str, int] = {}
-        for lease in self.leases.values():
-            if lease.until > now and (lease.take or lease.epoch == 0):
-                coming[lease.replica] = coming.get(lease.replica, 0) + 1
-        rooms = {name: one.room - coming.get(name, 0) for name, one in self.alive(now).items() if not one.leaving}
-        best = max(sorted(rooms), key=lambda name: rooms[name], default=None)
-        return best if best is not None and rooms[best] > 0 else None
+        """The replica with the most room, if any has some."""
+        less, best = min(self._rooms(now), default=(0, None))
+        return best if less < 0 else None
 
 
 @dataclass
