@@ -61,8 +61,20 @@ class Viewer:
 
 
 class Fleet:
-    def __init__(self, seed: int, trace: bool = False, *, replicas: int = 3, sessions: int = 3, forgets: bool = False) -> None:
-        self.world, self.forgets = World(seed, trace), forgets
+    def __init__(
+        self,
+        seed: int,
+        trace: bool = False,
+        *,
+        replicas: int = 3,
+        sessions: int = 3,
+        places: int | None = None,
+        forgets: bool = False,
+        answer: float | None = None,
+    ) -> None:
+        """places: of each replica; by default one more than are needed without one of the replicas. answer: of the lease service, as of
+        `Host`."""
+        self.world, self.forgets, self.answer = World(seed, trace), forgets, answer
         self.random = self.world.random
         self.costs: dict[str, int] = {}
         """What lost writes have cost each session: cuts, chunks that its viewer has missed, and its end."""
@@ -70,7 +82,7 @@ class Fleet:
         """By which epoch each chunk was first shown, and what it was."""
         self.numbers = itertools.count()
         self.ids = [f"s{number}" for number in range(sessions)]
-        self.places = -(-sessions // max(1, replicas - 1)) + 1
+        self.places = -(-sessions // max(1, replicas - 1)) + 1 if places is None else places
         self.new_table()
         self.replicas: list[Replica] = []
         for _ in range(replicas):
@@ -240,7 +252,7 @@ class Service(Host):
     """The lease service."""
 
     def __init__(self, fleet: Fleet) -> None:
-        super().__init__("service", clock=fleet.random.uniform(-1e6, 1e6))
+        super().__init__("service", clock=fleet.random.uniform(-1e6, 1e6), answer=fleet.answer)
         self.fleet = fleet
         self.table = LeaseTable(LEASE_SECONDS, self.time)
         fleet.world.start(self, self.look())
@@ -253,7 +265,7 @@ class Service(Host):
         while True:
             try:
                 sessions = yield lambda store: store.names("")
-                self.table.stored(sessions, self.time)
+                self.fleet.world.work(self, functools.partial(self.table.stored, sessions, self.time))
             except OSError:
                 pass
             yield LEASE_SECONDS / 8

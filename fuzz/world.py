@@ -9,6 +9,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+import time
+from collections import defaultdict
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +31,9 @@ class Host:
     stopped_until: float = 0.0
     clock: float = 0.0
     """What its clock shows more than the true time."""
+    answer: float | None = None
+    """Seconds that each answer takes it beside its computing, which is measured: it answers one question after another. None: no time."""
+    busy_until: float = 0.0
 
 
 Steps = Generator[Any, Any, Any]
@@ -44,7 +49,8 @@ class World:
         self.peaceful = False
         self.cuts: dict[tuple[str, str], float] = {}
         """Until when two are cut off from each other."""
-        self.files: dict[str, bytes] = {}
+        self.files: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
+        """The store: of each session, the files by the rest of their names."""
         self.lost: list[str] = []
         """The files whose last write the store has lost, though it had returned."""
         self._written: tuple[str, bytes | None] | None = None
@@ -126,26 +132,37 @@ class World:
             of = question.of()
             if of is None or not of.alive or of.stopped_until > self.now or self.cut(host.name, of.name):
                 return
-            found = question.ask()
+            found, seconds = self.work(of, question.ask)
             if not self.cut(host.name, of.name) and (self.peaceful or self.random.random() > 0.02):
-                self.after(self.delay(), lambda: answer(found, None))
+                self.after(self.delay() + seconds, lambda: answer(found, None))
 
         for _ in range(2 if not self.peaceful and self.random.random() < 0.03 else 1):
             if self.peaceful or self.random.random() > 0.02:
                 self.after(self.delay(), arrive)
         self.after(2.0, lambda: answer(None, OSError("no answer")))
 
+    def work(self, host: Host, act: Callable[[], Any]) -> tuple[Any, float]:
+        """What a host computes, and in how many seconds it will have done so, behind all that it was asked before."""
+        begun = time.perf_counter()
+        found = act()
+        if host.answer is None:
+            return found, 0.0
+        host.busy_until = max(host.busy_until, self.now) + host.answer + time.perf_counter() - begun
+        return found, host.busy_until - self.now
+
     # The store: `lolrt.fleet.fencing.Objects`.
 
     def create(self, name: str, content: bytes) -> bool:
-        if name in self.files:
+        session, _, rest = name.partition("/")
+        if rest in self.files[session]:
             return False
         self.write(name, content)
         return True
 
     def write(self, name: str, content: bytes) -> None:
-        self._written = name, self.files.get(name)
-        self.files[name] = content
+        session, _, rest = name.partition("/")
+        self._written = name, self.files[session].get(rest)
+        self.files[session][rest] = content
 
     def lose_last_write(self) -> None:
         """As a store does that answers before it has written, and then stops; it loses one write at a time."""
@@ -153,28 +170,35 @@ class World:
             return
         name, before = self._written
         self._written = None
-        if name in self.files:  # and was not removed since
+        session, _, rest = name.partition("/")
+        if rest in self.files[session]:  # and was not removed since
             self.tell("the store loses", name)
             self.lost.append(name)
-            del self.files[name]
+            del self.files[session][rest]
             if before is not None:
-                self.files[name] = before
+                self.files[session][rest] = before
 
     def read(self, name: str) -> bytes:
-        if name not in self.files:
+        session, _, rest = name.partition("/")
+        if rest not in self.files[session]:
             raise FileNotFoundError(name)
-        return self.files[name]
+        return self.files[session][rest]
 
     def names(self, folder: str) -> list[str]:
-        start = f"{folder}/" if folder else ""
-        return sorted({name[len(start) :].partition("/")[0] for name in self.files if name.startswith(start)})
+        if not folder:
+            return sorted(session for session, files in self.files.items() if files)
+        session, _, rest = folder.partition("/")
+        start = f"{rest}/" if rest else ""
+        return sorted({name[len(start) :].partition("/")[0] for name in self.files[session] if name.startswith(start)})
 
     def copy(self, source: str, target: str) -> None:
         self.write(target, self.read(source))
 
     def remove(self, name: str) -> None:
-        for found in [one for one in self.files if one == name or one.startswith(f"{name}/")]:
-            del self.files[found]
+        session, _, rest = name.partition("/")
+        files = self.files[session]
+        for found in [one for one in files if not rest or one == rest or one.startswith(f"{rest}/")]:
+            del files[found]
 
 
 @dataclass
