@@ -110,7 +110,7 @@ class _Pass(nn.Module):
 
 def _pass_inputs(session: Session) -> tuple[Any, ...]:
     """Inputs of `_Pass` over a whole window, of the right shapes."""
-    window, config, pool = session.config.window, session.engine.dit.config, session.engine.pool
+    window, config, pool = session.config.window, session.model.dit.config, session.engine.pool
     frames, pages = window.chunk_frames, window.pages
     tables = len(session.increments), 1, pages, frames, config.num_heads, config.temporal_pairs, 2
     page_table = torch.arange(pages, dtype=torch.int32)
@@ -164,7 +164,7 @@ def _stream(pipe: Pipeline, stream: LatentStream, vae_state: list[str]) -> dict[
     session, config, engine = stream.session, stream.config, stream.engine
     sampler, rope, window = config.sampler, config.rope, config.window
     first = sampler.first if sampler.first_timesteps else sampler
-    model = {**engine.description, "vae": pipe.vae.description}
+    model = {**session.description, "vae": pipe.vae.description}
     return {
         "format": FORMAT,
         "description": json.dumps({"config": to_plain(config), "model": model}, sort_keys=True),
@@ -185,8 +185,8 @@ def _stream(pipe: Pipeline, stream: LatentStream, vae_state: list[str]) -> dict[
         "increments": torch.from_numpy(session.increments.view("int64")),  # units of 2^-64 turns, unsigned
         "context_noise": sampler.context_noise,
         "first_steps": first.steps,
-        "first_modulations": torch.stack(engine.modulations(first.model_timesteps)),
+        "first_modulations": torch.stack(session.model.modulations(first.model_timesteps)),
         "steps": sampler.steps,
-        "modulations": torch.stack(engine.modulations(sampler.model_timesteps)),
+        "modulations": torch.stack(session.model.modulations(sampler.model_timesteps)),
         "vae_state": vae_state,
     }

@@ -209,7 +209,7 @@ def plan(
         opened = [Session(engine, torch.zeros(1, dit.text_dim), config) for _ in range(sessions)]
         session = opened[0]
         stream["keys and values of the text"] = sessions * engine.session_bytes
-        stream["modulations"] = _bytes(engine.modulations(config.sampler.model_timesteps))
+        stream["modulations"] = _bytes(session.model.modulations(config.sampler.model_timesteps))
         stream[f"{sessions * window.pool_pages} pages of {dit.num_layers} layers"] = engine.pool.pages.nbytes
         stream["rotation tables"] = sum(one.rotation.nbytes for one in opened) + engine.spatial_rotation(rope.theta).nbytes
         stream["latents of the pages"] = engine.latents.nbytes
@@ -247,7 +247,7 @@ def plan(
 
 def _pass_over_a_full_window(session: Session, sample: Tensor) -> PassInputs:
     """A pass with the probe, as soon as the window is full and no frame has left it."""
-    window, config = session.config.window, session.engine.dit.config
+    window, config = session.config.window, session.model.dit.config
     size, first_frame = window.chunk_frames, 0
     for end in range(window.pages % size or size, window.pages + 1, size):
         pages = session.window.advance(first_frame, end - first_frame)

@@ -170,12 +170,48 @@ def test_files_that_have_changed_since_are_told_and_the_stream_goes_on_as_it_was
     assert torch.equal(latents(changed, 2), expected) and torch.equal(latents(fresh, 2), expected)
 
 
+def test_streams_of_one_engine_have_adapters_of_their_own(files):
+    """Each has the bits of a stream that is alone with them, from its first chunk or from a later one on, and goes on from its snapshot."""
+    dit, a, b = lolrt.load_dit(files / "model", torch.float32), files / "a.safetensors", files / "b.safetensors"
+    engine = lolrt.Engine(dit, 8, 8, pages=5 * WINDOW.pool_pages, sessions=5, batch_invariant=True)
+    with_a = with_lora(dit, a)
+
+    def opened(seed: int, own: lolrt.CausalDiT) -> lolrt.LatentStream:
+        return lolrt.LatentStream.of(engine, PROMPT, stream(dit, seed=seed).config, dit=own)
+
+    shared = [opened(seed, own) for seed, own in enumerate((dit, dit, with_a, with_a))]
+    alone = [stream(dit, seed=i) for i in range(4)]
+    for i in (2, 3):
+        alone[i].set_lora(a)
+    made: list[list[Tensor]] = [[] for _ in shared]
+    saved = None
+    for number in range(5):
+        if number == 2:
+            shared[1].set_lora(b)
+            saved = shared[2].snapshot()
+        left = set(range(4))
+        while left:
+            ready = sorted(left)
+            for i, chunk in zip(ready, engine.step([shared[i].session for i in ready]), strict=True):
+                assert not isinstance(chunk, Exception)
+                if chunk is not None:
+                    made[i].append(chunk.latents)
+                    left.remove(i)
+    expected = [latents(alone[0], 5), latents(alone[1], 2), latents(alone[2], 5), latents(alone[3], 5)]
+    alone[1].set_lora(b)
+    expected[1] = torch.cat([expected[1], latents(alone[1], 3)])
+    assert all(torch.equal(torch.cat(own), other) for own, other in zip(made, expected, strict=True))
+    assert shared[2].session.model is shared[3].session.model and shared[0].dit is dit and shared[1].dit is not dit
+    assert saved is not None and saved.model["lora"] == ["a.safetensors:1"]
+    with pytest.raises(lolrt.Error, match="lora"):
+        opened(2, dit).restore(saved)
+    again = opened(2, with_a)
+    again.restore(saved)
+    assert torch.equal(latents(again, 3), torch.cat(made[2][2:]))
+
+
 def test_what_cannot_change_is_told(files):
     dit = lolrt.load_dit(files / "model", torch.float32)
-    engine = lolrt.Engine(dit, 8, 8, pages=2 * WINDOW.pool_pages, sessions=2)
-    shared = lolrt.LatentStream.of(engine, PROMPT, stream(dit).config)
-    with pytest.raises(lolrt.Error, match="shares its engine with others"):
-        shared.set_lora(files / "a.safetensors")
     alone = stream(dit)
     alone.engine.step([alone.session])
     with pytest.raises(lolrt.Error, match="a chunk of this session is on its way"):

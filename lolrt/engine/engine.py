@@ -33,21 +33,58 @@ class Steps(Protocol[Result]):
     def passed(self, flow: Tensor) -> Result | None:
         """Takes the flow of that pass. Returns the result if it was the last pass. The flow is valid only during the call."""
 
+    @property
+    def model(self) -> Model:
+        """The model whose passes these are."""
+
 
 class Modulations(list[Tensor]):
     """The tensors of `CausalDiT.modulations`. Sessions with the same timesteps share them."""
 
 
+class Model:
+    """The weights of one or more sessions, and what these sessions share."""
+
+    def __init__(self, dit: CausalDiT) -> None:
+        self.dit = dit
+        self._modulations: weakref.WeakValueDictionary[tuple[float, ...], Modulations] = weakref.WeakValueDictionary()
+        # CUDA graphs cannot have the exchanges between ranks.
+        self._graphs = GraphedPasses(dit) if dit.device.type == "cuda" and dit.ulysses is None else None
+
+    def run(self, inputs: PassInputs) -> Tensor:
+        """Runs a pass; see `CausalDiT.forward`."""
+        return (self._graphs if self._graphs is not None and inputs.steady else self.dit)(inputs)
+
+    def modulations(self, timesteps: Tensor) -> Modulations:
+        """The modulations of timesteps, computed once for all sessions with the same timesteps."""
+        key = tuple(timesteps.tolist())
+        found = self._modulations.get(key)
+        if found is None:
+            found = self._modulations[key] = Modulations(self.dit.modulations(timesteps))
+        return found
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """The properties of the weights that a session depends on."""
+        return {
+            **({"lora": list(self.dit.adapters)} if self.dit.adapters else {}),
+            "fingerprint": fingerprint(self.dit.state_dict()).hexdigest(),
+            "dtype": str(self.dit.dtype).removeprefix("torch."),
+            **({"linear": self.dit.linear} if self.dit.linear != "full" else {}),
+        }
+
+
 class Engine:
-    """Runs the passes of one model on frames of one size, and holds the memory of all its sessions.
+    """Runs the passes of models of one architecture on frames of one size, and holds the memory of all its sessions.
 
-    It deals with pages and passes, not with prompts, files or clocks. Sessions can join and leave between any two passes.
+    It deals with pages and passes, not with prompts, files or clocks. Sessions can join and leave between any two passes. Sessions with
+    adapters have weights of their own.
 
-    dit: the model. height, width: the size of a latent frame, in latent pixels. pages: the number of pages of the KV cache, for all
-    sessions together. sessions: the number of prompts that it has room for. kv_dtype: the dtype of the pages, by default the model's;
-    torch.float8_e4m3fn, on CUDA, halves their memory. batch_invariant: the matrix products of each session are computed separately, so
-    that on the CPU no bit depends on the other sessions, even where torch's products depend on the number of rows. Raises `lolrt.Error`
-    when the sizes do not fit the model, and where such pages are not supported.
+    dit: the model of sessions that have no other. height, width: the size of a latent frame, in latent pixels. pages: the number of pages
+    of the KV cache, for all sessions together. sessions: the number of prompts that it has room for. kv_dtype: the dtype of the pages, by
+    default the model's; torch.float8_e4m3fn, on CUDA, halves their memory. batch_invariant: the matrix products of each session are
+    computed separately, so that on the CPU no bit depends on the other sessions, even where torch's products depend on the number of rows.
+    Raises `lolrt.Error` when the sizes do not fit the model, and where such pages are not supported.
     """
 
     def __init__(
@@ -71,37 +108,22 @@ class Engine:
         elements = ops.page_elements(dit.dtype, config.text_len, config.num_heads, config.head_dim, device)
         self._text_pages = torch.empty(config.num_layers, sessions, elements, dtype=dit.dtype, device=device)
         self._free_prompts = list(reversed(range(sessions)))
-        self._modulations: weakref.WeakValueDictionary[tuple[float, ...], Modulations] = weakref.WeakValueDictionary()
+        self._models: weakref.WeakValueDictionary[int, Model] = weakref.WeakValueDictionary()
         self._spatial: weakref.WeakValueDictionary[float, Tensor] = weakref.WeakValueDictionary()
         self.at_work = Exclusive("the engine")
         """Held during a step, and by other code that reads or changes the same state."""
-        self._graphs = _graphs_of(dit)
 
-    def use(self, dit: CausalDiT) -> None:
-        """Runs another model of the same sizes from the next pass on. The sessions keep the modulations, the keys and values of their
-        prompts, and the pages of the model before, until they make them again."""
-        self.dit = dit
-        self._modulations.clear()
-        self.__dict__.pop("description", None)
-        self._graphs = _graphs_of(dit)
+    def model(self, dit: CausalDiT) -> Model:
+        """What all sessions with these weights share."""
+        found = self._models.get(id(dit))
+        if found is None:
+            found = self._models[id(dit)] = Model(dit)
+        return found
 
     @property
     def max_sessions(self) -> int:
         """The number of prompts that it has room for."""
         return self._text_pages.shape[1]
-
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        """The properties that a session depends on. A saved session can go on in an engine with the same description."""
-        return {
-            **({"lora": list(self.dit.adapters)} if self.dit.adapters else {}),
-            "fingerprint": fingerprint(self.dit.state_dict()).hexdigest(),
-            "dtype": str(self.dit.dtype).removeprefix("torch."),
-            **({"linear": self.dit.linear} if self.dit.linear != "full" else {}),
-            "pages": str(self.pool.pages.dtype).removeprefix("torch."),
-            "device": self.dit.device.type,
-            "latent_size": [self.height, self.width],
-        }
 
     @property
     def page_bytes(self) -> int:
@@ -123,14 +145,6 @@ class Engine:
     def give_prompt(self, text: TextContext) -> None:
         self._free_prompts.append(text.index)
 
-    def modulations(self, timesteps: Tensor) -> Modulations:
-        """The modulations of timesteps, computed once for all sessions with the same timesteps."""
-        key = tuple(timesteps.tolist())
-        found = self._modulations.get(key)
-        if found is None:
-            found = self._modulations[key] = Modulations(self.dit.modulations(timesteps))
-        return found
-
     def spatial_rotation(self, theta: float) -> Tensor:
         """The rotation of a frame's tokens by row and column, float32 [tokens, pairs, 2]; one tensor for all sessions with the same
         base."""
@@ -148,9 +162,9 @@ class Engine:
         """Runs one pass of each of these sessions, together. Returns for each session its finished result, the error that it failed with,
         or None.
 
-        The passes run as one pass of the model, whatever kind of pass each session needs; only sessions with different spatial rotations
-        run separately. When a session fails, the others go on; it starts its chunk again with the next step. Raises `lolrt.Error` if a
-        session is given twice, or while another thread steps.
+        The passes run as one pass of the model, whatever kind of pass each session needs; only sessions with different weights or spatial
+        rotations run separately. When a session fails, the others go on; it starts its chunk again with the next step. Raises
+        `lolrt.Error` if a session is given twice, or while another thread steps.
         """
         if len({id(session) for session in sessions}) < len(sessions):
             raise Error("a session is given twice: a step is one pass of each")
@@ -165,13 +179,12 @@ class Engine:
                 passes[i] = session.pending()
             except Exception as failure:
                 results[i] = failure
-        together: dict[int, list[int]] = {}
+        together: dict[tuple[Model, int], list[int]] = {}
         for i, one in passes.items():
-            together.setdefault(id(one.spatial_rotation), []).append(i)
-        for members in together.values():
+            together.setdefault((sessions[i].model, id(one.spatial_rotation)), []).append(i)
+        for (model, _), members in together.items():
             joined = join([passes[i] for i in members], products_apart=self.batch_invariant)
-            run = self._graphs if self._graphs is not None and joined.steady else self.dit
-            flow = run(joined)
+            flow = model.run(joined)
             share(joined, [passes[i] for i in members])
             for i, own in zip(members, flow.split([passes[i].frames for i in members]), strict=True):
                 try:
@@ -179,8 +192,3 @@ class Engine:
                 except Exception as failure:
                     results[i] = failure
         return results
-
-
-def _graphs_of(dit: CausalDiT) -> GraphedPasses | None:
-    """CUDA graphs of its passes; none where ranks exchange parts of them."""
-    return GraphedPasses(dit) if dit.device.type == "cuda" and dit.ulysses is None else None

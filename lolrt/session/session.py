@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,9 +62,9 @@ class Session:
     A chunk takes these passes: the re-cache passes of a prompt switch, a pass whose queries search the memory bank, the denoise passes,
     and the cache pass. Each session has its own positions, sampler, gate and prompt; the pages belong to the engine.
 
-    prompt_embeds: [text_tokens, text_dim]. noise: see `lolrt.engine.noise.NoiseSource`; by default the noise of the seed. start:
-    normalised latents [frames, channels, height, width], used as the first chunks. Raises `lolrt.Error` when these do not fit the model,
-    or the engine has no room.
+    prompt_embeds: [text_tokens, text_dim]. dit: the weights, of the sizes of the engine's model; by default that. noise: see
+    `lolrt.engine.noise.NoiseSource`; by default the noise of the seed. start: normalised latents [frames, channels, height, width], used
+    as the first chunks. Raises `lolrt.Error` when these do not fit the model, or the engine has no room.
     """
 
     def __init__(
@@ -72,10 +73,11 @@ class Session:
         prompt_embeds: Tensor,
         config: StreamConfig,
         *,
+        dit: CausalDiT | None = None,
         noise: NoiseSource | None = None,
         start: Tensor | None = None,
     ) -> None:
-        dit, rope, window = engine.dit, config.rope, config.window
+        dit, rope, window = dit or engine.dit, config.rope, config.window
         dit.check_text(prompt_embeds)
         in_dim, sizes = dit.config.in_dim, (engine.height, engine.width)
         if start is not None and (not isinstance(start, Tensor) or start.shape[1:] != (in_dim, *sizes)):
@@ -83,11 +85,11 @@ class Session:
             raise Error(f"start is {given}; expected latents [frames, {in_dim}, {sizes[0]}, {sizes[1]}]")
         if start is not None and not start.isfinite().all():
             raise Error("start has values that are not finite; expected the latents of frames, as encode_video gives them")
-        self.engine, self.config = engine, config
+        self.engine, self.model, self.config = engine, engine.model(dit), config
         self.noise = noise or Noise(config.seed or 0, in_dim, *sizes)
         self.next_frame = config.start_frame
         self.increments = rope.increments(dit.config.num_layers, dit.config.num_heads, dit.config.temporal_pairs)
-        self.modulations = engine.modulations(config.sampler.model_timesteps)
+        self.modulations = self.model.modulations(config.sampler.model_timesteps)
         self.spatial_rotation = engine.spatial_rotation(rope.theta)
         # The rotation tables of every chunk are written to the same memory. A pass knows the position of its chunk only from them.
         attended = (window.pages + window.recall_frames) * window.chunk_frames
@@ -132,29 +134,36 @@ class Session:
     def set_prompt(self, prompt_embeds: Tensor, *, recache: Recache = "window", over_chunks: int = 1) -> None:
         """Follows another text from the next chunk on; see `LatentStream.set_prompt`."""
         self._check_open()
-        self.engine.dit.check_text(prompt_embeds)
+        self.model.dit.check_text(prompt_embeds)
         self._switch = PromptSwitch(self._prompt_embeds, prompt_embeds.cpu(), over_chunks, recache)
-
-    def check_alone(self) -> None:
-        """Raises `lolrt.Error` unless the model can be changed: the session must have the engine for itself, and no chunk may be in
-        progress."""
-        self._check_open()
-        if self.engine.max_sessions > 1:
-            raise Error(
-                "this stream shares its engine with others, and a pass of the model is one for all of them: make a stream of its own, with "
-                "pipe.stream, or load the model with lora="
-            )
-        if not self.between_chunks:
-            raise Error("a chunk of this session is on its way; change the model between two chunks")
 
     def use(self, dit: CausalDiT, recache: Recache = "window") -> None:
         """Uses another model of the same sizes from the next chunk on; see `LatentStream.set_lora`."""
-        self.check_alone()
+        self.check_between_chunks()
         switch = self._switch if self._switch is not None and not self._switch.done else None
         target, chunks = (self._prompt_embeds, 1) if switch is None else (switch.target, switch.chunks - switch.chunks_done)
         again = PromptSwitch(self._prompt_embeds, target, chunks, recache)  # the new weights encode the text and run the past again
-        self.engine.use(dit)
-        self.modulations, self._switch = self.engine.modulations(self.config.sampler.model_timesteps), again
+        if self.engine.max_sessions == 1:
+            self.engine.dit = dit  # nobody needs the former one
+        self.model = self.engine.model(dit)
+        self.modulations, self._switch = self.model.modulations(self.config.sampler.model_timesteps), again
+
+    def check_between_chunks(self) -> None:
+        """Raises `lolrt.Error` unless the model can be changed: the session must be open, and no chunk may be in progress."""
+        self._check_open()
+        if not self.between_chunks:
+            raise Error("a chunk of this session is on its way; change the model between two chunks")
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The properties of model and engine that the session depends on. A saved session can go on where they are the same."""
+        engine = self.engine
+        return {
+            **self.model.description,
+            "pages": str(engine.pool.pages.dtype).removeprefix("torch."),
+            "device": engine.latents.device.type,
+            "latent_size": [engine.height, engine.width],
+        }
 
     @property
     def between_chunks(self) -> bool:
@@ -200,16 +209,16 @@ class Session:
         window, sampler, modulations = self.config.window, self.config.sampler, self.modulations
         if sampler.first_timesteps and self.next_frame == self.config.start_frame:
             sampler = sampler.first
-            modulations = self.engine.modulations(sampler.model_timesteps)
+            modulations = self.model.modulations(sampler.model_timesteps)
         first_frame, n_frames = self.next_frame, self._next_chunk_frames()
         given = self._start[first_frame - self.config.start_frame :][:n_frames].float()
         pages = self.window.advance(first_frame, n_frames)
         if self.window.stored_frames and not len(given):
             pages = yield from self._recall(pages, first_frame, n_frames)
         rotation, bias = self.positions(pages)
-        config, gate, passes = self.engine.dit.config, window.gate, len(sampler.timesteps)
+        config, gate, passes = self.model.dit.config, window.gate, len(sampler.timesteps)
         mass = torch.empty(
-            config.num_layers, 1, len(pages.frames), n_frames, config.num_heads, dtype=torch.float32, device=self.engine.dit.device
+            config.num_layers, 1, len(pages.frames), n_frames, config.num_heads, dtype=torch.float32, device=self.model.dit.device
         )
         probed_pass = passes if len(given) else passes - 1
         sums = []
@@ -261,11 +270,11 @@ class Session:
         """The latency of the prompt switch that this chunk completes; None if it completes none."""
         if switch is None or not switch.done:
             return None
-        finish(self.engine.dit.device)
+        finish(self.model.dit.device)
         return switch.latency()
 
     def _noise(self, first_frame: int, n_frames: int, step: int) -> Tensor:
-        return upload(self.noise(first_frame, n_frames, step), self.engine.dit.device)
+        return upload(self.noise(first_frame, n_frames, step), self.model.dit.device)
 
     def _next_chunk_frames(self) -> int:
         """The length of the next chunk. Of the chunks of given frames only the first may be shorter, so that denoised chunks follow in
@@ -277,8 +286,8 @@ class Session:
     def _recall(self, pages: ChunkPages, first_frame: int, n_frames: int) -> Generator[PassInputs, Tensor, ChunkPages]:
         """The pages of a chunk with recalled ones. The first denoise pass is run with the window alone, and its queries choose the pages
         of the memory bank."""
-        config = self.engine.dit.config
-        query = torch.empty(config.num_layers, config.num_heads, config.head_dim, dtype=torch.float32, device=self.engine.dit.device)
+        config = self.model.dit.config
+        query = torch.empty(config.num_layers, config.num_heads, config.head_dim, dtype=torch.float32, device=self.model.dit.device)
         sample = self._noise(first_frame, n_frames, 0)
         yield self.pass_inputs(sample, self.modulations[0], pages, *self.positions(pages), query=query)
         return self.window.recall(pages, query)
@@ -289,7 +298,7 @@ class Session:
 
     def positions(self, pages: ChunkPages) -> tuple[Tensor, Tensor | None]:
         """The rotation tables of a chunk, and the attention bias, if the gate derives one from the positions."""
-        rope, device = self.config.rope, self.engine.dit.device
+        rope, device = self.config.rope, self.model.dit.device
         sinks = self._sinks_behind(pages)
         offsets = rope.offsets(pages.frames, len(pages.chunk_page_table), sinks, pages.recalled)
         table = rotation_tables(self.increments, offsets)
@@ -321,7 +330,7 @@ class Session:
 
     def _use_text(self, prompt_embeds: Tensor) -> None:
         self._prompt_embeds = prompt_embeds
-        self.engine.dit.encode_text(prompt_embeds, out=self.text)
+        self.model.dit.encode_text(prompt_embeds, out=self.text)
 
     def _follow_switch(self) -> Generator[PassInputs, Tensor, PromptSwitch | None]:
         """Advances the current prompt switch by one chunk, if there is one, and returns it."""
@@ -332,7 +341,7 @@ class Session:
         self._use_text(switch.text())
         if switch.recache != "none":
             yield from self._recache(0 if switch.recache == "sinks" else self.config.window.sink_frames)
-        finish(self.engine.dit.device)
+        finish(self.model.dit.device)
         switch.recache_seconds += time.perf_counter() - begin
         return switch
 
@@ -346,7 +355,7 @@ class Session:
             begins = as_made and self.config.sampler.first_timesteps and len(pages.frames) == len(pages.chunk_page_table)
             sampler = self.config.sampler.first if begins and pages.frames[0] == self.config.start_frame else self.config.sampler
             clean = self.engine.latents[pages.chunk_page_table.long()]
-            yield self.pass_inputs(clean, self.engine.modulations(sampler.model_timesteps)[-1], pages, *self.positions(pages))
+            yield self.pass_inputs(clean, self.model.modulations(sampler.model_timesteps)[-1], pages, *self.positions(pages))
 
     def snapshot(self, kind: SnapshotKind = "full") -> Snapshot:
         """The whole state, for a session of the same model and config. Raises `lolrt.Error` while a chunk is in progress, and for a light
@@ -356,7 +365,7 @@ class Session:
             if self.config.window.recall_frames:
                 raise Error("a light snapshot has no pages, and those of recalled frames cannot be made again: save a full one")
             tensors = {name: x for name, x in tensors.items() if name != "cache.pages"}
-        return Snapshot(self.engine.description, to_plain(self.config), tensors, kind)
+        return Snapshot(self.description, to_plain(self.config), tensors, kind)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes on from a snapshot. After a full snapshot the chunks have the same bits as those of the saved session. For a light snapshot
@@ -367,7 +376,7 @@ class Session:
         Raises `lolrt.Error` for a snapshot of another model, config or size, and says what differs. The session is then unchanged.
         """
         self._check_open()
-        here = {"model": self.engine.description, "config": to_plain(self.config)}
+        here = {"model": self.description, "config": to_plain(self.config)}
         found = differences({"model": snapshot.model, "config": snapshot.config}, here)
         if found:
             raise Error(f"this is the state of another stream: {'; '.join(found)}")
@@ -380,7 +389,7 @@ class Session:
         self.load_state_dict({**snapshot.tensors, "cache.pages": pages})
         with torch.inference_mode():
             for inputs in self._recache(0, as_made=True):
-                self.engine.dit(inputs)
+                self.model.dit(inputs)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors that a session of the same model and config needs to go on from here, bit for bit. They are copies, safe to keep.
@@ -408,7 +417,7 @@ class Session:
         if missing:
             raise Error(f"this is no saved stream: it lacks {', '.join(sorted(missing))}")
         latents = self.engine.latents
-        self.engine.dit.check_text(state["prompt_embeds"])
+        self.model.dit.check_text(state["prompt_embeds"])
         if state["inputs"].shape[1:] != latents.shape[1:] or len(state["inputs"]) != len(state["cache.frames"]):
             raise Error(
                 f"saved latents are {list(state['inputs'].shape)}, this stream's are {list(latents.shape[1:])} each: "

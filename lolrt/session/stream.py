@@ -96,10 +96,12 @@ class LatentStream:
         self.session = Session(engine, prompt_embeds, config, noise=noise, start=start)
 
     @classmethod
-    def of(cls, engine: Engine, prompt_embeds: Tensor, config: StreamConfig, *, start: Tensor | None = None) -> LatentStream:
+    def of(
+        cls, engine: Engine, prompt_embeds: Tensor, config: StreamConfig, *, dit: CausalDiT | None = None, start: Tensor | None = None
+    ) -> LatentStream:
         """A stream that shares an engine with other streams. Raises `lolrt.Error` when the engine has no room."""
         stream = cls.__new__(cls)
-        stream.session = Session(engine, prompt_embeds, config, start=start)
+        stream.session = Session(engine, prompt_embeds, config, dit=dit, start=start)
         return stream
 
     def __iter__(self) -> LatentStream:
@@ -125,7 +127,7 @@ class LatentStream:
 
     @property
     def dit(self) -> CausalDiT:
-        return self.engine.dit
+        return self.session.model.dit
 
     @property
     def window(self) -> Window:
@@ -155,12 +157,14 @@ class LatentStream:
         weights are read from the model's files again, and have the same bits as after `lolrt.load(..., lora=...)`. They take memory twice
         as long as another stream or the pipeline has the old ones. recache: as in `set_prompt`; the keys and values of the past come from
         the old weights.
-        Raises `lolrt.Error` for a stream that shares its engine, and for a model that was not loaded from files; `lolrt.CheckpointError`
+        Raises `lolrt.Error` while a chunk is in progress, and for a model that was not loaded from files; `lolrt.CheckpointError`
         if the files have changed since, or the adapters do not fit. The stream is then unchanged.
         """
         with self.engine.at_work:
-            self.session.check_alone()
-            self.session.use(with_lora(self.dit, lora), recache)
+            self.session.check_between_chunks()
+        dit = with_lora(self.dit, lora)  # takes long, and other streams of the engine go on meanwhile
+        with self.engine.at_work:
+            self.session.use(dit, recache)
 
     def snapshot(self, kind: SnapshotKind = "full") -> Snapshot:
         """See `Session.snapshot`."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
+from lolrt.checkpoint.load import with_lora
+from lolrt.checkpoint.lora import LoRAFiles, lora_files
 from lolrt.engine.engine import Engine
 from lolrt.engine.kv_window import Window
 from lolrt.engine.sampler import Sampler
@@ -63,6 +66,8 @@ class StreamEngine:
                 raise Error(f"memory is {memory} bytes; one stream with this window and {max_sessions} prompts need {needed}")
             pages = min(pages, room)
         self.engine = Engine(dit, height, width, pages=pages, sessions=max_sessions, kv_dtype=kv_dtype, batch_invariant=batch_invariant)
+        self._with_lora: WeakValueDictionary[tuple[tuple[str, float], ...], CausalDiT] = WeakValueDictionary()
+        """The models of streams with adapters, by their files and strengths."""
         self._turns: dict[Stream, Turn] = {}
         self._finished: deque[tuple[Stream, Chunk]] = deque()
         self._clock = clock
@@ -83,21 +88,34 @@ class StreamEngine:
         probe: bool = False,
         start: Tensor | None = None,
         start_frame: int = 0,
+        lora: LoRAFiles | None = None,
     ) -> Stream:
         """Opens a stream, which takes part from the next pass on. The options are those of `Pipeline.latent_stream`; rope and window are
-        the engine's by default.
+        the engine's by default. lora: adapters in place of those of the pipeline, as in `LatentStream.set_lora`; streams with the same
+        ones share their weights and their passes.
 
-        Raises `lolrt.Error` when the engine has no room for it: it says what is needed, what is free, and what would help.
+        Raises `lolrt.Error` when the engine has no room for it: it says what is needed, what is free, and what would help. Raises
+        `lolrt.CheckpointError` for adapters that do not fit.
         """
         config = StreamConfig(
             rope=rope or self.rope, window=window or self.window, sampler=sampler or self.sampler, seed=seed, probe=probe,
             start_frame=start_frame,
         )  # fmt: skip
-        latents = LatentStream.of(self.engine, self.encode_text(prompt), config, start=start)
+        latents = LatentStream.of(self.engine, self.encode_text(prompt), config, dit=self._adapted(lora), start=start)
         stream = Stream(latents, self.vae, self.encode_text, prompt)
         # Begin at the smallest count of passes. A new stream with 0 passes would run alone until it has caught up with the others.
         self._turns[stream] = Turn(opened=self._clock(), passes=min((turn.passes for turn in self._turns.values()), default=0))
         return stream
+
+    def _adapted(self, lora: LoRAFiles | None) -> CausalDiT | None:
+        """The model with these adapters; None for that of the engine."""
+        if lora is None:
+            return None
+        names = tuple((str(file.path), file.strength) for file in lora_files(lora))
+        dit = self._with_lora.get(names)
+        if dit is None:
+            dit = self._with_lora[names] = with_lora(self.engine.dit, lora)
+        return dit
 
     def close(self, stream: Stream) -> None:
         """Closes a stream and gives its pages back. Raises `lolrt.Error` if the stream is not open in this engine."""
