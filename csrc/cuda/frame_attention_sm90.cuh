@@ -22,9 +22,12 @@
 //   (warps 0 and 1 read page table and bias each for itself, and so pass over the same pages; the others go by the notices)
 //   a warp of rows, for tile i of all tiles:
 //     a page begins: its notice is full -> rotate the queries, which no product reads now; free the notice
-//     keys of i full -> begin their product; values of i - 1 full -> begin theirs, with the weights of i - 1
+//     its warpgroup's turn -> keys of i full -> begin their product; values of i - 1 full -> begin theirs, with the weights of
+//     i - 1; the next turn is the other warpgroup's
 //     product with the keys over -> free them; weights of i, beside the product with the values
 //     product with the values over -> free them; rescale the output, round the weights
+// Whoever has the turn waits for copies alone, of keys i and values i - 1, to where keys i - 2 and values i - 3 were. Its own
+// warpgroup has freed those, and the other did before its last turn, at tile i - 1 or i. So each turn is passed on.
 #pragma once
 
 #include "frame_attention_sm90_rows.cuh"
@@ -115,7 +118,7 @@ __device__ __forceinline__ void attend_on_warpgroups(const Sm90Argument &argumen
     if (warp == 1) announce_pages(argument.attention, shared, segment, first_frame, frames, thread % kWarpLanes);
   } else {
     take_registers<kSm90RowRegisters>();
-    Sm90Rows<Element, Probe>(argument.attention, shared, segment, first_frame, thread - kWarpgroupThreads).run();
+    Sm90Rows<Element, Probe>(argument.attention, shared, segment, thread - kWarpgroupThreads).run();
   }
 }
 

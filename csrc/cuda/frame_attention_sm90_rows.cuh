@@ -12,23 +12,31 @@ class Sm90Rows {
  public:
   // `thread` counts from the first that holds rows.
   __device__ __forceinline__ Sm90Rows(const AttentionArgument &argument, const Sm90Shared &shared, const Segment &segment,
-                                      int first_frame, int thread)
+                                      int thread)
       : argument_(argument),
         op_(argument.op),
         shared_(shared),
         segment_(segment),
         thread_(thread),
         lane_(thread % kWarpLanes),
-        first_frame_(first_frame),
         steps_(turned_steps(argument.turned_chunks)) {}
 
   __device__ __forceinline__ void run() {
+    if (warpgroup() == 1) pass_turn();  // the first is the other's
     begin();
     if (begin_page()) attend();
     finish();
+    if (warpgroup() == 0) take_turn();  // the last one is passed on to nobody else
   }
 
  private:
+  __device__ __forceinline__ int warpgroup() const { return thread_ / kWarpgroupThreads; }
+
+  // A warpgroup begins products in its turn alone. So the tensor cores have the products of one, then those of the other, and
+  // each computes weights while the other's are under way.
+  __device__ __forceinline__ void take_turn() const { sync_named<kSm90RowThreads>(1 + warpgroup()); }
+  __device__ __forceinline__ void pass_turn() const { arrive_named<kSm90RowThreads>(2 - warpgroup()); }
+
   // g = lane / 4 of a warp's 16 rows and g + 8, of the entry; rows from argument_.rows on are not there.
   __device__ __forceinline__ int row_of(int r) const {
     return segment_.first_row + thread_ / kWarpLanes * 16 + lane_ / 4 + r * 8;
@@ -72,11 +80,11 @@ class Sm90Rows {
   }
 
   __device__ __forceinline__ void rotate_queries(const float2 *rotation) {
-    const int tokens = static_cast<int>(op_.tokens);
+    const int tokens = static_cast<int>(op_.tokens), first_frame = computed_here(segment_.first_row) / tokens;
     const float2 *table[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int frame = min(row_of(r), argument_.rows - 1) / tokens - first_frame_;
+      const int frame = min(row_of(r), argument_.rows - 1) / tokens - first_frame;
       table[r] = rotation + frame * steps_ * 8 + lane_ % 4;
     }
 #pragma unroll
@@ -95,7 +103,9 @@ class Sm90Rows {
   __device__ __forceinline__ void attend() {
     const int page_tokens = static_cast<int>(op_.page_tokens);
     int left = page_tokens;  // keys of the page from this tile on
+    take_turn();
     begin_scores();
+    pass_turn();
     wait_for_products<0>();
     pin(scores_);
     release(shared_.keys_free(stage_of(tile_)));
@@ -109,8 +119,10 @@ class Sm90Rows {
         if (!begin_page()) break;
         left = page_tokens;
       }
+      take_turn();
       begin_scores();
       add_values();
+      pass_turn();
       wait_for_products<1>();
       pin(scores_);
       release(shared_.keys_free(stage_of(tile_)));
@@ -121,7 +133,9 @@ class Sm90Rows {
       if (raised) rescale();
       round_weights();
     }
+    take_turn();
     add_values();
+    pass_turn();
     wait_for_products<0>();
     pin(out_);
   }
@@ -254,7 +268,7 @@ class Sm90Rows {
   const FrameAttention &op_;
   const Sm90Shared &shared_;
   const Segment &segment_;
-  const int thread_, lane_, first_frame_, steps_;
+  const int thread_, lane_, steps_;
   int tile_ = 0, pages_begun_ = 0, page_ = 0;
   float bias_ = 0.0f;
   // Of two rows, as in device/warpgroup.cuh; sums are of this lane's columns.

@@ -206,7 +206,10 @@ class Emulated:
 
     def counts(self) -> dict[str, int]:
         """Counts over all launches since the last call."""
-        names = ("blocks", "products", "matrix_loads", "bank_conflicts", "copies", "shared_bytes", "warpgroup_products", "boxes")
+        names = (
+            "blocks", "products", "matrix_loads", "bank_conflicts", "copies", "shared_bytes", "warpgroup_products", "boxes",
+            "warpgroup_turns",
+        )  # fmt: skip
         values = (ctypes.c_uint64 * len(names))()
         self._simt.lolrt_simt_counts(ctypes.byref(values))
         return dict(zip(names, values, strict=True))

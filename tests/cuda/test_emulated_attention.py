@@ -285,6 +285,22 @@ def test_pages_that_lie_apart(emulated_library: Emulated, architecture: int, gap
     emulated_library.settings()
 
 
+def check_turns(cuda: Emulated) -> None:
+    """On sm_90 the warpgroups begin products in turn: the first scores; of each further tile its scores and the values of the one before;
+    the last values."""
+    case = CudaAttention(torch.bfloat16, dim=128, tokens=9, page_tokens=130, pages=2, heads=2, frames=1, cuda=cuda)
+    cuda.counts()
+    case.run()
+    assert cuda.counts()["warpgroup_turns"] == case.heads * 2 * (2 * case.pages + 1), "turns"
+
+
+def test_warpgroups_take_turns_in_any_order_of_threads(emulated_library: Emulated) -> None:
+    for seed in range(4):
+        emulated_library.settings(seed, 900)
+        check_turns(emulated_library)
+    emulated_library.settings()
+
+
 @pytest.mark.parametrize(("architecture", "dim"), [(800, 64), (900, 128)])
 def test_same_bits_in_any_order_of_threads(emulated_library: Emulated, architecture: int, dim: int) -> None:
     emulated_library.settings(0, architecture)

@@ -18,14 +18,18 @@ def sm90(name: str, old: str, new: str, finds: str, file: str = "frame_attention
 
 def swapped_release(lines: str) -> str:
     """The wait, the pin and the release, the release first."""
-    wait, pin, release = lines.splitlines(keepends=True)
-    return release + wait + pin
+    *before, wait, pin, release = lines.splitlines(keepends=True)
+    return "".join([*before, release, wait, pin])
 
 
 SCORES_OVER = "      wait_for_products<1>();\n      pin(scores_);\n      release(shared_.keys_free(stage_of(tile_)));\n"
 OUT_OVER = "      wait_for_products<0>();\n      pin(out_);\n      release(shared_.values_free(stage_of(tile_ - 1)));\n"
-FIRST_OVER = "    wait_for_products<0>();\n    pin(scores_);\n    release(shared_.keys_free(stage_of(tile_)));\n"
-LAST_OVER = "    add_values();\n    wait_for_products<0>();\n"
+FIRST_OVER = "    pass_turn();\n    wait_for_products<0>();\n    pin(scores_);\n    release(shared_.keys_free(stage_of(tile_)));\n"
+LAST_TURN = "    take_turn();\n    add_values();\n    pass_turn();\n"
+LAST_OVER = f"{LAST_TURN}    wait_for_products<0>();\n"
+TURN = "      take_turn();\n      begin_scores();\n      add_values();\n      pass_turn();\n"
+FIRST_TURN = "    if (warpgroup() == 1) pass_turn();"
+LAST_BACK = "    if (warpgroup() == 0) take_turn();"
 KEYS_EXPECTED = "arrive_expecting(shared.keys_full(stage), kTileBytes);"
 VALUES_EXPECTED = "arrive_expecting(shared.values_full(stage), kTileBytes);"
 COPIES, SHARED = "frame_attention_sm90.cuh", "frame_attention_sm90_shared.cuh"
@@ -61,7 +65,25 @@ MUTATIONS = [
     ),
     sm90("no wait for the scores", SCORES_OVER, SCORES_OVER.replace("wait_for_products<1>();", ""), REGISTERS),
     sm90("wait for one group too few", OUT_OVER, OUT_OVER.replace("<0>", "<1>"), REGISTERS),
-    sm90("no wait for the last values", LAST_OVER, "    add_values();\n", REGISTERS),
+    sm90("no wait for the last values", LAST_OVER, LAST_TURN, REGISTERS),
+    sm90("nobody begins", FIRST_TURN, "", "deadlock: .* at a barrier"),
+    sm90("both give the other the first turn", FIRST_TURN, "    pass_turn();", "turns|again|nobody waits"),
+    sm90("the second warpgroup begins, and the first passes its turn on", FIRST_TURN, FIRST_TURN.replace("1", "0"), "deadlock|again"),
+    sm90("the last turn is not taken back", LAST_BACK, "", "nobody waits"),
+    sm90("both take the last turn back", LAST_BACK, "    take_turn();", "deadlock: .* at a barrier"),
+    sm90("no turn taken", TURN, TURN.replace("      take_turn();\n", ""), "again"),
+    sm90("a turn not passed on", TURN, TURN.replace("      pass_turn();\n", ""), "deadlock: .* at a barrier"),
+    sm90("a turn not passed on after the last tile", LAST_TURN, LAST_TURN.replace("    pass_turn();\n", ""), "deadlock: .* at a barrier"),
+    sm90(
+        "a turn passed on before its products begin",
+        TURN,
+        "      take_turn();\n      pass_turn();\n      begin_scores();\n      add_values();\n",
+        "turns",
+    ),
+    sm90("a turn for scores alone", TURN, "      take_turn();\n      begin_scores();\n      pass_turn();\n      add_values();\n", "turns"),
+    sm90("each waits for the other's turn", "(1 + warpgroup());", "(2 - warpgroup());", "deadlock|again"),
+    sm90("turns of one warpgroup's threads", "{ sync_named<kSm90RowThreads>", "{ sync_named<kWarpgroupThreads>", "other threads"),
+    sm90("a page begun in a turn that is taken twice", TURN, "      take_turn();\n" + TURN, "deadlock|again"),
     sm90("no fence before the scores", "parity_of(tile_));\n    fence_products();", "parity_of(tile_));", "without a fence"),
     sm90("no fence before the values", "parity_of(tile_ - 1));\n    fence_products();", "parity_of(tile_ - 1));", "without a fence"),
     sm90("wrong stride from 64 columns to the next", "* kGroupBytes, kBoxBytes)", "* kGroupBytes, kGroupBytes)", "numbers|race"),

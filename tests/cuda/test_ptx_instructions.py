@@ -352,6 +352,19 @@ def test_bank_conflicts_are_counted() -> None:
         assert counts["bank_conflicts"] == 4 * (turns - 1)
 
 
+# The second warp reads what the first one writes, and the first goes on.
+TURN = """
+    shl.b32 %r3, %r1, 2; and.b32 %r3, %r3, 127; add.s32 %r3, %r3, %r2; mov.b32 %r9, 3; setp.ge.u32 %p1, %r1, 32; @%p1 bra SECOND;
+    st.shared.u32 [%r3], %r1; barrier.cta.arrive.aligned %r9, 64; bra END;
+    SECOND: barrier.cta.sync.aligned 3, 64; ld.shared.u32 %r4, [%r3]; st.global.u32 [%d2], %r4; END:
+"""
+
+
+def test_named_barriers() -> None:
+    out, _ = execute(TURN, inputs(64), threads=64)
+    assert (out[32:, 0] == np.arange(32)).all()
+
+
 # ---- mistakes ----
 
 NEIGHBOUR = "shl.b32 %r3, %r1, 2; add.s32 %r3, %r3, %r2; xor.b32 %r4, %r3, {other};"
@@ -399,6 +412,18 @@ MISTAKES = {
     "outside the parameters": ("ld.param.u64 %d3, [in+192];", "byte 192 is outside the 192 bytes of parameters"),
     "a lane that is not there": ("setp.eq.s32 %p1, %r1, 5; @%p1 ret; bar.warp.sync -1;", "deadlock.* 31 at bar.warp.sync -1; 33 of 64"),
     "a thread that is not there": ("setp.eq.s32 %p1, %r1, 5; @%p1 ret; bar.sync 0;", "deadlock.* 63 at bar.sync 0"),
+    "a turn that is not waited for": (TURN.replace("barrier.cta.sync.aligned 3, 64;", ""), "a write and a read after it are not ordered"),
+    "a turn that nobody takes": (
+        TURN.replace("barrier.cta.sync.aligned 3, 64; ld.shared.u32 %r4, [%r3];", ""),
+        "barrier 3 and nobody waits",
+    ),
+    "a turn that nobody gives": (TURN.replace("barrier.cta.arrive.aligned %r9, 64;", ""), "deadlock: .* 32 at barrier.cta.sync"),
+    "another turn": (TURN.replace("aligned 3, 64", "aligned 4, 64"), "deadlock: .* 32 at barrier.cta.sync"),
+    "a turn that is given twice": (TURN.replace("bra END", "barrier.cta.arrive.aligned %r9, 64; bra END"), "again before all others"),
+    "a turn of one warp": (TURN.replace("sync.aligned 3, 64", "sync.aligned 3, 32"), "64 threads have come to barrier 3 of 32"),
+    "a turn given by some": (TURN.replace("barrier.cta.arrive", "setp.eq.u32 %p2, %r1, 3; @%p2 bra END; barrier.cta.arrive"), "deadlock"),
+    "no such barrier": (TURN.replace("%r9, 3;", "%r9, 16;"), "there is no barrier 16"),
+    "a barrier of some lanes": (TURN.replace("%r9, 64;", "%r9, 40;"), "unknown barrier"),
     "two places": (
         "setp.lt.s32 %p1, %r1, 5; @%p1 bra OTHER; bar.warp.sync -1; ret; OTHER: shfl.sync.bfly.b32 %r3, %r1, 1, 31, -1;",
         "deadlock: threads wait for ever: 5 at shfl.*; 27 at bar.warp.sync -1; 32 of 64",

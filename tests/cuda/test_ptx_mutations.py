@@ -109,6 +109,11 @@ MUTATIONS += [
     sm90("barrier and bytes swapped", BARRIERS, "_, [%0], %1;", "_, [%1], %0;", "nobody has initialised|outside|not aligned"),
     sm90("arrivals and barrier swapped", BARRIERS, "[%0], %1;\\n\" ::\"r\"(shared_address(barrier)), \"r\"(arrivals)",
          "[%0], %1;\\n\" ::\"r\"(arrivals), \"r\"(shared_address(barrier))", "outside|not aligned"),
+    sm90("a turn that is not waited for", "threads.cuh", "barrier.cta.sync.aligned", "barrier.cta.arrive.aligned",
+         "again before all others|nobody waits"),
+    sm90("a turn that is waited for to be taken", "threads.cuh", "barrier.cta.arrive.aligned", "barrier.cta.sync.aligned", "deadlock"),
+    sm90("a turn of other threads", "threads.cuh", 'arrive.aligned %0, %1;\\n" ::"r"(barrier), "n"(Threads)',
+         'arrive.aligned %0, %1;\\n" ::"r"(barrier), "n"(Threads / 2)', "nobody waits|other threads"),
     sm90("barriers not published", BARRIERS, "fence.mbarrier_init.release.cluster;", "", "no fence has published"),
     sm90("coordinates swapped", BOXES, "{%3, %4, %5, %6}", "{%3, %4, %6, %5}", "numbers"),
     sm90("channels and tokens swapped", BOXES, "{%3, %4, %5, %6}", "{%4, %3, %5, %6}", "numbers"),
@@ -242,6 +247,8 @@ def test_each_of_them_is_missed(opcode: str, ptx: Interpreted) -> None:
         ("wgmma.wait_group.sync.aligned", f"{PRODUCT_UNDER_WAY}|nobody waits"),
         ("mbarrier.arrive.release.cta.shared::cta.b64", "deadlock: .* mbarrier.try_wait"),
         ("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64", "deadlock: .* mbarrier.try_wait"),
+        ("barrier.cta.arrive.aligned", "deadlock: .* barrier.cta.sync"),
+        ("barrier.cta.sync.aligned", "again before all others|nobody waits"),
     ],
 )
 def test_each_of_them_is_missed_on_sm90(opcode: str, finds: str, ptx_of_sm90: Interpreted) -> None:

@@ -154,8 +154,9 @@ class WarpgroupTile(Tile):
             "WARPGROUP": 4,
             # Keys, and values, wait for and given back.
             "SYNCS": 4,
+            # A turn, taken and passed on.
+            "BAR": 2,
             "LDSM": 0,
-            "BAR": 0,
         }
 
 

@@ -51,12 +51,35 @@ void warps(const Argument argument) {
   own(argument)[thread] = shared()[thread ^ 1];
 }
 
-// Two warps meet at a separate barrier. 1: for a number of threads that never arrives.
+// Two warps meet at a separate barrier. 1: for a number of threads that never arrives; 2: for different numbers.
 void named(const Argument argument) {
   const unsigned thread = threadIdx.x;
   shared()[thread] = static_cast<float>(thread);
-  simt::sync_named(3, argument.mistake == 1 ? 96 : 64);
+  if (argument.mistake == 1 || (argument.mistake == 2 && thread < 32)) {
+    sync_named<96>(3);
+  } else {
+    sync_named<64>(3);
+  }
   own(argument)[thread] = shared()[kThreads - 1 - thread];
+}
+
+// Two warps take turns to change what both can see, the first warp first. 1: it does not wait for its second turn; 2: the second
+// warp does not wait; 3: nobody passes the last turn back; 4: it is passed back and nobody waits for it; 5: passed before the
+// change; 6: passed to itself; 7: passed twice.
+void turns(const Argument argument) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarpLanes, mistake = argument.mistake;
+  float &seen = shared()[threadIdx.x % kWarpLanes];
+  if (warp == 1) arrive_named<64>(1);
+  if (threadIdx.x < kWarpLanes) seen = 0.0f;
+  for (int turn = 0; turn < 2; ++turn) {
+    if (!(mistake == 1 && warp == 0 && turn == 1) && !(mistake == 2 && warp == 1)) sync_named<64>(1 + warp);
+    if (mistake == 5) arrive_named<64>(2 - warp);
+    seen += 1.0f;
+    if (mistake == 7) arrive_named<64>(2 - warp);
+    if (mistake != 5 && !(mistake == 3 && warp == 1 && turn == 1)) arrive_named<64>(mistake == 6 ? 1 + warp : 2 - warp);
+  }
+  if (warp == 0 && mistake != 4) sync_named<64>(1);
+  own(argument)[threadIdx.x] = seen;
 }
 
 // Copies from global memory. 1: nobody waits; 2: read before the barrier; 3: read before the copy has arrived; 4: from beyond the
@@ -137,7 +160,11 @@ struct Case {
 const Case kCases[] = {
     {"neighbour", neighbour, {"a write and a read after it are not ordered|a read and a write after it are not ordered"}},
     {"warps", warps, {"not ordered", "deadlock", "divergence"}},
-    {"named", named, {"deadlock: threads wait for ever: 64 at a barrier"}},
+    {"named", named, {"deadlock: threads wait for ever: 64 at a barrier", "a barrier of other threads"}},
+    {"turns",
+     turns,
+     {"comes to a barrier again", "not ordered", "deadlock", "nobody waits|not ordered", "not ordered",
+      "comes to a barrier again", "comes to a barrier again"}},
     {"copies",
      copies,
      {"copies that nobody waits for|a copy under way", "not ordered", "a copy under way", "outside every buffer", "not aligned",

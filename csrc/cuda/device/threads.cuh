@@ -32,7 +32,18 @@ __device__ __forceinline__ void trap() { __trap(); }
 // After it each thread sees what the others of its block wrote before.
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
 
-// The same within a warp.
+// A barrier of some of the block's warps; 0 is the block's, and there are 15 others. It is over when so many threads have come,
+// whoever they are, and begins anew. Then those who wait see what all who have come wrote before. Those who arrive do not wait.
+template <int Threads>
+__device__ __forceinline__ void sync_named(int barrier) {
+  asm volatile("barrier.cta.sync.aligned %0, %1;\n" ::"r"(barrier), "n"(Threads) : "memory");
+}
+template <int Threads>
+__device__ __forceinline__ void arrive_named(int barrier) {
+  asm volatile("barrier.cta.arrive.aligned %0, %1;\n" ::"r"(barrier), "n"(Threads) : "memory");
+}
+
+// The same as sync_block within a warp.
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 
 // The value of lane ^ mask.

@@ -16,6 +16,7 @@ from .barriers import Barriers
 from .boxes import Boxes
 from .copies import Copies
 from .memory import FaultError, Memory, Parameters
+from .named import NamedBarriers
 from .operands import TYPES, Mask, bits_type
 from .parse import PtxError
 from .program import Program
@@ -61,6 +62,7 @@ class Machine:
         self.shared = Shared(len(blocks), launch.threads, launch.shared_bytes)
         self.copies = Copies(self.threads)
         self.barriers = Barriers(self.shared, launch.threads)
+        self.named = NamedBarriers(self.shared, launch.threads)
         self.boxes = Boxes()
         self.warpgroups = Warpgroups(len(blocks), launch.threads, program.of_products)
         self.has_tried = np.zeros(self.threads, bool)
@@ -120,6 +122,7 @@ class Machine:
             numbers = np.unique(self._at)
             if numbers[0] == end:
                 self.boxes.check_none()
+                self.named.check_none()
                 return None
             for number in numbers[numbers != end].tolist():
                 if (threads := self._ready(number)).any():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 # Importing the families enters their instructions into the table.
-from . import arithmetic, barriers, boxes, copies, matrices, moves, warpgroups, warps  # noqa: F401
+from . import arithmetic, barriers, boxes, copies, matrices, moves, named, warpgroups, warps  # noqa: F401
 from .operands import Execute, Operands, Read, Ready, build, build_condition, waits
 from .parse import Instruction, Kernel, parts
 

@@ -75,6 +75,8 @@ class Warpgroups:
         self._block_threads, self._at_launch = threads, registers_at_launch(threads)
         self._registers = np.full(len(places), self._at_launch)
         """Of each thread of each warpgroup."""
+        self._multiplying = np.full(blocks, -1)
+        """In each block the first thread of the warpgroup that has begun the last product."""
 
     def of(self, threads: Array) -> list[Warpgroup]:
         return [self._groups[number] for number in np.unique(threads // WARPGROUP_THREADS)] if self._groups else []
@@ -127,6 +129,9 @@ class Warpgroups:
                 raise FaultError(group.threads[0], "a product takes results of another under way")
         m.shared.begin_product(group.threads, product.places.ravel())
         group.open.append(product)
+        first = group.threads[0]
+        m.counts["warpgroup_turns"] += int(self._multiplying[first // self._block_threads] != first)
+        self._multiplying[first // self._block_threads] = first
 
     def close_group(self, threads: Array) -> None:
         for group in self.of(threads):

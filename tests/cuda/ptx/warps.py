@@ -21,7 +21,7 @@ def meeting(opcode: str) -> str | None:
         return BLOCK
     if opcode.startswith(("wgmma", "setmaxnreg")):
         return WARPGROUP
-    return WARP if ".sync" in opcode else None
+    return WARP if ".sync" in opcode or opcode.startswith("barrier.cta") else None
 
 
 def _check_all_lanes(x: Operands, mask: str) -> None:

@@ -5,6 +5,7 @@
 #include "simt.h"
 
 #include <array>
+#include <bitset>
 #include <csetjmp>
 #include <deque>
 #include <random>
@@ -81,6 +82,14 @@ struct Warp {
   size_t products = 0;
 };
 
+// A barrier of the block, or of some of its warps.
+struct NamedBarrier {
+  unsigned threads;               // that it waits for
+  std::bitset<kMaxThreads> came;  // those of them who have come
+  std::vector<unsigned> waiting;  // and do not go on before all have
+  std::vector<uint32_t> known;    // by those who have come
+};
+
 // An mbarrier.
 struct PhaseBarrier {
   unsigned arrivals, missing;  // of a phase, and still to come in this one
@@ -125,10 +134,11 @@ struct Emulator {
   unsigned shared_bytes;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
-  std::vector<unsigned> at_barrier[kBarriers];
+  std::array<NamedBarrier, kBarriers> named_barriers;
   std::vector<std::pair<uint64_t, PhaseBarrier>> phase_barriers;  // by their offsets
   std::vector<BulkCopy> bulk_copies;
   std::vector<std::vector<uint64_t>> products;  // of each warpgroup, what its first warp to come multiplied
+  int multiplying;                              // the warpgroup that has begun the last one
   unsigned free_registers;
   std::vector<unsigned> waiting_for_registers;
   std::deque<unsigned> ready;

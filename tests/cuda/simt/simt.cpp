@@ -121,7 +121,7 @@ void run_block(uint32_t number) {
   ++e.counts.blocks;
   e.live = e.threads;
   begin_block_of_warpgroups();
-  for (auto &barrier : e.at_barrier) barrier.clear();
+  e.named_barriers.fill({});
   e.phase_barriers.clear();
   std::memset(e.shared, 0xff, e.shared_bytes);
   e.races.begin_block(number, e.threads, e.shared_bytes);
@@ -146,6 +146,10 @@ void run_block(uint32_t number) {
   if (e.live > 0) report_waiting();
   if (!e.bulk_copies.empty()) report("%s: the block ends", "copies that nobody waits for", 0);
   e.bulk_copies.clear();
+  const auto pending = [](const NamedBarrier &barrier) { return barrier.came.any(); };
+  if (e.live == 0 && std::any_of(e.named_barriers.begin(), e.named_barriers.end(), pending)) {
+    report("%s: the block ends", "threads have come to a barrier and nobody waits", 0);
+  }
 }
 
 // ---- memory ----
@@ -293,16 +297,48 @@ void check_vectors(const void *to, const void *from, unsigned bytes) {
 
 void sync_block() { sync_named(0, emulator().threads); }
 
-void sync_named(int barrier, unsigned threads) {
+namespace {
+
+// Whether the current thread is the last that a barrier waits for.
+bool come_to(NamedBarrier &barrier, unsigned threads) {
   Emulator &e = emulator();
-  auto &here = e.at_barrier[barrier];
-  here.push_back(e.current->index);
-  if (here.size() < threads) return wait_at("a barrier");
-  e.races.meet(here);
-  for (const unsigned thread : here) {
-    if (thread != e.current->index) resume(thread);
+  const unsigned thread = e.current->index;
+  if (barrier.came.none()) barrier.threads = threads;
+  if (barrier.came[thread] || barrier.threads != threads) {
+    report("%s: thread %u",
+           barrier.came[thread] ? "a thread comes to a barrier again before all others" : "a barrier of other threads", thread);
+    stop_at("a barrier");
   }
-  here.clear();
+  barrier.came.set(thread);
+  e.races.release(thread, barrier.known);
+  return barrier.came.count() == threads;
+}
+
+// All have come.
+void end_phase(NamedBarrier &barrier) {
+  for (const unsigned thread : barrier.waiting) {
+    emulator().races.acquire(thread, barrier.known);
+    resume(thread);
+  }
+  barrier = {};
+}
+
+}  // namespace
+
+void sync_named(int number, unsigned threads) {
+  Emulator &e = emulator();
+  NamedBarrier &barrier = e.named_barriers[number];
+  if (!come_to(barrier, threads)) {
+    barrier.waiting.push_back(e.current->index);
+    return wait_at("a barrier");
+  }
+  e.races.acquire(e.current->index, barrier.known);
+  end_phase(barrier);
+}
+
+void arrive_named(int number, unsigned threads) {
+  NamedBarrier &barrier = emulator().named_barriers[number];
+  if (come_to(barrier, threads)) end_phase(barrier);
 }
 
 void copy_async(void *shared, const void *global, int bytes, bool valid) {

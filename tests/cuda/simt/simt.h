@@ -38,6 +38,7 @@ struct Counts {
   uint64_t blocks, products, matrix_loads, bank_conflicts, copies, shared_bytes;
   uint64_t warpgroup_products;  // of a warp's 16 rows
   uint64_t boxes;               // that bulk copies brought
+  uint64_t warpgroup_turns;     // products of a warpgroup after those of another one, or first in a block
 };
 
 Settings &settings();
@@ -81,6 +82,7 @@ void check_vectors(const void *to, const void *from, unsigned bytes);
 void sync_block();
 // Of `threads` threads that name the same barrier, 1 to 15; whole warps.
 void sync_named(int barrier, unsigned threads);
+void arrive_named(int barrier, unsigned threads);
 void sync_warp();
 float exchange(float value, int mask);
 bool any_lane(bool predicate);

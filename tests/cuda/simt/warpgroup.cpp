@@ -169,6 +169,7 @@ void begin_block_of_warpgroups() {
   e.warps.assign(e.threads / kLanes, {});
   for (Warp &warp : e.warps) warp.registers = registers;
   e.products.assign((e.warps.size() + kWarpgroupWarps - 1) / kWarpgroupWarps, {});
+  e.multiplying = -1;
   e.free_registers = 0;
   e.waiting_for_registers.clear();
 }
@@ -232,6 +233,9 @@ void begin_warp_product(Fiber *lanes) {
   WarpProduct product{{}, first.columns, first.transposed, first.add, false, first.value, matrix_chunks(first)};
   const unsigned thread = lanes[0].index;
   compare_with_warpgroup(warp, first, thread);
+  const auto warpgroup = static_cast<int>(thread / kLanes / kWarpgroupWarps);
+  e.counts.warpgroup_turns += warpgroup != e.multiplying;
+  e.multiplying = warpgroup;
   for (unsigned i = 0; i < kLanes; ++i) {
     product.lanes[i] = values<Begun>(lanes, i).lane;
     if (values<Begun>(lanes, i).b != first.b)

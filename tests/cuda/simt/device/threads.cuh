@@ -12,6 +12,14 @@ __forceinline__ unsigned char *shared_memory() { return simt::shared_memory(); }
 __forceinline__ int computed_here(int value) { return value; }
 __forceinline__ void trap() { __builtin_trap(); }
 __forceinline__ void sync_block() { simt::sync_block(); }
+template <int Threads>
+__forceinline__ void sync_named(int barrier) {
+  simt::sync_named(barrier, Threads);
+}
+template <int Threads>
+__forceinline__ void arrive_named(int barrier) {
+  simt::arrive_named(barrier, Threads);
+}
 __forceinline__ void sync_warp() { simt::sync_warp(); }
 __forceinline__ float exchange(float value, int mask) { return simt::exchange(value, mask); }
 __forceinline__ bool any_lane(bool predicate) { return simt::any_lane(predicate); }
