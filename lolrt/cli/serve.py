@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ def add_command(commands: Commands) -> None:
     serve.add_argument("--crf", type=int, choices=range(1, 52), metavar="1..51", default=CRF, help="loss of the video: 1 is the least")
     add_weights(serve)
     add_lora(serve)
+    serve.add_argument(
+        "--lora-module", metavar="NAME=FILE", action="append", default=[],
+        help="adapters that clients may choose for a session by this name; may be given several times",
+    )  # fmt: skip
+    serve.add_argument(
+        "--max-loras",
+        metavar="N",
+        type=positive(int),
+        default=1,
+        help="different choices of such adapters at once; each has weights of its own",
+    )
     add_vae(serve)
     serve.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, or a GPU by its number, such as cuda:1")
     serve.add_argument(
@@ -68,6 +80,8 @@ def run(arguments: argparse.Namespace) -> None:
         max_lifetime_seconds=arguments.max_lifetime,
         max_video_seconds=arguments.max_video_seconds,
         save_every_seconds=arguments.save_every,
+        lora_modules=lora_modules(arguments),
+        max_loras=arguments.max_loras,
         state=None if arguments.state is None or arguments.ray else Path(arguments.state),
     )
     model = {
@@ -86,3 +100,21 @@ def run(arguments: argparse.Namespace) -> None:
         lolrt.set_threads(arguments.threads)
     pipe = lolrt.load(**model, device=usable(arguments.device))
     serve(pipe, settings, arguments.host, arguments.port)
+
+
+def lora_modules(arguments: argparse.Namespace) -> dict[str, Path]:
+    """The adapters that clients may choose. Raises `lolrt.Error` if they do not fit the model, and for wrong or repeated names."""
+    from lolrt.checkpoint.load import check_lora
+    from lolrt.pipeline import files_of
+
+    modules: dict[str, Path] = {}
+    for given in arguments.lora_module:
+        name, equals, file = given.partition("=")
+        path = Path(file).absolute()
+        if not equals or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+            raise Error(f"--lora-module {given}: expected NAME=FILE, with a name of letters, digits, - and _")
+        if name in modules or path.name in {other.name for other in modules.values()}:
+            raise Error(f"--lora-module {given}: another one has this name, or a file of this name; saved sessions know adapters by them")
+        check_lora(files_of(arguments.model, {"dit"}, arguments.weights), path)
+        modules[name] = path
+    return modules

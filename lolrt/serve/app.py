@@ -99,6 +99,7 @@ def _add_models(app: FastAPI, sessions: Sessions, peers: webrtc.Peers) -> None:
             "temporal_factor": pipe.vae.config.temporal_factor,
             "mime": sessions.factory.mime,
             "webrtc": peers.available,
+            "lora_modules": sorted(sessions.settings.lora_modules),
             "example_prompts": list(pipe.example_prompts),
             "positions": list(positions),
             "rope": {"sigma": pipe.rope.sigma, "positions": pipe.rope.positions},

@@ -184,7 +184,9 @@ def add_routes(app: FastAPI, sessions: Sessions, clips: Clips) -> None:
         if frames > sessions.settings.max_video_seconds * pipe.fps:
             raise RequestError(f"a video of {frames / pipe.fps:g} s; expected {sessions.settings.max_video_seconds:g} s at most")
         await asyncio.to_thread(pipe.encode_text, wanted.prompt)  # raises here for a prompt that the model cannot take
-        stream = Stream(prompt=wanted.prompt, seed=wanted.seed or 0, rope=wanted.rope, window=wanted.window)
+        stream = Stream(
+            prompt=wanted.prompt, seed=wanted.seed or 0, rope=wanted.rope, window=wanted.window, lora=wanted.adapters()
+        )  # fmt: skip
         clip = Clip(stream, frames, client_of(request), await start_of(wanted.start, pipe))
         clips.add(clip)
         return about(clip)

@@ -27,6 +27,7 @@ def describe(sessions: Sessions, session: Session) -> dict[str, Any]:
         "temporal_factor": pipe.vae.config.temporal_factor,
         "rope": to_plain(config.rope),
         "window": {**to_plain(config.window), "pages": config.window.pages},
+        "lora": list(live.stream.latent_stream.dit.adapters),
         "probe": config.probe,
         "next_sequence": session.hub.next_sequence,
         "next_interaction": live.interactions,

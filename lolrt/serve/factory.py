@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from lolrt.engine.kv_window import Window
+from lolrt.models.dit import CausalDiT
 from lolrt.pipeline import Pipeline
 from lolrt.positions.rope import Rope
 from lolrt.serve.encoding import ChunkEncoder, init_segment, mime_type
 from lolrt.serve.errors import NoRoomError, RequestError, UnavailableError
 from lolrt.serve.hub import Hub, State
 from lolrt.serve.live import Live, Waiting
+from lolrt.serve.protocol import Adapter
 from lolrt.serve.settings import Settings
 from lolrt.serve.state import Interaction, Keeper, Saved
 from lolrt.session.config import StreamConfig, from_plain
@@ -46,13 +48,14 @@ class Factory:
         self.mime = mime_type(self.init)
 
     def new(
-        self, place: Place, prompt: str, *, seed: int, rope: Rope, window: Window, probe: bool, start: Tensor | None, frames: int | None
-    ) -> Live:
+        self, place: Place, prompt: str, *, seed: int, rope: Rope, window: Window, lora: list[str] | None, probe: bool,
+        start: Tensor | None, frames: int | None,
+    ) -> Live:  # fmt: skip
         """A new session. start: uint8 [height, width, 3], its first frame. frames: the number of video frames after which it is complete.
         Raises `lolrt.Error`."""
         self._check_room(window)
         latents = None if start is None else self.pipe.encode_video([start])
-        stream = self.engine.open(prompt, seed=seed, rope=rope, window=window, probe=probe, start=latents)
+        stream = self.engine.open(prompt, seed=seed, rope=rope, window=window, lora=lora, probe=probe, start=latents)
         with self._closed_on_error(stream):
             live = self._live(place, stream)
         live.frames_left = frames
@@ -109,7 +112,7 @@ class Factory:
         self._check_room(config.window)
         stream = self.engine.open(
             snapshot.prompt or "", seed=config.seed or 0, rope=config.rope, window=config.window, sampler=config.sampler,
-            probe=config.probe, start_frame=config.start_frame,
+            probe=config.probe, start_frame=config.start_frame, lora=self.lora_of(snapshot),
         )  # fmt: skip
         with self._closed_on_error(stream):
             stream.restore(snapshot)
@@ -138,6 +141,30 @@ class Factory:
     def _hub(self, stream: Stream, first: int) -> Hub:
         chunk_frames = stream.latent_stream.window.chunk_frames
         return Hub(first, chunk_frames * self.pipe.vae.config.temporal_factor / self.pipe.fps, self._settings.dvr_seconds)
+
+    def files_of(self, adapters: Sequence[Adapter]) -> list[str]:
+        """The files of adapters, with their strengths. Raises `RequestError` for those that the server does not offer."""
+        offered = self._settings.lora_modules
+        for one in adapters:
+            if one.name not in offered:
+                there = f"it offers {', '.join(sorted(offered))}" if offered else "start it with --lora-module NAME=FILE"
+                raise RequestError(f"this server has no adapters named {one.name!r}: {there}", "unsupported_lora")
+        return [f"{offered[one.name]}:{one.scale}" for one in adapters]
+
+    def lora_of(self, snapshot: Snapshot) -> list[str] | None:
+        """The files of the adapters that a saved session had, of those that the server offers; None if it had the server's own."""
+        names = snapshot.model.get("lora", [])
+        if names == list(self.pipe.dit.adapters):
+            return None
+        offered = {path.name: path for path in self._settings.lora_modules.values()}
+        given = [name.rpartition(":") for name in names]
+        return [f"{offered[name]}:{strength}" for name, _, strength in given if name in offered]
+
+    def check_room_for(self, dit: CausalDiT) -> None:
+        """Raises `NoRoomError` if a model with adapters would be one too many."""
+        adapted = {id(stream.latent_stream.dit) for stream in self.engine.streams} - {id(self.pipe.dit), id(dit)}
+        if len(adapted) >= self._settings.max_loras:
+            raise NoRoomError(f"sessions with {len(adapted)} other choices of adapters are open, and there is room for no more: wait")
 
     def check_fits(self, window: Window) -> None:
         """Raises `RequestError` if no session of this server can have such a window."""

@@ -31,6 +31,16 @@ class Schema(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Adapter(Schema):
+    """Adapters that the server offers by a name."""
+
+    name: Id
+    scale: Annotated[float, Field(ge=-10, le=10)] = 1.0
+
+
+Adapters = Annotated[list[Adapter], Field(max_length=8)]
+
+
 def options_of(kind: Any) -> type[Schema]:
     """A schema with the fields of a dataclass, all optional. Fields that hold another dataclass are treated the same way."""
     fields: dict[str, Any] = {}
@@ -61,6 +71,7 @@ class Stream(Schema):
     seed: Seed = 0
     rope: RopeOptions | None = None  # type: ignore[valid-type]
     window: WindowOptions | None = None  # type: ignore[valid-type]
+    lora: Adapters | None = None
     probe: bool = False
     session_id: Id | None = None
     lease_seconds: LeaseSeconds | None = None
@@ -102,12 +113,13 @@ class Clip(BaseModel):
     seed: Seed | None = None
     rope: RopeOptions | None = None  # type: ignore[valid-type]
     window: WindowOptions | None = None  # type: ignore[valid-type]
-    lora: Any = None
+    lora: Adapter | Adapters | None = None
+
+    def adapters(self) -> list[Adapter] | None:
+        return [self.lora] if isinstance(self.lora, Adapter) else self.lora
 
     def check(self, model: str, width: int, height: int, fps: int) -> None:
         """Raises `RequestError` if the request asks for another model, size or frame rate."""
-        if self.lora:
-            raise RequestError("adapters are the whole server's: start it with --lora FILE", "unsupported_lora")
         if self.model not in (None, model):
             raise RequestError(f"{self.model!r} was asked for, and this server has {model!r}", "model_mismatch")
         asked = (self.width or width, self.height or height)

@@ -94,8 +94,8 @@ class Conversation:
         if start.prompt is None:
             raise RequestError("prompt: expected a text; only a session that is resumed has one already", "bad_message")
         wanted = Stream(
-            prompt=start.prompt, seed=start.seed or 0, rope=start.rope, window=start.window, probe=start.probe,
-            session_id=start.session_id, lease_seconds=start.lease_seconds,
+            prompt=start.prompt, seed=start.seed or 0, rope=start.rope, window=start.window, lora=start.adapters(),
+            probe=start.probe, session_id=start.session_id, lease_seconds=start.lease_seconds,
         )  # fmt: skip
         named, frames = start.session_id is not None, start.frames(self._sessions.pipe.fps)
         return await self._sessions.open(wanted, client_of(self._socket), frames=frames, lasts=named), not named

@@ -8,7 +8,7 @@ import functools
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -74,6 +74,7 @@ class Sessions:
         """The sessions that are being opened: client by id."""
         self._thread = EngineThread(self.factory.engine, settings.ahead_seconds, self)
         self._closing = False
+        self._adapting = asyncio.Lock()
 
     def __iter__(self) -> Iterator[Session]:
         return iter(list(self._open.values()))
@@ -101,7 +102,8 @@ class Sessions:
         store = self.factory.store
         assert store is not None
         saved = await asyncio.to_thread(store.read, id)
-        live = await self._asked(self._thread.call(lambda: self._added(self.factory.revive(saved))))
+        async with self._adapted(self.factory.lora_of(saved.snapshot)):
+            live = await self._asked(self._thread.call(lambda: self._added(self.factory.revive(saved))))
         session = Session(live)
         if live.hub.state.name != "ended":  # it may have ended already
             self._open[id] = session
@@ -232,15 +234,29 @@ class Sessions:
         rope: Rope = with_options(self.pipe.rope, wanted.rope)
         window: Window = with_options(self.pipe.window, wanted.window)
         self.factory.check_fits(window)
+        lora = None if wanted.lora is None else self.factory.files_of(wanted.lora)
         await asyncio.to_thread(self.pipe.encode_text, wanted.prompt)
         place = self._place(wanted, client, background, lasts)
 
         def make() -> Live:
             return self.factory.new(
-                place, wanted.prompt, seed=wanted.seed, rope=rope, window=window, probe=wanted.probe, start=start, frames=frames
+                place, wanted.prompt, seed=wanted.seed, rope=rope, window=window, lora=lora, probe=wanted.probe, start=start, frames=frames
             )
 
-        return await self._add(place, lambda: self._thread.call(lambda: self._added(make())))
+        async with self._adapted(lora):
+            return await self._add(place, lambda: self._thread.call(lambda: self._added(make())))
+
+    @contextlib.asynccontextmanager
+    async def _adapted(self, lora: list[str] | None) -> AsyncIterator[None]:
+        """Merges adapters outside the engine's thread, because it takes long, and holds the model until the session has it. Raises
+        `NoRoomError`."""
+        if lora is None:
+            yield
+            return
+        async with self._adapting:
+            dit = await asyncio.to_thread(self.factory.engine.with_lora, lora)
+            self.factory.check_room_for(dit)
+            yield
 
     async def branch(self, session: Session, wanted: Branch, client: str = "") -> Session:
         """Opens a session that goes on from where another one is."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lolrt.media import CRF
@@ -30,5 +31,9 @@ class Settings:
     """The longest clip that may be asked for."""
     save_every_seconds: float = 10.0
     """How often sessions are saved."""
+    lora_modules: Mapping[str, Path] = field(default_factory=dict)
+    """The adapters that clients may choose, by the names that they use."""
+    max_loras: int = 1
+    """The most different choices of adapters at the same time. Each may take as much memory as the DiT."""
     state: Path | None = None
     """The folder in which sessions are kept."""

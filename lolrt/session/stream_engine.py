@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lolrt.checkpoint.load import with_lora
-from lolrt.checkpoint.lora import LoRAFiles, lora_files
+from lolrt.checkpoint.lora import LoRAFile, LoRAFiles, lora_files
 from lolrt.engine.engine import Engine
 from lolrt.engine.kv_window import Window
 from lolrt.engine.sampler import Sampler
@@ -66,8 +66,7 @@ class StreamEngine:
                 raise Error(f"memory is {memory} bytes; one stream with this window and {max_sessions} prompts need {needed}")
             pages = min(pages, room)
         self.engine = Engine(dit, height, width, pages=pages, sessions=max_sessions, kv_dtype=kv_dtype, batch_invariant=batch_invariant)
-        self._with_lora: WeakValueDictionary[tuple[tuple[str, float], ...], CausalDiT] = WeakValueDictionary()
-        """The models of streams with adapters, by their files and strengths."""
+        self._with_lora: WeakValueDictionary[tuple[LoRAFile, ...], CausalDiT] = WeakValueDictionary()
         self._turns: dict[Stream, Turn] = {}
         self._finished: deque[tuple[Stream, Chunk]] = deque()
         self._clock = clock
@@ -101,20 +100,21 @@ class StreamEngine:
             rope=rope or self.rope, window=window or self.window, sampler=sampler or self.sampler, seed=seed, probe=probe,
             start_frame=start_frame,
         )  # fmt: skip
-        latents = LatentStream.of(self.engine, self.encode_text(prompt), config, dit=self._adapted(lora), start=start)
+        latents = LatentStream.of(self.engine, self.encode_text(prompt), config, dit=self.with_lora(lora), start=start)
         stream = Stream(latents, self.vae, self.encode_text, prompt)
         # Begin at the smallest count of passes. A new stream with 0 passes would run alone until it has caught up with the others.
         self._turns[stream] = Turn(opened=self._clock(), passes=min((turn.passes for turn in self._turns.values()), default=0))
         return stream
 
-    def _adapted(self, lora: LoRAFiles | None) -> CausalDiT | None:
-        """The model with these adapters; None for that of the engine."""
+    def with_lora(self, lora: LoRAFiles | None) -> CausalDiT:
+        """The model with these adapters in place of those of the pipeline; None: the pipeline's. As long as it is held, or a stream has it,
+        there is one of each, and `open` does not have to make it. May be called from another thread."""
         if lora is None:
-            return None
-        names = tuple((str(file.path), file.strength) for file in lora_files(lora))
-        dit = self._with_lora.get(names)
+            return self.engine.dit
+        files = tuple(lora_files(lora))
+        dit = self._with_lora.get(files)
         if dit is None:
-            dit = self._with_lora[names] = with_lora(self.engine.dit, lora)
+            dit = self._with_lora[files] = with_lora(self.engine.dit, lora)
         return dit
 
     def close(self, stream: Stream) -> None:

@@ -1,0 +1,89 @@
+"""Adapters that clients of a server choose for a session."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from serving import PROMPT, Server, Viewer
+
+import lolrt
+from lolrt.cli import main
+from lolrt.serve.encoding import ChunkEncoder
+from lolrt.serve.settings import Settings
+
+pytestmark = pytest.mark.whole
+
+
+@pytest.fixture(scope="module")
+def styles(tmp_path_factory: pytest.TempPathFactory, tiny: lolrt.Pipeline) -> dict[str, Path]:
+    """Two LoRAs that change the pictures of `tiny`."""
+    dim, found = tiny.dit.config.dim, {}
+    for seed, name in enumerate(("oil", "ink")):
+        generator = torch.Generator().manual_seed(seed)
+        found[name] = tmp_path_factory.mktemp("styles") / f"{name}.safetensors"
+        parts = {f"lora_{part}": torch.randn(shape, generator=generator) * 0.2 for part, shape in (("A", (4, dim)), ("B", (dim, 4)))}
+        save_file({f"diffusion_model.blocks.2.self_attn.o.{part}.weight": x for part, x in parts.items()}, found[name])
+    return found
+
+
+def fragments(model: Path, lora: str | None, count: int) -> list[str]:
+    """The hashes of a session's first fragments, as a model makes them that was loaded with these adapters."""
+    pipe = lolrt.load(model, lora=lora)
+    stream, encoder = pipe.stream(PROMPT, seed=3), ChunkEncoder(pipe.height, pipe.width, pipe.fps, Settings().crf)
+    return [hashlib.sha256(encoder.encode(next(stream).frames)).hexdigest() for _ in range(count)]
+
+
+def watched(server: Server, id: str, first: int, count: int) -> list[str]:
+    with Viewer(server, id, first) as viewer:
+        return [hashlib.sha256(data).hexdigest() for _, data in viewer.chunks(count)]
+
+
+def test_sessions_have_the_adapters_that_they_ask_for_and_keep_them(quick_model, styles, tmp_path, one_thread):
+    """Each has the bits of a model that was loaded with them; also a branch, and after a kill."""
+    options = ["--model", quick_model, "--threads", 1, "--state", tmp_path, "--save-every", 0.3, "--max-sessions", 3, "--max-loras", 1]
+    offered = [option for name, path in styles.items() for option in ("--lora-module", f"{name}={path}")]
+    oil = [{"name": "oil", "scale": 0.5}]
+    with Server(*options, *offered) as server:
+        assert server.json("GET", "/v1/models")["data"][0]["lora_modules"] == ["ink", "oil"]
+        plain = server.open(lease_seconds=600)
+        changed = server.open(lora=oil, lease_seconds=600)
+        assert server.json("GET", f"/v1/sessions/{changed}")["lora"] == ["oil.safetensors:0.5"]
+        made = {id: watched(server, id, 0, 2) for id in (plain, changed)}
+        status, _, refused = server.ask("POST", "/v1/sessions", {"prompt": PROMPT, "lora": [{"name": "ink"}]})
+        assert status == 429 and b"other choices of adapters" in refused
+        status, _, refused = server.ask("POST", "/v1/sessions", {"prompt": PROMPT, "lora": [{"name": "chalk"}]})
+        assert status == 400 and b"it offers ink, oil" in refused
+        branch = server.json("POST", f"/v1/sessions/{changed}/branch", {"lease_seconds": 600})["id"]
+        assert server.json("GET", f"/v1/sessions/{branch}")["lora"] == ["oil.safetensors:0.5"]
+        server.json("DELETE", f"/v1/sessions/{branch}")
+        server.kill()
+    with Server(*options, *offered) as server:
+        for id in (plain, changed):
+            made[id] += watched(server, id, 2, 3)
+            server.json("DELETE", f"/v1/sessions/{id}")
+        assert server.open(lora=[{"name": "ink"}])
+    assert made[plain] == fragments(quick_model, None, 5)
+    assert made[changed] == fragments(quick_model, f"{styles['oil']}:0.5", 5)
+
+
+def test_what_a_server_can_offer(styles, tmp_path, capsys):
+    strange = tmp_path / "strange.safetensors"
+    save_file({"blocks.99.ffn.0.diff": torch.zeros(1)}, strange)
+    (tmp_path / "other").mkdir()
+    same = tmp_path / "other" / "oil.safetensors"
+    same.write_bytes(styles["oil"].read_bytes())
+    wrong = {
+        "expected NAME=FILE": ["oil"],
+        "with a name of letters": [f"../oil={styles['oil']}"],
+        "does not exist": ["oil=nowhere.safetensors"],
+        "the model has no blocks.99": [f"strange={strange}"],
+        "another one has this name": [f"oil={styles['oil']}", f"oil={styles['ink']}"],
+        "or a file of this name": [f"oil={styles['oil']}", f"second={same}"],
+    }
+    for told, modules in wrong.items():
+        assert main(["serve", "--port", "0", *[part for module in modules for part in ("--lora-module", module)]]) == 2
+        assert told in capsys.readouterr().err
