@@ -16,7 +16,7 @@ import layouts
 import pytest
 import torch
 from commands import output_of
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiers import pytest_collection_modifyitems as pytest_collection_modifyitems
 
 import lolrt
@@ -102,6 +102,18 @@ def quick(quick_model: Path) -> lolrt.Pipeline:
 @pytest.fixture(scope="session")
 def tiny() -> lolrt.Pipeline:
     return lolrt.load("tiny")
+
+
+@pytest.fixture(scope="session")
+def styles(tmp_path_factory: pytest.TempPathFactory, tiny: lolrt.Pipeline) -> dict[str, Path]:
+    """Two LoRAs that change the pictures of `tiny`."""
+    dim, found = tiny.dit.config.dim, {}
+    for seed, name in enumerate(("oil", "ink")):
+        generator = torch.Generator().manual_seed(seed)
+        found[name] = tmp_path_factory.mktemp("styles") / f"{name}.safetensors"
+        parts = {f"lora_{part}": torch.randn(shape, generator=generator) * 0.2 for part, shape in (("A", (4, dim)), ("B", (dim, 4)))}
+        save_file({f"diffusion_model.blocks.2.self_attn.o.{part}.weight": x for part, x in parts.items()}, found[name])
+    return found
 
 
 @pytest.fixture

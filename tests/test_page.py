@@ -274,6 +274,21 @@ def test_a_stream_that_somebody_closes(server, page):
     assert "seed 77, sigma 0" in text(page, "#about")
 
 
+def test_a_stream_with_adapters(browser, quick_model, styles):
+    modules = [option for name, path in styles.items() for option in ("--lora-module", f"{name}={path}")]
+    with Server("--model", quick_model, *modules) as server:
+        page = browser.open(f"{server.address}/#streams={server.open(PROMPT)}")
+        playing(page)
+        page.click("#new")
+        assert page.js("[...document.querySelector('[name=lora]').options].map((each) => each.value)") == ["", "ink", "oil"]
+        page.js("document.querySelector('[name=lora]').value = 'oil', document.querySelector('[name=scale]').value = 0.5")
+        page.press("Enter", 13)
+        page.until("document.querySelector('#about').textContent.endsWith('adapters oil.safetensors:0.5.')")
+        playing(page)
+        assert [session["lora"] for session in server.json("GET", "/v1/sessions")["data"]] == [[], ["oil.safetensors:0.5"]]
+        page.close()
+
+
 def test_an_address_without_a_stream(server, browser):
     """It opens a new stream, or, if there is no room for one, an existing one."""
     page = browser.open(server.address)

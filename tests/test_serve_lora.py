@@ -18,18 +18,6 @@ from lolrt.serve.settings import Settings
 pytestmark = pytest.mark.whole
 
 
-@pytest.fixture(scope="module")
-def styles(tmp_path_factory: pytest.TempPathFactory, tiny: lolrt.Pipeline) -> dict[str, Path]:
-    """Two LoRAs that change the pictures of `tiny`."""
-    dim, found = tiny.dit.config.dim, {}
-    for seed, name in enumerate(("oil", "ink")):
-        generator = torch.Generator().manual_seed(seed)
-        found[name] = tmp_path_factory.mktemp("styles") / f"{name}.safetensors"
-        parts = {f"lora_{part}": torch.randn(shape, generator=generator) * 0.2 for part, shape in (("A", (4, dim)), ("B", (dim, 4)))}
-        save_file({f"diffusion_model.blocks.2.self_attn.o.{part}.weight": x for part, x in parts.items()}, found[name])
-    return found
-
-
 def fragments(model: Path, lora: str | None, count: int) -> list[str]:
     """The hashes of a session's first fragments, as a model makes them that was loaded with these adapters."""
     pipe = lolrt.load(model, lora=lora)

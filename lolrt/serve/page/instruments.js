@@ -57,4 +57,4 @@ export function drawInstruments(stream) {
   by("about").textContent = stream?.info ? about(stream.info) : "";
 }
 
-const about = ({ seed, rope, window }) => `This stream: seed ${seed}, sigma ${rope.sigma}, ${window.sink_frames} sinks, ${rope.positions} positions.`;
+const about = ({ seed, rope, window, lora }) => `This stream: seed ${seed}, sigma ${rope.sigma}, ${window.sink_frames} sinks, ${rope.positions} positions${lora.length ? `, adapters ${lora.join(", ")}` : ""}.`;

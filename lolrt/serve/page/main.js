@@ -222,6 +222,7 @@ by("settings-form").addEventListener("submit", async (event) => {
     probe: true,
     rope: { sigma: settings.sigma.valueAsNumber, positions: settings.positions.value },
     window: { sink_frames: settings.sink_frames.valueAsNumber },
+    lora: settings.lora.value ? [{ name: settings.lora.value, scale: settings.scale.valueAsNumber }] : null,
   };
   try {
     const made = await api.create(wanted);
@@ -274,6 +275,8 @@ async function begin() {
   settings.positions.value = model.rope.positions;
   settings.sigma.value = model.rope.sigma;
   settings.sink_frames.value = model.window.sink_frames;
+  by("adapters").hidden = !model.lora_modules.length;
+  settings.lora.replaceChildren(new Option("none", ""), ...model.lora_modules.map((each) => new Option(each)));
   const ways = transports(model);
   by("transports").hidden = ways.length < 2;
   for (const option of by("transport").options) option.hidden = option.disabled = !ways.includes(option.value);
