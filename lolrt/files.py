@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
@@ -83,13 +84,18 @@ def locked(path: Path, create: bool = False) -> BinaryIO:
         file = on_error.enter_context(open(path, "r+b", opener=lambda name, flags: os.open(name, flags | create * os.O_CREAT, 0o666)))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            own = os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # if not, the other process has just finished and renamed it
+            check_there(file.fileno(), path)  # if not, the other process has just finished and renamed it
         except (BlockingIOError, FileNotFoundError):
-            own = False
-        if not own:
-            raise OutputError(f"another run is writing {path}: wait until it has ended, or choose another name with -o")
+            raise OutputError(f"another run is writing {path}: wait until it has ended, or choose another name with -o") from None
         on_error.pop_all()
         return file
+
+
+def check_there(descriptor: int, path: Path) -> None:
+    """Raises FileNotFoundError if an open file or folder does not have this name any more: it was removed or renamed. Writing to it would
+    go on without an error."""
+    if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def sync(path: Path) -> None:

@@ -294,6 +294,21 @@ def test_two_runs_on_one_output(tmp_path, prompt, capsys):
     assert decode(tmp_path / "v.mp4")[0] == 9
 
 
+def test_a_video_that_is_removed_while_it_is_made_ends_the_run_with_the_next_chunk(tmp_path, prompt, capsys, monkeypatch):
+    written, write = [], lolrt.VideoWriter.write
+
+    def removed(writer: lolrt.VideoWriter, frames: torch.Tensor) -> None:
+        write(writer, frames)
+        written.append(len(frames))
+        (tmp_path / "v.partial.mp4").unlink()
+
+    monkeypatch.setattr(lolrt.VideoWriter, "write", removed)
+    run = ["generate", prompt, "-o", str(tmp_path / "v.mp4"), "--seconds", "600", "--timesteps", "1000", "--threads", "1", "--quiet"]
+    assert cli.main(run) == 2 and len(written) == 1
+    assert capsys.readouterr().err.endswith("v.partial.mp4 was removed, or moved, while it grew\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_video_of_a_killed_run_is_kept(tmp_path, prompt):
     (tmp_path / "v.partial.mp4").write_bytes(b"hours of video")
     assert "v.partial.mp4 is what an earlier run had written" in error_of("generate", prompt, "-o", tmp_path / "v.mp4", "--frames", 9)

@@ -186,6 +186,29 @@ def test_whose_a_video_is(tmp_path):
     assert content(tmp_path) == before
 
 
+def test_a_complete_video_stays_until_the_next_one_has_a_segment(tmp_path):
+    playlist, frames = tmp_path / "x.m3u8", pictures(40)
+    with lolrt.VideoWriter(playlist, 64, 96, FPS) as writer:
+        writer.write(frames)
+    before = content(tmp_path)
+    with contextlib.suppress(KeyboardInterrupt), lolrt.VideoWriter(playlist, 64, 96, FPS):
+        assert content(tmp_path) == before
+        raise KeyboardInterrupt
+    assert content(tmp_path) == before, "a run that makes nothing changes nothing"
+    with lolrt.VideoWriter(playlist, 64, 96, FPS) as writer:
+        for frame in frames.flip(0).split(1):
+            writer.write(frame)
+            assert content(tmp_path) == before or len(listed(playlist)) <= writer._encoder.frames // 10, "the old one, or the new one"
+    assert content(tmp_path) != before and len(decode(playlist)) == 40
+    assert np.array_equal(decode(playlist)[0], decode_alone(frames.flip(0), tmp_path / "y.mp4")[0])
+
+
+def decode_alone(frames: torch.Tensor, path: Path) -> list[np.ndarray]:
+    with lolrt.VideoWriter(path, 64, 96, FPS) as writer:
+        writer.write(frames)
+    return decode(path)
+
+
 def decode_unended(playlist: Path) -> list[np.ndarray]:
     ended = playlist.with_name("ended.m3u8")
     ended.write_text(playlist.read_text() + "#EXT-X-ENDLIST\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,17 +116,47 @@ def test_two_writers_of_one_file(tmp_path):
         writer.write(stripes(64, 128))
 
 
-@pytest.mark.parametrize("step", ["cut", "finish"])
-def test_a_file_that_is_removed_while_it_grows(step, tmp_path):
-    """The error does not send anybody to it."""
-    told = (
-        r"cannot go on writing .*v\.mp4: No such file or directory; .*v\.partial\.mp4, which had what was written, was removed meanwhile$"
-    )
-    with pytest.raises(lolrt.OutputError, match=told), lolrt.VideoWriter(tmp_path / "v.mp4", 64, 128, 16) as writer:
+# What grows under each name, and what of it can be removed.
+GROWING = {
+    "v.mp4": "v.partial.mp4",
+    "v.mkv": "v.partial.mkv",
+    "v.gif": "v.partial.gif",
+    "v.m3u8": "v/init.mp4",
+    "frames/%03d.png": "frames",
+}
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+@pytest.mark.parametrize("name", GROWING)
+def test_what_is_removed_while_it_grows_is_noticed_with_the_next_frames(name, how, tmp_path):
+    """The error does not send anybody to it, and what somebody else has put there meanwhile stays."""
+    growing = tmp_path / GROWING[name]
+    told = rf"cannot go on writing {re.escape(str(tmp_path / name))}: {re.escape(str(growing))} was removed, or moved, while it grew$"
+    with pytest.raises(lolrt.OutputError, match=told), lolrt.VideoWriter(tmp_path / name, 64, 128, 16) as writer:
         writer.write(stripes(64, 128))
-        (tmp_path / "v.partial.mp4").unlink()
-        if step == "cut":
-            writer.cut()
+        if how != "removed":
+            growing.rename(tmp_path / "elsewhere")
+        elif growing.is_dir():
+            shutil.rmtree(growing)
+        else:
+            growing.unlink()
+        if how == "replaced":
+            growing.mkdir() if name.endswith("png") else growing.write_bytes(b"of somebody")
+        writer.write(stripes(64, 128))
+        pytest.fail("it goes on writing to nowhere")
+    if how == "replaced":
+        assert not any(growing.iterdir()) if name.endswith("png") else growing.read_bytes() == b"of somebody"
+    else:
+        assert not growing.exists()
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_what_is_removed_before_it_is_complete_is_no_success(name, tmp_path):
+    told = r"was removed, or moved, while it grew$"
+    with pytest.raises(lolrt.OutputError, match=told), lolrt.VideoWriter(tmp_path / name, 64, 128, 16) as writer:
+        writer.write(stripes(64, 128))
+        (tmp_path / GROWING[name]).rename(tmp_path / "elsewhere")
+    assert not (tmp_path / "v.mp4").exists()
 
 
 def test_what_a_killed_run_has_left_is_not_overwritten(tmp_path):

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from lolrt.errors import OutputError
+from lolrt.files import check_there
 
 if TYPE_CHECKING:
     from lolrt.session.stream import Chunk
@@ -57,9 +58,10 @@ class MassLog:
             raise self._failure(error) from error
 
     def write(self, chunk: Chunk) -> None:
-        if self._file is None or chunk.mass is None:
+        if self._file is None or self.path is None or chunk.mass is None:
             return
         try:
+            check_there(self._file.fileno(), self.path)
             self._rows.writerows(self._chunk_rows(chunk))
         except OSError as error:
             raise self._failure(error) from error

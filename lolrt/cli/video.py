@@ -74,11 +74,11 @@ def write(video: Video, pipe: Pipeline, stream: Stream, total: int | None) -> in
         stream.latent_stream.on_pass = shown.passed
         if options.save_every:
             remove_partials(video.snapshot)  # left by a run that was killed while it saved
-        if resumed is None and video.path is not None:
-            video.snapshot.unlink(missing_ok=True)  # an earlier run's, of a video that is now overwritten
         for chunk in chunks:
             frames = chunk.frames if total is None else chunk.frames[: total - written]
             writer.write(frames)
+            if resumed is None and written == 0 and video.path is not None:
+                video.snapshot.unlink(missing_ok=True)  # an earlier run's, of a video that is now overwritten
             mass_log.write(chunk)
             latents.write(chunk.latents)
             # Before the window is full, sinks are most of it.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from lolrt.errors import OutputError
-from lolrt.files import locked, new_file, sync
+from lolrt.files import check_there, locked, new_file, sync
 
 CHECKED_BYTES = 1 << 16
 
@@ -45,6 +45,9 @@ class Destination(Protocol):
     def partial_path(self) -> Path | None:
         """The file of the video while it grows; None if there is no file."""
 
+    def check_there(self) -> None:
+        """Raises FileNotFoundError if what was written so far was removed or moved."""
+
     def write(self, box: bytes, /) -> object: ...
 
     def flush(self) -> None: ...
@@ -63,6 +66,9 @@ class StandardOutput:
     def __init__(self) -> None:
         self.name, self.partial_path = "standard output", None
         self._file = sys.stdout.buffer
+
+    def check_there(self) -> None:
+        pass
 
     def write(self, box: bytes, /) -> int:
         return self._file.write(box)
@@ -129,6 +135,9 @@ class MovieFile:
         except OSError as error:
             raise OutputError(f"cannot go on with {self._path}: {error.strerror}; the earlier run wrote it there") from error
 
+    def check_there(self) -> None:
+        check_there(self.file.fileno(), self.partial_path)
+
     def write(self, box: bytes, /) -> int:
         return self.file.write(box)
 
@@ -150,7 +159,9 @@ class MovieFile:
 
     def leave(self, has_pictures: bool) -> None:
         try:
-            self.file.close()
-        finally:
             if not has_pictures:
-                self.partial_path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    self.check_there()
+                    self.partial_path.unlink()
+        finally:
+            self.file.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lolrt.errors import OutputError
-from lolrt.files import locked, new_file, remove_partials, write_whole
+from lolrt.files import check_there, locked, new_file, remove_partials, write_whole
 from lolrt.media.destination import Position, checksum
 from lolrt.media.fragments import HEADER, box_kind, frames_in
 from lolrt.media.hls import END, Playlist
@@ -33,7 +33,8 @@ class HlsFolder:
         self._folder = path.with_suffix("")
         self._playlist = Playlist(f"{self._folder.name}/{INIT}", lambda number: f"{self._folder.name}/{number:08d}.m4s", 1, dvr_seconds)
         self._number = resume.fragments if resume else 0
-        self._head = b""
+        self._begun = resume is not None
+        self._header = self._head = b""
         try:
             self._init = self._open() if resume is None else self._reopen(resume)
         except OSError as error:
@@ -52,22 +53,30 @@ class HlsFolder:
         """Raises `lolrt.OutputError` where the video cannot be begun, as far as that can be seen without writing anything."""
         if path.is_dir():
             raise OutputError(f"cannot write {path}: it is a folder; choose another place with -o")
+        if (path.with_suffix("") / INIT).exists():
+            cls._claim(path).close()
+
+    @classmethod
+    def _claim(cls, path: Path) -> BinaryIO:
+        """Locks the init segment of a new video, or of a complete one, which the new one is to replace."""
         init = path.with_suffix("") / INIT
-        if init.exists():
-            (locked if cls._is_whole(path) else new_file)(init).close()
+        return locked(init, create=True) if cls._is_whole(path) else new_file(init)
 
     def _open(self) -> BinaryIO:
-        """Starts a new video. Removes a complete video of the same name."""
         if self.partial_path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
         self._folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            if self._is_whole(self.partial_path):
-                with locked(self._folder / INIT, create=True) as init:
-                    self.partial_path.unlink()
-                    self._remove_segments(self._there())
-                    init.truncate(0)
-        return new_file(self._folder / INIT)
+        return self._claim(self.partial_path)
+
+    def _begin(self) -> None:
+        """Writes the init segment of a new video. Only now, with the first segment to follow, a complete video of the same name goes."""
+        if self._is_whole(self.partial_path):
+            self.partial_path.unlink()
+            self._remove_segments(self._there())
+        self._init.truncate(0)
+        self._init.write(self._header)
+        self._init.flush()
+        self._begun = True
 
     def _reopen(self, position: Position) -> BinaryIO:
         """Opens the video of an earlier run, whether that is complete or not, and truncates it at the cut."""
@@ -97,14 +106,18 @@ class HlsFolder:
             self._path(number).unlink(missing_ok=True)
             remove_partials(self._path(number))
 
+    def check_there(self) -> None:
+        check_there(self._init.fileno(), self._folder / INIT)
+
     def write(self, box: bytes, /) -> None:
         kind = box_kind(box)
         if kind in HEADER:
-            self._init.write(box)
-            self._init.flush()
+            self._header += box
         elif kind == b"moof":
             self._head = box
         else:
+            if not self._begun:
+                self._begin()
             self._number += 1
             write_whole(self._path(self._number), self._head + box)
             expired = self._playlist.append(self._number, frames_in(self._head) / self._fps)
@@ -126,16 +139,17 @@ class HlsFolder:
 
     def finish(self) -> None:
         with self._init:  # locked until the video is complete
+            if not self._begun:  # a video of no frames
+                self._begin()
             self._playlist.ended = True
             os.fsync(self._init.fileno())
             self._write_playlist()
 
     def leave(self, has_pictures: bool) -> None:
-        self._init.close()
-        if not has_pictures:
-            self.partial_path.unlink(missing_ok=True)
-            remove_partials(self.partial_path)
-            self._remove_segments(self._there())
-            (self._folder / INIT).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # the folder holds files that are not ours
+        with self._init:
+            if os.fstat(self._init.fileno()).st_size:  # of this video, or of a complete one that it has not replaced
+                return
+            with contextlib.suppress(OSError):  # the folder is gone, or holds files that are not ours
+                self.check_there()
+                (self._folder / INIT).unlink()
                 self._folder.rmdir()

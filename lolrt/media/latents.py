@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lolrt.checkpoint.safetensors_file import read_safetensors
 from lolrt.errors import Error, OutputError
+from lolrt.files import check_there
 
 NAME = "latents"
 HEADER_BYTES = 256
@@ -68,10 +69,11 @@ class LatentsFile:
 
     def write(self, latents: Tensor) -> None:
         """Appends latents [n, channels, height, width]."""
-        if self._file is None:
+        if self._file is None or self.path is None:
             return
         self._frame = tuple(latents.shape[1:])
         try:
+            check_there(self._file.fileno(), self.path)
             self._file.seek(max(HEADER_BYTES, self._file.seek(0, 2)))
             self._file.write(latents.to("cpu", torch.float32).contiguous().numpy().data)
             end = self._file.tell()

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lolrt.errors import OutputError
-from lolrt.files import sync, write_whole
+from lolrt.files import check_there, sync, write_whole
 
 NUMBER = re.compile(r"%0?(\d*)d")
 
@@ -51,6 +51,9 @@ class PngFolder:
         """Raises `lolrt.OutputError` if the sequence cannot be started, as far as this can be known without writing."""
         if path.parent.exists():
             cls(path).leave(False)
+
+    def check_there(self) -> None:
+        check_there(self._folder, self._path.parent)
 
     def write(self, png: bytes, /) -> None:
         self._number += 1

@@ -119,6 +119,7 @@ class VideoWriter:
         """Appends frames, uint8 [n, height, width, 3] RGB. Raises `lolrt.Error` for others."""
         check_pixels(frames, None, *self._size, 3)
         try:
+            self._destination.check_there()
             self._encoder.write(frames)
         except FAILURES as error:
             raise self._failure(error) from error
@@ -139,12 +140,10 @@ class VideoWriter:
         reason = getattr(error, "strerror", None) or error
         if isinstance(self._destination, StandardOutput):
             return OutputError(f"standard output is gone: {reason}")
-        if not self._encoder.has_pictures:
-            written = "nothing was written"
-        elif isinstance(error, FileNotFoundError):
-            written = f"{self.partial_path}, which had what was written, was removed meanwhile"
-        else:
-            written = f"what was written is in {self.partial_path}"
+        if isinstance(error, FileNotFoundError):
+            reason = f"{error.filename or self.partial_path} was removed, or moved, while it grew"
+            return OutputError(f"cannot go on writing {self._destination.name}: {reason}")
+        written = f"what was written is in {self.partial_path}" if self._encoder.has_pictures else "nothing was written"
         return OutputError(f"cannot go on writing {self._destination.name}: {reason}; {written}")
 
     def __enter__(self) -> VideoWriter:
@@ -158,6 +157,7 @@ class VideoWriter:
             self._encoder.end()
             self._destination.flush()
             if error is None:
+                self._destination.check_there()
                 self._destination.finish()
             else:
                 self._destination.leave(self._encoder.has_pictures)
