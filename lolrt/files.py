@@ -8,6 +8,7 @@ import fcntl
 import glob
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -89,6 +90,14 @@ def locked(path: Path, create: bool = False) -> BinaryIO:
             raise OutputError(f"another run is writing {path}: wait until it has ended, or choose another name with -o") from None
         on_error.pop_all()
         return file
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A new temporary folder. Raises `lolrt.OutputError` if there is no place for one."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="lolrt-")
+    except OSError as error:
+        raise OutputError(f"there is no temporary folder ({error.strerror}): set TMPDIR to a folder that can be written") from error
 
 
 def check_there(descriptor: int, path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -206,3 +207,12 @@ def test_threads_of_torch_are_told_to_spin_briefly(first: str, environment: dict
 def test_importing_is_light():
     code = "import sys, lolrt; assert not {'torch', 'av', 'numpy'} & set(sys.modules), set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_server_without_a_temporary_folder_says_so_before_it_loads_a_model(tmp_path, monkeypatch, capsys):
+    """Python looks for one in several places; here all of them are missing."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
+    assert cli.main(["serve", "--model", "nowhere"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lolrt: there is no temporary folder (") and line.endswith("set TMPDIR to a folder that can be written")

@@ -27,8 +27,14 @@ pytestmark = pytest.mark.whole
 
 
 @pytest.fixture(scope="module")
-def server(quick_model) -> Iterator[Server]:
-    with Server("--model", quick_model, "--max-sessions", 3, "--lease", 20) as server:
+def temporary(tmp_path_factory) -> Path:
+    """The temporary folder of the server."""
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
+def server(quick_model, temporary) -> Iterator[Server]:
+    with Server("--model", quick_model, "--max-sessions", 3, "--lease", 20, environment={"TMPDIR": str(temporary)}) as server:
         yield server
 
 
@@ -162,6 +168,18 @@ def test_a_snapshot_goes_on_elsewhere(server, quick, tmp_path):
         chunk = next(stream)
         same = next(data for message, data in iter(lambda: viewer.chunks(1)[0], None) if message["first_latent_frame"] == chunk.first_frame)
     assert np.abs(pictures(viewer.init + same).astype(int) - chunk.frames.numpy().repeat(4, 1).repeat(4, 2)).mean() < 3
+
+
+def test_a_snapshot_for_which_there_is_no_temporary_folder_is_not_the_clients_fault(server, temporary):
+    id = server.open()
+    away = temporary.rename(temporary.with_name("away"))
+    try:
+        status, _, content = server.ask("GET", f"/v1/sessions/{id}/snapshot")
+    finally:
+        away.rename(temporary)
+    told = json.loads(content)["error"]
+    assert status == 503 and told["code"] == "storage" and "there is no temporary folder" in told["message"]
+    assert server.ask("GET", f"/v1/sessions/{id}/snapshot")[0] == 200
 
 
 def test_hls_and_motion_jpeg_show_the_same_video(server):

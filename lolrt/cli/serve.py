@@ -9,6 +9,7 @@ from typing import Any
 
 from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_lora, add_vae, add_weights, positive
 from lolrt.errors import Error
+from lolrt.files import temporary_folder
 from lolrt.media import CRF
 
 
@@ -58,6 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     import lolrt
     from lolrt.ops.device import usable
 
+    temporary_folder().cleanup()  # clips and snapshots go through one; better told now than when a model has been loaded
     try:
         from lolrt.serve.guard import read_token
         from lolrt.serve.server import serve

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lolrt.errors import CheckpointError
+from lolrt.files import temporary_folder
 from lolrt.fleet.fencing import RETRY_SECONDS, Claim, claim_new, end, run, take_over, write_fenced
 from lolrt.fleet.objects import Store
 from lolrt.serve.errors import ConflictError, MovedError, NotFoundError
@@ -78,7 +78,7 @@ class ClaimedFolder:
         self._fenced(lambda: self._store.write(self._path(f"{CHUNKS}/{sequence}"), content))
 
     def write_snapshot(self, snapshot: Snapshot) -> None:
-        with tempfile.TemporaryDirectory(prefix="lolrt-") as folder:
+        with temporary_folder() as folder:
             path = Path(folder) / SNAPSHOT
             snapshot.write(path)
             self._fenced(lambda: self._store.put(path, self._path(SNAPSHOT)))
@@ -94,7 +94,7 @@ class ClaimedFolder:
         return self._store.read(self._path(f"{CHUNKS}/{sequence}"))
 
     def read_snapshot(self) -> Snapshot:
-        with tempfile.TemporaryDirectory(prefix="lolrt-") as folder:
+        with temporary_folder() as folder:
             path = Path(folder) / SNAPSHOT
             try:
                 self._store.get(self._path(SNAPSHOT), path)

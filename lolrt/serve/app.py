@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
 from lolrt import __version__
-from lolrt.errors import Error
+from lolrt.errors import Error, OutputError
 from lolrt.fields import fields_of
+from lolrt.files import temporary_folder
 from lolrt.pipeline import Pipeline
 from lolrt.serve import clips, realtime, watching, webrtc
 from lolrt.serve.describe import describe
@@ -164,7 +164,10 @@ def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
     @app.get("/v1/sessions/{id}/snapshot", response_class=FileResponse)
     async def snapshot(id: str) -> Response:
         taken = await sessions.snapshot(sessions.get(id))
-        folder = tempfile.TemporaryDirectory(prefix="lolrt-")
-        path = Path(folder.name) / f"{id}.snapshot.safetensors"
-        await asyncio.to_thread(taken.write, path)
+        try:
+            folder = temporary_folder()
+            path = Path(folder.name) / f"{id}.snapshot.safetensors"
+            await asyncio.to_thread(taken.write, path)
+        except OutputError as error:
+            raise UnavailableError(f"the snapshot cannot be written: {error}", "storage") from error
         return FileResponse(path, media_type="application/octet-stream", filename=path.name, background=BackgroundTask(folder.cleanup))

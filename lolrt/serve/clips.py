@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from prometheus_client.core import GaugeMetricFamily
 from torch import Tensor
 
 from lolrt.errors import Error, printable
+from lolrt.files import temporary_folder
 from lolrt.serve.errors import ConflictError, NoRoomError, NotFoundError, RequestError
 from lolrt.serve.hub import Fragment, Gap, State
 from lolrt.serve.protocol import NewClip, Stream
@@ -65,7 +65,7 @@ class Clip:
 class Clips:
     def __init__(self, sessions: Sessions) -> None:
         self._sessions, self._clips = sessions, dict[str, Clip]()
-        self._folder = tempfile.TemporaryDirectory(prefix="lolrt-videos-")
+        self._folder = temporary_folder()
         self._waiting: asyncio.Queue[Clip] = asyncio.Queue()
         sessions.metrics.watch(self._gauges)
 
