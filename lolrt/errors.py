@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+# The most frames in a setting: as many as page tables, int32, can number.
+MOST_FRAMES = 2**31 - 1
+
 
 class Error(Exception):
     """An error that the caller can correct: a path, an option, a file. The command line prints it as one line and exits with 2."""

@@ -79,7 +79,7 @@ def test_numbers_that_must_be_positive(wrong, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["lab", *wrong.split(), "-o", str(tmp_path / "out")])
     assert ended.value.code == 2 and not list(tmp_path.iterdir())
-    assert f"argument {option}: {value} is not a finite number above 0" in capsys.readouterr().err
+    assert f"argument {option}: {value} is not a number above 0, up to 1" in capsys.readouterr().err
 
 
 # ---- policies -------------------------------------------------------------------------------------------------------------

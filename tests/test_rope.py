@@ -152,7 +152,7 @@ def test_spatial_rotation_is_wans():
         ({"positions": "relative"}, '"absolute", "window" or "anchored"'),
         ({"share": 1.5}, "share"),
         ({"spread": "normal"}, '"uniform" or "stratified"'),
-        ({"theta": 0.0}, "positive"),
+        ({"theta": 0.0}, "from 0.001 to 1e+15"),
     ],
 )
 def test_wrong_settings_are_told(wrong, hint):

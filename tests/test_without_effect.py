@@ -17,7 +17,7 @@ DIT = smallest_dit()
 GATED = lolrt.Window(1, 3, 1, gate=lolrt.SinkGate(bias=-2.0))
 OTHER_VALUES: dict[str, object] = {
     "sigma": 0.3, "jitter_seed": 5, "spread": "stratified", "scope": "layer", "share": 0.5, "anchor_frames": 5, "stretch": 3.0,
-    "length_frames": 20, "bias": -3.0, "when": "realigned", "kernel_level": 2.0, "after_frames": 5, "head_share": 0.0, "store_frames": 7,
+    "length_frames": 20, "bias": -3.0, "when": "realigned", "kernel_level": 1.0, "after_frames": 5, "head_share": 0.0, "store_frames": 7,
     "recall_positions": "kept",
 }  # fmt: skip
 ROPES = {

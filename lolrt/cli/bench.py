@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, positive
+from lolrt.cli.options import MODEL_HELP, SEED, Commands, HelpWithDefaults, positive
 from lolrt.errors import Error
 
 
@@ -24,7 +24,7 @@ def add_command(commands: Commands) -> None:
     serve.add_argument("--seconds", type=positive(float), default=20.0, help="that each is watched")
     serve.add_argument("--arrivals", metavar="RATE", type=positive(float), default=0.5, help="sessions a second, at random times")
     serve.add_argument("--viewers", type=positive(int), default=50, help="of one session, for what they cost")
-    serve.add_argument("--seed", type=int, default=0, help="of the times of arrival")
+    serve.add_argument("--seed", type=SEED, default=0, help="of the times of arrival")
 
 
 def run_serve(arguments: argparse.Namespace) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import math
+import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lolrt.errors import Error
@@ -12,6 +13,7 @@ from lolrt.fields import fields_of
 if TYPE_CHECKING:
     import torch
 
+MOST_PIXELS = 1 << 14
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 MODEL_HELP = "an embedded model, tiny or journey; or a folder, a file, or a .toml file with the parts of one"
 
@@ -24,22 +26,35 @@ class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if says_nothing else super()._get_help_string(action)
 
 
-def positive(kind: type) -> type:
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
-        return value
+def positive(kind: type, most: int = 10**9) -> Callable[[str], Any]:
+    """A parser of numbers above 0. most: by default a number that is larger than anybody's, so that more is a mistake: 30 years in
+    seconds."""
+    return _parser(kind, lambda value: 0 < value <= most, f"a number above 0, up to {most:,}")
 
-    parse.__name__ = kind.__name__  # argparse shows this name in its message
-    return parse  # type: ignore[return-value]
+
+def whole(least: int, most: int) -> Callable[[str], Any]:
+    """A parser of whole numbers."""
+    return _parser(int, lambda value: least <= value <= most, f"a whole number from {least:,} to {most:,}")
+
+
+def _parser(kind: type, fits: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            if fits(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text:.60} is not {expected}")
+
+    return parse
+
+
+SEED = whole(0, 2**64 - 1)
 
 
 def frame_size(text: str) -> tuple[int, int]:
     """Parses HEIGHTxWIDTH, in pixels."""
     height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text} is no size such as 480x832")
+    if not all(side.isdecimal() and len(side) <= 5 and 0 < int(side) <= MOST_PIXELS for side in (height, width)):
+        raise argparse.ArgumentTypeError(f"{text:.60} is no size such as 480x832, up to {MOST_PIXELS} pixels a side")
     return int(height), int(width)
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_lora, add_vae, add_weights, positive
+from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_lora, add_vae, add_weights, positive, whole
 from lolrt.errors import Error
 from lolrt.files import temporary_folder
 from lolrt.media import CRF
@@ -19,11 +19,11 @@ def add_command(commands: Commands) -> None:
     seconds: dict[str, Any] = {"metavar": "SECONDS", "type": positive(float)}
     serve.add_argument("--model", default="tiny", help=MODEL_HELP)
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen at")
-    serve.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    serve.add_argument("--port", type=whole(0, 65535), default=8000, help="0: any that is free")
     serve.add_argument("--token-file", metavar="FILE", type=Path, help="holds a token that clients have to know; needed beyond loopback")
     serve.add_argument("--state", metavar="DIR", help="keep sessions there, so that they come back with the next server")
     serve.add_argument("--save-every", **seconds, default=10.0, help="how often a session is saved to --state")
-    serve.add_argument("--max-sessions", metavar="N", type=positive(int), default=4, help="sessions that may be open")
+    serve.add_argument("--max-sessions", metavar="N", type=positive(int, 10_000), default=4, help="sessions that may be open")
     serve.add_argument(
         "--max-client-sessions", metavar="N", type=positive(int), help="those that one address may have open; by default all"
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from lolrt import _core
 from lolrt.engine.memory_bank import MemoryBank
 from lolrt.engine.page_pool import PagePool
-from lolrt.errors import Error, check_real, check_whole
+from lolrt.errors import MOST_FRAMES, Error, check_real, check_whole
 from lolrt.ops.device import upload
 from lolrt.positions.sink_gate import SinkGate
 
@@ -44,6 +44,11 @@ class Window:
             sink_frames=self.sink_frames, recent_frames=self.recent_frames, chunk_frames=self.chunk_frames,
             recall_frames=self.recall_frames, store_frames=self.store_frames,
         )  # fmt: skip
+        if max(self.sink_frames, self.recent_frames, self.store_frames) > MOST_FRAMES:
+            raise Error(
+                f"window has {self.sink_frames} sinks, {self.recent_frames} recent and {self.store_frames} stored frames; expected up to "
+                f"{MOST_FRAMES:,} of each"
+            )
         if self.chunk_frames < 1 or self.sink_frames < 0 or self.recent_frames < self.chunk_frames:
             raise Error(
                 f"window has {self.sink_frames} sinks, {self.recent_frames} recent frames and chunks of {self.chunk_frames}; "

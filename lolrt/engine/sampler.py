@@ -21,6 +21,8 @@ from lolrt.errors import Error, check_real
 
 # The published schedule has 1000 training timesteps; noise level 1 is timestep 1000.
 TRAIN_TIMESTEPS = 1000
+# With more, all noise levels but the last are 1.
+MOST_SHIFT = 1000.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Sampler:
             raise Error(f'method is {self.method!r}; expected "renoise" or "euler"')
         if not 0 <= self.context_noise < 1:
             raise Error(f"context_noise is {self.context_noise}; expected at least 0 and less than 1")
-        if not (self.shift > 0 and self.noise_levels.isfinite().all()):
+        if not (0 < self.shift <= MOST_SHIFT and self.noise_levels.isfinite().all()):
             raise Error(f"shift is {self.shift}; expected a positive number, of the size of the default 5")
 
     @property

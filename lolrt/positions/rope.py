@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from lolrt import _core
-from lolrt.errors import Error, check_real, check_whole
+from lolrt.errors import MOST_FRAMES, Error, check_real, check_whole
 from lolrt.positions.frequencies import POLICIES, yarn_amplitude
+
+# The limits of bases. A smaller one would turn some pair by many turns from frame to frame, a larger one would turn none but the first.
+LEAST_BASE, MOST_BASE = 1e-3, 1e15
 
 
 @dataclass(frozen=True)
@@ -79,14 +82,16 @@ class Rope:
             raise Error(f"jitter_seed is {self.jitter_seed}; expected a number from 0 to 2^32 - 1")
         if not 0 <= self.sigma < 1:
             raise Error(f"sigma is {self.sigma}; expected 0 (plain RoPE) or more, and less than 1, so that every base stays positive")
-        if not (np.isfinite(self.theta) and self.theta > 0):
-            raise Error(f"theta is {self.theta}; expected a positive number")
+        if not LEAST_BASE <= self.theta <= MOST_BASE:
+            raise Error(f"theta is {self.theta}; expected a base from {LEAST_BASE:g} to {MOST_BASE:g}, such as 10000")
         if not 0 <= self.share <= 1:
             raise Error(f"share is {self.share}; expected 0 (no head is jittered) to 1 (all are)")
         if self.frequencies not in POLICIES:
             raise Error(f"frequencies is {self.frequencies!r}; expected one of {', '.join(POLICIES)}")
-        if self.length_frames < 1 or not 1 <= self.stretch < np.inf:
-            raise Error(f"length_frames is {self.length_frames} and stretch {self.stretch}; expected both to be 1 or more")
+        if not (1 <= self.length_frames <= MOST_FRAMES and 1 <= self.stretch <= MOST_FRAMES):
+            raise Error(f"length_frames is {self.length_frames} and stretch {self.stretch}; expected both to be from 1 to {MOST_FRAMES:,}")
+        if not 0 <= self.anchor_frames <= MOST_FRAMES:
+            raise Error(f"anchor_frames is {self.anchor_frames}; expected from 0 to {MOST_FRAMES:,} frames")
 
     def head_bases(self, layers: int, heads: int) -> np.ndarray:
         """The bases, float64 [1, heads], or [layers, heads] if they differ by layer."""
@@ -96,8 +101,8 @@ class Rope:
                 bases = np.full((1, heads), bases[0, 0])
             if bases.shape not in ((1, heads), (layers, heads)):
                 raise Error(f"bases have shape {list(np.shape(self.bases))}; expected [{heads}] or [{layers}, {heads}] for this model")
-            if not (np.isfinite(bases) & (bases > 0)).all():
-                raise Error("bases must be positive numbers")
+            if not ((bases >= LEAST_BASE) & (bases <= MOST_BASE)).all():
+                raise Error(f"bases are {bases.ravel()[:12].tolist()}; expected numbers from {LEAST_BASE:g} to {MOST_BASE:g}")
             return bases
         random = np.random.RandomState(self.jitter_seed)  # the legacy generator, because its output never changes
         count = heads * (layers if self.scope == "layer" else 1)

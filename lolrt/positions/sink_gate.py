@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lolrt.errors import Error, check_real
+from lolrt.errors import MOST_FRAMES, Error, check_real
+
+# A bias of as many nats leaves nothing of a page, or of the other pages, in any dtype.
+MOST_NATS = 10_000
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,12 @@ class SinkGate:
         check_real(bias=self.bias, kernel_level=self.kernel_level, after_frames=self.after_frames, head_share=self.head_share)
         if self.when not in ("always", "realigned", "synchronised"):
             raise Error(f'when is {self.when!r}; expected "always", "realigned" or "synchronised"')
-        if math.isnan(self.bias) or self.bias == math.inf:
-            raise Error(f"bias is {self.bias}; expected a number of nats, or -inf to leave the sinks out")
+        if self.bias != -math.inf and not abs(self.bias) <= MOST_NATS:
+            raise Error(f"bias is {self.bias}; expected up to {MOST_NATS} nats, or -inf to leave the sinks out")
+        if not -1 <= self.kernel_level <= 1:
+            raise Error(f"kernel_level is {self.kernel_level}; expected -1 to 1, as a mean of cosines is")
+        if not 0 <= self.after_frames <= MOST_FRAMES:
+            raise Error(f"after_frames is {self.after_frames}; expected from 0 to {MOST_FRAMES:,} frames")
         if not 0 <= self.head_share < 1:
             raise Error(f"head_share is {self.head_share}; expected at least 0 and less than 1")
 
