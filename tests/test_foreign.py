@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 from pathlib import Path
 
@@ -105,6 +106,24 @@ def test_variants_are_named_and_their_tensors_are_not_listed(name, tmp_path, cap
     assert main(["inspect", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert f"wrong      {error.value}" in said and "nothing is missing" not in said
+
+
+# What the config of Wan's other models says; the tensors here are those of a text-to-video model.
+MODEL_TYPES = {"i2v": "an image-to-video DiT", "ti2v": "the DiT of Wan2.2-TI2V-5B", "vace": "a VACE DiT", "s2v": "a speech-to-video DiT"}
+
+
+@pytest.mark.parametrize("kind", [*MODEL_TYPES, "t2v", ["i2v"], None])
+def test_what_the_config_of_another_model_says_counts_where_no_tensor_shows_it(kind, tmp_path, capsys):
+    folder = layouts.save_wan(tmp_path / "model", layouts.dit_tensors())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+    if not isinstance(kind, str) or kind == "t2v":
+        assert lolrt.load_dit(folder).config == layouts.DIT
+        return
+    with pytest.raises(lolrt.CheckpointError, match=rf"{MODEL_TYPES[kind]}.*\(the config beside it says model_type '{kind}'\)") as error:
+        lolrt.load_dit(folder)
+    assert main(["inspect", str(folder)]) == 0
+    assert f"wrong      {error.value}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("extra", ["downsamples.0.downsamples.0.residual.0.gamma", "down_blocks.0.resnets.0.norm1.gamma"])

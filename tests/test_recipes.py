@@ -147,6 +147,7 @@ def test_weights_that_are_not_causal_are_warned_of_by_name(name, tmp_path, capsy
     whose = "FastWan" if "FastWan" in name else "TurboWan" if "Turbo" in name else "Wan"
     assert f": {whose} was trained on whole clips at once" in told
     assert f"That it is this model its {'model_index.json' if name == 'some folder' else 'name'} says; " in told
+    assert "if the weights are causal ones, or a LoRA makes them so, say so with recipe" in told
 
 
 def test_whoever_knows_that_weights_are_causal_can_say_so(tmp_path, capsys):
@@ -157,6 +158,16 @@ def test_whoever_knows_that_weights_are_causal_can_say_so(tmp_path, capsys):
         model.write_text(f'dit = "wan2.1_t2v.safetensors"\n{line}')
         assert main(["inspect", str(model)]) == 0
         assert ("whole clips" in capsys.readouterr().out) == warned
+
+
+@pytest.mark.parametrize("kind", ["WanModel", "CausalWanModel", "CausalWanTransformer3DModel", ["a list"]])
+def test_the_class_in_a_config_counts_more_than_a_name_only_where_it_is_of_causal_weights(kind, tmp_path, capsys):
+    """Code that makes causal weights saves its own class with them; Wan's class is beside them as well as beside Wan's."""
+    folder = layouts.save_wan(tmp_path / "Wan2.1-T2V-1.3B", layouts.dit_tensors())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"_class_name": kind}))
+    assert main(["inspect", str(folder)]) == 0
+    assert ("whole clips" in capsys.readouterr().out) == (not str(kind).startswith("Causal"))
 
 
 @pytest.mark.parametrize("kind, name", [("WanCausalDMDPipeline", "x"), ("WanPipeline", "self-forcing"), (["a list"], "x")])
@@ -187,6 +198,19 @@ def test_a_whole_model_says_what_it_is_sampled_with(tmp_path, capsys, monkeypatc
     assert "sampled with" not in said("weights", "--chunk-frames", "1") + said("framewise-2step", "--timesteps", "1000")
     with pytest.warns(UserWarning, match="Wan was trained on whole clips at once"):
         lolrt.load(tmp_path / "wan2.1_t2v.toml")
+    monkeypatch.setattr("lolrt.serve.server.serve", lambda pipe, *_: None)
+    model = ["--model", str(tmp_path / "wan2.1_t2v.toml")]
+    for run in (
+        ["generate", "a red car", "-o", str(tmp_path / "v.mp4"), "--frames", "2", "--threads", "1", *model],
+        ["info", "--size", "64x64", *model],
+        ["serve", *model],
+        ["convert", model[1], str(tmp_path / "wan")],
+    ):
+        assert main(run) == 0
+        told = [line for line in capsys.readouterr().err.splitlines() if "whole clips" in line]
+        assert len(told) == 1 and told[0].startswith(f"note: {tmp_path}/wan2.1_t2v.safetensors: Wan was trained on whole clips"), run
+    quiet = ["generate", "a red car", "-o", str(tmp_path / "v.mp4"), "--frames", "2", "--threads", "1", "--quiet", *model]
+    assert main(quiet) == 0 and not capsys.readouterr().err
     made_of_it = tmp_path / "framewise-of-mine"
     assert main(["convert", str(tmp_path / "framewise-2step.toml"), str(made_of_it)]) == 0
     assert used(made_of_it) == (1, (1000, 500), FOUR, 5.0)

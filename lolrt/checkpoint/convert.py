@@ -15,7 +15,7 @@ from lolrt.checkpoint.formats import KINDS, Component
 from lolrt.checkpoint.load import read_dit, weight
 from lolrt.checkpoint.lora import Adapters
 from lolrt.checkpoint.mapped import check_whole_file
-from lolrt.checkpoint.model_files import TOKENIZER, find_files, read_component
+from lolrt.checkpoint.model_files import TOKENIZER, ModelFiles, find_files, read_component
 from lolrt.checkpoint.names import Kind
 from lolrt.checkpoint.packed import Packed, give_back
 from lolrt.checkpoint.quantise import Form, is_quantised
@@ -31,7 +31,11 @@ CONFIGS: dict[Kind, Callable[[Component], DiTConfig | VAEConfig]] = {"dit": dit_
 
 
 def convert(
-    source: str | Path, destination: str | Path, dtype: torch.dtype | None = None, group: str | None = None, form: Form | None = None
+    source: str | Path | ModelFiles,
+    destination: str | Path,
+    dtype: torch.dtype | None = None,
+    group: str | None = None,
+    form: Form | None = None,
 ) -> Path:
     """Writes all parts of a model in `source` to the new folder `destination`, with adapters merged. Returns the folder.
 
@@ -43,11 +47,11 @@ def convert(
     """
     files, destination = find_files(source, group), Path(destination)
     if files.source.is_dir() and files.source.resolve() in destination.resolve().parents:
-        raise OutputError(f"{destination} lies in {source}, which would then hold two models; choose a place outside of it")
+        raise OutputError(f"{destination} lies in {files.source}, which would then hold two models; choose a place outside of it")
     if files.lora and not files.dit:
-        raise CheckpointError(f"{source} has adapters ({files.lora}) and not the DiT that they are for; name both in a .toml file")
+        raise CheckpointError(f"{files.source} has adapters ({files.lora}) and not the DiT that they are for; name both in a .toml file")
     if not any(getattr(files, kind) for kind in KINDS):
-        raise CheckpointError(f"{source} holds no weights that are known here; nothing was written")
+        raise CheckpointError(f"{files.source} holds no weights that are known here; nothing was written")
     with new_folder(destination) as folder:
         for kind in WEIGHTS:
             if getattr(files, kind):

@@ -141,16 +141,17 @@ def _with_recipe(files: ModelFiles) -> ModelFiles:
         raise CheckpointError(f"{files.source}: recipe is {named[:60]!r}; expected one of {', '.join(RECIPES)}")
     if files.dit is None or (named is None and (files.source / MODEL).is_file()):
         return replace(files, settings=settings)
+    parts = [component for component in files.components(files.dit) if component.kind == "dit"]
     if named is not None:
         recipe = replace(RECIPES[named], source="its settings say")
     else:
         index = files.dit.parent.parent / "model_index.json"
-        known = recipe_of(files.dit, read_json(index).get("_class_name") if index.is_file() else None)
+        pipeline = read_json(index).get("_class_name") if index.is_file() else None
+        known = recipe_of(files.dit, pipeline, parts[0].config.get("_class_name"))
         if known is None:
             return files
         recipe = known
-    groups = {component.group for component in files.components(files.dit) if component.kind == "dit"}
-    group = files.group or (recipe.weights if recipe.weights in groups else None)
+    group = files.group or (recipe.weights if recipe.weights in {part.group for part in parts} else None)
     return replace(files, group=group, settings=applied(recipe, settings), recipe=recipe)
 
 

@@ -18,13 +18,13 @@ from lolrt.fields import fields_of
 
 FOUR_STEPS = [1000, 750, 500, 250]
 NOTHING_SAYS = (
-    "; nothing says how it was trained: these are Self-Forcing's defaults; weights that were trained frame by frame take a .toml file with "
-    'recipe = "framewise-2step" (-1step, -4step), or --chunk-frames 1, --timesteps and --first-timesteps'
+    "; nothing says how it was trained: it is taken for causal weights, with Self-Forcing's defaults; those that were trained frame by "
+    'frame take a .toml file with recipe = "framewise-2step" (-1step, -4step), or --chunk-frames 1, --timesteps and --first-timesteps'
 )
 WHOLE_CLIPS = (
     "was trained on whole clips at once, each frame of which sees the later ones too: a stream of it soon falls apart; take causal "
-    "weights, such as Self-Forcing's. That it is this model {source}; if the weights are causal ones, say so with recipe = "
-    '"self-forcing" in a .toml file'
+    "weights, such as Self-Forcing's. That it is this model {source}; if the weights are causal ones, or a LoRA makes them so, say so with "
+    'recipe = "self-forcing" in a .toml file'
 )
 
 
@@ -80,15 +80,19 @@ PIPELINES = {
     "WanDMDPipeline": Recipe("FastWan", causal=False, source=_INDEX),
     "WanCausalDMDPipeline": replace(RECIPES["self-forcing"], source=_INDEX),
 }
+# The class of the DiT in its config, if the weights are causal (CausalWanModel, CausalWanTransformer3DModel). The other classes, WanModel
+# and WanTransformer3DModel, say nothing: the code of Self-Forcing and its kin keeps Wan's own config beside its weights.
+CAUSAL = re.compile(r"Causal\w+")
 
 
-def recipe_of(dit: Path, pipeline: object) -> Recipe | None:
+def recipe_of(dit: Path, pipeline: object, kind: object) -> Recipe | None:
     """The recipe of a model; None if there is none. dit: the file of the DiT. pipeline: the class in the model_index.json beside its
-    folder."""
+    folder. kind: the class in the DiT's config."""
     folder = dit.parent.parent if dit.parent.name == "transformer" else dit.parent
     name = f"{folder.name}/{dit.name}".lower()
     found = [recipe for pattern, recipe in NAMES if re.search(pattern, name)]
-    return found[0] if found else PIPELINES.get(str(pipeline))
+    recipe = found[0] if found else PIPELINES.get(str(pipeline))
+    return None if recipe and not recipe.causal and CAUSAL.fullmatch(str(kind)) else recipe
 
 
 def applied(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:

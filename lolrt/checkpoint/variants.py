@@ -30,6 +30,16 @@ VARIANTS = {
         (r"(encoder\.down|decoder\.up)samples\.\d+\.(down|up)samples\.|encoder\.down_blocks\.\d+\.resnets\.", f"the VAE of {WAN_2_2}"),
     ),
 }
+# What the config beside a DiT may say that it is (`model_type`). It counts where no tensor shows it: Wan2.2's I2V-A14B differs from its T2V
+# in the number of inputs alone, and sizes of the config of another model are wrong. "t2v" is what causal weights have too.
+MODEL_TYPES = {
+    "i2v": f"an image-to-video DiT{TEXT_ALONE}",
+    "flf2v": f"a DiT for the video between two pictures{TEXT_ALONE}",
+    "ti2v": f"the DiT of {WAN_2_2}",
+    "vace": f"a VACE DiT, which is led by a video and masks{TEXT_ALONE}",
+    "s2v": f"a speech-to-video DiT{TEXT_ALONE}",
+    "animate": f"an animation DiT, which is led by poses and faces{TEXT_ALONE}",
+}
 # For models with Wan2.1's names: the tensor whose second size is the number of latent channels, which shows the difference.
 LATENT_CHANNELS = {"dit": ("patch_embedding.weight", "the DiT"), "taehv": ("decoder.1.weight", "the TAEHV")}
 
@@ -42,5 +52,8 @@ def refuse_variants(component: Component) -> None:
     name, what = LATENT_CHANNELS.get(component.kind, ("", ""))
     if name in component.tensors and tuple(component.tensors[name].shape[1:2]) == (48,):
         raise CheckpointError(f"{component.source} holds {what} of {WAN_2_2} (it has {name} {list(component.tensors[name].shape)})")
+    said = component.config.get("model_type")
+    if component.kind == "dit" and isinstance(said, str) and said in MODEL_TYPES:
+        raise CheckpointError(f"{component.source} holds {MODEL_TYPES[said]} (the config beside it says model_type {said!r})")
     if foreign := next((weight for weight in component.tensors.values() if isinstance(weight, Foreign)), None):
         raise CheckpointError(f"{component.source} holds weights in {foreign.form}{PACKED} (it has {foreign.example})")

@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,7 +60,10 @@ def run(argv: Sequence[str] | None) -> None:
     arguments.argv = sys.argv[1:] if argv is None else list(argv)
     check_folder()
     check_kernels()
-    arguments.run(arguments)
+    with warnings.catch_warnings():
+        # Of the models that they load, commands tell in notes of their own.
+        warnings.filterwarnings("ignore", module=r"lolrt\.cli\.")
+        arguments.run(arguments)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lolrt.cli.options import Commands, HelpWithDefaults, add_weights
+from lolrt.cli.options import Commands, HelpWithDefaults, add_weights, tell_warnings
 
 FORMS = ("fp8_scaled", "int8")  # `lolrt.checkpoint.quantise.FORMS`, which needs torch
 DTYPE_HELP = "of the weights, by default as they are; fp8_scaled, int8: of the linear layers in DiT and text encoder, as ComfyUI reads them"
@@ -24,8 +24,11 @@ def add_command(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import torch
 
+    from lolrt.checkpoint import find_files
     from lolrt.checkpoint.convert import convert
 
     form = arguments.dtype if arguments.dtype in FORMS else None
     dtype = getattr(torch, arguments.dtype) if arguments.dtype and not form else None
-    print(convert(arguments.source, arguments.destination, dtype, arguments.weights, form))
+    files = find_files(arguments.source, arguments.weights)
+    tell_warnings(files)
+    print(convert(files, arguments.destination, dtype, form=form))

@@ -213,6 +213,8 @@ def load(arguments: argparse.Namespace, prompts: Sequence[str]) -> tuple[ModelFi
     kv_dtype(arguments)
     needed = {"dit", "vae" if arguments.vae == "full" else "taehv", *([] if arguments.text else ["text_encoder"])}
     files = files_of(arguments.model, needed, arguments.weights)
+    for warning in files.warnings:
+        note(arguments, warning)
     check_lora(files, arguments.lora)
     text: TextEncoder = lolrt.EmbeddingFile(arguments.text) if arguments.text else lolrt.load_text(files)
     text.encode(list(prompts))  # before the rest of the model needs the memory, and an error can end a long run

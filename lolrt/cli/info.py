@@ -18,6 +18,7 @@ from lolrt.cli.options import (
     field_values,
     frame_size,
     kv_dtype,
+    tell_warnings,
 )
 from lolrt.errors import Error
 
@@ -103,6 +104,7 @@ def print_memory(arguments: argparse.Namespace) -> None:
     if arguments.device == "cuda" and arguments.linear == "int8":
         raise Error("--linear int8 is for the CPU: leave it out, or ask for the memory on the CPU")
     files = files_of(arguments.model, {"dit"}, arguments.weights)
+    tell_warnings(files)
     window = replace(window_of(files.settings, files.source), **field_values(arguments, "Window"))
     plan, (height, width) = plan_model(
         files, arguments.size, dtype, window, vae=arguments.vae, vae_tile=arguments.vae_tile, device=arguments.device,

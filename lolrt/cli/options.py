@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from lolrt.errors import Error
+from lolrt.errors import Error, printable
 from lolrt.fields import fields_of
 
 if TYPE_CHECKING:
     import torch
+
+    from lolrt.checkpoint import ModelFiles
 
 MOST_PIXELS = 1 << 14
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -105,6 +108,12 @@ def add_lora(parser: argparse.ArgumentParser) -> None:
 def add_weights(parser: argparse.ArgumentParser) -> None:
     which = "which weights of the DiT's file to use, such as generator, by the names that lolrt inspect lists; by default averaged ones"
     parser.add_argument("--weights", metavar="NAME", help=which)
+
+
+def tell_warnings(files: ModelFiles) -> None:
+    """Prints what makes it likely that a model gives poor results."""
+    for warning in files.warnings:
+        print(f"note: {printable(warning)}", file=sys.stderr)
 
 
 def add_kv(parser: argparse.ArgumentParser) -> None:

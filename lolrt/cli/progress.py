@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from lolrt.errors import printable
+
 if TYPE_CHECKING:
     from lolrt.session.stream import Chunk
 
@@ -93,4 +95,4 @@ def note(options: argparse.Namespace, text: str) -> None:
     if options.progress == "json":
         print(json.dumps({"note": text}), file=sys.stderr, flush=True)
     elif not options.quiet:
-        print(f"note: {text}", file=sys.stderr)
+        print(f"note: {printable(text)}", file=sys.stderr)

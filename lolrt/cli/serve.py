@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
 
-from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_lora, add_vae, add_weights, positive, whole
+from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_lora, add_vae, add_weights, positive, tell_warnings, whole
 from lolrt.errors import Error
 from lolrt.files import temporary_folder
 from lolrt.media import CRF
@@ -58,6 +59,7 @@ def add_command(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import lolrt
     from lolrt.ops.device import usable
+    from lolrt.pipeline import files_of
 
     temporary_folder().cleanup()  # clips and snapshots go through one; better told now than when a model has been loaded
     try:
@@ -92,6 +94,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.ray:
         if arguments.state is None:
             raise Error("--ray needs --state: a folder that all machines reach, or a URL such as s3://bucket/folder")
+        with contextlib.suppress(Error):  # the machines that load the model have it; this one may not
+            tell_warnings(files_of(arguments.model, {"dit"}, arguments.weights))
         actor = {"num_cpus": arguments.threads or 1, "num_gpus": int(arguments.device != "cpu")}
         fleet = Fleet(arguments.state, settings, model, arguments.device, arguments.threads, bounds(arguments.replicas), actor)
         run_fleet(fleet, arguments.host, arguments.port)
@@ -100,7 +104,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise Error("--replicas goes with --ray: without it there is one server")
     if arguments.threads:
         lolrt.set_threads(arguments.threads)
-    pipe = lolrt.load(**model, device=usable(arguments.device))
+    files = files_of(arguments.model, {"dit"}, arguments.weights)
+    tell_warnings(files)
+    pipe = lolrt.load(**{**model, "model": files}, device=usable(arguments.device))
     serve(pipe, settings, arguments.host, arguments.port)
 
 
