@@ -9,7 +9,7 @@ import re
 import resource
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +269,8 @@ def test_a_sweep_is_measured_against_its_own_median(every, tiny, monkeypatch):
 
     monkeypatch.setattr(experiments, "sweep", sweep)
     cell = experiments.swept(tiny, 240, ["sigma=0", "sigma=0.5"], [("a car", 0), ("a boat", 1)], "", every)
+    numbers, _ = experiments.chunk_numbers(tiny, 240, ["sigma=0", "sigma=0.5"], every)
+    assert sorted(set(asked)) == [3 * number for number in numbers], "as many as are told before"
     expected = {"rise_132": 2, "synchrony_132": 1, "rise_201": 2, "synchrony_201": 0.5}
     for name, value in (expected | ({"rise_elsewhere": 1, "synchrony_elsewhere": 0} if every else {})).items():
         np.testing.assert_allclose(cell.numbers.pop(name), np.full((2, 2), value))
@@ -286,20 +288,35 @@ def test_a_sweep_changes_nothing_but_positions(tiny):
 
 
 def test_a_run_says_first_what_it_will_cost(tmp_path, monkeypatch, capsys):
-    """Counted here by hand: 3 cells of 1, 2 and 2 draws, 2 videos each, of 72 frames in chunks of 3; and a sweep has one chunk each."""
+    """Counted here by hand: 3 cells of 1, 2 and 2 draws, 2 videos each, of 72 frames in chunks of 3. One chunk is timed, after those
+    that fill the window."""
 
     def stopped(*_: object, **__: object) -> None:
         raise lolrt.Error("before the first")
 
+    timed = []
+
+    def half_a_second(work: Callable[[], object]) -> float:
+        timed.append(work())
+        return 0.5
+
+    seen = []
+    monkeypatch.setattr("lolrt.lab.rollout.Recorder.add", lambda recorder, chunk: seen.append(len(chunk.page_frames)))
+    monkeypatch.setattr("lolrt.lab.cost.cpu_seconds", half_a_second)
     monkeypatch.setattr("lolrt.lab.rollout.record", stopped)
     monkeypatch.setattr("lolrt.lab.experiments.swept", stopped)
     asked = ["lab", "experiment", "baseline", "--videos", "2", "--draws", "2", "--frames", "72", "-o", str(tmp_path)]
     for more, told in (
-        ([], "10 of 10 videos of 72 latent frames (18 s) are to be made, 240 chunks in all"),
-        (["--sweep"], "10 sweeps of one"),
+        ([], "10 of 10 videos of 72 latent frames (18 s) are to be made, 240 chunks in all: about 2.0 CPU minutes, predicted from a chunk"),
+        (["--sweep"], "10 sweeps of one chunk are to be made, over numbers up to 72, "),
     ):
         assert main([*asked, *more]) == 2
-        assert capsys.readouterr().err.startswith(told)
+        line = capsys.readouterr().err
+        assert line.startswith(told)
+        (chunks,), (minutes,) = re.findall(r"(\d+) chunks in all", line), re.findall(r"about ([\d.]+) CPU minutes", line)
+        assert float(minutes) == round(int(chunks) * 0.5 / 60, 1)
+        assert len(timed) == 1 and seen[-2:] == [12, 12] and len(seen) == 5
+        timed.clear(), seen.clear()
 
 
 @pytest.mark.whole

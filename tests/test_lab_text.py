@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -136,10 +138,20 @@ def test_training_learns():
     assert torch.nn.functional.cross_entropy(trained(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()) < by_frequency - 0.1
 
 
-def test_the_command_writes_a_table_and_goes_on_with_its_models(tmp_path, monkeypatch):
+def three_seconds(work: Callable[[], object]) -> float:
+    work()
+    return 3.0
+
+
+def test_the_command_writes_a_table_and_goes_on_with_its_models(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lolrt.lab.cost.cpu_seconds", three_seconds)
     monkeypatch.setattr(text, "TextConfig", lambda: TextConfig(dim=16, heads=2, layers=1, ffn_dim=24, train_tokens=100))
     command = ["lab", "text", "--steps", "1", "--texts", "2", "--tokens", "180", "--draws", "1", "-o", str(tmp_path)]
     assert main(command) == 0
+    # 3 / 4 s for a step of training, and 4 policies * 2 texts * 2 * 180 tokens * 3 / 32 s: 270.75 s
+    assert capsys.readouterr().err.startswith(
+        "1 of 1 models are to be trained, 1 steps each; then 2 texts are measured with each: about 4.5 CPU"
+    )
     table = (tmp_path / "text.md").read_text()
     assert all(f"| {cell} |" in table for cell in text.cells(1, 4, 4)) and "Agreement: " in table
     assert (tmp_path / "sweep-0.png").stat().st_size > 5000

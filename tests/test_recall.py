@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import lolrt
 from lolrt import _core, ops
+from lolrt.cli import main
 from lolrt.engine.kv_window import KVWindow
 from lolrt.engine.memory_bank import MemoryBank
 from lolrt.engine.page_pool import PagePool
@@ -253,6 +255,24 @@ def test_a_table_compares_with_the_first_policy():
     assert rows[2][2].startswith("1.00 [1.00, 1.00]") and rows[2][3].startswith("1.00") and rows[2][4].startswith("0.00")
     # distances 2 and (0 + 2) / 2 against 1 and (0.5 + 0.5) / 2
     assert rows[3][2] == "0.50 [0.50, 0.50]" and rows[3][3].startswith("0.50") and rows[3][4].startswith("0.50")
+
+
+def test_the_command_says_first_what_it_will_cost(tmp_path, monkeypatch, capsys):
+    """Two policies, three scenes and two seeds are 12 streams of 30 chunks; of each window one chunk is timed."""
+    timed = []
+
+    def half_a_second(work: Callable[[], object]) -> float:
+        timed.append(work())
+        return 0.5
+
+    def stopped(*_: object) -> None:
+        raise lolrt.Error("before the first")
+
+    monkeypatch.setattr("lolrt.lab.cost.cpu_seconds", half_a_second)
+    monkeypatch.setattr("lolrt.workers.pool", stopped)
+    assert main(["lab", "returning", "--policies", "sigma=0", "sigma=0,recall_frames=3", "--seeds", "2", "-o", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("12 streams of 30 chunks are to be made: about 3.0 CPU minutes, predicted from a chunk of")
+    assert len(timed) == 2
 
 
 def test_a_journey_goes_out_and_comes_back(tiny, monkeypatch):

@@ -74,7 +74,7 @@ def add_command(top: Commands) -> None:
     text = commands.add_parser("text", help="whether a small text model turns to its sinks as well", formatter_class=formatter)
     text.set_defaults(run=run_text)
     text.add_argument("--seeds", type=SEED, nargs="+", default=[0], help="a model is trained with each")
-    text.add_argument("--steps", type=positive(int), default=800, help="of training: about four minutes of one core")
+    text.add_argument("--steps", type=positive(int), default=800, help="of training")
     text.add_argument("--texts", type=positive(int, MOST), default=12, help="held-out texts")
     text.add_argument("--tokens", type=positive(int), default=512, help="of a text")
     text.add_argument("--draws", type=positive(int, MOST), default=5, help="of the jitter")

@@ -19,7 +19,7 @@ from lolrt.lab import tables
 from lolrt.lab.plans import EXPERIMENTS, PLAIN, Cells, Setting
 from lolrt.lab.policy import Policy
 from lolrt.lab.results import Cell, Result
-from lolrt.lab.rollout import Folder, Plan, Video, collapse_at, loaded, predicted_frames
+from lolrt.lab.rollout import Folder, Plan, Video, collapse_at, loaded, predicted_cost, predicted_frames
 from lolrt.lab.rollout import run as run_videos
 from lolrt.pipeline import Pipeline
 from lolrt.session.stream import LatentStream
@@ -43,8 +43,7 @@ def run(name: str, model: str, frames: int, videos: int, draws: int, only: Seque
     chosen = [(pipe.example_prompts[i % len(pipe.example_prompts)], i) for i in range(videos)]
     folder = Folder(output, Plan(model, frames, decode=False))
     if sweeps or name == "offsets":
-        asked = len(chosen) * sum(map(len, cells.values()))
-        print(f"{asked} sweeps of one chunk are to be made, over numbers up to {frames}", file=sys.stderr)
+        print(told_before(pipe, folder.plan, cells, chosen, every=not sweeps), file=sys.stderr)
         found = {cell: swept(pipe, frames, policies, chosen, cell, every=not sweeps) for cell, policies in cells.items()}
     else:
         run_videos(folder, [Video(policy, *video) for policies in cells.values() for policy in policies for video in chosen], jobs)
@@ -56,6 +55,14 @@ def run(name: str, model: str, frames: int, videos: int, draws: int, only: Seque
     tables.figure(result, output / f"{stem}.png")
     path.write_text(f"# {name}: {EXPERIMENTS[name].question}\n\n{tables.setting(result)}\n\n{tables.table(result)}\n")
     return path
+
+
+def told_before(pipe: Pipeline, plan: Plan, cells: Cells, videos: Sequence[tuple[str, int]], every: bool) -> str:
+    """A line about the sweeps to make."""
+    numbers = {cell: len(chunk_numbers(pipe, plan.frames, policies, every)[0]) for cell, policies in cells.items()}
+    chunks = [(Video(policy, *video), numbers[cell]) for cell, policies in cells.items() for policy in policies for video in videos]
+    first = f"{len(chunks)} sweeps of one chunk are to be made, over numbers up to {plan.frames}"
+    return f"{first}, {sum(count for _, count in chunks)} chunks in all: {predicted_cost(plan, chunks)}"
 
 
 def rolled_out(folder: Folder, cells: Cells, videos: Sequence[tuple[str, int]]) -> dict[str, Cell]:
@@ -121,9 +128,7 @@ def swept(pipe: Pipeline, frames: int, policies: Sequence[str], videos: Sequence
     predicted = predicted_frames(pipe, frames)
     own_frames = [predicted_frames(pipe, frames, policy) for policy in policies]
     apart = sorted({frame // chunk for frame in measures.elsewhere(frames, predicted)})
-    around = {frame // chunk + step for frame in (*predicted, *chain(*own_frames)) for step in (-1, 0, 1)}
-    numbers_of = range(HELD_FRAMES // chunk, frames // chunk) if every else sorted({*around, *apart[::3]})
-    usual = [i for i, number in enumerate(numbers_of) if (i >= measures.REFERENCE_FRAMES // 3 if every else number not in around)]
+    numbers_of, usual = chunk_numbers(pipe, frames, policies, every)
     starts = chunk * np.array(numbers_of)
     pairs = tqdm(list(product(policies, videos)), desc=cell, unit=" sweeps")
     masses = np.array([sweep(pipe, policy, prompt, seed, starts.tolist()) for policy, (prompt, seed) in pairs])
@@ -145,6 +150,17 @@ def swept(pipe: Pipeline, frames: int, policies: Sequence[str], videos: Sequence
             )
     series = {"start": starts, "mass": totals.mean(0), "synchrony": together.mean(0)} if every else {}
     return Cell(list(policies), numbers, series=series, own_frames=own_frames if any(own_frames) else [])
+
+
+def chunk_numbers(pipe: Pipeline, frames: int, policies: Sequence[str], every: bool) -> tuple[Sequence[int], list[int]]:
+    """The numbers of chunks that a sweep of these policies goes over, and the places in it that medians are over; see `swept`."""
+    chunk = Policy.parse(policies[0], pipe.window).window.chunk_frames
+    predicted = predicted_frames(pipe, frames)
+    apart = sorted({frame // chunk for frame in measures.elsewhere(frames, predicted)})
+    own_frames = chain.from_iterable(predicted_frames(pipe, frames, policy) for policy in policies)
+    around = {frame // chunk + step for frame in (*predicted, *own_frames) for step in (-1, 0, 1)}
+    numbers = range(HELD_FRAMES // chunk, frames // chunk) if every else sorted({*around, *apart[::3]})
+    return numbers, [i for i, number in enumerate(numbers) if (i >= measures.REFERENCE_FRAMES // 3 if every else number not in around)]
 
 
 def _highest(rows: np.ndarray, at: Sequence[int]) -> np.ndarray:

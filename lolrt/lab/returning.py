@@ -21,10 +21,10 @@ import torch
 from tqdm import tqdm
 
 import lolrt
-from lolrt import workers
+from lolrt import measures, workers
 from lolrt.errors import Error
 from lolrt.lab.policy import Policy
-from lolrt.lab.rollout import loaded
+from lolrt.lab.rollout import Plan, Video, loaded, predicted_cost
 from lolrt.lab.statistics import interval
 from lolrt.lab.tables import markdown
 from lolrt.session.stream import LatentChunk
@@ -97,7 +97,10 @@ def run(model: str, policies: Sequence[str], seeds: int, output: Path, jobs: int
     for prompt in {prompt for scenes in SCENES for prompt in scenes}:
         pipe.encode_text(prompt)
     asked = list(product(policies, SCENES, range(seeds)))
-    print(f"{len(asked)} streams of {OPENING + VISIT + AWAY + RETURN} chunks are to be made", file=sys.stderr)
+    chunks = OPENING + VISIT + AWAY + RETURN
+    streams = [(Video(policy, scenes[0], seed), chunks) for policy, scenes, seed in asked]
+    told = predicted_cost(Plan(model, 2 * measures.REFERENCE_FRAMES, decode=False), streams)
+    print(f"{len(asked)} streams of {chunks} chunks are to be made: {told}", file=sys.stderr)
     with workers.pool(jobs, partial(lolrt.set_threads, 1)) as pool:
         done = list(tqdm(pool.map(journey, *zip(*((model, *each) for each in asked), strict=True)), total=len(asked), unit=" streams"))
     groups = [done[i : i + seeds] for i in range(0, len(done), seeds)]

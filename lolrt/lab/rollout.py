@@ -30,9 +30,10 @@ from tqdm import tqdm
 import lolrt
 from lolrt import measures, workers
 from lolrt.checkpoint import read_json
+from lolrt.engine.kv_window import Window
 from lolrt.errors import Error, OutputError
 from lolrt.files import write_whole
-from lolrt.lab import pictures
+from lolrt.lab import cost, pictures
 from lolrt.lab.phase import phase_table
 from lolrt.lab.policy import Policy
 from lolrt.pipeline import Pipeline
@@ -151,15 +152,19 @@ def record(plan: Plan, video: Video) -> dict[str, np.ndarray]:
     averaged to at most 4 x 6 places; mass: [chunks, layers, heads] on all sinks. Decoded: luminance, saturation, sharpness [chunks];
     flow: [n]; thumbnails: uint8 [k, height, width, 3] of the chunks that start at thumbnail_frames [k].
     """
+    window, chunks, recorder = begun(plan, video)
+    for chunk in islice(chunks, -(-plan.frames // window.chunk_frames)):
+        recorder.add(chunk)
+    return recorder.arrays()
+
+
+def begun(plan: Plan, video: Video) -> tuple[Window, Iterator[LatentChunk], Recorder]:
+    """A rollout: its window, its chunks, endlessly, and what measures them."""
     pipe = loaded(plan.model)
     policy = Policy.parse(video.policy, pipe.window)
     make: Callable[..., Iterator[LatentChunk]] = pipe.stream if plan.decode else pipe.latent_stream
-    stream = make(video.prompt, seed=video.seed, rope=policy.rope, window=policy.window, probe=True)
-    chunk_frames = policy.window.chunk_frames
-    recorder = Recorder(plan, pipe.fps, predicted_frames(pipe, plan.frames), chunk_frames)
-    for chunk in islice(stream, -(-plan.frames // chunk_frames)):
-        recorder.add(chunk)
-    return recorder.arrays()
+    chunks = make(video.prompt, seed=video.seed, rope=policy.rope, window=policy.window, probe=True)
+    return policy.window, chunks, Recorder(plan, pipe.fps, predicted_frames(pipe, plan.frames), policy.window.chunk_frames)
 
 
 def collapse_at(series: dict[str, np.ndarray], frames: Sequence[int]) -> dict[str, float]:
@@ -248,11 +253,34 @@ def _row(line: str) -> dict[str, Any] | None:
         return None
 
 
-def cost(plan: Plan, missing: Sequence[Video], videos: int, pipe: Pipeline) -> str:
-    """A line about the videos to make. The progress bar shows the time, after the first video."""
-    chunks = sum(-(-plan.frames // Policy.parse(video.policy, pipe.window).window.chunk_frames) for video in missing)
+def chunk_seconds(plan: Plan, video: Video) -> float:
+    """The processor time of one chunk of a rollout and its measures, once the window is full, in seconds."""
+    window, chunks, recorder = begun(plan, video)
+    for chunk in islice(chunks, -(-window.pages // window.chunk_frames)):
+        recorder.add(chunk)
+    return cost.cpu_seconds(lambda: recorder.add(next(chunks)))
+
+
+def predicted_cost(plan: Plan, chunks: Sequence[tuple[Video, int]]) -> str:
+    """What so many chunks of each video will cost, as text. One chunk of each window is timed: its size matters most."""
+    pipe = loaded(plan.model)
+    seconds: dict[Window, float] = {}
+    total = 0.0
+    for video, count in chunks:
+        window = Policy.parse(video.policy, pipe.window).window
+        if window not in seconds:
+            seconds[window] = chunk_seconds(plan, video)
+        total += count * seconds[window]
+    return f"{cost.minutes(total)}, predicted from a chunk of each window" if seconds else "no cost"
+
+
+def told_before(plan: Plan, missing: Sequence[Video], videos: int) -> str:
+    """A line about the videos to make."""
+    pipe = loaded(plan.model)
+    chunks = [(video, -(-plan.frames // Policy.parse(video.policy, pipe.window).window.chunk_frames)) for video in missing]
     each = f"{plan.frames} latent frames ({plan.frames / pipe.fps * pipe.vae.config.temporal_factor:.0f} s)"
-    return f"{len(missing)} of {videos} videos of {each} are to be made, {chunks} chunks in all; the others are there already"
+    made = f"{len(missing)} of {videos} videos of {each} are to be made, {sum(count for _, count in chunks)} chunks in all"
+    return f"{made}: {predicted_cost(plan, chunks)}; the others are there already"
 
 
 def run(folder: Folder, videos: Sequence[Video], jobs: int = 1) -> None:
@@ -269,7 +297,7 @@ def run(folder: Folder, videos: Sequence[Video], jobs: int = 1) -> None:
         pipe.encode_text(prompt)
     predicted = predicted_frames(pipe, folder.plan.frames)
     missing = [video for video in videos if video.key not in folder.rows]
-    print(cost(folder.plan, missing, len(videos), pipe), file=sys.stderr)
+    print(told_before(folder.plan, missing, len(videos)), file=sys.stderr)
     bar = tqdm(_recorded(folder.plan, missing, jobs), total=len(missing), unit=" videos", disable=not missing)
     try:
         for video, series in bar:

@@ -23,13 +23,14 @@ from tqdm import tqdm
 from lolrt import measures
 from lolrt.errors import Error
 from lolrt.files import write_whole
+from lolrt.lab import cost
 from lolrt.lab.phase import highest, phase_table
 from lolrt.lab.plans import Cells, jitter
 from lolrt.lab.plots import pyplot
 from lolrt.lab.policy import Policy
 from lolrt.lab.statistics import interval
 from lolrt.lab.tables import markdown
-from lolrt.lab.text_model import TextConfig, TextModel, TextStream, corpus, rows_of, train
+from lolrt.lab.text_model import TextConfig, TextModel, TextStream, corpus, rows_of, train, training
 
 WINDOW = "sink_frames=4,recent_frames=60,chunk_frames=1"
 # The tokens in the cache at the start of the sweep. All their offsets occurred in training.
@@ -153,6 +154,22 @@ def table(model: TextModel, rows: Tensor, draws: int, figure: Path) -> str:
     return markdown(lines)
 
 
+def training_seconds(config: TextConfig, steps: int = 4) -> float:
+    """The processor time of one step of training, in seconds. The first one is left out, because torch prepares itself in it."""
+    begun = training(TextModel(config), steps + 1)
+    next(begun)
+    return cost.cpu_seconds(lambda: [*begun]) / steps
+
+
+def token_seconds(config: TextConfig, tokens: int = 32) -> float:
+    """The processor time of one token of a stream whose window is full, in seconds."""
+    policy = parsed("sigma=0")
+    stream = TextStream(TextModel(config).requires_grad_(False), policy.rope, policy.window)
+    for token in range(policy.window.pages):
+        stream.add(token)
+    return cost.cpu_seconds(lambda: [stream.add(token) for token in range(tokens)]) / tokens
+
+
 def run(seeds: Sequence[int], steps: int, texts: int, tokens: int, draws: int, output: Path) -> Path:
     """Trains a model for each seed, unless the folder has it already. Writes text.md, and a figure for each model."""
     config = TextConfig()
@@ -164,7 +181,16 @@ def run(seeds: Sequence[int], steps: int, texts: int, tokens: int, draws: int, o
     output.mkdir(parents=True, exist_ok=True)
     kept = {seed: output / f"model-{seed}-{steps}.safetensors" for seed in seeds}
     new = sum(not weights.exists() for weights in kept.values())
-    print(f"{new} of {len(kept)} models are to be trained, {steps} steps each; then {texts} texts are measured with each", file=sys.stderr)
+    policies = sum(map(len, cells(draws, config.layers, config.heads).values()))
+    # The sweep of a text streams each of its tokens once, and its losses do so again.
+    seconds = len(kept) * policies * texts * 2 * tokens * token_seconds(config)
+    if new:
+        seconds += new * steps * training_seconds(config)
+    print(
+        f"{new} of {len(kept)} models are to be trained, {steps} steps each; then {texts} texts are measured with each: "
+        f"{cost.minutes(seconds)}, predicted from steps of training and tokens of a stream",
+        file=sys.stderr,
+    )
     parts = ["# Does a text model turn to its sinks where their phases come back?\n"]
     for seed, weights in kept.items():
         if weights.exists():

@@ -8,7 +8,7 @@ In training, rows of 128 tokens start with BOS, and each token attends to all to
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import cast
@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import trange
+from tqdm import tqdm
 
 from lolrt import ops
 from lolrt.engine.kv_window import ChunkPages, KVWindow, Window
@@ -169,9 +169,18 @@ def rows_of(tokens: Tensor, starts: Tensor, length: int) -> Tensor:
 
 
 def train(config: TextConfig, seed: int, steps: int, batch: int = 32, rate: float = 4e-3) -> TextModel:
-    """Trains a model by next-token prediction on random rows; in bfloat16 if the CPU can multiply it."""
+    """A trained model; see `training`."""
     torch.manual_seed(seed)
-    model, length = TextModel(config), config.train_tokens
+    model = TextModel(config)
+    bar = tqdm(training(model, steps, batch, rate), total=steps, desc=f"text model {seed}", unit=" steps")
+    for loss in bar:
+        bar.set_postfix_str(f"loss {loss:.2f}", refresh=False)
+    return model
+
+
+def training(model: TextModel, steps: int, batch: int = 32, rate: float = 4e-3) -> Iterator[float]:
+    """Trains a model by next-token prediction on random rows; in bfloat16 if the CPU can multiply it. Gives the loss of each step."""
+    length = model.config.train_tokens
     matrices = [parameter for layer in model.layers for parameter in layer.parameters() if parameter.ndim == 2]
     others = [parameter for parameter in model.parameters() if all(parameter is not matrix for matrix in matrices)]
     muon, (tokens, _) = Muon(matrices, others), corpus()
@@ -180,10 +189,8 @@ def train(config: TextConfig, seed: int, steps: int, batch: int = 32, rate: floa
         with torch.autocast("cpu", torch.bfloat16, enabled=preferred_dtype() == torch.bfloat16):
             return F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
 
-    bar = trange(steps, desc=f"text model {seed}", unit=" steps")
-    for step in bar:
+    for step in range(steps):
         now = loss(rows_of(tokens, torch.randint(len(tokens) - length, (batch,)), length))
         now.backward()
         muon.step(rate * min(1, (step + 1) / 20) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2))
-        bar.set_postfix_str(f"loss {now.item():.2f}", refresh=False)
-    return model
+        yield now.item()
