@@ -15,7 +15,7 @@ test: .venv/installed
 test-fast: .venv/installed
 	$(BIN)/pytest -m "not whole and not slow"
 
-test-slow: .venv/installed .venv/jax .venv/ray
+test-slow: .venv/installed .venv/jax .venv/ray .venv/ggml
 	$(BIN)/pytest -m slow
 
 dev: .venv/installed .venv/linters
@@ -106,6 +106,12 @@ BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -t
 # Not in an isolated build, which would lose the handlers for JAX.
 .venv/ray: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[ray]'
+	touch $@
+
+# ggml's source, from a package that has it, for examples/embed_ggml.
+.venv/ggml: .venv/torch
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest .venv/ggml-source llama-cpp-python==0.3.36
+	tar -xzf .venv/ggml-source/llama_cpp_python-0.3.36.tar.gz -C .venv/ggml-source
 	touch $@
 
 .venv/manual: .venv/linters

@@ -1,0 +1,298 @@
+/* lolrt's attention over pages as nodes of a ggml graph, on the CPU. C++17, header only: link with lolrt and ggml.
+ *
+ * ggml writes shapes innermost first. Where lolrt.h says [frames, tokens, heads, dim], the ggml tensor has ne = {dim, heads,
+ * tokens, frames}. Nothing is copied: ops read and write the memory of the graph's tensors. Tensors are GGML_TYPE_F32 or
+ * GGML_TYPE_BF16, tables of pages GGML_TYPE_I32.
+ *
+ * A node belongs to an object, which has to live as long as the graph. ggml has no way for a node to fail: ask `check()` when the
+ * graph has been computed. The output of a node that failed is NaN. */
+#ifndef LOLRT_GGML_HPP
+#define LOLRT_GGML_HPP
+
+#include <ggml.h>
+#include <lolrt/lolrt.h>
+
+#include <cmath>
+#include <condition_variable>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace lolrt::ggml {
+
+/* A tensor does not fit a node, or a call of lolrt failed; the text says why. */
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+namespace detail {
+
+/* The threads that compute a graph come to a node together. The first of them runs the op, and the others take tasks of its
+ * loops. */
+class Crew {
+ public:
+  template <class Op>
+  void work(int thread, int threads, Op &&op) {
+    if (thread > 0) {
+      help(thread);
+      return;
+    }
+    leading() = this;
+    op();
+    leading() = nullptr;
+    std::unique_lock<std::mutex> lock(mutex_);
+    over_ = true;
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return left_ == threads - 1; });
+    over_ = false;
+    left_ = 0;
+  }
+
+  /* A `lolrt_parallel_for`. A call outside of a graph has its own thread alone. */
+  static void run(void *, lolrt_task body, void *arg, int64_t tasks) {
+    if (Crew *crew = leading()) {
+      crew->loop(body, arg, tasks);
+    } else {
+      for (int64_t task = 0; task < tasks; ++task) body(arg, task, 0);
+    }
+  }
+
+ private:
+  static Crew *&leading() {
+    thread_local Crew *crew = nullptr;
+    return crew;
+  }
+
+  void loop(lolrt_task body, void *arg, int64_t tasks) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    body_ = body, arg_ = arg, tasks_ = tasks, next_ = done_ = 0;
+    changed_.notify_all();
+    while (next_ < tasks_) take(lock, 0);
+    changed_.wait(lock, [&] { return done_ == tasks_; });
+  }
+
+  void help(int thread) {
+    const bool may = thread < lolrt_threads();
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (!over_) {
+      if (may && next_ < tasks_) {
+        take(lock, thread);
+      } else {
+        changed_.wait(lock);
+      }
+    }
+    ++left_;
+    changed_.notify_all();
+  }
+
+  void take(std::unique_lock<std::mutex> &lock, int32_t worker) {
+    const int64_t task = next_++;
+    const lolrt_task body = body_;
+    void *const arg = arg_;
+    lock.unlock();
+    body(arg, task, worker);
+    lock.lock();
+    if (++done_ == tasks_) changed_.notify_all();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  lolrt_task body_ = nullptr;
+  void *arg_ = nullptr;
+  int64_t tasks_ = 0, next_ = 0, done_ = 0;
+  int left_ = 0;
+  bool over_ = false;
+};
+
+/* A ggml tensor as lolrt sees it, with the shape given outermost first, or its own. */
+class View {
+ public:
+  View(const ggml_tensor *tensor, std::vector<int64_t> shape) : shape_(std::move(shape)) {
+    const auto rank = static_cast<int>(shape_.size());
+    strides_.resize(shape_.size());
+    if (rank <= GGML_MAX_DIMS) {
+      for (int i = 0; i < rank; ++i) strides_[i] = static_cast<int64_t>(tensor->nb[rank - 1 - i] / ggml_type_size(tensor->type));
+      view_.strides = strides_.data();
+    }
+    view_.data = tensor->data;
+    view_.device.type = LOLRT_DEVICE_CPU;
+    view_.ndim = rank;
+    view_.dtype = {LOLRT_CODE_FLOAT, 32, 1};
+    if (tensor->type == GGML_TYPE_BF16) view_.dtype = {LOLRT_CODE_BFLOAT, 16, 1};
+    if (tensor->type == GGML_TYPE_I32) view_.dtype = {LOLRT_CODE_INT, 32, 1};
+    view_.shape = shape_.data();
+  }
+  View(const View &) = delete;
+  View &operator=(const View &) = delete;
+
+  const lolrt_tensor *get() const { return &view_; }
+
+ private:
+  std::vector<int64_t> shape_, strides_;
+  lolrt_tensor view_{};
+};
+
+inline void require(bool right, const char *expected) {
+  if (!right) throw Error(expected);
+}
+
+inline bool is_number(const ggml_tensor *tensor) { return tensor->type == GGML_TYPE_F32 || tensor->type == GGML_TYPE_BF16; }
+
+/* What the nodes have in common: a crew, and how the last computation ended. */
+class Node {
+ public:
+  Node(const Node &) = delete;
+  Node &operator=(const Node &) = delete;
+
+  ggml_tensor *out() const { return out_; }
+
+  /* Throws `Error` if the node failed when the graph was computed last. */
+  void check() const {
+    if (!error_.empty()) throw Error(error_);
+  }
+
+ protected:
+  Node() = default;
+  ~Node() = default;
+
+  template <class Op>
+  void compute(int thread, int threads, Op &&op) {
+    crew_.work(thread, threads, [&] {
+      error_.clear();
+      if (op() != LOLRT_OK) error_ = lolrt_last_error();
+    });
+  }
+
+  ggml_tensor *out_ = nullptr;
+
+ private:
+  Crew crew_;
+  std::string error_;
+};
+
+}  // namespace detail
+
+/* Lets lolrt work on the threads that compute a graph, up to `threads` of them, and start none of its own. Once, before graphs
+ * are computed. Throws `Error`. */
+inline void use_threads(int threads) {
+  if (lolrt_set_parallel_for(detail::Crew::run, nullptr) != LOLRT_OK || lolrt_set_threads(threads) != LOLRT_OK) {
+    throw Error(lolrt_last_error());
+  }
+}
+
+/* lolrt_kv_write of K and V as they are: the node's output is `pages`, for `FrameAttention`. */
+class KvWrite : public detail::Node {
+ public:
+  /* k, v: {dim, heads, tokens, frames}. pages: {page_elements, pool_pages}. page_table: {frames}. Throws `Error`. */
+  KvWrite(ggml_context *context, ggml_tensor *k, ggml_tensor *v, ggml_tensor *pages, ggml_tensor *page_table) {
+    using namespace detail;
+    require(is_number(k) && v->type == k->type && pages->type == k->type,
+            "k, v and pages: expected GGML_TYPE_F32 or GGML_TYPE_BF16, all alike");
+    require(page_table->type == GGML_TYPE_I32, "page_table: expected GGML_TYPE_I32");
+    require(ggml_are_same_shape(k, v), "k and v: expected the same shape");
+    ggml_tensor *args[] = {k, v, page_table};
+    const auto run = [](ggml_tensor *out, int thread, int threads, void *self) {
+      static_cast<KvWrite *>(self)->run(out, thread, threads);
+    };
+    out_ = ggml_custom_inplace(context, pages, args, 3, run, GGML_N_TASKS_MAX, this);
+  }
+
+ private:
+  void run(ggml_tensor *out, int thread, int threads) {
+    compute(thread, threads, [&] {
+      using detail::View;
+      const ggml_tensor *k = out->src[1], *v = out->src[2], *table = out->src[3];
+      const View k_view(k, {k->ne[3], k->ne[2], k->ne[1], k->ne[0]}), v_view(v, {v->ne[3], v->ne[2], v->ne[1], v->ne[0]});
+      const View pages(out, {out->ne[1], out->ne[0]}), page_table(table, {table->ne[0]});
+      lolrt_kv_write_desc desc{};
+      desc.struct_size = sizeof desc;
+      desc.k = k_view.get();
+      desc.v = v_view.get();
+      desc.pages = pages.get();
+      desc.page_table = page_table.get();
+      return lolrt_kv_write(&desc);
+    });
+  }
+};
+
+/* lolrt_frame_attention: the node's output has the shape and type of q. */
+class FrameAttention : public detail::Node {
+ public:
+  /* q: {dim, heads, tokens, frames}. pages: {page_elements, pool_pages}; that of `KvWrite`, where the graph writes some of them.
+   * page_table: {pages}. page_tokens: of a page. rotation: {2, pairs, heads, pages * frames}, contiguous, the frames of a page
+   * one after another; or null. bias: {heads, pages}; or null. Throws `Error`. */
+  FrameAttention(ggml_context *context, ggml_tensor *q, ggml_tensor *pages, ggml_tensor *page_table, int64_t page_tokens,
+                 ggml_tensor *rotation = nullptr, ggml_tensor *bias = nullptr)
+      : page_tokens_(page_tokens), has_rotation_(rotation != nullptr), has_bias_(bias != nullptr) {
+    using namespace detail;
+    require(is_number(q) && pages->type == q->type, "q and pages: expected GGML_TYPE_F32 or GGML_TYPE_BF16, both alike");
+    require(page_table->type == GGML_TYPE_I32, "page_table: expected GGML_TYPE_I32");
+    std::vector<ggml_tensor *> args{q, pages, page_table};
+    for (ggml_tensor *table : {rotation, bias}) {
+      if (table == nullptr) continue;
+      require(table->type == GGML_TYPE_F32, "rotation and bias: expected GGML_TYPE_F32");
+      args.push_back(table);
+    }
+    require(!rotation || (ggml_is_contiguous(rotation) && rotation->ne[3] == page_table->ne[0] * q->ne[3]),
+            "rotation: expected {2, pairs, heads, pages * frames}, contiguous");
+    const auto run = [](ggml_tensor *out, int thread, int threads, void *self) {
+      static_cast<FrameAttention *>(self)->run(out, thread, threads);
+    };
+    out_ = ggml_custom_4d(context, q->type, q->ne[0], q->ne[1], q->ne[2], q->ne[3], args.data(), static_cast<int>(args.size()),
+                          run, GGML_N_TASKS_MAX, this);
+  }
+
+ private:
+  void run(ggml_tensor *out, int thread, int threads) {
+    compute(thread, threads, [&] {
+      const lolrt_status status = attend(out);
+      if (status != LOLRT_OK) std::memset(out->data, 0xff, ggml_nbytes(out));  // NaN, in either type
+      return status;
+    });
+  }
+
+  lolrt_status attend(ggml_tensor *out) {
+    using detail::View;
+    const ggml_tensor *q = out->src[0], *pages = out->src[1], *table = out->src[2];
+    const ggml_tensor *turns = has_rotation_ ? out->src[3] : table, *gates = has_bias_ ? out->src[has_rotation_ ? 4 : 3] : table;
+    const View q_view(q, {q->ne[3], q->ne[2], q->ne[1], q->ne[0]}),
+        out_view(out, {out->ne[3], out->ne[2], out->ne[1], out->ne[0]});
+    const View pages_view(pages, {pages->ne[1], pages->ne[0]}), page_table(table, {table->ne[0]});
+    const View rotation(turns, {table->ne[0], q->ne[3], turns->ne[2], turns->ne[1], turns->ne[0]}),
+        bias(gates, {gates->ne[1], gates->ne[0]});
+    lolrt_frame_attention_desc desc{};
+    desc.struct_size = sizeof desc;
+    desc.q = q_view.get();
+    desc.pages = pages_view.get();
+    desc.page_table = page_table.get();
+    desc.page_tokens = page_tokens_;
+    desc.rotation = has_rotation_ ? rotation.get() : nullptr;
+    desc.bias = has_bias_ ? bias.get() : nullptr;
+    desc.out = out_view.get();
+    lolrt_status status = lolrt_frame_attention_workspace(&desc, &desc.workspace_bytes);
+    if (status != LOLRT_OK) return status;
+    if (desc.workspace_bytes > workspace_bytes_) {
+      workspace_.reset(static_cast<std::byte *>(::operator new(desc.workspace_bytes, std::align_val_t(64))));
+      workspace_bytes_ = desc.workspace_bytes;
+    }
+    desc.workspace = workspace_.get();
+    return lolrt_frame_attention(&desc);
+  }
+
+  struct Freed {
+    void operator()(std::byte *memory) const { ::operator delete(memory, std::align_val_t(64)); }
+  };
+
+  int64_t page_tokens_;
+  bool has_rotation_, has_bias_;
+  std::unique_ptr<std::byte, Freed> workspace_;
+  uint64_t workspace_bytes_ = 0;
+};
+
+}  // namespace lolrt::ggml
+
+#endif /* LOLRT_GGML_HPP */
