@@ -138,7 +138,7 @@ CudaOutcome frame_attention(const FrameAttention &op) {
   const auto batch = static_cast<unsigned>(op.batch);
   const Grid grid{static_cast<unsigned>(split.blocks()), batch, 1, kAttentionThreads, static_cast<unsigned>(shared_bytes)};
   CudaOutcome outcome =
-      warpgroups ? launch_attention_sm90(argument)
+      warpgroups ? launch_attention_sm90(argument, device.multiprocessors)
                  : launch("frame_attention", choice->kernel[keys == 64][op.mass != nullptr], grid, op.target, argument);
   if (outcome.status == LOLRT_OK && split.cut > 0) {
     const Grid rows{static_cast<unsigned>(split.cut), kAttentionRows / kCombineRows, batch, kCombineThreads, 0};

@@ -41,13 +41,15 @@ CudaOutcome check_attention_sm90(const FrameAttention &op, const PageLayout &lay
                  op.page_stride, layout.key_head);
 }
 
-CudaOutcome launch_attention_sm90(const AttentionArgument &argument) {
+CudaOutcome launch_attention_sm90(const AttentionArgument &argument, int slots) {
   const FrameAttention &op = argument.op;
-  Sm90Argument all{argument, {}, {}};
+  const WorkSplit &split = argument.split;
+  const int whole_blocks = split.whole < slots ? split.whole : slots;
+  Sm90Argument all{argument, {}, {}, whole_blocks, attention_frames(argument.frames, op.tokens)};
   const char *error = encode_tensor_map(&all.keys, box_of(op, 0, argument.head_elements));
   if (error == nullptr) error = encode_tensor_map(&all.values, box_of(op, argument.values, argument.head_elements));
   if (error != nullptr) return problem(LOLRT_INTERNAL, "frame_attention: CUDA: %s", error);
-  const Grid grid{static_cast<unsigned>(argument.split.blocks()), static_cast<unsigned>(op.batch), 1, kSm90Threads,
+  const Grid grid{static_cast<unsigned>(whole_blocks + split.cut * split.parts), static_cast<unsigned>(op.batch), 1, kSm90Threads,
                   static_cast<unsigned>(attention_sm90_shared_bytes(op))};
   const bool probe = op.mass != nullptr;
   const Kernel kernel = op.dtype == DType::bfloat16 ? kernel_of<Bf16>(probe) : kernel_of<Fp16>(probe);

@@ -1,8 +1,10 @@
 // frame_attention on the warpgroup products of sm_90a; formula, tensors and roundings are those of frame_attention.cuh, at dim
 // 128.
 //
-// A block is 128 query rows of one head of one entry of the batch, the frames' rows one after another, and the keys of all pages
-// or of some (work_split.cuh), in tiles of 112. Its 12 warps:
+// A segment is 128 query rows of one head of one entry of the batch, the frames' rows one after another, and the keys of all
+// pages or of some (work_split.cuh), in tiles of 112. As many blocks as the device has slots for have an entry's whole tiles
+// among them, one after another: keys and values of the next are copied while the output of the last is stored. The parts of
+// tiles that are cut are blocks of their own, which go to the slots that are free first. The 12 warps of a block:
 //   0      copies tiles of keys and values (TMA)
 //   1      says which page is next, with its bias and the block's rotation
 //   4-7    rows 0-63: scores, weights and output in registers; the queries too, rotated for the page in hand
@@ -20,14 +22,16 @@
 //   warp 0 waits for a tile's memory to be free, announces the bytes, and begins its copies; they fill it
 //   warp 1 waits for a page's memory to be free, writes it, and says that it is full
 //   (warps 0 and 1 read page table and bias each for itself, and so pass over the same pages; the others go by the notices)
-//   a warp of rows, for tile i of all tiles:
+//   a warp of rows, for tile i of all segments' tiles:
 //     a page begins: its notice is full -> rotate the queries, which no product reads now; free the notice
 //     its warpgroup's turn -> keys of i full -> begin their product; values of i - 1 full -> begin theirs, with the weights of
 //     i - 1; the next turn is the other warpgroup's
 //     product with the keys over -> free them; weights of i, beside the product with the values
 //     product with the values over -> free them; rescale the output, round the weights
+//     a segment ends: the notice says so -> free it; values of i - 1 in the next turn; store the output
 // Whoever has the turn waits for copies alone, of keys i and values i - 1, to where keys i - 2 and values i - 3 were. Its own
-// warpgroup has freed those, and the other did before its last turn, at tile i - 1 or i. So each turn is passed on.
+// warpgroup has freed those, and the other did before its last turn, at tile i - 1 or i. So each turn is passed on. Whoever waits
+// for a notice does not have the turn, so the other goes on until it has freed the notices before.
 #pragma once
 
 #include "frame_attention_sm90_rows.cuh"
@@ -35,12 +39,13 @@
 namespace lolrt::cuda {
 
 // Lane 0 of warp 0. The first to use a stage finds it free: the phase before the first is over and has parity 1.
-__device__ __forceinline__ void copy_tiles(const Sm90Argument &argument, const Sm90Shared &shared, const Segment &segment) {
+__device__ __forceinline__ void copy_tiles(const Sm90Argument &argument, const Sm90Shared &shared, const Segment &segment,
+                                           int &tile) {
   const FrameAttention &op = argument.attention.op;
   const int pages_end = segment.pages_end, page_tokens = static_cast<int>(op.page_tokens);
   int page = next_page(op, segment.head, segment.page, pages_end);
   int page_index = page < pages_end ? op.page_table[page] : 0;
-  for (int tile = 0; page < pages_end;) {
+  while (page < pages_end) {
     page = next_page(op, segment.head, page + 1, pages_end);
     const int following = page < pages_end ? op.page_table[page] : 0;
     for (int token = 0; token < page_tokens; token += kSm90Keys, ++tile) {
@@ -66,19 +71,22 @@ __device__ __forceinline__ void copy_tiles(const Sm90Argument &argument, const S
 
 // Warp 1.
 __device__ __forceinline__ void announce_pages(const AttentionArgument &argument, const Sm90Shared &shared,
-                                               const Segment &segment, int first_frame, int frames, int lane) {
+                                               const Segment &segment, int lane, int &notices) {
   const FrameAttention &op = argument.op;
+  const int tokens = static_cast<int>(op.tokens), first_frame = segment.first_row / tokens;
+  const int frames = (min(segment.first_row + kAttentionRows, argument.rows) - 1) / tokens - first_frame + 1;
   const int pages_end = segment.pages_end, pairs = static_cast<int>(op.pairs);
   const int room = turned_steps(argument.turned_chunks) * 8;  // pairs with their padding
   int page = segment.page - 1;
-  for (int number = 0; page < pages_end; ++number) {
+  for (; page < pages_end; ++notices) {
     page = next_page(op, segment.head, page + 1, pages_end);
-    const int stage = stage_of(number);
-    wait_for_phase(shared.page_free(stage), parity_of(number) ^ 1);
+    const int stage = stage_of(notices);
+    wait_for_phase(shared.page_free(stage), parity_of(notices) ^ 1);
     if (page < pages_end) {
       for (int frame = 0; frame < frames; ++frame) {
         const int64_t row = (static_cast<int64_t>(page) * argument.frames + first_frame + frame) * op.heads + segment.head;
         const auto *from = reinterpret_cast<const float2 *>(op.rotation) + row * pairs;
+#pragma unroll 1  // there are not so many registers
         for (int pair = lane; pair < room; pair += kWarpLanes) {
           shared.rotation(stage)[frame * room + pair] = pair < pairs ? from[pair] : float2{1.0f, 0.0f};
         }
@@ -86,7 +94,7 @@ __device__ __forceinline__ void announce_pages(const AttentionArgument &argument
     }
     if (lane == 0) {
       PageNotice *notice = shared.notice(stage);
-      notice->page = page;
+      notice->page = page < pages_end ? page : -1;
       notice->bias = page < pages_end ? page_bias(op, segment.head, page) : 0.0f;
     }
     sync_warp();
@@ -96,12 +104,8 @@ __device__ __forceinline__ void announce_pages(const AttentionArgument &argument
 
 template <class Element, bool Probe>
 __device__ __forceinline__ void attend_on_warpgroups(const Sm90Argument &argument) {
-  const FrameAttention &op = argument.attention.op;
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpLanes, tokens = static_cast<int>(op.tokens);
-  const Segment segment = segment_of(argument.attention, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y));
-  const int first_frame = segment.first_row / tokens;
-  const int frames = (min(segment.first_row + kAttentionRows, argument.attention.rows) - 1) / tokens - first_frame + 1;
-  const Sm90Shared shared(turned_steps(argument.attention.turned_chunks), frames);
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpLanes;
+  const Sm90Shared shared(turned_steps(argument.attention.turned_chunks), argument.tile_frames);
   if (thread == 0) {
     for (int stage = 0; stage < kSm90Stages; ++stage) {
       for (Barrier *full : {shared.keys_full(stage), shared.values_full(stage), shared.page_full(stage)}) init_barrier(full, 1);
@@ -114,11 +118,19 @@ __device__ __forceinline__ void attend_on_warpgroups(const Sm90Argument &argumen
   sync_block();
   if (warp < kWarpgroupThreads / kWarpLanes) {
     give_registers_back<kSm90CopyRegisters>();
-    if (thread == 0) copy_tiles(argument, shared, segment);
-    if (warp == 1) announce_pages(argument.attention, shared, segment, first_frame, frames, thread % kWarpLanes);
+    if (thread == 0) {
+      int tile = 0;
+      for_each_segment(argument, [&](int number) { copy_tiles(argument, shared, segment_of(argument.attention, number), tile); });
+    }
+    if (warp == 1) {
+      int notices = 0;
+      for_each_segment(argument, [&](int number) {
+        announce_pages(argument.attention, shared, segment_of(argument.attention, number), thread % kWarpLanes, notices);
+      });
+    }
   } else {
     take_registers<kSm90RowRegisters>();
-    Sm90Rows<Element, Probe>(argument.attention, shared, segment, thread - kWarpgroupThreads).run();
+    Sm90Rows<Element, Probe>(argument.attention, shared, thread - kWarpgroupThreads).run(argument);
   }
 }
 

@@ -11,21 +11,25 @@ class Sm90Rows {
 
  public:
   // `thread` counts from the first that holds rows.
-  __device__ __forceinline__ Sm90Rows(const AttentionArgument &argument, const Sm90Shared &shared, const Segment &segment,
-                                      int thread)
+  __device__ __forceinline__ Sm90Rows(const AttentionArgument &argument, const Sm90Shared &shared, int thread)
       : argument_(argument),
         op_(argument.op),
         shared_(shared),
-        segment_(segment),
         thread_(thread),
         lane_(thread % kWarpLanes),
         steps_(turned_steps(argument.turned_chunks)) {}
 
-  __device__ __forceinline__ void run() {
+  __device__ __forceinline__ void run(const Sm90Argument &argument) {
     if (warpgroup() == 1) pass_turn();  // the first is the other's
-    begin();
-    if (begin_page()) attend();
-    finish();
+    for_each_segment(argument, [&](int number) {
+      number_ = number;
+      // Lanes leave the loop over tiles together, which the compiler cannot know.
+      first_tile_ = same_in_warp(first_tile_ + tile_);
+      tile_ = 0;
+      begin();
+      if (begin_page()) attend();
+      finish();
+    });
     if (warpgroup() == 0) take_turn();  // the last one is passed on to nobody else
   }
 
@@ -37,18 +41,22 @@ class Sm90Rows {
   __device__ __forceinline__ void take_turn() const { sync_named<kSm90RowThreads>(1 + warpgroup()); }
   __device__ __forceinline__ void pass_turn() const { arrive_named<kSm90RowThreads>(2 - warpgroup()); }
 
-  // g = lane / 4 of a warp's 16 rows and g + 8, of the entry; rows from argument_.rows on are not there.
-  __device__ __forceinline__ int row_of(int r) const {
-    return segment_.first_row + thread_ / kWarpLanes * 16 + lane_ / 4 + r * 8;
-  }
+  // Found where it is needed, so that it occupies no registers in the loop.
+  __device__ __forceinline__ Segment segment() const { return segment_of(argument_, computed_here(number_)); }
+
+  // Among those of all segments.
+  __device__ __forceinline__ int tile() const { return first_tile_ + tile_; }
+
+  // g = lane / 4 of a warp's 16 rows and g + 8, of those of the segment.
+  __device__ __forceinline__ int row_of(int r) const { return thread_ / kWarpLanes * 16 + lane_ / 4 + r * 8; }
 
   __device__ __forceinline__ void begin() {
+    const Segment segment = this->segment();
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = row_of(r);
+      const int row = segment.first_row + row_of(r);
       const bool valid = row < argument_.rows;
-      const uint32_t *from =
-          row_words(argument_, op_.q, static_cast<int>(blockIdx.y), segment_.head, valid ? row : 0) + lane_ % 4;
+      const uint32_t *from = row_words(argument_, op_.q, static_cast<int>(blockIdx.y), segment.head, valid ? row : 0) + lane_ % 4;
 #pragma unroll
       for (int word = r; word < kSteps * 4; word += 2) {
         queries_[word / 4][word % 4] = valid ? from[word / 2 * 4] : 0;
@@ -67,24 +75,23 @@ class Sm90Rows {
 
   // False when there is none any more.
   __device__ __forceinline__ bool begin_page() {
-    const int stage = stage_of(pages_begun_);
-    wait_for_phase(shared_.page_full(stage), parity_of(pages_begun_));
+    const int stage = stage_of(notices_);
+    wait_for_phase(shared_.page_full(stage), parity_of(notices_));
     page_ = shared_.notice(stage)->page;
     bias_ = shared_.notice(stage)->bias;
-    if (page_ == segment_.pages_end) return false;
-    rotate_queries(shared_.rotation(stage));
+    if (page_ >= 0) rotate_queries(shared_.rotation(stage));
     sync_warp();
     if (lane_ == 0) arrive(shared_.page_free(stage));
-    ++pages_begun_;
-    return true;
+    ++notices_;
+    return page_ >= 0;
   }
 
   __device__ __forceinline__ void rotate_queries(const float2 *rotation) {
-    const int tokens = static_cast<int>(op_.tokens), first_frame = computed_here(segment_.first_row) / tokens;
+    const int tokens = static_cast<int>(op_.tokens), first_row = segment().first_row;
     const float2 *table[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int frame = min(row_of(r), argument_.rows - 1) / tokens - first_frame;
+      const int frame = min(first_row + row_of(r), argument_.rows - 1) / tokens - first_row / tokens;
       table[r] = rotation + frame * steps_ * 8 + lane_ % 4;
     }
 #pragma unroll
@@ -108,7 +115,7 @@ class Sm90Rows {
     pass_turn();
     wait_for_products<0>();
     pin(scores_);
-    release(shared_.keys_free(stage_of(tile_)));
+    release(shared_.keys_free(stage_of(tile())));
     weigh(left);
     round_weights();
     while (true) {
@@ -125,11 +132,11 @@ class Sm90Rows {
       pass_turn();
       wait_for_products<1>();
       pin(scores_);
-      release(shared_.keys_free(stage_of(tile_)));
+      release(shared_.keys_free(stage_of(tile())));
       const bool raised = weigh(left);
       wait_for_products<0>();
       pin(out_);
-      release(shared_.values_free(stage_of(tile_ - 1)));
+      release(shared_.values_free(stage_of(tile() - 1)));
       if (raised) rescale();
       round_weights();
     }
@@ -138,6 +145,7 @@ class Sm90Rows {
     pass_turn();
     wait_for_products<0>();
     pin(out_);
+    release(shared_.values_free(stage_of(tile() - 1)));
   }
 
   __device__ __forceinline__ void release(Barrier *barrier) const {
@@ -146,9 +154,9 @@ class Sm90Rows {
 
   // Begins the product of the queries with the keys of the tile.
   __device__ __forceinline__ void begin_scores() {
-    const int stage = stage_of(tile_);
+    const int stage = stage_of(tile());
     const unsigned char *keys = shared_.keys(stage);
-    wait_for_phase(shared_.keys_full(stage), parity_of(tile_));
+    wait_for_phase(shared_.keys_full(stage), parity_of(tile()));
     fence_products();
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
@@ -161,9 +169,9 @@ class Sm90Rows {
 
   // Begins the product of the weights with the values of the tile before.
   __device__ __forceinline__ void add_values() {
-    const int stage = stage_of(tile_ - 1);
+    const int stage = stage_of(tile() - 1);
     const unsigned char *values = shared_.values(stage);
-    wait_for_phase(shared_.values_full(stage), parity_of(tile_ - 1));
+    wait_for_phase(shared_.values_full(stage), parity_of(tile() - 1));
     fence_products();
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
@@ -246,20 +254,22 @@ class Sm90Rows {
   // ---- results ----
 
   __device__ __forceinline__ void end_page() const {
+    const Segment segment = this->segment();
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float sum = row_sum(sum_[r]);
-      const int row = row_of(r);
+      const int row = segment.first_row + row_of(r);
       if (lane_ % 4 == 0 && row < argument_.rows) {
-        argument_.page_state[(page_ * op_.heads + segment_.head) * argument_.rows + row] = {max_[r], sum};
+        argument_.page_state[(page_ * op_.heads + segment.head) * argument_.rows + row] = {max_[r], sum};
       }
     }
   }
 
   __device__ __forceinline__ void finish() const {
+    const Segment segment = this->segment();
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      store_row<Element, kSm90Dim>(argument_, segment_, row_of(r) - segment_.first_row, max_[r], sum_[r],
+      store_row<Element, kSm90Dim>(argument_, segment, row_of(r), max_[r], sum_[r],
                                    [&](int n) { return float2{out_[4 * n + 2 * r], out_[4 * n + 2 * r + 1]}; });
     }
   }
@@ -267,9 +277,10 @@ class Sm90Rows {
   const AttentionArgument &argument_;
   const FrameAttention &op_;
   const Sm90Shared &shared_;
-  const Segment &segment_;
   const int thread_, lane_, steps_;
-  int tile_ = 0, pages_begun_ = 0, page_ = 0;
+  int number_ = 0, first_tile_ = 0;  // of the segment
+  int tile_ = 0, page_ = 0;
+  int notices_ = 0;  // that were read
   float bias_ = 0.0f;
   // Of two rows, as in device/warpgroup.cuh; sums are of this lane's columns.
   uint32_t queries_[kSteps][4], weights_[kGroups][4];

@@ -27,11 +27,28 @@ __host__ __device__ constexpr int turned_steps(int turned_chunks) { return (turn
 struct Sm90Argument {
   AttentionArgument attention;
   TensorMap keys, values;
+  int whole_blocks;  // of an entry: those that have its whole tiles among them; each that follows has one part of a tile
+  int tile_frames;   // whose rows a tile may have
 };
+
+// Calls each(number) for the segments of this block, one after another.
+template <class Each>
+__device__ __forceinline__ void for_each_segment(const Sm90Argument &argument, const Each &each) {
+  const int block = static_cast<int>(blockIdx.x), part = block - argument.whole_blocks, whole = argument.attention.split.whole;
+  int number = part < 0 ? block : whole + part;
+  do {
+    each(number);
+    number += argument.whole_blocks;
+  } while (number < whole);
+}
+
+__device__ __forceinline__ Segment segment_of(const AttentionArgument &argument, int number) {
+  return segment_of(argument, number, static_cast<int>(blockIdx.y));
+}
 
 // What the rows' warps are told about a page; the rotation, float2 [frames][8 * steps], follows.
 struct PageNotice {
-  int page;    // the segment's pages_end: there is none any more
+  int page;    // -1: the segment has none any more
   float bias;  // times log2(e)
   int unused[2];
 };

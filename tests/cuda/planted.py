@@ -20,7 +20,7 @@ from batched import NOT_THERE, BatchedAttention, compare
 from commands import output_of
 from emulated import LIBRARY, ROOT, SIMT, AbiError, Emulated
 from rule import check, fp64
-from test_emulated_attention import CudaAttention, check_turns
+from test_emulated_attention import CudaAttention, check_tiles_one_after_another, check_turns
 from test_emulated_fp8 import Fp8Attention
 
 KERNELS = ROOT / "csrc" / "cuda"
@@ -136,6 +136,7 @@ def cases(cuda: Emulated, kernel: str, probe: bool, batched: bool) -> Iterator[C
         for rise, page_tokens in ((0.0, 250), (6.0, 130), (0.0, 3), (1.0, 300)):
             yield partial(attend, cuda, probe, rise, page_tokens)
         yield partial(check_turns, cuda)
+        yield partial(check_tiles_one_after_another, cuda)
         yield partial(addresses.compare, cuda, "frame_attention")
     elif kernel == "sampler_step":
         yield partial(rows.test_sampler_step_is_the_published_one, cuda, 300, True)

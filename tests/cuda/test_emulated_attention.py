@@ -294,6 +294,31 @@ def check_turns(cuda: Emulated) -> None:
     assert cuda.counts()["warpgroup_turns"] == case.heads * 2 * (2 * case.pages + 1), "turns"
 
 
+def check_tiles_one_after_another(cuda: Emulated) -> None:
+    """On sm_90 a block does several whole tiles. The bits do not depend on how many; here tiles have two frames or one, and heads all
+    pages, some or none, so that they have 3, 2 or no tiles of keys."""
+    bias = torch.zeros(3, 3)
+    bias[1, 0] = bias[:, 1] = -torch.inf
+    case = CudaAttention(torch.bfloat16, dim=128, tokens=50, page_tokens=20, pages=3, heads=3, frames=3, bias=bias, cuda=cuda)
+    expected: list[Tensor] = []
+    for seed, multiprocessors, blocks in ((0, 64, 6), (0, 1, 1), (1, 1, 1), (2, 4, 4)):
+        cuda.settings(seed, 900, multiprocessors)
+        cuda.counts()
+        out, mass = case.run(probe=True)
+        assert cuda.counts()["blocks"] == blocks + case.pages * case.frames * case.heads
+        expected = expected or [out, mass]
+        assert torch.equal(out, expected[0]) and torch.equal(mass, expected[1]), "other bits"
+    case.bias[:, 1] = 0  # a head without pages has no oracle
+    ref, _ = case.oracle()
+    check(out[:, :, ::2], case.torch()[:, :, ::2], ref[:, :, ::2], case.dim)
+    assert (out[:, :, 1] == 0).all()
+
+
+def test_tiles_one_after_another(emulated_library: Emulated) -> None:
+    check_tiles_one_after_another(emulated_library)
+    emulated_library.settings()
+
+
 def test_warpgroups_take_turns_in_any_order_of_threads(emulated_library: Emulated) -> None:
     for seed in range(4):
         emulated_library.settings(seed, 900)

@@ -22,11 +22,12 @@ def swapped_release(lines: str) -> str:
     return "".join([*before, release, wait, pin])
 
 
-SCORES_OVER = "      wait_for_products<1>();\n      pin(scores_);\n      release(shared_.keys_free(stage_of(tile_)));\n"
-OUT_OVER = "      wait_for_products<0>();\n      pin(out_);\n      release(shared_.values_free(stage_of(tile_ - 1)));\n"
-FIRST_OVER = "    pass_turn();\n    wait_for_products<0>();\n    pin(scores_);\n    release(shared_.keys_free(stage_of(tile_)));\n"
+SCORES_OVER = "      wait_for_products<1>();\n      pin(scores_);\n      release(shared_.keys_free(stage_of(tile())));\n"
+OUT_OVER = "      wait_for_products<0>();\n      pin(out_);\n      release(shared_.values_free(stage_of(tile() - 1)));\n"
+FIRST_OVER = "    pass_turn();\n    wait_for_products<0>();\n    pin(scores_);\n    release(shared_.keys_free(stage_of(tile())));\n"
 LAST_TURN = "    take_turn();\n    add_values();\n    pass_turn();\n"
 LAST_OVER = f"{LAST_TURN}    wait_for_products<0>();\n"
+LAST_FREED = "    pin(out_);\n    release(shared_.values_free(stage_of(tile() - 1)));\n  }\n"
 TURN = "      take_turn();\n      begin_scores();\n      add_values();\n      pass_turn();\n"
 FIRST_TURN = "    if (warpgroup() == 1) pass_turn();"
 LAST_BACK = "    if (warpgroup() == 0) take_turn();"
@@ -46,8 +47,8 @@ MUTATIONS = [
     ),
     sm90(
         "rows wait for the other parity",
-        "wait_for_phase(shared_.keys_full(stage), parity_of(tile_))",
-        "wait_for_phase(shared_.keys_full(stage), parity_of(tile_) ^ 1)",
+        "wait_for_phase(shared_.keys_full(stage), parity_of(tile()))",
+        "wait_for_phase(shared_.keys_full(stage), parity_of(tile()) ^ 1)",
         f"{UNDER_WAY}|{NOT_ORDERED}",
     ),
     sm90("copies wait for the other parity", "free = parity_of(tile) ^ 1;", "free = parity_of(tile);", "deadlock: .* at a phase", COPIES),
@@ -84,8 +85,8 @@ MUTATIONS = [
     sm90("each waits for the other's turn", "(1 + warpgroup());", "(2 - warpgroup());", "deadlock|again"),
     sm90("turns of one warpgroup's threads", "{ sync_named<kSm90RowThreads>", "{ sync_named<kWarpgroupThreads>", "other threads"),
     sm90("a page begun in a turn that is taken twice", TURN, "      take_turn();\n" + TURN, "deadlock|again"),
-    sm90("no fence before the scores", "parity_of(tile_));\n    fence_products();", "parity_of(tile_));", "without a fence"),
-    sm90("no fence before the values", "parity_of(tile_ - 1));\n    fence_products();", "parity_of(tile_ - 1));", "without a fence"),
+    sm90("no fence before the scores", "parity_of(tile()));\n    fence_products();", "parity_of(tile()));", "without a fence"),
+    sm90("no fence before the values", "parity_of(tile() - 1));\n    fence_products();", "parity_of(tile() - 1));", "without a fence"),
     sm90("wrong stride from 64 columns to the next", "* kGroupBytes, kBoxBytes)", "* kGroupBytes, kGroupBytes)", "numbers|race"),
     sm90("half a step through the values", "values + group * 2 * kGroupBytes", "values + group * kGroupBytes", "numbers: error"),
     sm90("half a step through the keys", "channel % kBoxChannels * 2;", "channel % kBoxChannels;", "numbers: error"),
@@ -100,8 +101,8 @@ MUTATIONS = [
     sm90("no swizzle", "return kSwizzle128 | ", "return ", "numbers|outside|race", "matrix_descriptor.cuh"),
     sm90(
         "descriptor of another stage",
-        "const int stage = stage_of(tile_ - 1);",
-        "const int stage = stage_of(tile_);",
+        "const int stage = stage_of(tile() - 1);",
+        "const int stage = stage_of(tile());",
         f"race|numbers|{REGISTERS}",
     ),
     sm90(
@@ -182,8 +183,8 @@ MUTATIONS = [
     sm90("no memory for the notices", " + kSm90Stages * notice_bytes(steps, frames);", ";", "outside", SHARED),
     sm90(
         "a lane's part of the sum",
-        "const float sum = row_sum(sum_[r]);\n      const int row = row_of(r);\n      if (lane_ % 4",
-        "const float sum = sum_[r];\n      const int row = row_of(r);\n      if (lane_ % 4",
+        "const float sum = row_sum(sum_[r]);\n      const int row = segment.first_row + row_of(r);\n      if (lane_ % 4",
+        "const float sum = sum_[r];\n      const int row = segment.first_row + row_of(r);\n      if (lane_ % 4",
         "numbers: mass",
         probe=True,
     ),
@@ -200,7 +201,7 @@ MUTATIONS += [
     batch90("rotation as of a batch of one", "(static_cast<int64_t>(page) * argument.frames +", "(page * op.frames +", WRONG),
     batch90("pages of the first entry's table", "page < pages_end ? op.page_table[page] : 0;\n    for",
             "page < pages_end ? op.page_table[page % op.pages] : 0;\n    for", WRONG),
-    batch90("queries of the first entry", "op_.q, static_cast<int>(blockIdx.y), segment_.head", "op_.q, 0, segment_.head", "numbers: error",
+    batch90("queries of the first entry", "op_.q, static_cast<int>(blockIdx.y), segment.head", "op_.q, 0, segment.head", "numbers: error",
             "frame_attention_sm90_rows.cuh"),
     batch90("a page passed over by the copies that the rows wait for", NEXT_COPIED, NEXT_COPIED.replace("page + 1", "page + 2"),
             "deadlock: .* at a phase"),
@@ -208,8 +209,6 @@ MUTATIONS += [
             NEXT_ANNOUNCED.replace("next_page(op, segment.head, page + 1, pages_end)", "page + 1"), "deadlock: .* at a phase|outside"),
     batch90("a page copied that is not announced", NEXT_COPIED,
             NEXT_COPIED.replace("next_page(op, segment.head, page + 1, pages_end)", "page + 1"), "numbers|outside|deadlock|copies"),
-    batch90("rows begin at the first entry's pages", "if (page_ == segment_.pages_end)", "if (page_ == op_.pages)",
-            "deadlock|numbers|outside", "frame_attention_sm90_rows.cuh"),
 ]  # fmt: skip
 PAGE = "op.page_stride * kElementBytes}"
 MUTATIONS += [

@@ -152,9 +152,9 @@ def compile_mutant(mutation: Mutation, library: Path, into: Path) -> Interpreted
     return Interpreted(library, compile_ptx([unit], sources))
 
 
-def attend(cuda: Interpreted, dtype: torch.dtype, dim: int, page_tokens: int, pages: int) -> None:
+def attend(cuda: Interpreted, dtype: torch.dtype, dim: int, page_tokens: int, pages: int, heads: int = 1) -> None:
     """Scores that rise from key to key, by more the later the query."""
-    case = CudaAttention(dtype, dim=dim, tokens=40, page_tokens=page_tokens, pages=pages, frames=1, heads=1, cuda=cuda)
+    case = CudaAttention(dtype, dim=dim, tokens=40, page_tokens=page_tokens, pages=pages, frames=1, heads=heads, cuda=cuda)
     case.scale = 1.0
     case.k = (case.k * torch.linspace(0.1, 4, case.page_tokens)[:, None, None]).to(dtype)
     case.q = (case.q * torch.linspace(0.1, 4, case.tokens)[:, None, None]).to(dtype)
@@ -172,7 +172,7 @@ def found(cuda: Interpreted, kernel: str, dtype: torch.dtype) -> str:
             case = fp8_attention(cuda, tokens=9, page_tokens=20, pages=2, frames=1, heads=1)
             check(case.run()[0], case.torch(), case.oracle()[0], case.dim)
         elif kernel == "frame_attention_sm90":
-            attend(cuda, dtype, 128, 150, 3)
+            attend(cuda, dtype, 128, 150, 2, heads=3)  # of three tiles a block has two
         elif kernel == "kv_write":
             rows.test_kv_write_rounds_where_public_code_does(cuda)
         else:

@@ -28,6 +28,7 @@ dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=n
         dict(tokens=40, page_tokens=250, pages=2, heads=1),  # two whole tiles and a tail
         dict(tokens=129, page_tokens=112, pages=3, heads=1, pairs=64),  # a row in the second block, whole tiles alone
         dict(tokens=3, page_tokens=113, pages=2, heads=1, frames=7, pairs=0),
+        dict(tokens=40, page_tokens=20, pages=3, heads=5, pairs=4),  # three tiles of five, one after another
         dict(tokens=2, page_tokens=9, pages=2, heads=1, frames=70, pairs=1),  # 64 frames in a block
     ],
     ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()),

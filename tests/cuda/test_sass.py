@@ -141,8 +141,9 @@ class WarpgroupTile(Tile):
     """Of the kernel of sm_90a: a warpgroup has 64 rows, another warp copies."""
 
     work: ClassVar = ("HGMMA",)
-    # Of 15 products the descriptors, most of them on the uniform datapath, are 90; branches and what they test 15.
-    others: ClassVar = 120
+    # Of 15 products the descriptors, most of them on the uniform datapath, are 90; branches and what they test 15; whose turn it is, and
+    # the number of the tile among those of all segments, 10.
+    others: ClassVar = 125
 
     def floor(self) -> dict[str, int]:
         scores, rows = 64 * self.keys // (4 * LANES), 2

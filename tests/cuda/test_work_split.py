@@ -28,11 +28,25 @@ class Split:
         return self.segments[:, 3] - self.segments[:, 2]
 
     def time(self, slots: int) -> int:
-        """Time in pages, if each block goes to the slot that is free first."""
-        free = [0] * slots
-        for pages in self.pages.tolist():
-            heapq.heapreplace(free, free[0] + pages)
-        return max(free)
+        return time(self.pages, slots)
+
+    def pages_there(self, filled: int) -> np.ndarray:
+        """Of each segment, if the table has so many pages."""
+        return np.clip(filled - self.segments[:, 2], 0, self.pages)
+
+    def blocks_of_sm90(self, slots: int, filled: int) -> np.ndarray:
+        """The pages of each block: as many blocks as there are slots have the whole tiles among them, each part has a block."""
+        there, is_whole = self.pages_there(filled), self.segments[:, 4] < 0
+        whole = there[is_whole]
+        return np.array([*(whole[block::slots].sum() for block in range(min(slots, len(whole)))), *there[~is_whole]])
+
+
+def time(blocks: np.ndarray, slots: int) -> int:
+    """Time in pages, if each block goes to the slot that is free first."""
+    free = [0] * slots
+    for pages in blocks.tolist():
+        heapq.heapreplace(free, free[0] + pages)
+    return max(free)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +100,26 @@ def test_nothing_takes_longer_for_being_cut(
     found = split(library, head_tiles, heads, pages, page_tokens, slots)
     tiles = head_tiles * heads
     assert -(-tiles * pages // slots) <= found.time(slots) <= -(-tiles // slots) * pages
+
+
+@geometry
+@settings(deadline=None)
+def test_whole_tiles_one_after_another_take_no_longer(
+    library: ctypes.CDLL, head_tiles: int, heads: int, pages: int, page_tokens: int, slots: int
+) -> None:
+    found = split(library, head_tiles, heads, pages, page_tokens, slots)
+    assert time(found.blocks_of_sm90(slots, pages), slots) == found.time(slots)
+
+
+@pytest.mark.parametrize("head_tiles", [37, 13], ids=["H100", "H100-row"])
+@pytest.mark.parametrize(
+    "filled", [(12,) * 8, (1, 12, 4, 9, 12, 2, 7, 3), (12, 1, 1, 1, 12, 1, 1, 1)], ids=["full", "filling", "two of eight"]
+)
+def test_nor_do_they_in_a_batch_at_the_published_shape(library: ctypes.CDLL, head_tiles: int, filled: tuple[int, ...]) -> None:
+    """Of windows in which so many of 12 pages are there."""
+    alone = split(library, head_tiles, 12, 12, 1560, 132)
+    several = np.concatenate([alone.blocks_of_sm90(132, pages) for pages in filled])
+    assert time(several, 132) <= time(np.concatenate([alone.pages_there(pages) for pages in filled]), 132)
 
 
 @pytest.mark.parametrize(("slots", "pages"), [(216, 25), (132, 41)], ids=["A100", "H100"])

@@ -26,6 +26,10 @@ __device__ __forceinline__ int computed_here(int value) {
   return value;
 }
 
+// A value that all lanes have, which the compiler then knows. What is computed from it may occupy registers of the warp, not of
+// each lane.
+__device__ __forceinline__ int same_in_warp(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
 // In a kernel that has no code for this architecture: an error, where nobody would see that the output was never written.
 __device__ __forceinline__ void trap() { __trap(); }
 

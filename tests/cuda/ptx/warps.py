@@ -44,18 +44,18 @@ def warp_barrier(x: Operands) -> Execute:
 
 
 # The ISA's pseudocode of shfl: c holds the last lane (bits 0 to 4) and the lanes' segments (bits 8 to 12).
-@instruction(r"shfl\.sync\.bfly\.b32")
-def butterfly(x: Operands) -> Execute:
+@instruction(r"shfl\.sync\.(bfly|idx)\.b32")
+def exchange(x: Operands, mode: str) -> Execute:
     target, _, valid = x[0].partition("|")
     store, store_valid = x.write(target, "b32"), x.write(valid or "_", "pred")
-    value, flip, clamp, lanes = x.read(x[1], "b32"), x.read(x[2], "u32"), x.read(x[3], "u32"), x.read(x[4], "u32")
+    value, which, clamp, lanes = x.read(x[1], "b32"), x.read(x[2], "u32"), x.read(x[3], "u32"), x.read(x[4], "u32")
 
     def execute(m: Machine, mask: Mask) -> None:
         m.check_all(lanes(m), mask, "a mask of lanes that is not all")
         lane, c = m.lane, clamp(m)
         segment = c >> 8 & 31
         last = (lane & segment) | (c & 31 & ~segment)
-        other = lane ^ (flip(m) & 31)
+        other = lane ^ (which(m) & 31) if mode == "bfly" else (lane & segment) | (which(m) & 31 & ~segment)
         inside = other <= last
         source = np.where(inside, other, lane) + m.first_lane
         store(m, value(m)[source], mask)

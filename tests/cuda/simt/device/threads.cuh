@@ -10,6 +10,7 @@ constexpr int kArchitecture = 0;  // the launch decides
 
 __forceinline__ unsigned char *shared_memory() { return simt::shared_memory(); }
 __forceinline__ int computed_here(int value) { return value; }
+__forceinline__ int same_in_warp(int value) { return value; }
 __forceinline__ void trap() { __builtin_trap(); }
 __forceinline__ void sync_block() { simt::sync_block(); }
 template <int Threads>
