@@ -35,8 +35,9 @@ class Machine:
     Of arithmetic: CUDA C++ Best Practices Guide 13, table "Throughput of Native Arithmetic Instructions", columns 8.0 and 9.0 (before
     CUDA 13 in the Programming Guide, section Arithmetic Instructions). Conversions of two floats into a word (F2FP) are not in that
     table; they are taken to be as fast as comparisons. Of the rest: NVIDIA A100 Tensor Core GPU Architecture 1.0, table 4 and section
-    A100 L2 cache; NVIDIA H100 Tensor Core GPU Architecture 1.04, table 3. It has no rate for the H100's L2 cache: taken as A100's, which is
-    9.4 TB/s. Measured were 9.7 on an H200 and 6.9 on an H100 PCIe (te42kyfo/gpu-benches, gpu-l2-cache): `SLOW_L2` bytes a cycle.
+    A100 L2 cache; NVIDIA H100 Tensor Core GPU Architecture 1.04, table 3. It has no rate for the H100's L2 cache: taken is 6.65 TB/s,
+    measured on an H100 SXM (a comment in openxla/xla, gpu_dot_fusion_cost_model.cc). Others measured 6.9 on an H100 PCIe and 9.7 on an
+    H200 (te42kyfo/gpu-benches, gpu-l2-cache): `FAST_L2` bytes a cycle.
     """
 
     name: str
@@ -63,8 +64,8 @@ class Machine:
 
 
 A100 = Machine("A100", "sm_80", 108, 1.410, tensor_flop=2048, float32=64, dram_gb=2039)
-SLOW_L2 = 3770
-H100 = Machine("H100", "sm_90a", 132, 1.830, tensor_flop=4096, float32=128, mma_share=0.629, dram_gb=3352)
+FAST_L2 = 5300
+H100 = Machine("H100", "sm_90a", 132, 1.830, tensor_flop=4096, float32=128, mma_share=0.629, l2_bytes=3634, dram_gb=3352)
 
 _FLOAT = {"FFMA", "FADD", "FMUL"}
 _NO_PIPE = {"NOP", "BRA", "BAR", "CALL", "DEPBAR", "LDGDEPBAR", "BSSY", "BSYNC", "S2R", "VOTE", "WARPGROUP", "SYNCS"}
@@ -313,9 +314,11 @@ def table(shape: Shape = Shape()) -> list[list[str]]:
             "a block a tile": rounds(work, shape.blocks, machine, a),
             "last tiles cut": split(work, shape.blocks, shape.pages, machine, a, partial),
             "8-bit pages, last tiles cut": split(fp8, shape.blocks, shape.pages, machine, a, partial),
-            **({"cut, slow L2": _with_slow_l2(work, shape, machine, a, partial)} if machine == H100 else {}),
+            **(of_clusters(work, shape, a, partial) if machine == H100 else {}),
             "cut, all overlapped": split(work, shape.blocks, shape.pages, machine, 0.0, partial),
             "cut, none overlapped": split(work, shape.blocks, shape.pages, machine, 1.0, partial),
+            "8-bit pages, cut, all overlapped": split(fp8, shape.blocks, shape.pages, machine, 0.0, partial),
+            "8-bit pages, cut, none overlapped": split(fp8, shape.blocks, shape.pages, machine, 1.0, partial),
         }
         for name, taken in launches.items():
             rows.append(_row(f"ours, {name}", machine, fraction(work, shape.blocks, machine, taken), a))
@@ -323,8 +326,16 @@ def table(shape: Shape = Shape()) -> list[list[str]]:
     return rows
 
 
-def _with_slow_l2(work: Work, shape: Shape, machine: Machine, a: float, partial: int) -> float:
-    return split(work, shape.blocks, shape.pages, replace(machine, l2_bytes=SLOW_L2), a, partial)
+def of_clusters(work: Work, shape: Shape, a: float, partial: int) -> dict[str, float]:
+    """Cycles on an H100 whose blocks read less from the L2 cache, or faster. Two blocks of a cluster take a tile of keys each from the same
+    copy: half the bytes. They are neighbours of one head, so a head's tiles are filled up to pairs."""
+    pairs = 2 * -(-shape.blocks // (2 * shape.heads)) * shape.heads
+    halved, fast = replace(H100, l2_bytes=2 * H100.l2_bytes), replace(H100, l2_bytes=FAST_L2)
+    return {
+        "cut, copies shared by two": split(work, pairs, shape.pages, halved, a, partial),
+        "cut, copies shared by two, all overlapped": split(work, pairs, shape.pages, halved, 0.0, partial),
+        "cut, fast L2": split(work, shape.blocks, shape.pages, fast, a, partial),
+    }
 
 
 def _row(name: str, machine: Machine, predicted: float, a: float, published: Published | None = None) -> list[str]:

@@ -60,6 +60,13 @@ def test_what_fills_its_rounds_is_not_cut() -> None:
     assert model.split(work(80), 8, 3, SMALL, 0.5, 100) == model.rounds(work(80), 8, SMALL, 0.5)
 
 
+def test_blocks_of_a_cluster_come_in_pairs() -> None:
+    """37 tiles of a head are 38, which takes a slot 42 pages instead of 41; where only copies take time, these take half of it."""
+    shape, copies = model.Shape(), model.Work(((1, {"LDGSTS": 8}),), 1000.0, 8, 1, mma=False)
+    alone = model.split(copies, shape.blocks, shape.pages, model.H100, 1.0, 0)
+    assert model.of_clusters(copies, shape, 1.0, 0)["cut, copies shared by two"] == pytest.approx(alone * 42 / 41 / 2)
+
+
 def test_fraction_of_the_peak() -> None:
     assert model.fraction(work(80), 4, SMALL, 100.0) == 4 * 1000 / (2 * 2048 * 100)
 
