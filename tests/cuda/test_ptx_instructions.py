@@ -251,6 +251,16 @@ def test_threads_that_part_meet_again() -> None:
     assert out[:, 0].tolist() == [sums[thread ^ 1] for thread in range(64)] and (out[:, 1] == 0xFFFFFFFF).all()
 
 
+def test_a_lane_is_read_by_its_warp() -> None:
+    """Lane 3 of the warp, and of each eight lanes."""
+    body = """
+        shfl.sync.idx.b32 %r3, %r1, 3, 31, -1; shfl.sync.idx.b32 %r4, %r1, 3, 6175, -1;
+        st.global.u32 [%d2], %r3; st.global.u32 [%d2+4], %r4;
+    """
+    out, _ = execute(body, inputs(64), threads=64)
+    assert out[:, :2].tolist() == [[thread // 32 * 32 + 3, thread // 8 * 8 + 3] for thread in range(64)]
+
+
 @pytest.mark.parametrize(("which", "function"), [("any", any), ("all", all)])
 def test_vote_is_of_the_warp(which: str, function: object) -> None:
     body = f"setp.gt.u32 %p1, %r1, 20; vote.sync.{which}.pred %p2, %p1, -1; selp.b32 %r3, 1, 0, %p2; st.global.u32 [%d2], %r3;"
