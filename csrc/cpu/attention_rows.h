@@ -61,9 +61,10 @@ class AttentionRows {
   static constexpr int kGroup = W * Op::depth;        // columns that are narrowed together, of one page
   static constexpr int kGroups = PanelKeys / kGroup;  // of a panel
   static_assert(PanelKeys % PartKeys == 0 && PartKeys % kGroup == 0 && PartKeys % PageLayout::block_tokens == 0, "");
+  static_assert(BlockRows % Op::rows == 0 && (Op::rows == 1 || Op::depth == W), "a vector of a row's channels is an element");
 
   struct Rows {
-    Channel *queries;  // [Copies][MaxRows][query_row], rotated
+    Channel *queries;  // [Copies][MaxRows][query_row], rotated; rows that are multiplied together lie element by element
     float *output;     // [MaxRows][out_row]
     float *lanes;      // [MaxRows][width], sums of the weights lane by lane
     float *max;        // [MaxRows], in powers of two
@@ -162,18 +163,23 @@ class AttentionRows {
     return page(tile, part) + layout_.values + tile.head * layout_.value_head + part.token * PageLayout::block_channels;
   }
 
+  // Where an element of a row begins that starts with channel c: rows that are multiplied together take turns.
+  int64_t query_channel(int r, int64_t c) const {
+    return r / Op::rows * Op::rows * query_row_ + r % Op::rows * Op::depth + c * Op::rows;
+  }
+
   bool rotates() const { return op_.rotation && op_.pairs > 0; }
 
   void rotate_queries(const Tile &tile, int64_t page, Channel *queries) const {
     const int64_t row = ((tile.first_page + page) * batch_frames_ + tile.entry_frame) * op_.heads + tile.head;
     const float *cos_sin = op_.rotation + row * op_.pairs * 2;
     rotate_rows<Isa, T, Channel>(
-        tile.rows, [&](int r) { return query(tile, r); }, cos_sin, [&](int r) { return queries + r * query_row_; }, 2 * op_.pairs,
-        op_.dim);
+        tile.rows, [&](int r) { return query(tile, r); }, cos_sin,
+        [&](int r, int64_t c) { return queries + query_channel(r, c); }, 2 * op_.pairs, op_.dim);
   }
 
-  // Scores of one row [PanelKeys] to weights [PanelKeys], which may be the same memory; weights of columns without a key are 0.
-  // raised(factor) is called when the row's maximum moves, to rescale weights of earlier panels.
+  // Scores of one row [PanelKeys] to weights, every Op::rows-th element from `weights` on, which may be the same memory; weights
+  // of columns without a key are 0. raised(factor) is called when the row's maximum moves, to rescale weights of earlier panels.
   template <class Raised>
   void weigh_row(int r, const float *scores, Element *weights, const Panel &panel, const Rows &s, const Raised &raised) const {
     if (s.max[r] == -INFINITY) raise(r, scores, panel, s, raised);
@@ -215,12 +221,12 @@ class AttentionRows {
 #pragma GCC unroll 16
       for (int g = 0; g < kGroups; ++g) {
         Vec group[Op::depth];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int i = 0; i < Op::depth; ++i) {
           group[i] = Op::weight(Isa::multiply_add(Isa::load(scores + g * kGroup + i * W), c, shift));
         }
         rounded[g] = Op::narrow(group);
-        sum = Op::multiply_add(rounded[g], Op::ones(), sum);
+        sum = Op::add(rounded[g], sum);
       }
       if (__builtin_expect(!Isa::any_above(sum, kRescaleAbove), 1) || !raise(r, scores, panel, s, raised)) {
         add(sum, s.lanes + r * W);
@@ -229,7 +235,7 @@ class AttentionRows {
       }
     }
 #pragma GCC unroll 16
-    for (int g = 0; g < kGroups; ++g) Op::store(weights + g * W, rounded[g]);
+    for (int g = 0; g < kGroups; ++g) Op::store(weights + g * W * Op::rows, rounded[g]);
   }
 
   template <class Raised>
@@ -243,7 +249,7 @@ class AttentionRows {
       for (int g = 0; g < kGroups; ++g) {
         const Vec shift = Isa::set(panel.bias[g] - s.max[r]);
         Vec group[Op::depth];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int i = 0; i < Op::depth; ++i) {
           const int lanes = panel.lanes[g * Op::depth + i];
           group[i] = Isa::zero();
@@ -252,13 +258,13 @@ class AttentionRows {
           if (lanes < W) group[i] = Isa::first_n(group[i], lanes, 0.0f);
         }
         rounded[g] = Op::narrow(group);
-        sums[g] = Op::multiply_add(rounded[g], Op::ones(), Isa::zero());
+        sums[g] = Op::add(rounded[g], Isa::zero());
         all = Isa::add(all, sums[g]);
       }
       if (!Isa::any_above(all, kRescaleAbove) || !raise(r, scores, panel, s, raised)) break;
     }
 #pragma GCC unroll 16
-    for (int g = 0; g < kGroups; ++g) Op::store(weights + g * W, rounded[g]);
+    for (int g = 0; g < kGroups; ++g) Op::store(weights + g * W * Op::rows, rounded[g]);
     add(all, s.lanes + r * W);
     if (op_.mass) add_to_pages(r, sums, panel, s);
   }
@@ -354,12 +360,8 @@ class AttentionRows {
   void begin(const Tile &tile, const Rows &s) const {
     for (int copy = 0; copy < Copies; ++copy) {
       Channel *queries = s.queries + copy * MaxRows * query_row_;
-      for (int r = 0; r < tile.padded; ++r) {
-        Channel *to = queries + r * query_row_;
-        const int64_t filled = r < tile.rows ? op_.dim : 0;
-        if (filled) copy_query(query(tile, r), to);
-        std::memset(static_cast<void *>(to + filled), 0, (query_row_ - filled) * sizeof(Channel));
-      }
+      std::memset(static_cast<void *>(queries), 0, tile.padded * query_row_ * sizeof(Channel));
+      for (int r = 0; r < tile.rows; ++r) copy_query(query(tile, r), queries + query_channel(r, 0));
     }
     std::memset(s.output, 0, tile.padded * out_row_ * sizeof(float));
     std::memset(s.lanes, 0, tile.padded * W * sizeof(float));
@@ -371,7 +373,10 @@ class AttentionRows {
 
   void copy_query(const T *from, Channel *to) const {
     if constexpr (std::is_same<T, Channel>::value) {
-      std::memcpy(to, from, op_.dim * sizeof(T));
+      const int64_t together = Op::rows == 1 ? op_.dim : Op::depth;
+      for (int64_t c = 0; c < op_.dim; c += together) {
+        std::memcpy(to + c * Op::rows, from + c, std::min(together, op_.dim - c) * sizeof(T));
+      }
     } else {
       convert<Isa>(from, to, op_.dim);
     }

@@ -80,7 +80,7 @@ class Conv3dKernel {
           for (int v = 0; v < Vecs; ++v) by[v] = Isa::load(weight[v] + skipped + step * B);
 #pragma GCC unroll 24
           for (int p = 0; p < Pixels; ++p) {
-            const Vec pixel = Isa::set(from[p / 3][p % 3 * in]);
+            const float pixel = from[p / 3][p % 3 * in];
 #pragma GCC unroll 2
             for (int v = 0; v < Vecs; ++v) sum[p][v] = Isa::multiply_add(pixel, by[v], sum[p][v]);
           }

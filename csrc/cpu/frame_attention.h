@@ -12,7 +12,8 @@
 //   scores = Q K^T      float32, in the scratch of the worker
 //   weights             written over the scores; see attention_rows.h
 //   output += weights V
-// bfloat16 on CPUs that cannot multiply it is widened to float32 panel by panel.
+// Where the products do not take pairs of bfloat16 as they lie in a page, a panel's K and V are repacked: to the fours that
+// another instruction takes, or widened to float32 on CPUs that cannot multiply bfloat16.
 //
 // Results depend on neither the worker nor the order of the tasks. Padding of a page is read but never used: the weights of
 // padded tokens are 0 and their V is not multiplied; padded channels of V come to columns that nobody reads.
@@ -36,15 +37,19 @@ inline void with_count(int n, const F &f) {
 // Columns of a panel that a page's last keys take: whole blocks of K, and whole operands of the product with V.
 template <class Isa, class T>
 constexpr int part_keys() {
-  constexpr int operand = Isa::width * Isa::template Operand<T>::depth;
-  return operand > PageLayout::block_tokens ? operand : PageLayout::block_tokens;
+  return std::max<int>(Isa::width * Isa::template Operand<T>::depth, PageLayout::block_tokens);
+}
+
+template <class Isa, class T>
+constexpr int panel_keys() {
+  return std::max(kPanelVectors * Isa::width, Isa::template Operand<T>::depth == 1 ? kLeastPanelKeys : 2 * kLeastPanelKeys);
 }
 
 template <class Isa, class T>
 class FrameAttentionKernel : public AttentionRows<FrameAttentionKernel<Isa, T>, Isa, T, typename Isa::template Operand<T>,
-                                                  kTileRows, Isa::rows, kPanelVectors * Isa::width, part_keys<Isa, T>(), 1> {
+                                                  kTileRows, Isa::rows, panel_keys<Isa, T>(), part_keys<Isa, T>(), 1> {
   using Op = typename Isa::template Operand<T>;
-  static constexpr int kPanelKeys = kPanelVectors * Isa::width;
+  static constexpr int kPanelKeys = panel_keys<Isa, T>();
   using Base = AttentionRows<FrameAttentionKernel, Isa, T, Op, kTileRows, Isa::rows, kPanelKeys, part_keys<Isa, T>(), 1>;
   friend Base;
   using Base::layout_;
@@ -56,19 +61,19 @@ class FrameAttentionKernel : public AttentionRows<FrameAttentionKernel<Isa, T>, 
   using typename Base::Panel;
   using typename Base::Position;
   using typename Base::Tile;
-  static constexpr bool widens = std::is_same<T, Bf16>::value && Op::depth == 1;
+  static constexpr bool repacks = std::is_same<T, Bf16>::value && Op::depth != 2;
   static constexpr int kBlock = PageLayout::block_tokens;
 
   struct Scratch : Base::Rows {
-    float *scores;  // [kTileRows][kPanelKeys]; the weights are written over them
-    float *keys;    // [kPanelKeys / 16][dim][16], widened
-    float *values;  // [dim / 16][kPanelKeys][16], widened
+    float *scores;    // [kTileRows][kPanelKeys]; the weights are written over them
+    Element *keys;    // [kPanelKeys / 16][dim / depth][16], repacked
+    Element *values;  // [dim / 16][kPanelKeys / depth][16], repacked
 
     void take(Arena &arena, const FrameAttention &op) {
       Base::Rows::take(arena, op);
       scores = arena.take<float>(kTileRows * kPanelKeys);
-      keys = arena.take<float>(widens ? kPanelKeys * op.dim : 0);
-      values = arena.take<float>(widens ? kPanelKeys * (op.dim + kBlock - 1) / kBlock * kBlock : 0);
+      keys = arena.take<Element>(repacks ? kPanelKeys * steps(op.dim) : 0);
+      values = arena.take<Element>(repacks ? kPanelKeys / Op::depth * ((op.dim + kBlock - 1) / kBlock * kBlock) : 0);
     }
   };
 
@@ -83,27 +88,28 @@ class FrameAttentionKernel : public AttentionRows<FrameAttentionKernel<Isa, T>, 
         score(tile, part, key_operands(this->keys(tile, part), part.count, s), s);
       }
       for (int r = 0; r < tile.rows; ++r) {
-        float *row = s.scores + r * kPanelKeys;
-        this->weigh_row(r, row, reinterpret_cast<Element *>(row), panel, s, [](float) {});
+        this->weigh_row(r, s.scores + r * kPanelKeys, weights(r, s), panel, s, [](float) {});
       }
       add_values(tile, panel, s);
     }
   }
 
-  // A row of 16 pairs of bfloat16 to two rows of floats.
-  static void widen(const Bf16 *pairs, float *to) {
-    for (int i = 0; i < kBlock; i += W) {
-      const typename Isa::Pairs x = Isa::load_pairs(pairs + 2 * i);
-      Isa::store(to + i, x.first);
-      Isa::store(to + kBlock + i, x.second);
-    }
+  // Of so many k's; where operands lie in pages, only the whole ones.
+  static int64_t steps(int64_t count) { return (count + (repacks ? Op::depth - 1 : 0)) / Op::depth; }
+
+  // A row's weights; those of rows that are multiplied together take turns.
+  static Element *weights(int r, const Scratch &s) {
+    return reinterpret_cast<Element *>(s.scores + r / Op::rows * Op::rows * kPanelKeys) + r % Op::rows;
   }
+  static constexpr int64_t kWeightRow = kPanelKeys * sizeof(float) / sizeof(Element);
 
   // A part's keys as operands [count / 16][dim / depth][16].
   const Element *key_operands(const T *keys, int count, const Scratch &s) const {
-    if constexpr (widens) {
-      const int64_t rows = (count + kBlock - 1) / kBlock * op_.dim;
-      for (int64_t row = 0; row < rows; row += 2) widen(keys + row * kBlock, s.keys + row * kBlock);
+    if constexpr (repacks) {
+      Element *to = s.keys;
+      for (int t = 0; t < count; t += kBlock, keys += kBlock * op_.dim, to += kBlock * steps(op_.dim)) {
+        Op::repack(keys, op_.dim, to);
+      }
       return s.keys;
     } else {
       return reinterpret_cast<const Element *>(keys);
@@ -112,17 +118,17 @@ class FrameAttentionKernel : public AttentionRows<FrameAttentionKernel<Isa, T>, 
 
   // A part's values as operands [dim / 16][count / depth][16], blocks of 16 channels value_block() elements apart.
   const Element *value_operands(const T *values, const Part &part, const Scratch &s) const {
-    if constexpr (widens) {
-      float *to = s.values + part.column * kBlock;
+    if constexpr (repacks) {
+      Element *first = s.values + part.column / Op::depth * kBlock, *to = first;
       for (int64_t c = 0; c < op_.dim; c += kBlock, values += layout_.value_block, to += value_block()) {
-        for (int t = 0; t < part.count; t += 2) widen(values + t * kBlock, to + t * kBlock);
+        Op::repack(values, part.count, to);
       }
-      return s.values + part.column * kBlock;
+      return first;
     } else {
       return reinterpret_cast<const Element *>(values);
     }
   }
-  int64_t value_block() const { return widens ? kPanelKeys * kBlock : layout_.value_block / Op::depth; }
+  int64_t value_block() const { return (repacks ? kPanelKeys * kBlock : layout_.value_block) / Op::depth; }
 
   // f(n constant, columns, first vector) for `vecs` vectors, in steps of what a register block takes; blocks of 16 lanes are
   // `block` elements apart.
@@ -139,10 +145,10 @@ class FrameAttentionKernel : public AttentionRows<FrameAttentionKernel<Isa, T>, 
   }
 
   void score(const Tile &tile, const Part &part, const Element *keys, const Scratch &s) const {
-    const int64_t steps = op_.dim / Op::depth, row = query_row_ / Op::depth;
+    const int64_t row = query_row_ / Op::depth;
     const auto *queries = reinterpret_cast<const Element *>(s.queries);
-    const Run<Op> run{keys, 0, steps, false};
-    for_columns((part.count + W - 1) / W, kBlock * steps, [&](const auto &columns, int vec) {
+    const Run<Op> run{keys, 0, steps(op_.dim), false};
+    for_columns((part.count + W - 1) / W, kBlock * steps(op_.dim), [&](const auto &columns, int vec) {
       for (int r = 0; r < tile.padded; r += Isa::rows) {
         multiply<Isa, Op>(queries + r * row, row, &run, 1, columns, false, s.scores + r * kPanelKeys + part.column + vec * W,
                           kPanelKeys);
@@ -151,17 +157,16 @@ class FrameAttentionKernel : public AttentionRows<FrameAttentionKernel<Isa, T>, 
   }
 
   void add_values(const Tile &tile, const Panel &panel, const Scratch &s) const {
-    const auto *weights = reinterpret_cast<const Element *>(s.scores);
     Run<Op> runs[sizeof panel.parts / sizeof *panel.parts];
     for (int i = 0; i < panel.count; ++i) {
       const Part &part = panel.parts[i];
-      runs[i] = {value_operands(this->values(tile, part), part, s), part.column / Op::depth, part.count / Op::depth,
-                 part.count % Op::depth != 0};
+      runs[i] = {value_operands(this->values(tile, part), part, s), part.column / Op::depth, steps(part.count),
+                 !repacks && part.count % Op::depth != 0};
     }
     for_columns(static_cast<int>((op_.dim + W - 1) / W), value_block(), [&](const auto &columns, int vec) {
       for (int r = 0; r < tile.padded; r += Isa::rows) {
-        multiply<Isa, Op>(weights + r * kPanelKeys, kPanelKeys, runs, panel.count, columns, true,
-                          s.output + r * out_row_ + vec * W, out_row_);
+        multiply<Isa, Op>(weights(r, s), kWeightRow, runs, panel.count, columns, true, s.output + r * out_row_ + vec * W,
+                          out_row_);
       }
     });
   }

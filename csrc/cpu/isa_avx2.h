@@ -64,6 +64,7 @@ struct Avx2Isa {
   static Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
   static Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
   static Vec multiply_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static Vec multiply_add(float a, Vec b, Vec c) { return multiply_add(set(a), b, c); }
   static float reduce_add(Vec vec) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(vec), _mm256_extractf128_ps(vec, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));

@@ -55,6 +55,7 @@ struct Avx512Isa {
   static Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
   static Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
   static Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static Vec multiply_add(float a, Vec b, Vec c) { return multiply_add(set(a), b, c); }
   static float reduce_add(Vec vec) { return _mm512_reduce_add_ps(vec); }
   static float reduce_max(Vec vec) { return _mm512_reduce_max_ps(vec); }
   static bool any_above(Vec vec, float bound) { return _mm512_cmp_ps_mask(vec, _mm512_set1_ps(bound), _CMP_GT_OQ) != 0; }

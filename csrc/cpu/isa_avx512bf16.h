@@ -13,7 +13,7 @@ namespace {
 
 // One lane of one step: the bfloat16 values of two adjacent k's.
 template <class Isa>
-struct Bf16PairOperand {
+struct Bf16PairOperand : RowSums<Isa> {
   using Vec = __m512;
   using Element = uint32_t;
   using Channel = Bf16;
@@ -22,9 +22,8 @@ struct Bf16PairOperand {
 
   static Reg load(const uint32_t *from) { return (Reg)_mm512_loadu_si512(from); }
   static Reg broadcast(const uint32_t *from) { return (Reg)_mm512_set1_epi32(static_cast<int>(*from)); }
-  static Reg ones() { return (Reg)_mm512_set1_epi32(0x3f803f80); }
   static Reg first_of_pair(Reg reg) { return (Reg)_mm512_and_si512((__m512i)reg, _mm512_set1_epi32(0xffff)); }
-  static Vec multiply_add(Reg a, Reg b, Vec sum) { return _mm512_dpbf16_ps(sum, a, b); }
+  static Vec multiply_add(Reg a, Reg b, Vec sums) { return _mm512_dpbf16_ps(sums, a, b); }
   // Half an ulp of bfloat16 is the same for all numbers from 1 to 2: with it in the polynomial, narrowing is to drop the low
   // bits, for which a shuffle will do (the conversion takes twice as long).
   static Vec weight(Vec x) { return exp2<Isa, 3>(x, 0x1p-8f); }
@@ -33,6 +32,7 @@ struct Bf16PairOperand {
                                                              33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
     return (Reg)_mm512_permutex2var_epi16((__m512i)weights[0], _mm512_load_si512(high_halves), (__m512i)weights[1]);
   }
+  static Vec add(Reg weights, Vec sum) { return multiply_add(weights, (Reg)_mm512_set1_epi32(0x3f803f80), sum); }
   static void store(uint32_t *to, Reg reg) { _mm512_storeu_si512(to, (__m512i)reg); }
 };
 

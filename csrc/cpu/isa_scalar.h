@@ -26,11 +26,11 @@ struct ScalarPairOperand {
     Vec first, second;
   };
   static constexpr int depth = 2;
+  static constexpr int rows = 1;
 
-  static Vec ones() { return Isa::set(1.0f); }
-  static Vec multiply_add(const Reg &a, Vec b, Vec sum) { return sum + a.first * b + a.second * b; }
   static Vec weight(Vec x) { return exp2<Isa, 6>(x); }
   static Reg narrow(const Vec (&weights)[depth]) { return {Isa::round_bf16(weights[0]), Isa::round_bf16(weights[1])}; }
+  static Vec add(const Reg &weights, Vec sum) { return sum + weights.first + weights.second; }
   static void store(uint32_t *to, const Reg &reg) {
     auto *channels = reinterpret_cast<Bf16 *>(to);
     Isa::store(channels, reg.first);
@@ -101,6 +101,7 @@ struct ScalarIsa {
   static Vec max(Vec a, Vec b) { return a > b ? a : b; }
   // a * b + c, rounded once or twice, whichever is faster.
   static Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
+  static Vec multiply_add(float a, Vec b, Vec c) { return a * b + c; }
   static float reduce_add(Vec vec) { return (vec[0] + vec[2]) + (vec[1] + vec[3]); }
   static float reduce_max(Vec vec) {
     const float low = vec[0] > vec[1] ? vec[0] : vec[1], high = vec[2] > vec[3] ? vec[2] : vec[3];

@@ -18,8 +18,8 @@ inline void convert(const From *x, To *y, int64_t count) {
 }
 
 // Turns the pairs (2i, 2i + 1) of `rows` rows by the same (cos, sin) pairs of `cos_sin`; `count` channels, even, of `channels`
-// that a row has. x(r) and to(r) are the rows. The result is rounded once to Value, the tensor's element type, however it is then
-// stored. For the order of the roundings see lolrt.h; with (1, 0) it is the identity.
+// that a row has. x(r) is a row, and y(r, i) where its channels from i on go. The result is rounded once to Value, the tensor's
+// element type, however it is then stored. For the order of the roundings see lolrt.h; with (1, 0) it is the identity.
 template <class Isa, class Value, class To, class X, class Y>
 inline void rotate_rows(int rows, const X &x, const float *cos_sin, const Y &y, int64_t count, int64_t channels) {
   constexpr bool round_first = std::is_same<Value, Bf16>::value && std::is_same<To, float>::value;
@@ -40,11 +40,11 @@ inline void rotate_rows(int rows, const X &x, const float *cos_sin, const Y &y, 
     const typename Isa::Vec angle = Isa::load(angles);
     if (i + W <= channels) {
       for (int r = 0; r < rows; ++r)
-        Isa::store(static_cast<To *>(y(r)) + i, turned(Isa::load(static_cast<const Value *>(x(r)) + i), angle));
+        Isa::store(static_cast<To *>(y(r, i)), turned(Isa::load(static_cast<const Value *>(x(r)) + i), angle));
     } else {
       const int lanes = static_cast<int>(channels - i);
       for (int r = 0; r < rows; ++r) {
-        Isa::store_n(static_cast<To *>(y(r)) + i, turned(Isa::load_n(static_cast<const Value *>(x(r)) + i, lanes), angle), lanes);
+        Isa::store_n(static_cast<To *>(y(r, i)), turned(Isa::load_n(static_cast<const Value *>(x(r)) + i, lanes), angle), lanes);
       }
     }
   }

@@ -3,12 +3,15 @@
 
 namespace lolrt {
 
-// frame_attention: queries of one task. A multiple of every policy's register rows (4, 6). At dim 128 the tile's rotated queries
-// (24 KB in bf16), scores (24 KB) and output (48 KB) stay in a 1-2 MB L2 beside a K and a V tile of 16 KB each in L1.
+// frame_attention: queries of one task. A multiple of every policy's register rows (4, 6, 12). At dim 128 the tile's rotated
+// queries (24 KB in bf16), scores (24 KB) and output (48 KB) stay in a 1-2 MB L2 beside a K and a V tile of 16 KB each in L1.
 constexpr int kTileRows = 96;
 // frame_attention: keys of a panel, whose weights are made at once in so many registers. The output is loaded and stored once for
 // its products: with 128 keys in place of 64, bf16 attention on AVX-512 gained 4 % (2026-11-25, Zen 4).
 constexpr int kPanelVectors = 8;
+// The same, where vectors are short: as many keys as 16 vectors of four floats or of eight bfloat16 hold, half of NEON's
+// registers.
+constexpr int kLeastPanelKeys = 64;
 // frame_attention on matrix tiles: queries of one task. K and V are read once for all of them, from the third cache or from
 // memory; at dim 128 their rotated copies (160 KB each), output (288 KB) and weights (288 KB) stay in a 2 MB L2 beside a span of
 // K and V (128 KB).
