@@ -2,13 +2,15 @@
 
 A clock on a busy machine does not show that a compiler has begun to spill registers; the instructions do. Loops are found by their content:
 in every function of a policy, the innermost loops with the most multiply-adds. One step of a block of `a` accumulators, r rows by c vectors
-with r c = a, takes a multiply-adds and at least r + c operand loads, broadcasts included. A loop is compared with this floor.
+with r c = a, takes a multiply-adds and at least r + c operand loads, broadcasts included. A loop is compared with this floor. The library
+may be one for x86-64 or for 64-bit ARM (`make aarch64`).
 
 A tile product takes 16 cycles, in which a core executes 60 other instructions, so in loops on tiles only the tile instructions count.
 """
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -28,26 +30,51 @@ SMALLEST_BLOCK = 6  # accumulators
 
 _FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
 _INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(?:(?:lock|rep|repz|notrack|bnd|\{evex\}|\{vex\})\s+)*(\S+)\s*(.*)$")
-_TARGET = re.compile(r"^([0-9a-f]+)\b")
-_MULTIPLY_ADD = re.compile(r"vfn?m(add|sub)\d*ps|vdpbf16ps|tdp\w+")
-_LOAD = re.compile(r"vmov(up|ap|dq)\w*|tileload\w+|vld\w+")
-_BROADCAST = re.compile(r"vp?broadcast\w+")
-_SHUFFLE = re.compile(r"v(p?shuf|perm|p?unpck|pack|pblend|blend|extract|insert|palign|valign|movshdup|movsldup)\w*")
-_VECTOR = re.compile(r"%([xyz]mm|tmm)\d+")
-_STACK = re.compile(r"-?(?:0x[0-9a-f]+)?\(%r[sb]p\b")
+_TARGET = re.compile(r"(?:^|\s)([0-9a-f]+)$")
 
 
 @dataclass(frozen=True)
 class Instruction:
+    """`operands`: as objdump prints them, without what it says about addresses."""
+
     address: int
     mnemonic: str
-    operands: str  # AT&T order: the destination is last
+    operands: str
+
+    @property
+    def kind(self) -> str:
+        """multiply_add, load, broadcast, shuffle, spill (a vector register stored to the stack), reload (read back), or other."""
+        raise NotImplementedError
+
+    @property
+    def destination(self) -> str:
+        """The register that is written, or memory."""
+        raise NotImplementedError
+
+    @property
+    def is_jump(self) -> bool:
+        raise NotImplementedError
 
     @property
     def target(self) -> int | None:
         """Where a jump goes to inside the library."""
-        match = _TARGET.match(self.operands) if self.mnemonic.startswith("j") else None
+        match = _TARGET.search(self.operands) if self.is_jump else None
         return int(match[1], 16) if match else None
+
+
+class X86(Instruction):
+    """In AT&T order: the destination is last."""
+
+    _MULTIPLY_ADD = re.compile(r"vfn?m(add|sub)\d*ps|vdpbf16ps|tdp\w+")
+    _LOAD = re.compile(r"vmov(up|ap|dq)\w*|tileload\w+|vld\w+")
+    _BROADCAST = re.compile(r"vp?broadcast\w+")
+    _SHUFFLE = re.compile(r"v(p?shuf|perm|p?unpck|pack|pblend|blend|extract|insert|palign|valign|movshdup|movsldup)\w*")
+    _VECTOR = re.compile(r"%([xyz]mm|tmm)\d+")
+    _STACK = re.compile(r"-?(?:0x[0-9a-f]+)?\(%r[sb]p\b")
+
+    @property
+    def is_jump(self) -> bool:
+        return self.mnemonic.startswith("j")
 
     @property
     def destination(self) -> str:
@@ -56,17 +83,47 @@ class Instruction:
 
     @property
     def kind(self) -> str:
-        """multiply_add, load, broadcast, shuffle, spill (a vector register stored to the stack), reload (read back), or other."""
         to_memory = "(" in self.destination
-        if _MULTIPLY_ADD.fullmatch(self.mnemonic):
+        if self._MULTIPLY_ADD.fullmatch(self.mnemonic):
             return "multiply_add"
-        if _VECTOR.search(self.operands) and _STACK.search(self.operands):
+        if self._VECTOR.search(self.operands) and self._STACK.search(self.operands):
             return "spill" if to_memory else "reload"
-        if _BROADCAST.fullmatch(self.mnemonic):
+        if self._BROADCAST.fullmatch(self.mnemonic):
             return "broadcast"
-        if _LOAD.fullmatch(self.mnemonic) and "(" in self.operands and not to_memory:
+        if self._LOAD.fullmatch(self.mnemonic) and "(" in self.operands and not to_memory:
             return "load"
-        return "shuffle" if _SHUFFLE.fullmatch(self.mnemonic) else "other"
+        return "shuffle" if self._SHUFFLE.fullmatch(self.mnemonic) else "other"
+
+
+class Aarch64(Instruction):
+    """The destination is first. A product takes a number of a register as well as a vector, so that to load one number is to broadcast."""
+
+    _MULTIPLY_ADD = re.compile(r"fml[as]|bfmmla|bfdot")
+    _SHUFFLE = re.compile(r"zip[12]|uzp[12]|trn[12]|ext|rev\d+|ins|dup|tbl")
+    _VECTOR = re.compile(r"\{?[bhsdqv]\d+\b")
+    _STACK = re.compile(r"\[(sp|x29)\b")
+
+    @property
+    def is_jump(self) -> bool:
+        return self.mnemonic in ("b", "cbz", "cbnz", "tbz", "tbnz") or self.mnemonic.startswith("b.")
+
+    @property
+    def destination(self) -> str:
+        first = self.operands.partition(",")[0]
+        return re.sub(r"^\{?[bhsdqv](\d+)\b.*", r"v\1", first)
+
+    @property
+    def kind(self) -> str:
+        if self._MULTIPLY_ADD.fullmatch(self.mnemonic):
+            return "multiply_add"
+        if self._VECTOR.match(self.operands) and "[" in self.operands:
+            stores = self.mnemonic.startswith("st")
+            if self._STACK.search(self.operands):
+                return "spill" if stores else "reload"
+            if stores:
+                return "other"
+            return "broadcast" if self.mnemonic == "ld1r" or self.operands[0] in "bhsd" else "load"
+        return "shuffle" if self._SHUFFLE.fullmatch(self.mnemonic) else "other"
 
 
 @dataclass(frozen=True)
@@ -100,15 +157,26 @@ class Loop:
         return self.counts["load"] + self.counts["broadcast"]
 
 
+def is_aarch64(library: Path) -> bool:
+    return library.read_bytes()[18:20] == b"\xb7\0"  # e_machine of ELF
+
+
+def objdump_for(library: Path) -> str:
+    """The program that reads the library: the machine's own one, or that of the compiler for 64-bit ARM."""
+    return "aarch64-linux-gnu-objdump" if is_aarch64(library) and platform.machine() != "aarch64" else "objdump"
+
+
 def disassemble(library: Path) -> str:
-    """What objdump (binutils) prints of the library; raises RuntimeError when there is no objdump."""
-    if shutil.which("objdump") is None:
-        raise RuntimeError("objdump not found: install binutils")
-    command = ["objdump", "--disassemble", "--no-show-raw-insn", "--demangle", "--wide", str(library)]
+    """What objdump (binutils) prints of the library; raises RuntimeError when there is no objdump for it."""
+    objdump = objdump_for(library)
+    if shutil.which(objdump) is None:
+        raise RuntimeError(f"{objdump} not found: install binutils{'' if objdump == 'objdump' else '-aarch64-linux-gnu'}")
+    command = [objdump, "--disassemble", "--no-show-raw-insn", "--demangle", "--wide", str(library)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def functions(disassembly: str) -> Iterator[tuple[str, list[Instruction]]]:
+    machine, comment = (Aarch64, "//") if "file format elf64-littleaarch64" in disassembly else (X86, "#")
     name = ""
     body: list[Instruction] = []
     for line in disassembly.splitlines():
@@ -117,7 +185,7 @@ def functions(disassembly: str) -> Iterator[tuple[str, list[Instruction]]]:
                 yield name, body
             name, body = header[1], []
         elif match := _INSTRUCTION.match(line):
-            body.append(Instruction(int(match[1], 16), match[2], match[3].split("#")[0].split("<")[0].strip()))
+            body.append(machine(int(match[1], 16), match[2], match[3].split(comment)[0].split("<")[0].strip()))
     if body:
         yield name, body
 
@@ -159,7 +227,7 @@ def summarise(function: str, policy: str, loop: list[Instruction]) -> Loop | Non
     accumulators = {i.destination for i in products}
     # Tiles are only used for matrix products. Vectors are also used for sums, with few accumulators, and for polynomials, which overwrite
     # theirs.
-    element = {"vd": "bfloat16", "td": "bfloat16 tiles"}.get(products[0].mnemonic[:2], "float32")
+    element = {"vd": "bfloat16", "bf": "bfloat16", "td": "bfloat16 tiles"}.get(products[0].mnemonic[:2], "float32")
     overwritten = {i.destination for i in loop if i.kind not in ("multiply_add", "reload")}
     is_block = len(accumulators) >= SMALLEST_BLOCK and sum(i.destination in overwritten for i in products) <= len(products) / 2
     if element != "bfloat16 tiles" and not is_block:
@@ -187,7 +255,7 @@ def table(loops: list[Loop]) -> list[list[str]]:
 
 def counted(library: Path = LIBRARY) -> list[list[str]]:
     """`table` of a library's hot loops; empty where there is no objdump."""
-    return table(hot_loops(disassemble(library))) if shutil.which("objdump") else []
+    return table(hot_loops(disassemble(library))) if shutil.which(objdump_for(library)) else []
 
 
 if __name__ == "__main__":
