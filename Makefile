@@ -54,11 +54,12 @@ sanitize: .venv/installed
 	$(BIN)/cmake --build build/sanitize
 	cd build/sanitize && $(abspath $(BIN))/ctest --output-on-failure
 
-# The library for 64-bit ARM, and its C++ tests in an emulator (cmake/aarch64.cmake).
+# The library for 64-bit ARM, its C++ tests in an emulator, and the instructions of its inner loops (cmake/aarch64.cmake).
 aarch64: .venv/installed
 	$(BIN)/cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DLOLRT_TESTS=ON -DLOLRT_CUDA=OFF
 	$(BIN)/cmake --build build/aarch64
 	cd build/aarch64 && $(abspath $(BIN))/ctest --output-on-failure
+	$(BIN)/pytest tests/test_codegen.py
 
 # The manual, as a site in build/site; anything that it lacks is an error. The variable silences an advertisement.
 docs: .venv/installed .venv/manual

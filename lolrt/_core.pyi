@@ -213,7 +213,8 @@ def take_lost_pages() -> int:
     """How many pages of guarded mappings were gone since the last call."""
 
 def isas() -> list[str]:
-    """Kernel sets that this build has and this CPU can run, best first: of "amx", "avx512bf16", "avx2", "scalar"."""
+    """Kernel sets that this build has and this CPU can run, best first: of "amx", "avx512bf16", "avx512", "avx2"; "neonbf16",
+    "neon"; "scalar"."""
 
 def isa() -> str:
     """The kernel set in use: the best, or what the environment variable LOLRT_ISA or `set_isa` named."""

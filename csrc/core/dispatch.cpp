@@ -15,6 +15,9 @@ extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512Bf16Kernels;
 extern const Kernels kAmxKernels;
+#elif LOLRT_ARM
+extern const Kernels kNeonKernels;
+extern const Kernels kNeonBf16Kernels;
 #endif
 
 namespace {
@@ -23,6 +26,8 @@ namespace {
 const Kernels *const kBuilt[] = {
 #if LOLRT_X86
     &kAmxKernels, &kAvx512Bf16Kernels, &kAvx512Kernels, &kAvx2Kernels,
+#elif LOLRT_ARM
+    &kNeonBf16Kernels, &kNeonKernels,
 #endif
     &kScalarKernels};
 

@@ -322,8 +322,8 @@ LOLRT_API lolrt_status lolrt_conv3d(const lolrt_conv3d_desc *desc);
 
 /* ---- dispatch and threads ------------------------------------------------------------------------------------------------ */
 
-/* Kernel sets that this build has and this CPU can run, best first, separated by commas: of "amx", "avx512bf16",
- * "avx512", "avx2", "scalar". */
+/* Kernel sets that this build has and this CPU can run, best first, separated by commas: on x86-64 of "amx", "avx512bf16",
+ * "avx512", "avx2", on 64-bit ARM of "neonbf16", "neon"; and "scalar". */
 LOLRT_API const char *lolrt_isas(void);
 /* The set in use: the best one, or the one that the environment variable LOLRT_ISA names ("none", and every op fails with the
  * list, when it names one that cannot run here). */
