@@ -271,7 +271,7 @@ def test_the_command_says_first_what_it_will_cost(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr("lolrt.lab.cost.cpu_seconds", half_a_second)
     monkeypatch.setattr("lolrt.workers.pool", stopped)
     assert main(["lab", "returning", "--policies", "sigma=0", "sigma=0,recall_frames=3", "--seeds", "2", "-o", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("12 streams of 30 chunks are to be made: about 3.0 CPU minutes, predicted from a chunk of")
+    assert capsys.readouterr().err.startswith("12 streams of 30 chunks are to be made: about 3 CPU minutes, predicted from a chunk of")
     assert len(timed) == 2
 
 

@@ -14,4 +14,5 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def minutes(seconds: float) -> str:
-    return f"about {seconds / 60:,.1f} CPU minutes"
+    amount = seconds / 60
+    return f"about {f'{amount:.2g}' if amount < 10 else f'{amount:,.0f}'} CPU minutes"
