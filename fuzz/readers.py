@@ -49,7 +49,7 @@ TRIE = {96: 1 << 31, 97: 97 | 1 << 8 | 1 << 10}  # the leaf for "a", which point
 RULES = struct.pack("<257I", 1024, *(TRIE.get(i, 0) for i in range(256))) + b"b\0"
 SPIECE += b"\x12\x02\x18\x01" + b"\x1a\x8b\x08\x12\x86\x08" + RULES + b"\x20\x01"  # a unigram model; extra spaces are removed
 FP8 = torch.float8_e4m3fn
-CONFIG = b'{"dim": 8, "num_heads": 1, "num_layers": 1, "patch_size": [1, 2, 2], "eps": 1e-6}'
+CONFIG = b'{"_class_name": "WanModel", "model_type": "t2v", "dim": 8, "num_heads": 1, "num_layers": 1, "patch_size": [1, 2, 2]}'
 SHARDS = ("a.safetensors", "b.safetensors")
 LORA_TOML = b'dit = "weights"\nlora = "adapters/adapters"\n'
 ADAPTER_CONFIG = b'{"r": 2, "lora_alpha": 4, "use_rslora": true, "alpha_pattern": {"ffn.0": 2}, "peft_type": "LORA"}'
