@@ -8,12 +8,15 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/lolrt generate --model journey --script examples/journey.txt -o out/demo.mp4 --seconds 120
 
-# Tests have three tiers: fast ones have no mark, the others are marked `whole` or `slow` (CONTRIBUTING.md).
+# Tests have three tiers: fast ones have no mark, the others are marked `whole` or `slow` (CONTRIBUTING.md). A file's tests stay in one
+# process, and share what it builds. Slow tests run alone: a browser plays in real time.
+IN_TWO_PROCESSES := -n 2 --dist loadfile
+
 test: .venv/installed
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest $(IN_TWO_PROCESSES) -m "not slow"
 
 test-fast: .venv/installed
-	$(BIN)/pytest -m "not whole and not slow"
+	$(BIN)/pytest $(IN_TWO_PROCESSES) -m "not whole and not slow"
 
 test-slow: .venv/installed .venv/jax .venv/ray .venv/ggml
 	$(BIN)/pytest -m slow

@@ -376,7 +376,7 @@ def test_floods_and_silence_cost_the_others_nothing(server):
         server.process.send_signal(signal.SIGCONT)
         chunks = [message for message, _ in viewer.chunks(4)]
     assert [chunk["sequence"] for chunk in chunks] == [3, 4, 5, 6]
-    assert sum(chunk["slack_seconds"] < -0.5 for chunk in chunks) <= 1  # it is late once, and does not try to catch up
+    assert sum(chunk["slack_seconds"] < -1.5 for chunk in chunks) <= 1  # it is late once, and does not try to catch up
     for raw in silent:
         raw.close()
     while server.json("GET", f"/v1/sessions/{id}")["viewers"]:
