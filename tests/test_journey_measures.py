@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 import torch
 
+import lolrt
 from lolrt.train.journey.flow import APART, camera_speed
 from lolrt.train.journey.landscape import labels, render
 from lolrt.train.journey.measure import RULED, SWITCHED, steady_prompts, switch
 from lolrt.train.journey.reading import CLEAR, GROUPS, QUESTIONS, WorldDrawing, answers_of, draw_world, examples, has_subject
-from lolrt.train.journey.watch import Watched
+from lolrt.train.journey.watch import SCRIPTED, Video, Watched, scripted, see
 from lolrt.train.journey.world import HEIGHT, SPEEDS, VOCABULARY, WIDTH, World
 from lolrt.train.reader import UNKNOWN
 from lolrt.train.spoilt import KINDS, WHOLE
@@ -83,3 +86,13 @@ def test_the_change_at_borders_is_that_of_the_frames_with_which_chunks_begin() -
     change[[8, 20]] = 3.0  # from the ninth frame to the tenth, and from the 21st to the 22nd
     seen = Watched(torch.zeros(3, 8, 8, 3, dtype=torch.uint8), torch.zeros(3), change, torch.tensor([0, 9, 21]))
     assert seen.border_change() == 3.0
+
+
+def test_scripted_video_is_seen_through_the_vae_alone():
+    """Chunks have the frames that a stream's have, and are what the world draws."""
+    pipe, told = lolrt.load("journey"), next(steady_prompts(1))
+    chunks = list(scripted(pipe, Video(SCRIPTED, ((0, told),), 5, 3)))
+    assert list(map(len, chunks)) == [len(chunk.frames) for chunk in islice(pipe.stream("a red car"), 3)] == [9, 12, 12]
+    drawn = render(World(5, ((0, told),)), torch.arange(33))[0].permute(0, 2, 3, 1)
+    assert (torch.cat(chunks).float() - drawn.float()).square().mean() < 255**2 / 10**2.7
+    assert see(chunks).first_frames.tolist() == [0, 9, 21]

@@ -64,7 +64,8 @@ and from PCA latents, which is what the DiT makes; the drift compares the second
 Share of the chunks, in per cent, with exactly one whole subject of the kind and colour of the prompt, in all and in the last minute; that
 show the prompt's place, time and weather; the camera's speed over what was asked (median; on scripted video the ruler is within 5 %); the
 change between frames where chunks begin over that elsewhere; and luminance, saturation and sharpness of the last minute, in standard
-deviations from the mean of scripted frames of the same prompt:
+deviations from the mean of scripted frames of the same prompt. The last rows are a minute of scripted video that went through the VAE:
+what they miss, the DiT cannot have:
 
 {long_run}
 

@@ -20,7 +20,7 @@ from lolrt.train.codec_pca import load_codec, to_unit
 from lolrt.train.journey.data import DataSizes, draw_clip
 from lolrt.train.journey.landscape import render
 from lolrt.train.journey.reading import GROUPS, accuracy, has_subject, kept_reader, shows
-from lolrt.train.journey.watch import CHUNK_SECONDS, LOOKS, OWN, PLAIN, Video, Watched, videos_folder, watched
+from lolrt.train.journey.watch import CHUNK_SECONDS, LOOKS, OWN, PLAIN, SCRIPTED, Video, Watched, videos_folder, watched
 from lolrt.train.journey.world import SPEEDS, VOCABULARY, Prompt, World, draw_prompt, named
 from lolrt.train.reader import Reader, first_run
 from lolrt.train.teacher_forcing import CHUNK
@@ -86,9 +86,10 @@ def steady_prompts(count: int) -> Iterator[Prompt]:
 def long_videos(pipe: Pipeline, reader: Reader, effort: Effort, folder: Path) -> Iterator[dict[str, Any]]:
     """What was measured of each long video; a prompt's number is its seed."""
     chunks = round(60 * effort.minutes / CHUNK_SECONDS)
-    for policy in (OWN, PLAIN):
+    for policy in (OWN, PLAIN, SCRIPTED):
         for seed, prompt in enumerate(steady_prompts(effort.videos)):
-            seen = watched(pipe, Video(policy, ((0, prompt),), seed, chunks), folder)
+            length = chunks // effort.minutes if policy == SCRIPTED else chunks  # it does not change with time
+            seen = watched(pipe, Video(policy, ((0, prompt),), seed, length), folder)
             found = {"policy": policy, "prompt": " ".join(named(prompt)), **judged(seen, reader, prompt, effort.minutes)}
             print({name: value for name, value in found.items() if name != "right"}, flush=True)
             yield found

@@ -18,7 +18,7 @@ PEAK_LR = 2e-3
 FIRST_CHUNKS = 2  # for each clip of a batch, as many first chunks of other clips
 SUBJECT_WEIGHT = 2.0  # added where the subject is
 WORD_DROP = 0.12  # each word that stays is left out this often, so that partial prompts work
-OWN_PAST_FROM = 0.6  # share of the time from which on every second step has a history that the model itself made
+OWN_PAST_FROM = 0.4  # share of the time from which on every second step has a history that the model itself made
 TIME = list(VOCABULARY).index("time")  # never left out: without it, the day goes round
 
 

@@ -6,6 +6,7 @@ What was seen is kept in a folder, a file for each video: what was interrupted g
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,21 +18,27 @@ from torch import Tensor
 from lolrt.engine.kv_window import Window
 from lolrt.lab.pictures import luminance, saturation, sharpness
 from lolrt.models.fingerprint import fingerprint
+from lolrt.models.vae.codec import State
 from lolrt.pipeline import Pipeline
 from lolrt.positions.rope import Rope
+from lolrt.session.stream import pixels
 from lolrt.train.codec_pca import TEMPORAL
+from lolrt.train.journey.data import video_frame
 from lolrt.train.journey.flow import APART, camera_speed
-from lolrt.train.journey.world import FPS, Prompt, named
+from lolrt.train.journey.landscape import render
+from lolrt.train.journey.world import FPS, Prompt, World, named
 from lolrt.train.teacher_forcing import CHUNK
 
 CHUNK_SECONDS = CHUNK * TEMPORAL / FPS
 OWN, PLAIN = "the model's own", "plain RoPE"
+SCRIPTED = "none: scripted video, through the VAE"
 LOOKS = (luminance, saturation, sharpness)
 
 
 @dataclass(frozen=True)
 class Video:
-    """A video of so many chunks. script: (chunk, prompt), the prompts and the chunks from which they count; the first from 0 on."""
+    """A video of so many chunks. script: (chunk, prompt), the prompts and the chunks from which they count; the first from 0 on. With the
+    policy SCRIPTED the DiT has no part in it."""
 
     policy: str
     script: tuple[tuple[int, Prompt], ...]
@@ -80,14 +87,34 @@ def watched(pipe: Pipeline, video: Video, folder: Path) -> Watched:
 
 
 def watch(pipe: Pipeline, video: Video) -> Watched:
+    return see(scripted(pipe, video) if video.policy == SCRIPTED else streamed(pipe, video))
+
+
+def streamed(pipe: Pipeline, video: Video) -> Iterator[Tensor]:
+    """The frames of each chunk, uint8 [n, height, width, 3]."""
     rope, window = policies(pipe)[video.policy]
     prompts = {chunk: " ".join(named(prompt)) for chunk, prompt in video.script}
     stream = pipe.stream(prompts[0], seed=video.seed, rope=rope, window=window)
-    pictures, speed, change, first_frames, last, count = [], [], [], [], None, 0
     for number in range(video.chunks):
         if number and number in prompts:
             stream.set_prompt(prompts[number])
-        frames = next(stream).frames
+        yield next(stream).frames
+
+
+def scripted(pipe: Pipeline, video: Video) -> Iterator[Tensor]:
+    """The same of a scripted world with these prompts, encoded and decoded."""
+    world = World(video.seed, tuple((video_frame(CHUNK * chunk), prompt) for chunk, prompt in video.script))
+    drawn, _ = render(world, torch.arange(video_frame(CHUNK * video.chunks)))
+    latents = pipe.encode_video(list(drawn.permute(0, 2, 3, 1)))
+    state: State = {}
+    for part in latents.split(CHUNK):
+        yield pixels(pipe.vae.decode(part, state))
+
+
+def see(chunks: Iterable[Tensor]) -> Watched:
+    """chunks: the frames of each, uint8 [n, height, width, 3]."""
+    pictures, speed, change, first_frames, last, count = [], [], [], [], None, 0
+    for frames in chunks:
         joined = (frames if last is None else torch.cat([last[None], frames])).float()
         change.append(joined.diff(dim=0).abs().mean((1, 2, 3)))
         speed.append(camera_speed(frames[-1 - APART], frames[-1]))
