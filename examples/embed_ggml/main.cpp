@@ -9,10 +9,12 @@
 #include <lolrt/ggml.hpp>
 
 #include <cinttypes>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <iterator>
+#include <vector>
 
 namespace {
 

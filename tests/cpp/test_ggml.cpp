@@ -5,6 +5,7 @@
 #include <ggml-cpu.h>
 #include <lolrt/ggml.hpp>
 
+#include <cmath>
 #include <cstring>
 
 namespace {

@@ -4,22 +4,24 @@
  * tokens, frames}. Nothing is copied: ops read and write the memory of the graph's tensors. Tensors are GGML_TYPE_F32 or
  * GGML_TYPE_BF16, tables of pages GGML_TYPE_I32.
  *
- * A node belongs to an object, which has to live as long as the graph. ggml has no way for a node to fail: ask `check()` when the
- * graph has been computed. The output of a node that failed is NaN. */
+ * A node belongs to an object, which has to live as long as the graph. ggml has no way for a node to fail: call `check()` when
+ * the graph has been computed. The output of a `FrameAttention` that failed is NaN. */
 #ifndef LOLRT_GGML_HPP
 #define LOLRT_GGML_HPP
 
 #include <ggml.h>
 #include <lolrt/lolrt.h>
 
-#include <cmath>
 #include <condition_variable>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace lolrt::ggml {
@@ -108,7 +110,7 @@ class Crew {
   bool over_ = false;
 };
 
-/* A ggml tensor as lolrt sees it, with the shape given outermost first, or its own. */
+/* A ggml tensor as lolrt sees it. shape: outermost first; more dimensions than ggml has are for contiguous tensors. */
 class View {
  public:
   View(const ggml_tensor *tensor, std::vector<int64_t> shape) : shape_(std::move(shape)) {
