@@ -61,7 +61,7 @@ def run(argv: Sequence[str] | None) -> None:
     check_folder()
     check_kernels()
     with warnings.catch_warnings():
-        # Of the models that they load, commands tell in notes of their own.
+        # Commands print the warnings about a model themselves, as notes.
         warnings.filterwarnings("ignore", module=r"lolrt\.cli\.")
         arguments.run(arguments)
 

@@ -80,7 +80,7 @@ class LeaseTable:
     _of: dict[str, dict[str, None]] = field(default_factory=dict)
     """The sessions of each replica, in the order in which they came. A beat must not look at all leases."""
     _coming: dict[str, Lease] = field(default_factory=dict)
-    """The leases of sessions that their replicas have not reported yet. Nor must the choice of a replica look at all leases."""
+    """The leases of sessions that their replicas have not reported yet. The choice of a replica must not look at all leases either."""
 
     def beat(self, beat: Beat, now: float) -> Orders:
         """Renews the leases of a replica. Returns what it is to do."""
@@ -192,7 +192,8 @@ class LeaseTable:
             self._coming.pop(session, None)
 
     def _rooms(self, now: float) -> list[tuple[int, str]]:
-        """Minus the room of each replica that does not leave, less what it has not reported yet; and its name."""
+        """For each replica that is not leaving: the number of sessions that it has not reported yet, minus its room; and its name. The
+        least one has the most room."""
         coming = Counter(lease.replica for lease in self._coming.values() if lease.until > now)
         return [(coming[name] - one.room, name) for name, one in self.alive(now).items() if not one.leaving]
 
