@@ -58,7 +58,7 @@ class Sampler:
         if not 0 <= self.context_noise < 1:
             raise Error(f"context_noise is {self.context_noise}; expected at least 0 and less than 1")
         if not (0 < self.shift <= MOST_SHIFT and self.noise_levels.isfinite().all()):
-            raise Error(f"shift is {self.shift}; expected a positive number, of the size of the default 5")
+            raise Error(f"shift is {self.shift}; expected a number above 0, up to {MOST_SHIFT:g}, such as the default 5")
 
     @property
     def first(self) -> Sampler:
