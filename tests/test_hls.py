@@ -238,6 +238,18 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
     assert len(decode_unended(playlist)) == 20
 
 
+def test_an_end_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    told = r"cannot go on writing .*x\.m3u8: No space left on device; what was written is in .*x\.m3u8"
+    with pytest.raises(lolrt.OutputError, match=told), lolrt.VideoWriter(tmp_path / "x.m3u8", 64, 96, FPS) as writer:
+        writer.write(pictures(20))
+        writer.cut()
+        monkeypatch.setattr(os, "fsync", full)
+    assert len(decode_unended(tmp_path / "x.m3u8")) == 20
+
+
 def test_a_reader_sees_no_half_of_anything(tmp_path):
     """Whenever it reads, the playlist is complete, and the segments that it names exist."""
     playlist, done, looks = tmp_path / "x.m3u8", threading.Event(), []

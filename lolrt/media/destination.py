@@ -151,11 +151,11 @@ class MovieFile:
         return end, checksum(self.partial_path, end)
 
     def finish(self) -> None:
-        with self.file:  # locked until it has its final name
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.partial_path.replace(self._path)
-            sync(self._path.parent)
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.partial_path.replace(self._path)
+        sync(self._path.parent)
+        self.file.close()  # locked until it has its final name
 
     def leave(self, has_pictures: bool) -> None:
         try:

@@ -138,12 +138,12 @@ class HlsFolder:
         return size, checksum(self._path(self._number), size)
 
     def finish(self) -> None:
-        with self._init:  # locked until the video is complete
-            if not self._begun:  # a video of no frames
-                self._begin()
-            self._playlist.ended = True
-            os.fsync(self._init.fileno())
-            self._write_playlist()
+        if not self._begun:  # a video of no frames
+            self._begin()
+        self._playlist.ended = True
+        os.fsync(self._init.fileno())
+        self._write_playlist()
+        self._init.close()  # locked until the video is complete
 
     def leave(self, has_pictures: bool) -> None:
         with self._init:
