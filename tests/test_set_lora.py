@@ -257,6 +257,15 @@ def test_snapshots_know_the_adapters_and_are_resumed_with_the_same_ones_alone(mo
         pipe.resume(tmp_path / "s.safetensors", lora=style)
 
 
+def test_a_stream_that_is_opened_later_has_the_pipelines_weights(model):
+    pipe = lolrt.load(model, torch.float32)
+    engine = pipe.engine(max_sessions=1)
+    changed = engine.open(TEXT)
+    changed.set_lora(f"{model.parent}/style.safetensors:0.5")
+    engine.close(changed)
+    assert engine.open(TEXT).latent_stream.dit is pipe.dit
+
+
 def test_generate_takes_adapters_and_resumes_with_them(model, tmp_path, capsys, monkeypatch):
     style, motion = f"{model.parent}/style.safetensors:0.5", f"{model.parent}/motion.safetensors"
     plain = ["generate", TEXT, "--model", str(model), "--threads", "1", "--quiet", "--frames", "33", "--save-every", "9"]

@@ -143,10 +143,10 @@ class Session:
         switch = self._switch if self._switch is not None and not self._switch.done else None
         target, chunks = (self._prompt_embeds, 1) if switch is None else (switch.target, switch.chunks - switch.chunks_done)
         again = PromptSwitch(self._prompt_embeds, target, chunks, recache)  # the new weights encode the text and run the past again
+        model = self.engine.model(dit)
+        self.modulations, self._switch, self.model = model.modulations(self.config.sampler.model_timesteps), again, model
         if self.engine.max_sessions == 1:
-            self.engine.dit = dit  # nobody needs the former one
-        self.model = self.engine.model(dit)
-        self.modulations, self._switch = self.model.modulations(self.config.sampler.model_timesteps), again
+            self.engine.dit = dit  # the engine does not need the former one
 
     def check_between_chunks(self) -> None:
         """Raises `lolrt.Error` unless the model can be changed: the session must be open, and no chunk may be in progress."""

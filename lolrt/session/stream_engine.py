@@ -56,7 +56,7 @@ class StreamEngine:
         if max_sessions < 1:
             raise Error(f"max_sessions is {max_sessions}; expected 1 or more")
         self.vae, self.encode_text, self.sampler, self.fps, self.scheduler = vae, encode_text, sampler, fps, scheduler
-        self.window, self.rope = window, rope
+        self.window, self.rope, self._dit = window, rope, dit
         pages = max_sessions * window.pool_pages
         if memory is not None:
             probe = Engine(dit, height, width, pages=1, kv_dtype=kv_dtype)
@@ -110,11 +110,11 @@ class StreamEngine:
         """The model with these adapters in place of those of the pipeline; None: the pipeline's. As long as it is held, or a stream has it,
         there is one of each, and `open` does not have to make it. May be called from another thread."""
         if lora is None:
-            return self.engine.dit
+            return self._dit
         files = tuple(lora_files(lora))
         dit = self._with_lora.get(files)
         if dit is None:
-            dit = self._with_lora[files] = with_lora(self.engine.dit, lora)
+            dit = self._with_lora[files] = with_lora(self._dit, lora)
         return dit
 
     def close(self, stream: Stream) -> None:
