@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -34,28 +35,31 @@ def test_sessions_have_the_adapters_that_they_ask_for_and_keep_them(quick_model,
     """Each has the bits of a model that was loaded with them; also a branch, and after a kill."""
     options = ["--model", quick_model, "--threads", 1, "--state", tmp_path, "--save-every", 0.3, "--max-sessions", 3, "--max-loras", 1]
     offered = [option for name, path in styles.items() for option in ("--lora-module", f"{name}={path}")]
-    oil = [{"name": "oil", "scale": 0.5}]
+    oil = [{"name": "oil", "scale": 1 / 3}]  # more digits than a snapshot names
     with Server(*options, *offered) as server:
         assert server.json("GET", "/v1/models")["data"][0]["lora_modules"] == ["ink", "oil"]
         plain = server.open(lease_seconds=600)
         changed = server.open(lora=oil, lease_seconds=600)
-        assert server.json("GET", f"/v1/sessions/{changed}")["lora"] == ["oil.safetensors:0.5"]
+        assert server.json("GET", f"/v1/sessions/{changed}")["lora"] == ["oil.safetensors:0.333333"]
         made = {id: watched(server, id, 0, 2) for id in (plain, changed)}
         status, _, refused = server.ask("POST", "/v1/sessions", {"prompt": PROMPT, "lora": [{"name": "ink"}]})
         assert status == 429 and b"other choices of adapters" in refused
         status, _, refused = server.ask("POST", "/v1/sessions", {"prompt": PROMPT, "lora": [{"name": "chalk"}]})
         assert status == 400 and b"it offers ink, oil" in refused
         branch = server.json("POST", f"/v1/sessions/{changed}/branch", {"lease_seconds": 600})["id"]
-        assert server.json("GET", f"/v1/sessions/{branch}")["lora"] == ["oil.safetensors:0.5"]
+        assert server.json("GET", f"/v1/sessions/{branch}")["lora"] == ["oil.safetensors:0.333333"]
         server.json("DELETE", f"/v1/sessions/{branch}")
         server.kill()
     with Server(*options, *offered) as server:
         for id in (plain, changed):
             made[id] += watched(server, id, 2, 3)
             server.json("DELETE", f"/v1/sessions/{id}")
-        assert server.open(lora=[{"name": "ink"}])
+        wanted = {"prompt": PROMPT, "session_id": "one", "lora": [{"name": "ink"}]}
+        with ThreadPoolExecutor(2) as pool:  # while the adapters are merged for the first, the id is taken
+            asked = [pool.submit(server.ask, "POST", "/v1/sessions", wanted) for _ in range(2)]
+            assert sorted(one.result()[0] for one in asked) == [201, 409]
     assert made[plain] == fragments(quick_model, None, 5)
-    assert made[changed] == fragments(quick_model, f"{styles['oil']}:0.5", 5)
+    assert made[changed] == fragments(quick_model, f"{styles['oil']}:0.333333", 5)
 
 
 def test_what_a_server_can_offer(styles, tmp_path, capsys):

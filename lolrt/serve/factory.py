@@ -149,7 +149,7 @@ class Factory:
             if one.name not in offered:
                 there = f"it offers {', '.join(sorted(offered))}" if offered else "start it with --lora-module NAME=FILE"
                 raise RequestError(f"this server has no adapters named {one.name!r}: {there}", "unsupported_lora")
-        return [f"{offered[one.name]}:{one.scale}" for one in adapters]
+        return [f"{offered[one.name]}:{one.scale:g}" for one in adapters]  # the digits that a snapshot names
 
     def lora_of(self, snapshot: Snapshot) -> list[str] | None:
         """The files of the adapters that a saved session had, of those that the server offers; None if it had the server's own."""

@@ -243,8 +243,7 @@ class Sessions:
                 place, wanted.prompt, seed=wanted.seed, rope=rope, window=window, lora=lora, probe=wanted.probe, start=start, frames=frames
             )
 
-        async with self._adapted(lora):
-            return await self._add(place, lambda: self._thread.call(lambda: self._added(make())))
+        return await self._add(place, lambda: self._thread.call(lambda: self._added(make())), lora)
 
     @contextlib.asynccontextmanager
     async def _adapted(self, lora: list[str] | None) -> AsyncIterator[None]:
@@ -281,10 +280,11 @@ class Sessions:
             raise ConflictError(f"you have {own} sessions open, and may have no more: close one", "client_limit")
         return Place(id, wanted.lease_seconds or self.settings.lease_seconds, client, background, lasts)
 
-    async def _add(self, place: Place, ask: Callable[[], Future[Live]]) -> Session:
+    async def _add(self, place: Place, ask: Callable[[], Future[Live]], lora: list[str] | None = None) -> Session:
         self._coming[place.id] = place.client
         try:
-            live = await self._asked(ask())
+            async with self._adapted(lora):
+                live = await self._asked(ask())
         finally:
             del self._coming[place.id]
         self.metrics.opened.inc()
