@@ -46,6 +46,7 @@ def test_sessions_have_the_adapters_that_they_ask_for_and_keep_them(quick_model,
         assert status == 429 and b"other choices of adapters" in refused
         status, _, refused = server.ask("POST", "/v1/sessions", {"prompt": PROMPT, "lora": [{"name": "chalk"}]})
         assert status == 400 and b"it offers ink, oil" in refused
+        assert server.ask("POST", "/v1/videos", {"prompt": PROMPT, "lora": {"name": "chalk"}})[0] == 400
         branch = server.json("POST", f"/v1/sessions/{changed}/branch", {"lease_seconds": 600})["id"]
         assert server.json("GET", f"/v1/sessions/{branch}")["lora"] == ["oil.safetensors:0.333333"]
         server.json("DELETE", f"/v1/sessions/{branch}")

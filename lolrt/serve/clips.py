@@ -183,6 +183,7 @@ def add_routes(app: FastAPI, sessions: Sessions, clips: Clips) -> None:
         frames = wanted.frames(pipe.fps) or round(DEFAULT_SECONDS * pipe.fps)
         if frames > sessions.settings.max_video_seconds * pipe.fps:
             raise RequestError(f"a video of {frames / pipe.fps:g} s; expected {sessions.settings.max_video_seconds:g} s at most")
+        sessions.factory.files_of(wanted.adapters() or [])  # raises here for adapters that the server does not offer
         await asyncio.to_thread(pipe.encode_text, wanted.prompt)  # raises here for a prompt that the model cannot take
         stream = Stream(
             prompt=wanted.prompt, seed=wanted.seed or 0, rope=wanted.rope, window=wanted.window, lora=wanted.adapters()

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from lolrt.engine.kv_window import Window
-from lolrt.models.dit import CausalDiT
 from lolrt.pipeline import Pipeline
 from lolrt.positions.rope import Rope
 from lolrt.serve.encoding import ChunkEncoder, init_segment, mime_type
@@ -160,11 +159,11 @@ class Factory:
         given = [name.rpartition(":") for name in names]
         return [f"{offered[name]}:{strength}" for name, _, strength in given if name in offered]
 
-    def check_room_for(self, dit: CausalDiT) -> None:
-        """Raises `NoRoomError` if a model with adapters would be one too many."""
-        adapted = {id(stream.latent_stream.dit) for stream in self.engine.streams} - {id(self.pipe.dit), id(dit)}
-        if len(adapted) >= self._settings.max_loras:
-            raise NoRoomError(f"sessions with {len(adapted)} other choices of adapters are open, and there is room for no more: wait")
+    def check_room_for(self, lora: list[str]) -> None:
+        """Raises `NoRoomError` if a model with these adapters would be one too many."""
+        others = {id(stream.latent_stream.dit) for stream in self.engine.streams} - {id(self.pipe.dit), id(self.engine.adapted(lora))}
+        if len(others) >= self._settings.max_loras:
+            raise NoRoomError(f"sessions with {len(others)} other choices of adapters are open, and there is room for no more: wait")
 
     def check_fits(self, window: Window) -> None:
         """Raises `RequestError` if no session of this server can have such a window."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lolrt.engine.kv_window import Window
 from lolrt.errors import Error, printable
+from lolrt.models.dit import CausalDiT
 from lolrt.pipeline import Pipeline
 from lolrt.positions.rope import Rope
 from lolrt.serve.describe import gauges
@@ -246,16 +247,16 @@ class Sessions:
         return await self._add(place, lambda: self._thread.call(lambda: self._added(make())), lora)
 
     @contextlib.asynccontextmanager
-    async def _adapted(self, lora: list[str] | None) -> AsyncIterator[None]:
+    async def _adapted(self, lora: list[str] | None) -> AsyncIterator[CausalDiT | None]:
         """Merges adapters outside the engine's thread, because it takes long, and holds the model until the session has it. Raises
         `NoRoomError`."""
         if lora is None:
-            yield
+            yield None
             return
         async with self._adapting:
+            self.factory.check_room_for(lora)
             dit = await asyncio.to_thread(self.factory.engine.with_lora, lora)
-            self.factory.check_room_for(dit)
-            yield
+            yield dit
 
     async def branch(self, session: Session, wanted: Branch, client: str = "") -> Session:
         """Opens a session that goes on from where another one is."""

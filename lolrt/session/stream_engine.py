@@ -111,11 +111,14 @@ class StreamEngine:
         there is one of each, and `open` does not have to make it. May be called from another thread."""
         if lora is None:
             return self._dit
-        files = tuple(lora_files(lora))
-        dit = self._with_lora.get(files)
+        dit = self.adapted(lora)
         if dit is None:
-            dit = self._with_lora[files] = with_lora(self._dit, lora)
+            dit = self._with_lora[tuple(lora_files(lora))] = with_lora(self._dit, lora)
         return dit
+
+    def adapted(self, lora: LoRAFiles) -> CausalDiT | None:
+        """The model with these adapters, if there is one already."""
+        return self._with_lora.get(tuple(lora_files(lora)))
 
     def close(self, stream: Stream) -> None:
         """Closes a stream and gives its pages back. Raises `lolrt.Error` if the stream is not open in this engine."""
