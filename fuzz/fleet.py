@@ -88,6 +88,7 @@ class Fleet:
         for _ in range(replicas):
             self.add()
         self.viewers = [Viewer(id) for id in self.ids]
+        self.gateway = Gateway(self)
 
     def new_table(self) -> None:
         self.service = Service(self)
@@ -125,13 +126,13 @@ class Fleet:
     # What people do.
 
     def watch(self, viewer: Viewer) -> Steps:
-        """A viewer and its gateway, which are on a host that does not fail."""
+        """A viewer, on a host that does not fail, as the gateway."""
         while True:
-            try:
-                name = yield self.question(lambda table: table.locate(viewer.id, self.service.time))
-            except OSError:
-                continue
-            replica = next((one for one in self.replicas if one.name == name), None)
+            self.gateway.asked.add(viewer.id)
+            while viewer.id not in self.gateway.answers:
+                yield 0.1
+            name = self.gateway.answers.pop(viewer.id)
+            replica = next((one for one in self.replicas if one.name == name), None) if name is not None else None
             live = replica.live.get(viewer.id) if replica is not None else None
             if replica is None or live is None or not replica.alive or self.world.cut("gateway", replica.name):
                 yield 0.1
@@ -213,7 +214,7 @@ class Fleet:
 
     def run(self) -> dict[str, int]:
         """Runs it all. Returns counts. Raises `ViolationError`."""
-        away = Host("gateway")
+        away = self.gateway
         for viewer in self.viewers:
             self.world.start(away, self.open(viewer.id))
             self.world.start(away, self.watch(viewer))
@@ -246,6 +247,30 @@ class Fleet:
                 raise ViolationError(f"{viewer.id} is lost: at the end it is on {owners}, and there is room")
             if self.world.now - viewer.heard > 5.0:
                 raise ViolationError(f"{viewer.id}: its viewer has seen nothing for {self.world.now - viewer.heard:.0f} s of peace")
+
+
+class Gateway(Host):
+    """What asks where sessions are, as `lolrt.fleet.locator` does: one question after another, each for all who wait."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__("gateway")
+        self.fleet = fleet
+        self.asked: set[str] = set()
+        self.answers: dict[str, str | None] = {}
+        fleet.world.start(self, self.ask())
+
+    def ask(self) -> Steps:
+        while True:
+            if not self.asked:
+                yield 0.05
+                continue
+            asked, self.asked = sorted(self.asked), set()
+            try:
+                self.answers |= yield self.fleet.question(
+                    lambda table, asked=asked: {id: table.locate(id, self.fleet.service.time) for id in asked}
+                )
+            except OSError:
+                self.answers |= dict.fromkeys(asked)
 
 
 class Service(Host):

@@ -143,11 +143,11 @@ class World:
 
     def work(self, host: Host, act: Callable[[], Any]) -> tuple[Any, float]:
         """What a host computes, and in how many seconds it will have done so, behind all that it was asked before."""
-        begun = time.perf_counter()
+        begun = time.process_time()
         found = act()
         if host.answer is None:
             return found, 0.0
-        host.busy_until = max(host.busy_until, self.now) + host.answer + time.perf_counter() - begun
+        host.busy_until = max(host.busy_until, self.now) + host.answer + time.process_time() - begun
         return found, host.busy_until - self.now
 
     # The store: `lolrt.fleet.fencing.Objects`.

@@ -64,7 +64,7 @@ class Fleet:
 
     def owner(self, id: str) -> str:
         """The replica that has a session, when one has it."""
-        while (address := asyncio.run(self.service.locate(id))) is None:
+        while (address := asyncio.run(self.service.locate([id])).get(id)) is None:
             time.sleep(0.05)
         return next(name for name, (replica, _) in self.replicas.items() if replica.address == address)
 

@@ -81,7 +81,7 @@ def begins_again(relay: Relay, message: dict) -> bool:
 )
 def test_what_is_wrong_is_seen(monkeypatch, of: object, name: str, wrong: Callable, seen: str):
     monkeypatch.setattr(of, name, wrong)
-    found = (fleet.run(seed) for seed in range(60))
+    found = (fleet.run(seed) for seed in range(200))
     assert any(isinstance(one, str) and _matches(seen, one) for one in found)
 
 

@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from lolrt.errors import Error
+from lolrt.fleet.locator import Locator
 from lolrt.fleet.relay import Relay
 from lolrt.fleet.service import Leases
 from lolrt.serve.errors import NoRoomError, NotFoundError, UnavailableError, code_of, message_of, status_of
@@ -65,7 +66,7 @@ def make_gateway(leases: Leases, token: str | None = None) -> FastAPI:
 
 class Gateway:
     def __init__(self, leases: Leases) -> None:
-        self._leases = leases
+        self._leases, self._locator = leases, Locator(leases)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -79,12 +80,13 @@ class Gateway:
         """The address of the replica that has a session; waits while it moves. Raises `NotFoundError`, and `UnavailableError` when no
         replica has taken it."""
         end = time.monotonic() + PATIENCE_SECONDS
-        while (address := await self._leases.locate(session)) is None:
-            if not await self._leases.knows(session):
-                raise NotFoundError("there is no such session: it has ended")
-            if time.monotonic() > end:
-                raise UnavailableError("no server has room for the session at the moment", "moving")
-            await asyncio.sleep(LOOK_SECONDS)
+        try:
+            while (address := await self._locator.locate(session)) is None:
+                if time.monotonic() > end:
+                    raise UnavailableError("no server has room for the session at the moment", "moving")
+                await asyncio.sleep(LOOK_SECONDS)
+        except KeyError:
+            raise NotFoundError("there is no such session: it has ended") from None
         return address
 
     async def _any(self) -> str:

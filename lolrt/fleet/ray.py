@@ -10,7 +10,7 @@ import asyncio
 import functools
 import signal
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -104,11 +104,8 @@ class RayLeases:
     async def place(self, session: str, at: str | None = None) -> str | None:
         return await self._ask("place", session, at)
 
-    async def locate(self, session: str) -> str | None:
-        return await self._ask("locate", session)
-
-    async def knows(self, session: str) -> bool:
-        return await self._ask("knows", session)
+    async def locate(self, sessions: Sequence[str]) -> dict[str, str | None]:
+        return await self._ask("locate", sessions)
 
     async def addresses(self) -> list[str]:
         return await self._ask("addresses")

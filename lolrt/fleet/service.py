@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 from lolrt.fleet.lease import Beat, LeaseTable, Orders
@@ -22,11 +23,9 @@ class Leases(Protocol):
     async def place(self, session: str, at: str | None = None) -> str | None:
         """The address of the replica that is to open a new session: the one at the address `at`, or any; None: no replica has room."""
 
-    async def locate(self, session: str) -> str | None:
-        """The address of the replica that has a session; None: none has it at the moment."""
-
-    async def knows(self, session: str) -> bool:
-        """Whether there is, or was a moment ago, such a session."""
+    async def locate(self, sessions: Sequence[str]) -> dict[str, str | None]:
+        """Of those sessions that there are, or were a moment ago, the addresses of the replicas that have them; None: none has it at the
+        moment."""
 
     async def addresses(self) -> list[str]:
         """Of all replicas, the ones with the most room first."""
@@ -43,11 +42,9 @@ class LeaseService:
     async def place(self, session: str, at: str | None = None) -> str | None:
         return self._table.place(session, time.monotonic(), at)
 
-    async def locate(self, session: str) -> str | None:
-        return self._table.locate(session, time.monotonic())
-
-    async def knows(self, session: str) -> bool:
-        return self._table.knows(session)
+    async def locate(self, sessions: Sequence[str]) -> dict[str, str | None]:
+        now = time.monotonic()
+        return {session: self._table.locate(session, now) for session in sessions if self._table.knows(session)}
 
     async def addresses(self) -> list[str]:
         alive = self._table.alive(time.monotonic()).values()
