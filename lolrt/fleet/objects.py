@@ -119,9 +119,10 @@ class FsspecStore:
         self._files: Any
         self._files, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         probe = f"{SCRATCH}/{uuid.uuid4().hex}"
-        self.create(probe, b"")
-        twice = self.create(probe, b"")
-        self.remove(probe)
+        try:
+            twice = self.create(probe, b"") and self.create(probe, b"")
+        finally:
+            self.remove(probe)
         if twice:
             raise OSError("it creates a file that exists, so that two replicas could write one session")
 
