@@ -14,6 +14,7 @@ from serving import PROMPT, Server, Viewer
 import lolrt
 from lolrt.cli import main
 from lolrt.serve.encoding import ChunkEncoder
+from lolrt.serve.factory import Factory
 from lolrt.serve.settings import Settings
 
 pytestmark = pytest.mark.whole
@@ -61,6 +62,13 @@ def test_sessions_have_the_adapters_that_they_ask_for_and_keep_them(quick_model,
             assert sorted(one.result()[0] for one in asked) == [201, 409]
     assert made[plain] == fragments(quick_model, None, 5)
     assert made[changed] == fragments(quick_model, f"{styles['oil']}:0.333333", 5)
+
+
+def test_the_servers_own_adapters_are_no_others(quick_model, styles):
+    """A saved session names adapters by their files alone."""
+    pipe = lolrt.load(quick_model, lora=styles["oil"])
+    with pytest.raises(lolrt.Error, match=r"oil.safetensors is offered to clients, and is the name of a file that all sessions have"):
+        Factory(pipe, Settings(lora_modules=styles), None)
 
 
 def test_what_a_server_can_offer(styles, tmp_path, capsys):

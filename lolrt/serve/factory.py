@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from lolrt.engine.kv_window import Window
+from lolrt.errors import Error
 from lolrt.pipeline import Pipeline
 from lolrt.positions.rope import Rope
 from lolrt.serve.encoding import ChunkEncoder, init_segment, mime_type
@@ -40,8 +41,14 @@ class Place:
 class Factory:
     def __init__(self, pipe: Pipeline, settings: Settings, store: Keeper | None) -> None:
         """store: where sessions are kept; the frames of a kept session do not depend on the sessions that share the engine, because others
-        may share it when it comes back. Raises `lolrt.Error` if there is not enough memory for one session."""
+        may share it when it comes back. Raises `lolrt.Error` if there is not enough memory for one session, and for adapters of the same
+        name."""
         self.pipe, self._settings, self.store = pipe, settings, store
+        own = {name.rpartition(":")[0] for name in pipe.dit.adapters}
+        if same := sorted(path.name for path in settings.lora_modules.values() if path.name in own):
+            raise Error(
+                f"{same[0]} is offered to clients, and is the name of a file that all sessions have: give the offered one another name"
+            )
         self.engine = pipe.engine(settings.max_sessions, batch_invariant=store is not None)
         self.init = init_segment(pipe.height, pipe.width, pipe.fps, settings.crf)
         self.mime = mime_type(self.init)

@@ -38,7 +38,7 @@ class Adapter(Schema):
     scale: Annotated[float, Field(ge=-10, le=10)] = 1.0
 
 
-Adapters = Annotated[list[Adapter], Field(max_length=8)]
+Adapters = Annotated[list[Adapter], Field(min_length=1, max_length=8)]
 
 
 def options_of(kind: Any) -> type[Schema]:

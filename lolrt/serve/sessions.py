@@ -103,6 +103,7 @@ class Sessions:
         store = self.factory.store
         assert store is not None
         saved = await asyncio.to_thread(store.read, id)
+        # Without a look at the limit: the session was admitted, and must not be lost because another server has the room.
         async with self._adapted(self.factory.lora_of(saved.snapshot)):
             live = await self._asked(self._thread.call(lambda: self._added(self.factory.revive(saved))))
         session = Session(live)
@@ -247,14 +248,15 @@ class Sessions:
         return await self._add(place, lambda: self._thread.call(lambda: self._added(make())), lora)
 
     @contextlib.asynccontextmanager
-    async def _adapted(self, lora: list[str] | None) -> AsyncIterator[CausalDiT | None]:
-        """Merges adapters outside the engine's thread, because it takes long, and holds the model until the session has it. Raises
-        `NoRoomError`."""
+    async def _adapted(self, lora: list[str] | None, *, limited: bool = False) -> AsyncIterator[CausalDiT | None]:
+        """Merges adapters outside the engine's thread, because it takes long, and holds the model until the session has it. limited: by
+        `Settings.max_loras`; raises `NoRoomError`."""
         if lora is None:
             yield None
             return
         async with self._adapting:
-            self.factory.check_room_for(lora)
+            if limited:
+                self.factory.check_room_for(lora)
             dit = await asyncio.to_thread(self.factory.engine.with_lora, lora)
             yield dit
 
@@ -284,7 +286,7 @@ class Sessions:
     async def _add(self, place: Place, ask: Callable[[], Future[Live]], lora: list[str] | None = None) -> Session:
         self._coming[place.id] = place.client
         try:
-            async with self._adapted(lora):
+            async with self._adapted(lora, limited=True):
                 live = await self._asked(ask())
         finally:
             del self._coming[place.id]

@@ -34,6 +34,7 @@ class Settings:
     lora_modules: Mapping[str, Path] = field(default_factory=dict)
     """The adapters that clients may choose, by the names that they use."""
     max_loras: int = 1
-    """The most different choices of adapters at the same time. Each may take as much memory as the DiT."""
+    """The most different choices of adapters at the same time, where no session comes from another server. Each may take as much memory as
+    the DiT."""
     state: Path | None = None
     """The folder in which sessions are kept."""
