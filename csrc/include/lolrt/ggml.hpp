@@ -12,16 +12,17 @@
 #include <ggml.h>
 #include <lolrt/lolrt.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <stdexcept>
-#include <string>
-#include <utility>
 #include <vector>
 
 namespace lolrt::ggml {
@@ -110,15 +111,16 @@ class Crew {
   bool over_ = false;
 };
 
-/* A ggml tensor as lolrt sees it. shape: outermost first; more dimensions than ggml has are for contiguous tensors. */
+/* A ggml tensor as lolrt sees it. shape: outermost first; more dimensions than ggml has are for contiguous tensors. It throws
+ * nothing, as all that runs in a graph: ggml is C. */
 class View {
  public:
-  View(const ggml_tensor *tensor, std::vector<int64_t> shape) : shape_(std::move(shape)) {
-    const auto rank = static_cast<int>(shape_.size());
-    strides_.resize(shape_.size());
+  View(const ggml_tensor *tensor, std::initializer_list<int64_t> shape) {
+    const auto rank = static_cast<int>(shape.size());
+    std::copy(shape.begin(), shape.end(), shape_);
     if (rank <= GGML_MAX_DIMS) {
       for (int i = 0; i < rank; ++i) strides_[i] = static_cast<int64_t>(tensor->nb[rank - 1 - i] / ggml_type_size(tensor->type));
-      view_.strides = strides_.data();
+      view_.strides = strides_;
     }
     view_.data = tensor->data;
     view_.device.type = LOLRT_DEVICE_CPU;
@@ -126,7 +128,7 @@ class View {
     view_.dtype = {LOLRT_CODE_FLOAT, 32, 1};
     if (tensor->type == GGML_TYPE_BF16) view_.dtype = {LOLRT_CODE_BFLOAT, 16, 1};
     if (tensor->type == GGML_TYPE_I32) view_.dtype = {LOLRT_CODE_INT, 32, 1};
-    view_.shape = shape_.data();
+    view_.shape = shape_;
   }
   View(const View &) = delete;
   View &operator=(const View &) = delete;
@@ -134,7 +136,7 @@ class View {
   const lolrt_tensor *get() const { return &view_; }
 
  private:
-  std::vector<int64_t> shape_, strides_;
+  int64_t shape_[GGML_MAX_DIMS + 1] = {}, strides_[GGML_MAX_DIMS] = {};
   lolrt_tensor view_{};
 };
 
@@ -154,18 +156,19 @@ class Node {
 
   /* Throws `Error` if the node failed when the graph was computed last. */
   void check() const {
-    if (!error_.empty()) throw Error(error_);
+    if (*error_ != '\0') throw Error(error_);
   }
 
  protected:
   Node() = default;
   ~Node() = default;
 
+  /* op: returns what is wrong, or null. */
   template <class Op>
   void compute(int thread, int threads, Op &&op) {
     crew_.work(thread, threads, [&] {
-      error_.clear();
-      if (op() != LOLRT_OK) error_ = lolrt_last_error();
+      *error_ = '\0';
+      if (const char *wrong = op()) std::snprintf(error_, sizeof error_, "%s", wrong);
     });
   }
 
@@ -173,8 +176,10 @@ class Node {
 
  private:
   Crew crew_;
-  std::string error_;
+  char error_[512] = "";
 };
+
+inline const char *wrong(lolrt_status status) { return status == LOLRT_OK ? nullptr : lolrt_last_error(); }
 
 }  // namespace detail
 
@@ -216,7 +221,7 @@ class KvWrite : public detail::Node {
       desc.v = v_view.get();
       desc.pages = pages.get();
       desc.page_table = page_table.get();
-      return lolrt_kv_write(&desc);
+      return detail::wrong(lolrt_kv_write(&desc));
     });
   }
 };
@@ -251,13 +256,13 @@ class FrameAttention : public detail::Node {
  private:
   void run(ggml_tensor *out, int thread, int threads) {
     compute(thread, threads, [&] {
-      const lolrt_status status = attend(out);
-      if (status != LOLRT_OK) std::memset(out->data, 0xff, ggml_nbytes(out));  // NaN, in either type
-      return status;
+      const char *wrong = attend(out);
+      if (wrong != nullptr) std::memset(out->data, 0xff, ggml_nbytes(out));  // NaN, in either type
+      return wrong;
     });
   }
 
-  lolrt_status attend(ggml_tensor *out) {
+  const char *attend(ggml_tensor *out) {
     using detail::View;
     const ggml_tensor *q = out->src[0], *pages = out->src[1], *table = out->src[2];
     const ggml_tensor *turns = has_rotation_ ? out->src[3] : table, *gates = has_bias_ ? out->src[has_rotation_ ? 4 : 3] : table;
@@ -275,14 +280,14 @@ class FrameAttention : public detail::Node {
     desc.rotation = has_rotation_ ? rotation.get() : nullptr;
     desc.bias = has_bias_ ? bias.get() : nullptr;
     desc.out = out_view.get();
-    lolrt_status status = lolrt_frame_attention_workspace(&desc, &desc.workspace_bytes);
-    if (status != LOLRT_OK) return status;
+    if (const char *wrong = detail::wrong(lolrt_frame_attention_workspace(&desc, &desc.workspace_bytes))) return wrong;
     if (desc.workspace_bytes > workspace_bytes_) {
-      workspace_.reset(static_cast<std::byte *>(::operator new(desc.workspace_bytes, std::align_val_t(64))));
-      workspace_bytes_ = desc.workspace_bytes;
+      workspace_.reset(static_cast<std::byte *>(::operator new(desc.workspace_bytes, std::align_val_t(64), std::nothrow)));
+      workspace_bytes_ = workspace_ ? desc.workspace_bytes : 0;
+      if (!workspace_) return "FrameAttention: there is no memory for its workspace";
     }
     desc.workspace = workspace_.get();
-    return lolrt_frame_attention(&desc);
+    return detail::wrong(lolrt_frame_attention(&desc));
   }
 
   struct Freed {
