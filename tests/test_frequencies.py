@@ -95,9 +95,9 @@ def test_policies_work_head_by_head_on_jittered_bases(frequencies):
     "wrong, hint",
     [
         ({"frequencies": "longrope"}, "plain, pi, ntk, yarn, riflex"),
-        ({"stretch": 0.5}, "1 or more"),
-        ({"stretch": math.inf}, "1 or more"),
-        ({"length_frames": 0}, "1 or more"),
+        ({"stretch": 0.5}, "from 1 to 2,147,483,647"),
+        ({"stretch": math.inf}, "from 1 to 2,147,483,647"),
+        ({"length_frames": 0}, "from 1 to 2,147,483,647"),
     ],
 )
 def test_wrong_settings_are_told(wrong, hint):

@@ -35,7 +35,13 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
 
 def test_each_command_runs_its_tiers(suite):
     suite.makepyfile(MARKED)
-    commands = dict(re.findall(r'^(test[a-z-]*): .*\n\t\$\(BIN\)/pytest -m "?([a-z ]+)"?$', (ROOT / "Makefile").read_text(), re.MULTILINE))
+    commands = dict(
+        re.findall(
+            r'^(test[a-z-]*): .*\n\t\$\(BIN\)/pytest (?:\$\(IN_TWO_PROCESSES\) )?-m "?([a-z ]+)"?$',
+            (ROOT / "Makefile").read_text(),
+            re.MULTILINE,
+        )
+    )
     assert commands.keys() == {"test", "test-fast", "test-slow"}
     for command, names in {"test": ["fast", "whole"], "test-fast": ["fast"], "test-slow": ["slow"]}.items():
         found = suite.inline_run("-m", commands[command], "-p", "no:cacheprovider").listoutcomes()[0]

@@ -64,7 +64,7 @@ def captures(core: EmulatedCore, emulated_library: Emulated, monkeypatch: pytest
 def streams(dit: lolrt.CausalDiT, window: lolrt.Window = WINDOW, **options: object) -> tuple[lolrt.LatentStream, lolrt.LatentStream]:
     """A stream whose passes are graphs, and one with ordinary passes."""
     graphed, plain = (lolrt.LatentStream(dit, PROMPT, 4, 4, window=window, **OPTIONS | options) for _ in range(2))
-    graphed.engine._graphs = GraphedPasses(dit)
+    graphed.session.model._graphs = GraphedPasses(dit)
     return graphed, plain
 
 
@@ -114,7 +114,7 @@ def test_a_launch_that_fails_while_a_pass_is_captured(dit, captures, emulated_li
     emulated_library.restart_runtime(failing_call=calls // passes * 3 // 2)
     with pytest.raises(RuntimeError, match="CUDA: unknown error"):
         next(graphed)
-    assert captures == [] and graphed.engine._graphs._graphs == {}
+    assert captures == [] and graphed.session.model._graphs._graphs == {}
     emulated_library.restart_runtime()
     for stream in graphed, plain:
         stream.load_state_dict(state)
@@ -154,7 +154,7 @@ def captures_of_two_chunks(
 ) -> tuple[list[Graph], list[Graph]]:
     """The same passes, captured in one chunk and again in the next."""
     stream, _ = streams(dit, window, **options)
-    stream.engine._graphs = passes = GraphedPasses(dit)
+    stream.session.model._graphs = passes = GraphedPasses(dit)
     for _ in range(FULL):
         next(stream)
     of_chunks = []
@@ -183,13 +183,13 @@ def test_two_chunks_launch_the_same_kernels_with_the_same_arguments(dit, capture
 def test_a_gpu_replays_passes_with_the_bits_of_ordinary_ones(dit: lolrt.CausalDiT) -> None:
     there = copy.deepcopy(dit).to("cuda")
     graphed, plain = (lolrt.LatentStream(there, PROMPT, 4, 4, window=WINDOW, **OPTIONS) for _ in range(2))
-    assert graphed.engine._graphs is not None
-    plain.engine._graphs = None
+    assert graphed.session.model._graphs is not None
+    plain.session.model._graphs = None
     assert_same(graphed, plain, FULL + 3)
     for stream in graphed, plain:
         stream.set_prompt(-2 * PROMPT)
     assert_same(graphed, plain, 2)
-    assert len(graphed.engine._graphs._graphs) == 2
+    assert len(graphed.session.model._graphs._graphs) == 2
 
 
 # ---- planted bugs: what changes from chunk to chunk reaches a pass in another way than by memory that stays in place ----
