@@ -266,11 +266,12 @@ class Gateway(Host):
                 continue
             asked, self.asked = sorted(self.asked), set()
             try:
-                self.answers |= yield self.fleet.question(
-                    lambda table, asked=asked: {id: table.locate(id, self.fleet.service.time) for id in asked}
-                )
+                self.answers |= yield self.fleet.question(functools.partial(self.locate, asked))
             except OSError:
                 self.answers |= dict.fromkeys(asked)
+
+    def locate(self, sessions: list[str], table: LeaseTable) -> dict[str, str | None]:
+        return {session: table.locate(session, self.fleet.service.time) for session in sessions}
 
 
 class Service(Host):
