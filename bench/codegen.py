@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ _TARGET = re.compile(r"(?:^|\s)([0-9a-f]+)$")
 
 
 @dataclass(frozen=True)
-class Instruction:
+class Instruction(ABC):
     """`operands`: as objdump prints them, without what it says about addresses."""
 
     address: int
@@ -42,18 +43,18 @@ class Instruction:
     operands: str
 
     @property
+    @abstractmethod
     def kind(self) -> str:
         """multiply_add, load, broadcast, shuffle, spill (a vector register stored to the stack), reload (read back), or other."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def destination(self) -> str:
         """The register that is written, or memory."""
-        raise NotImplementedError
 
     @property
-    def is_jump(self) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def is_jump(self) -> bool: ...
 
     @property
     def target(self) -> int | None:
