@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 import hypothesis
 import pytest
 
 from lolrt.fleet.lease import Beat, Holding, LeaseTable, Orders
+from lolrt.fleet.locator import Locator
 from lolrt.fleet.relay import Relay
 from lolrt.fleet.scaling import Load, replicas_wanted
 
@@ -216,3 +218,38 @@ def test_many_sessions_go_where_there_is_room(random):
         assert {id: (table.leases[id].replica, table.leases[id].until) for id in leases if id in table.leases} == {
             id: lease[:2] for id, lease in leases.items() if id in table.leases
         }
+
+
+class Asked:
+    """A lease service that takes its time, knows sessions by one letter, and fails when it is told to."""
+
+    def __init__(self) -> None:
+        self.questions: list[list[str]] = []
+        self.failure: Exception | None = None
+
+    async def locate(self, sessions: list[str]) -> dict[str, str | None]:
+        self.questions.append(sessions)
+        await asyncio.sleep(0.01)
+        if self.failure is not None:
+            raise self.failure
+        return {session: f"{session}:80" for session in sessions if len(session) == 1}
+
+
+@pytest.mark.parametrize("failure", [OSError("no answer"), ValueError("a mistake")])
+def test_all_who_wait_for_sessions_ask_one_question(failure):
+    """Those who come while one is asked are in the next; and all hear of a failure, after which it goes on."""
+
+    async def ask() -> None:
+        service = Asked()
+        locator = Locator(service)  # type: ignore[arg-type]
+        assert await asyncio.gather(*[locator.locate("abc"[n % 3]) for n in range(90)]) == ["a:80", "b:80", "c:80"] * 30
+        assert sum(map(len, service.questions)) == 3 and len(service.questions) == 1
+        with pytest.raises(KeyError):
+            await locator.locate("unknown")
+        service.failure = failure
+        found = await asyncio.gather(*[locator.locate("a") for _ in range(5)], return_exceptions=True)
+        assert found == [failure] * 5
+        service.failure = None
+        assert await locator.locate("a") == "a:80"
+
+    asyncio.run(asyncio.wait_for(ask(), 30))

@@ -31,7 +31,7 @@ class Locator:
             asked, self._waiting = self._waiting, {}
             try:
                 found = await self._leases.locate(list(asked))
-            except OSError as error:
+            except Exception as error:  # whoever waits must hear of it
                 _end(asked, dict.fromkeys(asked, error))
             else:
                 _end(asked, {session: KeyError(session) for session in asked.keys() - found.keys()})
