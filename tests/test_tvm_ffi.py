@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -146,6 +147,35 @@ def test_mistakes_are_errors_of_the_host(module: Any, call: Callable[[Any], obje
     x = torch.ones(1, 1, 4)
     module.gelu(x)  # goes on
     assert (x < 1).all()
+
+
+class TensorArgument(ctypes.Structure):
+    """A TVMFFIAny with a tensor: 7, a DLTensor; 70, an object of the host."""
+
+    _fields_ = (("type", ctypes.c_int32), ("padding", ctypes.c_uint32), ("tensor", ctypes.c_void_p))
+
+
+@pytest.mark.parametrize("kind", [7, 70])
+def test_a_tensor_that_is_a_null_pointer_is_none(module: Any, kind: int) -> None:
+    """As C++ hosts may pass one; each in its turn, beside tensors that are there."""
+    library = ctypes.CDLL(str(lolrt.library()))
+    library.lolrt_last_error.restype = ctypes.c_char_p
+    shape = (ctypes.c_int64 * 1)(1)
+    # A DLTensor of one uint8: data, device, ndim, dtype, shape, strides, byte_offset.
+    there = np.zeros(1, [("data", "u8"), ("device", "i4", 2), ("ndim", "i4"), ("dtype", "u1", 4), ("rest", "u8", 3)])
+    there[0] = (ctypes.addressof(shape), (1, 0), 1, (1, 8, 1, 0), (ctypes.addressof(shape), 0, 0))
+    is_tensor = {
+        "kv_write": "-tttttt-ttt", "frame_attention": "-ttt-ttttt", "frame_attention_workspace": "-ttt-tttt", "gelu": "t",
+        "modulated_norm": "-tttttt", "sampler_step": "--tttt", "channel_norm": "-ttt", "conv3d": "tttttt", "rotation_table": "ttt",
+    }  # fmt: skip
+    for op, kinds in is_tensor.items():
+        for null in (number for number, letter in enumerate(kinds) if letter == "t"):
+            given = [TensorArgument(7, 0, there.ctypes.data) if letter == "t" else TensorArgument(1, 0, 1) for letter in kinds]
+            given[null] = TensorArgument(kind, 0, None)
+            result = TensorArgument()
+            call = getattr(library, f"__tvm_ffi_{op}")
+            assert call(None, (TensorArgument * len(given))(*given), len(given), ctypes.byref(result)) == -1
+            assert library.lolrt_last_error().decode().startswith(op.removesuffix("_workspace")), op
 
 
 def test_other_threads_of_python_run_meanwhile(module: Any) -> None:

@@ -64,20 +64,21 @@ class Arguments {
     throw WrongType{};
   }
   const lolrt_tensor *tensor(const char *name) {
-    if (next_->type == Any::none) refuse(*next_, name, "a tensor");
+    if (is_none(*next_)) refuse(*next_, name, "a tensor");
     return optional_tensor(name, "a tensor");
   }
   const lolrt_tensor *optional_tensor(const char *name, const char *expected = "a tensor or none") {
     const Any &argument = *next_++;
     const lolrt_tensor *found = nullptr;
+    if (is_none(argument)) return nullptr;
     if (argument.type == Any::dltensor) {
       found = static_cast<const lolrt_tensor *>(argument.as_pointer);
     } else if (argument.type == Any::tensor) {
       found = reinterpret_cast<const lolrt_tensor *>(static_cast<const Object *>(argument.as_pointer) + 1);
-    } else if (argument.type != Any::none) {
+    } else {
       refuse(argument, name, expected);
     }
-    if (found != nullptr && found->device.type == LOLRT_DEVICE_CUDA) cuda_ = found->device;
+    if (found->device.type == LOLRT_DEVICE_CUDA) cuda_ = found->device;
     return found;
   }
   int64_t integer(const char *name) {
@@ -109,6 +110,10 @@ class Arguments {
   }
 
  private:
+  static bool is_none(const Any &argument) {
+    const bool pointer = argument.type == Any::dltensor || argument.type == Any::tensor;
+    return argument.type == Any::none || (pointer && argument.as_pointer == nullptr);
+  }
   [[noreturn]] void refuse(const Any &argument, const char *name, const char *expected) const {
     set_error_text("%s: %s: expected %s, got an argument of TVM-FFI's type %d", op_, name, expected, argument.type);
     throw WrongType{};
@@ -159,9 +164,9 @@ constexpr uint64_t kAlignment = 64;  // bytes, of a workspace; a tensor of the h
 // The bytes of a contiguous tensor of bytes, from its first aligned one on.
 lolrt_status set_workspace(const lolrt_tensor *tensor, lolrt_frame_attention_desc &desc) {
   if (tensor == nullptr) return LOLRT_OK;
-  if (tensor->ndim != 1 || tensor->shape == nullptr || tensor->shape[0] < 0 || tensor->dtype.bits != 8 ||
-      tensor->dtype.lanes != 1 || (tensor->strides && tensor->shape[0] > 1 && tensor->strides[0] != 1) ||
-      tensor->device.type != desc.q->device.type) {
+  if (tensor->ndim != 1 || tensor->shape == nullptr || tensor->shape[0] < 0 ||
+      (tensor->data == nullptr && tensor->shape[0] > 0) || tensor->dtype.bits != 8 || tensor->dtype.lanes != 1 ||
+      (tensor->strides && tensor->shape[0] > 1 && tensor->strides[0] != 1) || tensor->device.type != desc.q->device.type) {
     set_error_text("frame_attention: workspace: expected a contiguous uint8 tensor of one dimension, where q is");
     return LOLRT_INVALID_ARGUMENT;
   }
