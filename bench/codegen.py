@@ -24,7 +24,7 @@ from pathlib import Path
 import lolrt
 from lolrt.bench.table import aligned
 
-LIBRARY = Path(lolrt.__file__).parent / "lib" / "liblolrt.so"
+LIBRARY = lolrt.library()
 # A loop is hot if it has at least this share of the multiply-adds of the largest loop of the same policy, kernel and kind of multiply-add.
 HOT = 0.7
 SMALLEST_BLOCK = 6  # accumulators

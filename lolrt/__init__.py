@@ -14,6 +14,7 @@ torch. It then makes torch's threads, which it uses too, wait for one another wi
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,9 +95,9 @@ __all__ = sorted({*_HOME_OF, "library"})
 
 
 def library() -> Path:
-    """The path of liblolrt.so, for programs that load it themselves. Its headers are in the folder `include` beside its folder
-    (docs/embedding.md)."""
-    return Path(__file__).parent / "lib" / "liblolrt.so"
+    """The path of liblolrt.so, on macOS liblolrt.dylib, for programs that load it themselves. Its headers are in the folder `include`
+    beside its folder (docs/embedding.md)."""
+    return Path(__file__).parent / "lib" / f"liblolrt{'.dylib' if sys.platform == 'darwin' else '.so'}"
 
 
 def __getattr__(name: str) -> Any:

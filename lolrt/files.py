@@ -44,13 +44,23 @@ def own_partial(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}.partial")
 
 
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
+
+
 def remove_partials(path: Path) -> None:
     """Removes the leftovers of processes that were killed while they wrote `path`, a file or a folder. Leaves those of running
     processes."""
     with contextlib.suppress(OSError):
         for partial in list(path.parent.glob(f"{glob.escape(path.name)}.*.partial")):
             pid = partial.name.removeprefix(f"{path.name}.").removesuffix(".partial")
-            if not pid.isdecimal() or os.path.exists(f"/proc/{pid}"):
+            if not pid.isdecimal() or _runs(int(pid)):
                 continue
             if partial.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)

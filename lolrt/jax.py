@@ -25,7 +25,7 @@ except ImportError as error:
 
 OPS = ("kv_write", "frame_attention", "modulated_norm", "gelu", "sampler_step")
 
-_path = lolrt.library().with_name("liblolrt_jax.so")
+_path = lolrt.library().with_name(f"liblolrt_jax{lolrt.library().suffix}")
 if not _path.exists():
     raise ImportError("this lolrt was built without JAX: pip install --no-build-isolation lolrt, where jax is installed")
 _library = ctypes.CDLL(str(_path))

@@ -38,13 +38,19 @@ struct Object {
 };
 static_assert(sizeof(Object) == 24);
 
+#if defined(__APPLE__)
+constexpr char kRuntime[] = "libtvm_ffi.dylib";
+#else
+constexpr char kRuntime[] = "libtvm_ffi.so";
+#endif
+
 // A function of the host's runtime, or NULL.
 template <class Function>
 Function host_function(const char *name) {
   void *found = dlsym(RTLD_DEFAULT, name);
   if (found == nullptr) {
     // Hosts may load their runtime with local symbols.
-    void *runtime = dlopen("libtvm_ffi.so", RTLD_NOLOAD | RTLD_LAZY);
+    void *runtime = dlopen(kRuntime, RTLD_NOLOAD | RTLD_LAZY);
     if (runtime != nullptr) found = dlsym(runtime, name);
   }
   return reinterpret_cast<Function>(found);
