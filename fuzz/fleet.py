@@ -9,8 +9,9 @@ is simulated is what surrounds them: clocks, messages, the store's latency, and 
 all that came before.
 
 Faults, drawn by the seed: replicas and the lease service crash, or stop for a while and go on; replicas are cut off from the lease
-service, the store or the viewers; messages are lost, late, doubled and overtaken; the store is slow, fails, and takes the writes of a
-process that is dead already, or loses them. After a time of faults there is one of peace, in which everything has to come right.
+service, the store or the viewers, or have no room any more for what they are taking over; messages are lost, late, doubled and overtaken;
+the store is slow, fails, and takes the writes of a process that is dead already, or loses them. After a time of faults there is one of
+peace, in which everything has to come right.
 
 Checked: no chunk is shown twice by different owners (at most one writer); each viewer gets every chunk once, in order, and each chunk is
 the one that follows from those before; at the end every session is on exactly one replica, and goes on.
@@ -203,14 +204,23 @@ class Fleet:
             elif what < 0.5 and one is not None:
                 self.world.tell("stop", one.name, seconds)
                 one.stopped_until = self.world.now + seconds
-            elif what < 0.9 and one is not None:
+            elif what < 0.8 and one is not None:
                 other = self.random.choice(("service", "store", "gateway"))
                 self.world.tell("cut", one.name, other, seconds)
                 self.world.cuts[min(one.name, other), max(one.name, other)] = self.world.now + seconds
+            elif what < 0.9:
+                self.fill([replica for replica in alive if replica.taking])
             elif one is not None and not any(replica.draining for replica in alive):
                 self.world.tell("drain", one.name)
                 one.draining = True
                 self.add()
+
+    def fill(self, replicas: list[Replica]) -> None:
+        """Sessions without an id, which have no leases, take the places that one of these replicas had left. There is one such at most."""
+        if replicas and not any(one.alive and one.places < self.places for one in self.replicas):
+            one = self.random.choice(replicas)
+            one.places = len(one.live)
+            self.world.tell("fill", one.name, one.places)
 
     def run(self) -> dict[str, int]:
         """Runs it all. Returns counts. Raises `ViolationError`."""

@@ -139,6 +139,7 @@ class Replica(Host):
             live.waiting = [one for one in waiting if one not in noted]
             live.whole = True
             if len(self.live) >= self.places or not self.holds():
+                self.world.tell(self.name, "cannot take", id)
                 return
             self.world.tell(self.name, "has taken", id, "epoch", claim.epoch, "at", sequence, "shown to", end)
             self.live[id] = live

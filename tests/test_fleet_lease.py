@@ -89,6 +89,23 @@ def test_taking_over_may_take_longer_than_a_lease(table):
     assert beat(table, other, 38.2).take == ("s",)  # the one that is still there
 
 
+def test_a_session_that_a_replica_cannot_take_goes_to_another(table):
+    """However often it tries, it does not keep the session from the one that has room."""
+    beat(table, "a", 0.0, {"s": 1})
+    beat(table, "b", 7.0, room=2)
+    table.stored(["s"], 7.0)
+    assert beat(table, "b", 7.1).take == ("s",)
+    beat(table, "b", 7.5, taking=frozenset("s"))
+    beat(table, "c", 7.9)
+    for now in range(8, 40):  # b was full when it had read the session
+        if beat(table, "c", now + 0.1).take:
+            break
+        if beat(table, "b", now, room=0).take:
+            beat(table, "b", now + 0.5, room=0, taking=frozenset("s"))
+        table.stored(["s"], now + 0.9)
+    assert now < 10
+
+
 def test_a_new_table_learns_what_there_is(table):
     """It gives nothing away before all have had the time to report, and of two reports believes the later claim."""
     table.begun = 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from commands import output_of
 from fuzz import fleet
 from fuzz.world import World
 from lolrt.fleet import fencing
-from lolrt.fleet.lease import LeaseTable
+from lolrt.fleet.lease import Lease, LeaseTable
 from lolrt.fleet.relay import Relay
 
 ROOT = Path(__file__).parents[1]
@@ -75,11 +74,12 @@ def begins_again(relay: Relay, message: dict) -> bool:
         (fencing, "_copy", copied_the_wrong_way_round, "two have written|made again"),
         (World, "create", claimed_by_all, "two have written|does not follow|made again|is lost"),
         (LeaseTable, "_assign", lambda *_: None, "is lost"),
+        (Lease, "taking", property(lambda lease: False, lambda lease, told: None), "is lost"),
         (Relay, "takes", begins_again, "a viewer gets"),
     ],
-    ids=["fence", "copy", "claim", "orphans", "relay"],
+    ids=["fence", "copy", "claim", "orphans", "full", "relay"],
 )
-def test_what_is_wrong_is_seen(monkeypatch, of: object, name: str, wrong: Callable, seen: str):
+def test_what_is_wrong_is_seen(monkeypatch, of: object, name: str, wrong: object, seen: str):
     monkeypatch.setattr(of, name, wrong)
     found = (fleet.run(seed) for seed in range(200))
     assert any(isinstance(one, str) and _matches(seen, one) for one in found)

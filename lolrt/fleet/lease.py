@@ -63,6 +63,8 @@ class Lease:
     """The highest epoch reported so far; one more where the replica is still to take the session over."""
     take: bool = False
     """Whether the replica is still to take the session over."""
+    taking: bool = False
+    """Whether the replica has reported that it does so."""
 
 
 @dataclass
@@ -90,15 +92,15 @@ class LeaseTable:
         for session in list(self._of.get(beat.replica, ())):
             lease = self.leases[session]
             if session in beat.taking:
-                lease.until = now + self.seconds
+                lease.until, lease.taking = now + self.seconds, True
             elif session in beat.released:
                 lease.until = now
                 if (best := self._best(now)) is not None:
                     self._assign(session, best, now)
-            elif lease.take and lease.until > now:
+            elif lease.take and not lease.taking and lease.until > now:
                 take.append(session)
-            elif lease.epoch > 0 and session not in beat.held:
-                lease.until = min(lease.until, now)  # it has ended there
+            elif (lease.epoch > 0 or lease.taking) and session not in beat.held:
+                lease.until = min(lease.until, now)  # it has ended there, or could not be taken: another replica may have room
         give = self._next_move(beat, now) if beat.leaving else ()
         return Orders(tuple(take), tuple(drop), give)
 
