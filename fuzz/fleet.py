@@ -89,7 +89,8 @@ class Fleet:
         for _ in range(replicas):
             self.add()
         self.viewers = [Viewer(id) for id in self.ids]
-        self.gateway = Gateway(self)
+        self.gateway = Host("gateway")
+        self.locating, self.placing = Batched(self, self.locate), Batched(self, self.place)
 
     def new_table(self) -> None:
         self.service = Service(self)
@@ -97,8 +98,14 @@ class Fleet:
     def add(self) -> None:
         self.replicas.append(Replica(self, f"r{next(self.numbers)}", self.places))
 
-    def beat(self, beat: Beat, table: LeaseTable) -> Orders:
-        return table.beat(beat, self.service.time)
+    def beat(self, beat: Beat, table: LeaseTable) -> tuple[Orders, float]:
+        return table.beat(beat, self.service.time), table.pause
+
+    def locate(self, sessions: list[str], table: LeaseTable) -> dict[str, str | None]:
+        return {session: table.locate(session, self.service.time) for session in sessions}
+
+    def place(self, sessions: list[str], table: LeaseTable) -> dict[str, str | None]:
+        return table.place(sessions, self.service.time)
 
     def question(self, ask: Callable[[LeaseTable], Any]) -> Question:
         return Question(lambda: self.service, lambda: ask(self.service.table))
@@ -112,6 +119,9 @@ class Fleet:
                 f"{live.id}: chunk {number} is shown by epoch {live.claim.epoch} and was by {shown[number][0]}: two have written"
             )
         shown[number] = live.claim.epoch, content
+
+    def named(self, name: str | None) -> Replica | None:
+        return next((one for one in self.replicas if one.name == name), None) if name is not None else None
 
     def lost_of(self, id: str, *kinds: str) -> int:
         """How many writes of a session the store has lost, of these kinds."""
@@ -129,11 +139,7 @@ class Fleet:
     def watch(self, viewer: Viewer) -> Steps:
         """A viewer, on a host that does not fail, as the gateway."""
         while True:
-            self.gateway.asked.add(viewer.id)
-            while viewer.id not in self.gateway.answers:
-                yield 0.1
-            name = self.gateway.answers.pop(viewer.id)
-            replica = next((one for one in self.replicas if one.name == name), None) if name is not None else None
+            replica = self.named((yield from self.locating.ask(viewer.id)))
             live = replica.live.get(viewer.id) if replica is not None else None
             if replica is None or live is None or not replica.alive or self.world.cut("gateway", replica.name):
                 yield 0.1
@@ -165,12 +171,8 @@ class Fleet:
     def open(self, id: str) -> Steps:
         """Asks for a session until it has begun."""
         while id not in self.first:
-            try:
-                name = yield self.question(lambda table: table.place(id, self.service.time))
-            except OSError:
-                continue
-            replica = next((one for one in self.replicas if one.name == name and one.alive), None)
-            if replica is not None and id not in replica.live:
+            replica = self.named((yield from self.placing.ask(id)))
+            if replica is not None and replica.alive and id not in replica.live:
                 self.world.start(replica, quietly(replica.open(id)))
             yield 3.0
 
@@ -259,29 +261,31 @@ class Fleet:
                 raise ViolationError(f"{viewer.id}: its viewer has seen nothing for {self.world.now - viewer.heard:.0f} s of peace")
 
 
-class Gateway(Host):
-    """What asks where sessions are, as `lolrt.fleet.locator` does: one question after another, each for all who wait."""
+class Batched:
+    """What a gateway asks about sessions, as `lolrt.fleet.batched` does: one question after another, each for all who wait."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        super().__init__("gateway")
-        self.fleet = fleet
-        self.asked: set[str] = set()
-        self.answers: dict[str, str | None] = {}
-        fleet.world.start(self, self.ask())
+    def __init__(self, fleet: Fleet, of: Callable[[list[str], LeaseTable], dict[str, str | None]]) -> None:
+        self._fleet, self._of = fleet, of
+        self._asked: set[str] = set()
+        self._answers: dict[str, str | None] = {}
+        fleet.world.start(fleet.gateway, self._ask())
 
-    def ask(self) -> Steps:
+    def ask(self, session: str) -> Steps:
+        self._asked.add(session)
+        while session not in self._answers:
+            yield 0.1
+        return self._answers.pop(session)
+
+    def _ask(self) -> Steps:
         while True:
-            if not self.asked:
+            if not self._asked:
                 yield 0.05
                 continue
-            asked, self.asked = sorted(self.asked), set()
+            asked, self._asked = sorted(self._asked), set()
             try:
-                self.answers |= yield self.fleet.question(functools.partial(self.locate, asked))
+                self._answers |= yield self._fleet.question(functools.partial(self._of, asked))
             except OSError:
-                self.answers |= dict.fromkeys(asked)
-
-    def locate(self, sessions: list[str], table: LeaseTable) -> dict[str, str | None]:
-        return {session: table.locate(session, self.fleet.service.time) for session in sessions}
+                self._answers |= dict.fromkeys(asked)
 
 
 class Service(Host):

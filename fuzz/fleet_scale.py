@@ -31,6 +31,8 @@ class LargeFleet(Fleet):
         super().__init__(0, replicas=replicas, sessions=sessions, places=places, answer=answer)
         self.stalls: list[tuple[float, float]] = []
         """When each interruption ended, and how long it was."""
+        self.seen: list[float] = []
+        """When viewers saw the first chunk of each session."""
         self.waits: list[tuple[float, float]] = []
         """When each question reached the lease service, and how long it took until it was answered."""
         self.busy = 0.0
@@ -68,7 +70,9 @@ class LargeFleet(Fleet):
             one.alive = False
 
     def hear(self, viewer: Viewer, message: dict[str, Any], content: tuple[str, str] | None) -> None:
-        if content is not None and self.world.now - viewer.heard > STALL_SECONDS:
+        if content is not None and viewer.seen == 0:
+            self.seen.append(self.world.now)
+        elif content is not None and self.world.now - viewer.heard > STALL_SECONDS:
             self.stalls.append((self.world.now, self.world.now - viewer.heard))
         super().hear(viewer, message, content)
 
@@ -76,6 +80,7 @@ class LargeFleet(Fleet):
         seconds = FAULTY_SECONDS + PEACE_SECONDS
         print(f"lease service: {len(self.waits) / seconds:.0f} questions a second, busy for {self.busy / seconds:.0%} of the time")
         print("store: " + ", ".join(f"{count / seconds:.0f} {name}" for name, count in sorted(self.operations.items())) + " a second")
+        print(f"{len(self.seen)} sessions were seen, the last one after {max(self.seen, default=0.0):.1f} s")
         ends = [*list(PHASES.values())[1:], seconds]
         for (phase, begin), end in zip(PHASES.items(), ends, strict=True):
             stalls = [length for at, length in self.stalls if begin <= at < end]

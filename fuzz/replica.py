@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from fuzz.world import Host, Steps, ViolationError, once, quietly, removing
 from lolrt.fleet import fencing
 from lolrt.fleet.fencing import Claim
-from lolrt.fleet.lease import Beat, Holding, Orders
+from lolrt.fleet.lease import BEAT_SECONDS, Beat, Holding, Orders
 from lolrt.serve.folder import CHUNKS, JOURNAL, SNAPSHOT
 
 if TYPE_CHECKING:
     from fuzz.fleet import Fleet
 
-LEASE_SECONDS, BEAT_SECONDS, CHUNK_SECONDS = 6.0, 0.5, 0.75
+LEASE_SECONDS, CHUNK_SECONDS = 6.0, 0.75
 SAVE_EVERY, KEPT_CHUNKS = 5, 40
 # What a session goes on from.
 PAST = (SNAPSHOT, JOURNAL, CHUNKS)
@@ -75,6 +75,7 @@ class Replica(Host):
         return self.holding.holds(self.time)
 
     def report(self) -> Steps:
+        pause = BEAT_SECONDS
         while True:
             held = {id: live.claim.epoch for id, live in self.live.items()}
             released = frozenset(self.released)
@@ -83,7 +84,7 @@ class Replica(Host):
             ask = functools.partial(self.fleet.beat, beat)
             sent = self.time
             try:
-                orders = yield self.fleet.question(ask)
+                orders, pause = yield self.fleet.question(ask)
             except OSError:
                 orders = Orders()
             else:
@@ -98,7 +99,7 @@ class Replica(Host):
             for id in sorted(set(orders.take) - self.taking - self.live.keys()):  # a set has its order of each process
                 self.taking.add(id)
                 self.world.start(self, self.take(id))
-            yield BEAT_SECONDS
+            yield max(0.0, sent + pause - self.time)
 
     def drop(self, live: Live) -> None:
         self.world.tell(self.name, "drops", live.id)

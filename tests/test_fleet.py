@@ -39,7 +39,7 @@ class Lines:
     def __init__(self, service: LeaseService) -> None:
         self.service, self.cut = service, False
 
-    async def beat(self, beat: Beat) -> tuple[Orders, float]:
+    async def beat(self, beat: Beat) -> tuple[Orders, float, float]:
         if self.cut:
             raise OSError("the network is cut")
         return await self.service.beat(beat)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 
 import hypothesis
 import pytest
 
+from lolrt.fleet.batched import Batched
 from lolrt.fleet.lease import Beat, Holding, LeaseTable, Orders
-from lolrt.fleet.locator import Locator
 from lolrt.fleet.relay import Relay
 from lolrt.fleet.scaling import Load, replicas_wanted
 
@@ -26,22 +25,21 @@ def table() -> LeaseTable:
     return LeaseTable(TTL, begun=-100.0)
 
 
-def placed(table: LeaseTable, now: float, ids: Iterable[str]) -> dict[str, str | None]:
-    return {id: table.place(id, now) for id in ids}
-
-
-def test_new_sessions_go_where_there_is_room(table):
+@pytest.mark.parametrize("at_once", [False, True])
+def test_new_sessions_go_where_there_is_room(table, at_once):
     """Also those that were placed a moment ago take room, though nobody has reported them yet."""
     beat(table, "a", 0.0, room=3)
     beat(table, "b", 0.0, room=2)
-    found = placed(table, 0.0, "123456")
+    found = {}
+    for ids in ["123456"] if at_once else "123456":
+        found |= table.place(ids, 0.0)
     assert sorted(found.values(), key=str) == [None, "a:80", "a:80", "a:80", "b:80", "b:80"]
-    assert table.place("1", 1.0) == found["1"]  # it exists: its replica says so
+    assert table.place(["1"], 1.0)["1"] == found["1"]  # it exists: its replica says so
 
 
 def test_a_lease_lasts_from_beat_to_beat(table):
     beat(table, "a", 0.0)
-    table.place("s", 0.0)
+    table.place(["s"], 0.0)
     assert table.locate("s", 1.0) == "a:80"
     for now in range(1, 20):
         assert beat(table, "a", now, {"s": 1}) == Orders()
@@ -49,6 +47,16 @@ def test_a_lease_lasts_from_beat_to_beat(table):
     assert table.locate("s", 19 + TTL) is None and table.knows("s")
     table.stored([], 19 + TTL)
     assert not table.knows("s")
+
+
+def test_many_replicas_report_less_often(table):
+    """A thousand reports a second, as long as two may be lost in a row, with the two seconds that a replica waits for each answer."""
+    pauses = []
+    for n in range(1, 1500):
+        beat(table, f"r{n}", 0.0)
+        pauses.append(table.pause)
+        assert n / table.pause <= 1000.1 or n > 1000
+    assert pauses[0] == pauses[300] == 0.4 and pauses[300] < pauses[700] < pauses[998] and 2 * 2.0 + max(pauses) < TTL
 
 
 def test_a_session_goes_on_elsewhere_when_its_replica_is_silent(table):
@@ -135,7 +143,7 @@ def test_a_replica_that_leaves_gives_up_one_session_after_the_other(table):
         if step % 3 == 0:  # it takes a while
             theirs |= dict.fromkeys(taken, 2)
     assert order == ["r", "s"] and held == {"t": 1}  # the third has nowhere to go
-    assert table.place("new", 4.0) is None
+    assert table.place(["new"], 4.0) == {"new": None}
     assert [table.locate(id, 4.0) for id in "rst"] == ["b:80", "b:80", "a:80"]
     beat(table, "c", 4.1)
     assert beat(table, "a", 4.2, held, leaving=True).give == ("t",)
@@ -154,7 +162,7 @@ def test_a_session_between_two_replicas_is_not_made_anew(table):
     beat(table, "a", 0.0, {"s": 1})
     table.stored(["s"], 0.5)
     beat(table, "b", 7.0)
-    assert table.place("s", 7.0) is None
+    assert table.place(["s"], 7.0) == {"s": None}
     table.stored(["s"], 7.1)
     assert beat(table, "b", 7.2).take == ("s",)
 
@@ -218,7 +226,7 @@ def test_many_sessions_go_where_there_is_room(random):
         held = {id: lease.epoch + lease.take for id, lease in table.leases.items() if lease.replica == name and random.random() < 0.7}
         released = frozenset(id for id in held if random.random() < 0.1)
         beat(table, name, now, held, room=5, released=released, leaving=random.random() < 0.1)
-        table.place(random.choice(ids), now)
+        table.place([random.choice(ids)], now)
         leases = {id: (one.replica, one.until, one.take or one.epoch == 0) for id, one in table.leases.items()}
         there = random.sample(ids, 6)
         table.stored(there, now)
@@ -258,15 +266,15 @@ def test_all_who_wait_for_sessions_ask_one_question(failure):
 
     async def ask() -> None:
         service = Asked()
-        locator = Locator(service)  # type: ignore[arg-type]
-        assert await asyncio.gather(*[locator.locate("abc"[n % 3]) for n in range(90)]) == ["a:80", "b:80", "c:80"] * 30
+        locate = Batched(service.locate)
+        assert await asyncio.gather(*[locate("abc"[n % 3]) for n in range(90)]) == ["a:80", "b:80", "c:80"] * 30
         assert sum(map(len, service.questions)) == 3 and len(service.questions) == 1
         with pytest.raises(KeyError):
-            await locator.locate("unknown")
+            await locate("unknown")
         service.failure = failure
-        found = await asyncio.gather(*[locator.locate("a") for _ in range(5)], return_exceptions=True)
+        found = await asyncio.gather(*[locate("a") for _ in range(5)], return_exceptions=True)
         assert found == [failure] * 5
         service.failure = None
-        assert await locator.locate("a") == "a:80"
+        assert await locate("a") == "a:80"
 
     asyncio.run(asyncio.wait_for(ask(), 30))

@@ -19,7 +19,7 @@ from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from lolrt.errors import Error
-from lolrt.fleet.locator import Locator
+from lolrt.fleet.batched import Batched
 from lolrt.fleet.relay import Relay
 from lolrt.fleet.service import Leases
 from lolrt.serve.errors import NoRoomError, NotFoundError, UnavailableError, code_of, message_of, status_of
@@ -66,7 +66,7 @@ def make_gateway(leases: Leases, token: str | None = None) -> FastAPI:
 
 class Gateway:
     def __init__(self, leases: Leases) -> None:
-        self._leases, self._locator = leases, Locator(leases)
+        self._leases, self._locate, self._place = leases, Batched(leases.locate), Batched(leases.place)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -81,7 +81,7 @@ class Gateway:
         replica has taken it."""
         end = time.monotonic() + PATIENCE_SECONDS
         try:
-            while (address := await self._locator.locate(session)) is None:
+            while (address := await self._locate(session)) is None:
                 if time.monotonic() > end:
                     raise UnavailableError("no server has room for the session at the moment", "moving")
                 await asyncio.sleep(LOOK_SECONDS)
@@ -106,14 +106,14 @@ class Gateway:
 
     async def create(self, request: Request) -> Response:
         wanted = _wanted(await request.body())
-        address = await self._leases.place(wanted["session_id"])
+        address = await self._place(wanted["session_id"])
         if address is None:
             raise NoRoomError("no server has room for another session: close one, or wait")
         return await self._pass(request, address, json.dumps(wanted).encode())
 
     async def branch(self, id: str, request: Request) -> Response:
         wanted, address = _wanted(await request.body()), await self._find(id)
-        await self._leases.place(wanted["session_id"], address)
+        await self._leases.place([wanted["session_id"]], address)
         return await self._pass(request, address, json.dumps(wanted).encode())
 
     async def listed(self, request: Request) -> dict[str, Any]:
@@ -205,7 +205,7 @@ class Gateway:
             return await self._any()
         if start.get("resume_from") is not None:
             return await self._find(id)
-        address = await self._leases.place(id)
+        address = await self._place(id)
         if address is None:
             raise NoRoomError("no server has room for another session: close one, or wait")
         return address

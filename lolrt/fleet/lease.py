@@ -11,9 +11,13 @@ the store (`lolrt.fleet.fencing`).
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+
+# How often a replica reports, and how many reports a second all replicas send together: many report less often.
+BEAT_SECONDS, MOST_BEATS = 0.4, 1000.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class LeaseTable:
                 lease.until, lease.taking = now + self.seconds, True
             elif session in beat.released:
                 lease.until = now
-                if (best := self._best(now)) is not None:
+                if (best := next(self._places(now), None)) is not None:
                     self._assign(session, best, now)
             elif lease.take and not lease.taking and lease.until > now:
                 take.append(session)
@@ -122,24 +126,33 @@ class LeaseTable:
         lease = self.leases.get(moving)
         if lease is not None and lease.take and lease.until > now:
             return ()
-        if beat.held and self._best(now) is not None:
+        if beat.held and next(self._places(now), None) is not None:
             self.moves[beat.replica] = min(beat.held)
             return (self.moves[beat.replica],)
         return ()
 
-    def place(self, session: str, now: float, at: str | None = None) -> str | None:
-        """Chooses a replica for a new session, or that at the address `at`, and returns its address; None: no replica has room, or the
-        session is in the store and between two replicas. The lease lasts only if the replica reports the session."""
-        lease = self.leases.get(session)
-        if lease is not None and lease.until > now and lease.replica in self.replicas:
-            return self.replicas[lease.replica].address  # which will say that the session exists
-        if session in self.there:
-            return None  # a lease would only keep it from those who can go on with it
-        replica = self._best(now) if at is None else next((name for name, one in self.replicas.items() if one.address == at), None)
-        if replica is None:
-            return None
-        self._set(session, Lease(replica, now + self.seconds, 0))
-        return self.replicas[replica].address
+    @property
+    def pause(self) -> float:
+        """How many seconds after a report a replica is to send the next one. Two that are lost in a row must not cost its leases."""
+        return min(max(BEAT_SECONDS, len(self.replicas) / MOST_BEATS), self.seconds / 6)
+
+    def place(self, sessions: Iterable[str], now: float, at: str | None = None) -> dict[str, str | None]:
+        """Chooses a replica for each of these new sessions, or that at the address `at`. Returns their addresses; None: none has room, or
+        the session is in the store and between two replicas. A lease lasts only if the replica reports the session."""
+        named = [name for name, one in self.replicas.items() if one.address == at]
+        names: Iterator[str] = self._places(now) if at is None else itertools.cycle(named)
+        found: dict[str, str | None] = {}
+        for session in sessions:
+            lease = self.leases.get(session)
+            replica: str | None = None
+            if lease is not None and lease.until > now and lease.replica in self.replicas:
+                replica = lease.replica  # which will say that the session exists
+            elif session not in self.there:  # else a lease would only keep it from those who can go on with it
+                replica = next(names, None)
+                if replica is not None:
+                    self._set(session, Lease(replica, now + self.seconds, 0))
+            found[session] = None if replica is None else self.replicas[replica].address
+        return found
 
     def locate(self, session: str, now: float) -> str | None:
         """The address of the replica that has a session; None: none has it now."""
@@ -160,14 +173,11 @@ class LeaseTable:
             self._coming.pop(session, None)
         if now - self.begun < self.seconds:
             return  # replicas that know an earlier table have not all reported yet
-        rooms = self._rooms(now)
-        heapq.heapify(rooms)
+        places = self._places(now)
         for session in sorted(there):
             lease = self.leases.get(session)
-            if rooms and rooms[0][0] < 0 and (lease is None or lease.until <= now):
-                less, replica = rooms[0]
+            if (lease is None or lease.until <= now) and (replica := next(places, None)) is not None:
                 self._assign(session, replica, now)
-                heapq.heapreplace(rooms, (less + 1, replica))
 
     def knows(self, session: str) -> bool:
         """Whether there is, or was a moment ago, such a session."""
@@ -193,16 +203,16 @@ class LeaseTable:
         else:
             self._coming.pop(session, None)
 
-    def _rooms(self, now: float) -> list[tuple[int, str]]:
-        """For each replica that is not leaving: the number of sessions that it has not reported yet, minus its room; and its name. The
-        least one has the most room."""
+    def _places(self, now: float) -> Iterator[str]:
+        """The replicas that have room, each once for each place, those with the most room first. Sessions that a replica has not reported
+        yet have their places too."""
         coming = Counter(lease.replica for lease in self._coming.values() if lease.until > now)
-        return [(coming[name] - one.room, name) for name, one in self.alive(now).items() if not one.leaving]
-
-    def _best(self, now: float) -> str | None:
-        """The replica with the most room, if any has some."""
-        less, best = min(self._rooms(now), default=(0, None))
-        return best if less < 0 else None
+        rooms = [(coming[name] - one.room, name) for name, one in self.alive(now).items() if not one.leaving]
+        heapq.heapify(rooms)
+        while rooms and rooms[0][0] < 0:
+            less, name = rooms[0]
+            heapq.heapreplace(rooms, (less + 1, name))
+            yield name
 
 
 @dataclass

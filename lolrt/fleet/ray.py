@@ -98,11 +98,11 @@ class RayLeases:
     async def _answer(self, answer: Awaitable[Result]) -> Result:
         return await answer
 
-    async def beat(self, beat: Beat) -> tuple[Orders, float]:
+    async def beat(self, beat: Beat) -> tuple[Orders, float, float]:
         return await self._ask("beat", beat)
 
-    async def place(self, session: str, at: str | None = None) -> str | None:
-        return await self._ask("place", session, at)
+    async def place(self, sessions: Sequence[str], at: str | None = None) -> dict[str, str | None]:
+        return await self._ask("place", sessions, at)
 
     async def locate(self, sessions: Sequence[str]) -> dict[str, str | None]:
         return await self._ask("locate", sessions)

@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 
 from lolrt.errors import Error, printable
-from lolrt.fleet.lease import Beat, Holding, Orders
+from lolrt.fleet.lease import BEAT_SECONDS, Beat, Holding, Orders
 from lolrt.fleet.objects import open_store
 from lolrt.fleet.scaling import Load
 from lolrt.fleet.service import Leases
@@ -25,8 +25,7 @@ from lolrt.serve.server import MOST_MESSAGE, listening
 from lolrt.serve.sessions import Session, Sessions
 from lolrt.serve.settings import Settings
 
-BEAT_SECONDS = 0.4
-# The same, where a replica gives up its sessions one after another.
+# How often a replica reports while it gives up its sessions one after another.
 LEAVE_SECONDS = 0.1
 
 
@@ -36,7 +35,7 @@ class Replica(threading.Thread):
     def __init__(self, name: str, pipe: Pipeline, settings: Settings, url: str, leases: Leases, host: str) -> None:
         """url: the store. host: the address to listen at, by which gateways reach it. Raises `lolrt.Error`."""
         super().__init__(name=f"lolrt {name}", daemon=True)
-        self._name, self._leases, self._holding = name, leases, Holding()
+        self._name, self._leases, self._holding, self._pause = name, leases, Holding(), BEAT_SECONDS
         store = open_store(url)
         app = make_app(pipe, settings, lambda told: SharedStore(store, self._holds, told))
         self.sessions: Sessions = app.state.sessions
@@ -107,7 +106,7 @@ class Replica(threading.Thread):
                 await self._beat()
             if not self._holds():
                 self._follow(Orders(drop=tuple(session.live.id for session in self._kept())))
-            await asyncio.sleep(max(0.0, begun + (LEAVE_SECONDS if self._leaving else BEAT_SECONDS) - time.monotonic()))
+            await asyncio.sleep(max(0.0, begun + (LEAVE_SECONDS if self._leaving else self._pause) - time.monotonic()))
 
     def _kept(self) -> list[Session]:
         return [session for session in self.sessions if session.live.kept is not None]
@@ -121,7 +120,7 @@ class Replica(threading.Thread):
         released = frozenset(self._released)
         beat = Beat(self._name, self.address, self._room(), held, frozenset(self._taking), released, self._leaving)
         sent = time.monotonic()
-        orders, seconds = await self._leases.beat(beat)
+        orders, seconds, self._pause = await self._leases.beat(beat)
         self._holding.answered(sent, seconds)
         self._released -= released
         self._follow(orders)

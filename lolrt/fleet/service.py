@@ -17,11 +17,12 @@ LEASE_SECONDS = 6.0
 class Leases(Protocol):
     """What replicas and gateways ask. Raises OSError if the service does not answer."""
 
-    async def beat(self, beat: Beat) -> tuple[Orders, float]:
-        """Renews the leases of a replica. Returns what it is to do, and for how many seconds its leases last from when it asked."""
+    async def beat(self, beat: Beat) -> tuple[Orders, float, float]:
+        """Renews the leases of a replica. Returns what it is to do, for how many seconds its leases last from when it asked, and after how
+        many it is to report again."""
 
-    async def place(self, session: str, at: str | None = None) -> str | None:
-        """The address of the replica that is to open a new session: the one at the address `at`, or any; None: no replica has room."""
+    async def place(self, sessions: Sequence[str], at: str | None = None) -> dict[str, str | None]:
+        """The addresses of the replicas that are to open new sessions: the one at the address `at`, or any; None: no replica has room."""
 
     async def locate(self, sessions: Sequence[str]) -> dict[str, str | None]:
         """Of those sessions that there are, or were a moment ago, the addresses of the replicas that have them; None: none has it at the
@@ -36,11 +37,11 @@ class LeaseService:
         """url: the store (`lolrt.fleet.objects`). seconds: how long a lease lasts. Raises `lolrt.Error`."""
         self._store, self._table = open_store(url), LeaseTable(seconds, time.monotonic())
 
-    async def beat(self, beat: Beat) -> tuple[Orders, float]:
-        return self._table.beat(beat, time.monotonic()), self._table.seconds
+    async def beat(self, beat: Beat) -> tuple[Orders, float, float]:
+        return self._table.beat(beat, time.monotonic()), self._table.seconds, self._table.pause
 
-    async def place(self, session: str, at: str | None = None) -> str | None:
-        return self._table.place(session, time.monotonic(), at)
+    async def place(self, sessions: Sequence[str], at: str | None = None) -> dict[str, str | None]:
+        return self._table.place(sessions, time.monotonic(), at)
 
     async def locate(self, sessions: Sequence[str]) -> dict[str, str | None]:
         now = time.monotonic()
