@@ -21,7 +21,7 @@ from lolrt import measures
 from lolrt.lab.plots import pyplot
 from lolrt.lab.rollout import Folder, Plan, Video, predicted_frames, run
 from lolrt.lab.statistics import interval
-from lolrt.session.script import follow, parse_script
+from lolrt.session.script import ScriptedStream, parse_script
 
 DOCS = Path(__file__).parent
 SCRIPT = DOCS.parent / "examples" / "journey.txt"
@@ -41,7 +41,7 @@ def journey(_: lolrt.Pipeline) -> None:
     pipe, cues = lolrt.load("journey"), parse_script(SCRIPT.read_text(), SCRIPT.name)
     wanted = [ROW_SECONDS * pipe.fps * (number + 1) // COLUMNS - 1 for number in range(COLUMNS * len(cues))]
     video: list[torch.Tensor] = []
-    for chunk in follow(pipe.stream(cues[0].prompt), cues[1:], pipe.fps):
+    for chunk in ScriptedStream(pipe.stream(cues[0].prompt), cues[1:], pipe.fps):
         video += chunk.frames.unbind(0)
         if len(video) > wanted[-1]:
             break

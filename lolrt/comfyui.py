@@ -6,10 +6,12 @@ of its node are the same, ComfyUI keeps it, and the next run goes on where the l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 import lolrt
@@ -17,8 +19,7 @@ from lolrt.errors import Error
 from lolrt.lab.policy import Policy
 from lolrt.ops.device import usable
 from lolrt.pipeline import Pipeline
-from lolrt.session.script import Cue, follow, parse_script
-from lolrt.session.stream import Chunk, Stream
+from lolrt.session.script import ScriptedStream, parse_script
 
 try:
     from comfy.model_management import throw_exception_if_processing_interrupted
@@ -32,21 +33,11 @@ SCHEDULE = "0 a red balloon over the hills at noon\n0:06 a red balloon over the 
 
 @dataclass
 class Reel:
-    """A stream, its prompts, and how far it is."""
+    """A stream that follows a schedule, and what is left of a run that was interrupted."""
 
-    stream: Stream
-    cues: list[Cue]
-    fps: int
-    frames: int = 0
-    """The video frames that were made."""
-    last_chunk: int = -1
-    """The video frame at which the newest chunk began."""
-
-    def next_chunk(self) -> Chunk:
-        coming = [cue for cue in self.cues[1:] if cue.seconds * self.fps > self.last_chunk]
-        chunk = next(follow(self.stream, coming, self.fps, frames=self.frames))
-        self.last_chunk, self.frames = self.frames, self.frames + chunk.n_frames
-        return chunk
+    chunks: ScriptedStream
+    ready: deque[Tensor] = field(default_factory=deque)
+    """The frames of chunks that no run has passed on yet."""
 
 
 class LoadModel:
@@ -88,10 +79,13 @@ class BeginStream:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, schedule: str, policy: str) -> bool | str:
+    def VALIDATE_INPUTS(cls, schedule: str | None, policy: str | None) -> bool | str:
+        """Of inputs that another node makes there is nothing to check yet; they are None."""
         try:
-            parse_script(schedule, "schedule")
-            Policy.parse(policy)
+            if schedule is not None:
+                parse_script(schedule, "schedule")
+            if policy is not None:
+                Policy.parse(policy)
         except Error as error:
             return str(error)
         return True
@@ -102,7 +96,7 @@ class BeginStream:
             model.encode_text(cue.prompt)  # an error of a later prompt is told now
         chosen = Policy.parse(policy, model.window) if policy else None
         options: dict[str, Any] = {"rope": chosen.rope, "window": chosen.window} if chosen else {}
-        return (Reel(model.stream(cues[0].prompt, seed=seed, **options), cues, model.fps),)
+        return (Reel(ScriptedStream(model.stream(cues[0].prompt, seed=seed, **options), cues[1:], model.fps)),)
 
 
 class NextChunks:
@@ -120,25 +114,22 @@ class NextChunks:
         return float("nan")  # which equals nothing: ComfyUI runs the node each time
 
     def sample(self, stream: Reel, chunks: int) -> tuple[Tensor, float]:
-        latents = stream.stream.latent_stream
-        passes = len(latents.config.sampler.timesteps) + 1
-        progress, made = ProgressBar(chunks * passes), list[Tensor]()
+        latents, ready = stream.chunks.stream.latent_stream, stream.ready
+        progress = ProgressBar(100 * chunks)
 
         def passed(first_frame: int, done: int) -> None:
-            progress.update_absolute(len(made) * passes + min(done, passes - 1))
+            sampler, first = latents.config.sampler, first_frame == latents.config.start_frame
+            passes = len((first and sampler.first_timesteps) or sampler.timesteps) + 1
+            progress.update_absolute(100 * len(ready) + min(100 * done // passes, 99))
             throw_exception_if_processing_interrupted()  # the next run goes on with this chunk
 
         latents.on_pass = passed
-        for _ in range(chunks):
-            made.append(stream.next_chunk().frames)
-            progress.update_absolute(len(made) * passes, preview=("JPEG", _image(made[-1][-1]), PREVIEW_PIXELS))
-        return torch.cat(made).float() / 255, float(stream.fps)
-
-
-def _image(frame: Tensor) -> Any:
-    from PIL import Image
-
-    return Image.fromarray(frame.numpy())
+        while len(ready) < chunks:
+            ready.append(next(stream.chunks).frames)
+            picture = Image.fromarray(ready[-1][-1].numpy())
+            # ComfyUI enlarges a smaller one, and may interrupt the run here as well.
+            progress.update_absolute(100 * len(ready), preview=("JPEG", picture, min(max(picture.size), PREVIEW_PIXELS)))
+        return torch.cat([ready.popleft() for _ in range(chunks)]).float() / 255, float(stream.chunks.fps)
 
 
 NODE_CLASS_MAPPINGS = {"LolrtLoadModel": LoadModel, "LolrtBeginStream": BeginStream, "LolrtNextChunks": NextChunks}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lolrt
-from lolrt.session.script import Cue, follow, read_script
+from lolrt.session.script import Cue, ScriptedStream, read_script
 
 DAY, NIGHT = "a red balloon over the hills at noon", "a red balloon over the hills at night"
 
@@ -44,7 +44,7 @@ def test_a_script_that_is_not_there(tmp_path):
 @pytest.mark.whole
 def test_a_prompt_begins_with_the_first_chunk_at_its_time_or_later(tiny):
     """Chunks of tiny begin at frames 0, 9, 21, 33; 16 frames a second: 1.3 s is frame 20.8."""
-    chunks = follow(tiny.stream(DAY, seed=2), [Cue(1.3, NIGHT)], tiny.fps, recache="sinks")
+    chunks = ScriptedStream(tiny.stream(DAY, seed=2), [Cue(1.3, NIGHT)], tiny.fps, recache="sinks")
     scripted = list(islice(chunks, 4))
     assert [chunk.switch is not None for chunk in scripted] == [False, False, True, False]
     by_hand = tiny.stream(DAY, seed=2)
@@ -58,6 +58,6 @@ def test_a_prompt_begins_with_the_first_chunk_at_its_time_or_later(tiny):
 @pytest.mark.whole
 def test_the_picture_follows_the_prompt(tiny):
     """Noon is bright and night is dark."""
-    chunks = list(islice(follow(tiny.stream(DAY), [Cue(3, NIGHT)], tiny.fps), 12))
+    chunks = list(islice(ScriptedStream(tiny.stream(DAY), [Cue(3, NIGHT)], tiny.fps), 12))
     before, after = (torch.cat([chunk.frames for chunk in part]).float().mean() for part in (chunks[:4], chunks[-4:]))
     assert after < 0.6 * before

@@ -49,7 +49,7 @@ def write(video: Video, pipe: Pipeline, stream: Stream, total: int | None) -> in
     from lolrt.media.latents import LatentsFile
     from lolrt.media.output import open_output
     from lolrt.session.saver import Saver
-    from lolrt.session.script import follow
+    from lolrt.session.script import ScriptedStream
 
     options, resumed = video.options, video.resumed
     position = Position(**resumed.position) if resumed else None
@@ -59,7 +59,9 @@ def write(video: Video, pipe: Pipeline, stream: Stream, total: int | None) -> in
     if options.dvr and options.save_every and options.save_every > options.dvr * pipe.fps:
         raise Error(f"--save-every {options.save_every} is longer than the {options.dvr:g} s that --dvr keeps: save more often")
     coming = [cue for cue in video.cues[1:] if resumed is None or cue.seconds * pipe.fps > resumed.last_chunk]
-    chunks = follow(stream, coming, pipe.fps, recache=options.recache, over_chunks=options.switch_chunks, frames=written)
+    chunks: Iterator[Chunk] = ScriptedStream(
+        stream, coming, pipe.fps, recache=options.recache, over_chunks=options.switch_chunks, frames=written
+    )
     if pipe.dit.device.type == "cuda" and not options.save_every:  # a snapshot must match what has been written
         chunks = one_ahead(chunks)
     size = pipe.height, pipe.width, pipe.fps

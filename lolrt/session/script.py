@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,17 +55,25 @@ def parse_script(text: str, name: str) -> list[Cue]:
     return cues
 
 
-def follow(
-    stream: Stream, cues: Sequence[Cue], fps: float, *, recache: Recache = "window", over_chunks: int = 1, frames: int = 0
-) -> Iterator[Chunk]:
-    """The chunks of a stream. Each cue's prompt takes effect at the first chunk that begins at the cue's time or later.
+class ScriptedStream(Iterator[Chunk]):
+    """The chunks of a stream. Each cue's prompt takes effect at the first chunk that begins at the cue's time or later. After an error the
+    next call goes on where the last one was.
 
     frames: the number of video frames that the stream has made before.
     """
-    coming = deque(cues)
-    while True:
-        while coming and coming[0].seconds * fps <= frames:
-            stream.set_prompt(coming.popleft().prompt, recache=recache, over_chunks=over_chunks)
-        chunk = next(stream)
-        frames += chunk.n_frames
-        yield chunk
+
+    def __init__(
+        self, stream: Stream, cues: Iterable[Cue], fps: float, *, recache: Recache = "window", over_chunks: int = 1, frames: int = 0
+    ) -> None:
+        self.stream, self.fps, self.frames = stream, fps, frames
+        self._coming = deque(cues)
+        self._recache: Recache = recache
+        self._over_chunks = over_chunks
+
+    def __next__(self) -> Chunk:
+        while self._coming and self._coming[0].seconds * self.fps <= self.frames:
+            self.stream.set_prompt(self._coming[0].prompt, recache=self._recache, over_chunks=self._over_chunks)
+            self._coming.popleft()
+        chunk = next(self.stream)
+        self.frames += chunk.n_frames
+        return chunk
