@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from lolrt.train.journey.flow import APART, camera_speed
 from lolrt.train.journey.landscape import labels, render
 from lolrt.train.journey.measure import RULED, SWITCHED, steady_prompts, switch
 from lolrt.train.journey.reading import CLEAR, GROUPS, QUESTIONS, WorldDrawing, answers_of, draw_world, examples, has_subject
-from lolrt.train.journey.watch import SCRIPTED, Video, Watched, scripted, see
-from lolrt.train.journey.world import HEIGHT, SPEEDS, VOCABULARY, WIDTH, World
+from lolrt.train.journey.watch import OWN, SCRIPTED, Video, Watched, decoded, latents, see, watched
+from lolrt.train.journey.world import HEIGHT, SPEEDS, VOCABULARY, WIDTH, World, named
 from lolrt.train.reader import UNKNOWN
 from lolrt.train.spoilt import KINDS, WHOLE
 from lolrt.train.text import values
@@ -88,11 +89,31 @@ def test_the_change_at_borders_is_that_of_the_frames_with_which_chunks_begin() -
     assert seen.border_change() == 3.0
 
 
-def test_scripted_video_is_seen_through_the_vae_alone():
+def test_scripted_video_is_seen_through_the_vae_alone(tmp_path: Path) -> None:
     """Chunks have the frames that a stream's have, and are what the world draws."""
     pipe, told = lolrt.load("journey"), next(steady_prompts(1))
-    chunks = list(scripted(pipe, Video(SCRIPTED, ((0, told),), 5, 3)))
+    chunks = list(decoded(pipe, latents(pipe, Video(SCRIPTED, ((0, told),), 5, 3), tmp_path)))
     assert list(map(len, chunks)) == [len(chunk.frames) for chunk in islice(pipe.stream("a red car"), 3)] == [9, 12, 12]
     drawn = render(World(5, ((0, told),)), torch.arange(33))[0].permute(0, 2, 3, 1)
     assert (torch.cat(chunks).float() - drawn.float()).square().mean() < 255**2 / 10**2.7
     assert see(chunks).first_frames.tolist() == [0, 9, 21]
+
+
+def test_what_is_watched_is_what_a_stream_shows_and_another_vae_decodes_the_same_latents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = lolrt.load("journey")
+    red, blue = ({**next(steady_prompts(1)), "colour": colour} for colour in (0, 3))
+    video = Video(OWN, ((0, red), (2, blue)), 5, 3)
+    stream = pipe.stream(" ".join(named(red)), seed=5)
+    shown = [next(stream).frames, next(stream).frames]
+    stream.set_prompt(" ".join(named(blue)))
+    shown.append(next(stream).frames)
+    seen = watched(pipe, video, tmp_path)
+    assert torch.equal(seen.pictures, torch.stack([frames[-1] for frames in shown]))
+
+    monkeypatch.setattr(pipe, "latent_stream", None)  # they are there
+    assert torch.equal(watched(pipe, video, tmp_path).pictures, seen.pictures)
+    with torch.no_grad():
+        pipe.vae.decoder.head[-1].bias += 0.1
+    assert not torch.equal(watched(pipe, video, tmp_path).pictures, seen.pictures)

@@ -20,7 +20,7 @@ from lolrt.train.codec_pca import load_codec, to_unit
 from lolrt.train.journey.data import DataSizes, draw_clip
 from lolrt.train.journey.landscape import render
 from lolrt.train.journey.reading import GROUPS, accuracy, has_subject, kept_reader, shows
-from lolrt.train.journey.watch import CHUNK_SECONDS, LOOKS, OWN, PLAIN, SCRIPTED, Video, Watched, videos_folder, watched
+from lolrt.train.journey.watch import CHUNK_SECONDS, LOOKS, OWN, PLAIN, SCRIPTED, Video, Watched, watched
 from lolrt.train.journey.world import SPEEDS, VOCABULARY, Prompt, World, draw_prompt, named
 from lolrt.train.reader import Reader, first_run
 from lolrt.train.teacher_forcing import CHUNK
@@ -68,10 +68,9 @@ def measure(out: Path, work: Path, seed: int, data: DataSizes, effort: Effort) -
     keep(out, sizes=sizes, codec={"frames": effort.codec_frames, "decibels": quality})
     reader = kept_reader(work, seed, effort.training, effort.training_steps)
     keep(out, reader={"worlds": effort.held_out, "right": accuracy(reader, vae, seed, effort.held_out)})
-    folder = videos_folder(work, pipe)
-    keep(out, long_run={"minutes": effort.minutes, "videos": list(long_videos(pipe, reader, effort, folder))})
-    keep(out, returns=returns(pipe, reader, effort, folder))
-    keep(out, switches=switches(pipe, reader, effort, folder))
+    keep(out, long_run={"minutes": effort.minutes, "videos": list(long_videos(pipe, reader, effort, work))})
+    keep(out, returns=returns(pipe, reader, effort, work))
+    keep(out, switches=switches(pipe, reader, effort, work))
 
 
 def steady_prompts(count: int) -> Iterator[Prompt]:
@@ -83,13 +82,13 @@ def steady_prompts(count: int) -> Iterator[Prompt]:
         yield {**prompt, "subject": number % 4, "place": place, "time": prompt["time"] % 4, "weather": 0, "speed": number % 2}
 
 
-def long_videos(pipe: Pipeline, reader: Reader, effort: Effort, folder: Path) -> Iterator[dict[str, Any]]:
+def long_videos(pipe: Pipeline, reader: Reader, effort: Effort, work: Path) -> Iterator[dict[str, Any]]:
     """What was measured of each long video; a prompt's number is its seed."""
     chunks = round(60 * effort.minutes / CHUNK_SECONDS)
     for policy in (OWN, PLAIN, SCRIPTED):
         for seed, prompt in enumerate(steady_prompts(effort.videos)):
             length = chunks // effort.minutes if policy == SCRIPTED else chunks  # it does not change with time
-            seen = watched(pipe, Video(policy, ((0, prompt),), seed, length), folder)
+            seen = watched(pipe, Video(policy, ((0, prompt),), seed, length), work)
             found = {"policy": policy, "prompt": " ".join(named(prompt)), **judged(seen, reader, prompt, effort.minutes)}
             print({name: value for name, value in found.items() if name != "right"}, flush=True)
             yield found
@@ -128,7 +127,7 @@ def data_looks(prompt: Prompt) -> dict[str, np.ndarray]:
     return {look.__name__: look(pictures) for look in LOOKS}
 
 
-def returns(pipe: Pipeline, reader: Reader, effort: Effort, folder: Path) -> dict[str, dict[str, list[float]]]:
+def returns(pipe: Pipeline, reader: Reader, effort: Effort, work: Path) -> dict[str, dict[str, list[float]]]:
     """Does a video fall back to the place that it has left? The prompt of each changes its place, and nothing else; of the chunks around
     each latent frame of RETURNS, and of as many right before them, the share that shows the first place. policy -> frame -> shares."""
     found: dict[str, dict[str, list[float]]] = {}
@@ -137,7 +136,7 @@ def returns(pipe: Pipeline, reader: Reader, effort: Effort, folder: Path) -> dic
         for seed, old in enumerate(steady_prompts(effort.returns)):
             new = {**old, "place": (old["place"] + 2 + seed // 4) % len(text.values(VOCABULARY, "place"))}
             video = Video(policy, ((0, old), (effort.before, new)), seed, RETURNS[-1] // CHUNK + AROUND + 1)
-            back = reader.read(watched(pipe, video, folder).pictures)["place"] == old["place"]
+            back = reader.read(watched(pipe, video, work).pictures)["place"] == old["place"]
             for frame, shares in found[policy].items():
                 chunk = int(frame) // CHUNK
                 shares.append(float(back[chunk - AROUND : chunk + AROUND + 1].float().mean()))
@@ -145,14 +144,14 @@ def returns(pipe: Pipeline, reader: Reader, effort: Effort, folder: Path) -> dic
     return found
 
 
-def switches(pipe: Pipeline, reader: Reader, effort: Effort, folder: Path) -> dict[str, Any]:
+def switches(pipe: Pipeline, reader: Reader, effort: Effort, work: Path) -> dict[str, Any]:
     """Seconds from each switch until STAYS chunks in a row show the new value of a group, by the end of the first of them; None where
     that does not come."""
     seconds: dict[str, list[float | None]] = {group: [] for group in GROUPS}
     for seed in range(effort.switches):
         old, new = switch(seed)
         script = ((0, old), (effort.before, new))
-        read = reader.read(watched(pipe, Video(OWN, script, seed, effort.before + effort.after), folder).pictures[effort.before :])
+        read = reader.read(watched(pipe, Video(OWN, script, seed, effort.before + effort.after), work).pictures[effort.before :])
         for group in GROUPS:
             if new[group] != old[group]:
                 at = first_run(read[group] == new[group], STAYS)

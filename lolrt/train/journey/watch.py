@@ -6,14 +6,14 @@ What was seen is kept in a folder, a file for each video: what was interrupted g
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lolrt.engine.kv_window import Window
 from lolrt.lab.pictures import luminance, saturation, sharpness
@@ -77,35 +77,52 @@ def policies(pipe: Pipeline) -> dict[str, tuple[Rope, Window]]:
     return {OWN: (pipe.rope, pipe.window), PLAIN: (Rope(sigma=0), Window())}
 
 
-def watched(pipe: Pipeline, video: Video, folder: Path) -> Watched:
-    path = folder / f"{video.key}.pt"
+def watched(pipe: Pipeline, video: Video, work: Path) -> Watched:
+    """What was seen of a video, kept in `work` by the weights of both models. Its latents are kept by those of the DiT alone, so that
+    another VAE can decode them."""
+    return Watched(*kept(work / "videos", video, (pipe.dit, pipe.vae), lambda: tuple(see(decoded(pipe, latents(pipe, video, work))))))
+
+
+def kept(folder: Path, video: Video, models: Iterable[object], make: Callable[[], Any]) -> Any:
+    weights = hashlib.sha256(b"".join(fingerprint(cast(nn.Module, model).state_dict()).digest() for model in models)).hexdigest()[:12]
+    path = folder / weights / f"{video.key}.pt"
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        torch.save(tuple(watch(pipe, video)), partial)
+        torch.save(make(), partial)
         partial.replace(path)
-    return Watched(*torch.load(path))
+    return torch.load(path)
 
 
-def watch(pipe: Pipeline, video: Video) -> Watched:
-    return see(scripted(pipe, video) if video.policy == SCRIPTED else streamed(pipe, video))
+def latents(pipe: Pipeline, video: Video, work: Path) -> Tensor:
+    """float32 [frames, z, h, w]."""
+    if video.policy == SCRIPTED:
+        return scripted(pipe, video)
+    return cast(Tensor, kept(work / "latents", video, (pipe.dit,), lambda: streamed(pipe, video)))
 
 
-def streamed(pipe: Pipeline, video: Video) -> Iterator[Tensor]:
-    """The frames of each chunk, uint8 [n, height, width, 3]."""
+def streamed(pipe: Pipeline, video: Video) -> Tensor:
+    """The latents of a stream."""
     rope, window = policies(pipe)[video.policy]
-    prompts = {chunk: " ".join(named(prompt)) for chunk, prompt in video.script}
-    stream = pipe.stream(prompts[0], seed=video.seed, rope=rope, window=window)
+    prompts = {chunk: pipe.encode_text(" ".join(named(prompt))) for chunk, prompt in video.script}
+    stream = pipe.latent_stream(" ".join(named(video.script[0][1])), seed=video.seed, rope=rope, window=window)
+    made = []
     for number in range(video.chunks):
         if number and number in prompts:
             stream.set_prompt(prompts[number])
-        yield next(stream).frames
+        made.append(next(stream).latents)
+    return torch.cat(made)
 
 
-def scripted(pipe: Pipeline, video: Video) -> Iterator[Tensor]:
-    """The same of a scripted world with these prompts, encoded and decoded."""
+def scripted(pipe: Pipeline, video: Video) -> Tensor:
+    """Those of a scripted world with these prompts."""
     world = World(video.seed, tuple((video_frame(CHUNK * chunk), prompt) for chunk, prompt in video.script))
     drawn, _ = render(world, torch.arange(video_frame(CHUNK * video.chunks)))
-    latents = pipe.encode_video(list(drawn.permute(0, 2, 3, 1)))
+    return pipe.encode_video(list(drawn.permute(0, 2, 3, 1)))
+
+
+def decoded(pipe: Pipeline, latents: Tensor) -> Iterator[Tensor]:
+    """The frames of each chunk, uint8 [n, height, width, 3]."""
     state: State = {}
     for part in latents.split(CHUNK):
         yield pixels(pipe.vae.decode(part, state))
@@ -122,10 +139,3 @@ def see(chunks: Iterable[Tensor]) -> Watched:
         first_frames.append(count)
         last, count = frames[-1], count + len(frames)
     return Watched(torch.stack(pictures), torch.tensor(speed), torch.cat(change), torch.tensor(first_frames))
-
-
-def videos_folder(work: Path, pipe: Pipeline) -> Path:
-    """Where what was seen of this model's videos is kept; another model has another folder."""
-    folder = work / "videos" / fingerprint(pipe.dit.state_dict()).hexdigest()[:12]
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
