@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 MEASURED = "measured.json"
-STAGES = ("decoder", "encoder", "vae", "dit")  # as the log calls them
+STAGES = ("decoder", "encoder", "vae", "finetune", "dit")  # as the log calls them
 
 
 def keep(out: Path, **sections: Any) -> None:
@@ -18,8 +18,8 @@ def keep(out: Path, **sections: Any) -> None:
 
 
 def cost(log: Path) -> str:
-    """A table of the minutes and steps of each stage, from lines like "dit 75.0 min step 3198 ..."; a run that begins anew counts from
-    nothing."""
+    """A table of the minutes and steps of each stage that the log names, from lines like "dit 75.0 min step 3198 ..."; a run that begins
+    anew counts from nothing."""
     spent = {stage: [(0.0, 0)] for stage in STAGES}
     for line in log.read_text().splitlines():
         stage, minutes, _, _, steps = line.split()[:5]
@@ -27,9 +27,8 @@ def cost(log: Path) -> str:
         if int(steps) < runs[-1][1]:
             runs.append((0.0, 0))
         runs[-1] = (float(minutes), int(steps))
-    return table(
-        ["stage", "minutes", "steps"], [[name, f"{sum(m for m, _ in of):.0f}", str(sum(n for _, n in of))] for name, of in spent.items()]
-    )
+    rows = [[stage, f"{sum(m for m, _ in runs):.0f}", str(sum(n for _, n in runs))] for stage, runs in spent.items() if runs[-1][1]]
+    return table(["stage", "minutes", "steps"], rows)
 
 
 def table(titles: list[str], rows: list[list[str]]) -> str:

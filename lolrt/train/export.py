@@ -27,19 +27,20 @@ SAMPLER = {
 
 
 def export(
-    out: Path, *, dit: DiTConfig, dit_weights: Path, vae: VAEConfig, vae_weights: Path, seed: int, vocabulary: Vocabulary,
+    out: Path, *, dit: DiTConfig, dit_weights: Path | None, vae: VAEConfig, vae_weights: Path, seed: int, vocabulary: Vocabulary,
     filler: list[str], settings: dict[str, Any], in_8_bits: bool = False,
 ) -> None:  # fmt: skip
     """Writes config, weights (bfloat16, Wan's names), text table and settings to `out`.
 
-    dit_weights, vae_weights: checkpoints; their averaged weights are used. settings: the contents of model.json. in_8_bits: the matrices of
-    the DiT are stored as int8 values with a scale for each row, in half the space.
+    dit_weights, vae_weights: checkpoints; their averaged weights are used. Without the DiT's, those in `out` stay. settings: the contents
+    of model.json. in_8_bits: the matrices of the DiT are stored as int8 values with a scale for each row, in half the space.
     """
     out.mkdir(parents=True, exist_ok=True)
     wan = {"_class_name": "WanModel", "model_type": "t2v", "qk_norm": True, "cross_attn_norm": True}
     _write_json(out / "config.json", {**wan, **asdict(dit)})
-    stored = _rows_in_8_bits if in_8_bits else _bfloat16
-    _write_weights(out / "diffusion_pytorch_model.safetensors", stored(torch.load(dit_weights)["averaged"]))
+    if dit_weights is not None:
+        stored = _rows_in_8_bits if in_8_bits else _bfloat16
+        _write_weights(out / "diffusion_pytorch_model.safetensors", stored(torch.load(dit_weights)["averaged"]))
     _write_json(out / "vae_config.json", asdict(vae))
     _write_weights(out / "vae.safetensors", _bfloat16(torch.load(vae_weights)["averaged"]))
     words, table = word_table(vocabulary, seed)

@@ -1,9 +1,9 @@
 """Command line: makes `journey` from scratch.
 
-    python -m lolrt.train.journey --work FOLDER                  # about 3 h on two cores: data; VAE and DiT side by side; measures
-    python -m lolrt.train.journey --work FOLDER --stages dit     # a stage alone; vae: the DiT's clips, and then the VAE
-
+    python -m lolrt.train.journey --work FOLDER                  # about 4 h on two cores: the DiT beside clips and VAE; measures
     python -m lolrt.train.journey --work FOLDER --start lolrt/_embedded/journey    # goes on from the model of the package
+
+    python -m lolrt.train.journey --work FOLDER --start lolrt/_embedded/journey --stages data finetune measure    # only its decoder
 
 Every stage resumes from its checkpoint in the work folder, which is at most some minutes old, and is skipped when it is complete.
 """
@@ -17,12 +17,12 @@ from lolrt.train.journey.card import write_card
 from lolrt.train.journey.data import make_pixels
 from lolrt.train.journey.export import export
 from lolrt.train.journey.measure import measure
-from lolrt.train.journey.plan import Plan, dit_stage, pixels_stage
+from lolrt.train.journey.plan import Plan, clips_stage, dit_stage, finetune_stage, vae_stage
 from lolrt.train.journey.start import take_over
 from lolrt.workers import pool
 
 SHIPPED = Path(__file__).parents[2] / "_embedded" / "journey"
-STAGES = ("data", "vae", "dit", "ship", "measure")
+STAGES = ("data", "clips", "vae", "dit", "ship", "finetune", "measure")
 
 
 def main() -> None:
@@ -42,15 +42,18 @@ def main() -> None:
     if "data" in args.stages:
         make_pixels(args.work, plan.seed, plan.data, workers=2, z_dim=plan.z_dim)
     with pool(2) as processes:
-        jobs = [
-            processes.submit(job, args.work, plan) for stage, job in (("vae", pixels_stage), ("dit", dit_stage)) if stage in args.stages
-        ]
+        # The first has a process to itself, and draws from clips as they come.
+        stages = (("dit", dit_stage), ("clips", clips_stage), ("vae", vae_stage))
+        jobs = [processes.submit(job, args.work, plan) for stage, job in stages if stage in args.stages]
         for job in jobs:
             job.result()
     if "ship" in args.stages:
         export(args.work, args.out, plan.dit, plan.vae, plan.seed)
+    set_threads(1)  # the bits of streams depend on it
+    if "finetune" in args.stages:
+        finetune_stage(args.work, plan, args.out)
+        export(args.work, args.out, plan.dit, plan.vae, plan.seed)
     if "measure" in args.stages:
-        set_threads(1)  # the bits of long videos depend on it
         measure(args.out, args.work, plan.seed, plan.data, plan.effort)
         write_card(args.out)
 

@@ -39,6 +39,8 @@ class DataSizes:
     pixels: int = 2400
     train: int = 6400
     held_out: int = 64
+    made: int = 60
+    """Streams of the DiT that the decoder is fine-tuned on."""
 
 
 @dataclass(frozen=True)
@@ -137,20 +139,22 @@ def _save(value: object, path: Path) -> None:
 
 
 def make_pixels(work: Path, seed: int, sizes: DataSizes, workers: int, z_dim: int) -> None:
-    """Fits the PCA and draws the VAE's clips: pca.pt, and train.pt and held_out.pt with pixels uint8 [clips, 17, 3, H, W]."""
-    if not (work / "pca.pt").exists():
-        with pool(workers) as processes:
+    """Draws the VAE's clips and fits the PCA, where they are not there yet: train.pt and held_out.pt with pixels uint8 [clips, 17, 3, H,
+    W], and pca.pt."""
+    with pool(workers) as processes:
 
-            def drawn(offset: int, count: int) -> Tensor:
-                ranges = [range(start, min(start + 50, count)) for start in range(0, count, 50)]
-                return torch.cat(list(processes.map(_pixels, [seed + offset] * len(ranges), ranges)))
+        def drawn(offset: int, count: int) -> Tensor:
+            ranges = [range(start, min(start + 50, count)) for start in range(0, count, 50)]
+            return torch.cat(list(processes.map(_pixels, [seed + offset] * len(ranges), ranges)))
 
-            _save({"pixels": drawn(1, sizes.pixels)}, work / "train.pt")
-            _save({"pixels": drawn(2, sizes.held_out)}, work / "held_out.pt")
+        for name, offset, count in (("train", 1, sizes.pixels), ("held_out", 2, sizes.held_out)):
+            if not (work / f"{name}.pt").exists():
+                _save({"pixels": drawn(offset, count)}, work / f"{name}.pt")
+        if not (work / "pca.pt").exists():
             sample = to_unit(drawn(3, sizes.pca))
-        codec = PCACodec.fit(sample, z_dim)
-        print(f"PCA of {sizes.pca} clips: {codec.psnr(sample[:100]):.2f} dB", flush=True)
-        _save(vars(codec), work / "pca.pt")
+            codec = PCACodec.fit(sample, z_dim)
+            print(f"PCA of {sizes.pca} clips: {codec.psnr(sample[:100]):.2f} dB", flush=True)
+            _save(vars(codec), work / "pca.pt")
 
 
 def _shard(work: Path, name: str, seed: int, number: int, codec: PCACodec, clips: int) -> None:

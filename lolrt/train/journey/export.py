@@ -29,14 +29,16 @@ EXAMPLE_PROMPTS = [
 
 
 def export(work: Path, out: Path, dit: DiTConfig, vae: VAEConfig, seed: int) -> None:
-    """Writes the model whose checkpoints are in `work` to `out`. Its DiT is in 8 bits, so that the package stays small."""
+    """Writes the model whose checkpoints are in `work` to `out`. Its DiT is in 8 bits, so that the package stays small. If no DiT was
+    trained, `out` keeps its own."""
     settings = {
         "name": "journey", "fps": FPS, "height": HEIGHT, "width": WIDTH,
         "sampler": SAMPLER, "rope": ROPE, "example_prompts": EXAMPLE_PROMPTS,
     }  # fmt: skip
+    trained = work / "dit.pt"
     layout.export(
-        out, dit=dit, dit_weights=work / "dit.pt", vae=vae, vae_weights=work / "vae.pt", seed=seed, vocabulary=VOCABULARY,
-        filler=FILLER, settings=settings, in_8_bits=True,
+        out, dit=dit, dit_weights=trained if trained.exists() else None, vae=vae, vae_weights=work / "vae.pt", seed=seed,
+        vocabulary=VOCABULARY, filler=FILLER, settings=settings, in_8_bits=True,
     )  # fmt: skip
     save_file({name: torch.as_tensor(value).clone() for name, value in vars(load_codec(work)).items()}, out / CODEC)
     (out / CODEC).chmod(0o644)  # safetensors writes files that only the owner can read
