@@ -61,12 +61,12 @@ and from PCA latents, which is what the DiT makes; the drift compares the second
 
 {codec}
 
-## {minutes} minutes
+## Long videos
 Share of the chunks, in per cent, with exactly one whole subject of the kind and colour of the prompt, in all and in the last minute; that
 show the prompt's place, time and weather; the camera's speed over what was asked (median; on scripted video the ruler is within 5 %); the
 change between frames where chunks begin over that elsewhere; and luminance, saturation and sharpness of the last minute, in standard
-deviations from the mean of scripted frames of the same prompt. The last rows are a minute of scripted video that went through the VAE:
-what they miss, the DiT cannot have:
+deviations from the mean of scripted frames of the same prompt. The last rows are scripted video that went through the VAE: what they
+miss, the DiT cannot have:
 
 {long_run}
 
@@ -106,7 +106,6 @@ def write_card(out: Path) -> None:
             reader=table(["question", "right"], [[_question(what), _percent(share)] for what, share in reader["right"].items()]),
             frames=codec["frames"],
             codec=table([name.replace("_", " ") for name in codec["decibels"]], [[f"{value:.2f}" for value in codec["decibels"].values()]]),
-            minutes=long_run["minutes"],
             long_run=_long_run(long_run["videos"]),
             returns_videos=len(next(iter(measured["returns"][OWN].values()))),
             before=switches["before_seconds"],
@@ -137,13 +136,13 @@ def _long_run(videos: list[dict[str, Any]]) -> str:
     drifts = list(videos[0]["drift"])
     rows = [
         [
-            video["policy"], video["prompt"], _percent(mean(video["right"])), _percent(video["right"][-1]),
+            video["policy"], str(video["minutes"]), video["prompt"], _percent(mean(video["right"])), _percent(video["right"][-1]),
             *(_percent(video["read"][group]) for group in shown), f"{video['speed']:.2f}", f"{video['border']:.2f}",
             *(f"{video['drift'][name]:+.1f}" for name in drifts),
         ]
         for video in videos
     ]  # fmt: skip
-    return table(["policy", "prompt", "subject", "last minute", *shown, "speed", "border", *drifts], rows)
+    return table(["policy", "minutes", "prompt", "subject", "last minute", *shown, "speed", "border", *drifts], rows)
 
 
 def _returns(found: dict[str, dict[str, list[float]]]) -> str:

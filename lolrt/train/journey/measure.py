@@ -41,6 +41,8 @@ class Effort:
     codec_clips: int = 12
     codec_frames: int = 81
     minutes: int = 10
+    plain_minutes: int = 2
+    """Past all frames of RETURNS."""
     videos: int = 4
     """Of each policy, of the first subjects in turns."""
     returns: int = 8
@@ -84,12 +86,10 @@ def steady_prompts(count: int) -> Iterator[Prompt]:
 
 def long_videos(pipe: Pipeline, reader: Reader, effort: Effort, work: Path) -> Iterator[dict[str, Any]]:
     """What was measured of each long video; a prompt's number is its seed."""
-    chunks = round(60 * effort.minutes / CHUNK_SECONDS)
-    for policy in (OWN, PLAIN, SCRIPTED):
+    for policy, minutes in ((OWN, effort.minutes), (PLAIN, effort.plain_minutes), (SCRIPTED, 1)):
         for seed, prompt in enumerate(steady_prompts(effort.videos)):
-            length = chunks // effort.minutes if policy == SCRIPTED else chunks  # it does not change with time
-            seen = watched(pipe, Video(policy, ((0, prompt),), seed, length), work)
-            found = {"policy": policy, "prompt": " ".join(named(prompt)), **judged(seen, reader, prompt, effort.minutes)}
+            seen = watched(pipe, Video(policy, ((0, prompt),), seed, round(60 * minutes / CHUNK_SECONDS)), work)
+            found = {"policy": policy, "minutes": minutes, "prompt": " ".join(named(prompt)), **judged(seen, reader, prompt, minutes)}
             print({name: value for name, value in found.items() if name != "right"}, flush=True)
             yield found
 

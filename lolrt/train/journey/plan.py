@@ -43,7 +43,7 @@ class Plan:
 
     @classmethod
     def smoke(cls, seed: int) -> "Plan":
-        return cls(seed, 0.05, 0.05, 0.05, 8, DataSizes(4, 6, 4, 4, 2), 64, 1, 2, 1, False, Effort(1, 9, 1, 1, 1, 1, 3, 4, 22, 2, 11))
+        return cls(seed, 0.05, 0.05, 0.05, 8, DataSizes(4, 6, 4, 4, 2), 64, 1, 2, 1, False, Effort(1, 9, 1, 1, 1, 1, 1, 3, 4, 22, 2, 11))
 
     @property
     def dit(self) -> DiTConfig:
