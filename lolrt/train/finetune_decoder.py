@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lolrt.models.vae.layers import VAEConfig
 from lolrt.models.vae.wan import CausalVAE
-from lolrt.train.codec_pca import SPATIAL, TEMPORAL, load_codec, to_unit
+from lolrt.train.codec_pca import SPATIAL, TEMPORAL, load_codec
 from lolrt.train.run import Run, autocast
 from lolrt.train.teacher_forcing import CHUNK
-from lolrt.train.train_vae import CROP, half_parameters, random_crops, reconstruction_loss, round_trip_report, split_parameters
+from lolrt.train.train_vae import CROP, load_videos, random_crops, reconstruction_loss, round_trip_report, split_parameters, train_only
 
 PEAK_LR = 8e-4
 MOST_NOISE = 0.16  # of the latents, drawn anew for each clip, as those of a DiT are not exact
@@ -79,13 +79,9 @@ def finetune_decoder(work: Path, minutes: float, config: VAEConfig, made: Tensor
     trained = torch.load(work / "vae.pt")
     vae = CausalVAE(config)
     vae.load_state_dict(trained["averaged"])
-    parameters = half_parameters(vae, decoder=True)
-    vae.requires_grad_(False)
-    for p in parameters.values():
-        p.requires_grad_(True)
+    parameters = train_only(vae, decoder=True)
     codec = load_codec(work)
-    pixels = torch.load(work / "train.pt", mmap=True)["pixels"]
-    held_out = to_unit(torch.load(work / "held_out.pt", mmap=True)["pixels"][:8])
+    pixels, held_out = load_videos(work)
     run = Run("finetune", work, vae, split_parameters(parameters), minutes, PEAK_LR)
     while run.going():
         generator = run.generator()

@@ -103,6 +103,21 @@ def half_parameters(vae: CausalVAE, decoder: bool) -> dict[str, nn.Parameter]:
     return {name: p for name, p in vae.named_parameters() if name.startswith(prefixes)}
 
 
+def train_only(vae: CausalVAE, *, decoder: bool) -> dict[str, nn.Parameter]:
+    """Freezes all but the decoder, or all but the encoder, whose parameters are returned."""
+    parameters = half_parameters(vae, decoder)
+    vae.requires_grad_(False)
+    for p in parameters.values():
+        p.requires_grad_(True)
+    return parameters
+
+
+def load_videos(work: Path) -> tuple[Tensor, Tensor]:
+    """The clips to train on, uint8 [clips, frames, 3, H, W], and eight that are held out, float [8, 3, frames, H, W] in [-1, 1]."""
+    held_out = torch.load(work / "held_out.pt", mmap=True)["pixels"][:8]
+    return torch.load(work / "train.pt", mmap=True)["pixels"], to_unit(held_out)
+
+
 def split_parameters(parameters: dict[str, nn.Parameter]) -> Muon:
     """An optimiser with Muon for the kernels between features, and AdamW for layers on pixels, norms and biases."""
     ends = ("encoder.conv1.weight", "decoder.head.2.weight")
@@ -126,13 +141,9 @@ def train_half(work: Path, seed: int, minutes: float, config: VAEConfig, *, deco
     """Trains the decoder or the encoder against the PCA latents; leaves `decoder.pt` or `encoder.pt` in `work`."""
     vae = CausalVAE(config)
     initialize(vae, seed)
-    parameters = half_parameters(vae, decoder)
-    vae.requires_grad_(False)
-    for p in parameters.values():
-        p.requires_grad_(True)
+    parameters = train_only(vae, decoder=decoder)
     codec = load_codec(work)
-    pixels = torch.load(work / "train.pt", mmap=True)["pixels"]
-    held_out = to_unit(torch.load(work / "held_out.pt", mmap=True)["pixels"][:8])
+    pixels, held_out = load_videos(work)
     run = Run("decoder" if decoder else "encoder", work, vae, split_parameters(parameters), minutes, PEAK_LR)
     while run.going():
         generator = run.generator()
@@ -171,8 +182,7 @@ def train_joint(work: Path, seed: int, minutes: float, config: VAEConfig, *, bat
         trained = torch.load(work / f"{name}.pt")["averaged"]
         vae.load_state_dict({key: trained[key] for key in half_parameters(vae, decoder)}, strict=False)
     codec = load_codec(work)
-    pixels = torch.load(work / "train.pt", mmap=True)["pixels"]
-    held_out = to_unit(torch.load(work / "held_out.pt", mmap=True)["pixels"][:8])
+    pixels, held_out = load_videos(work)
     run = Run("vae", work, vae, split_parameters(dict(vae.named_parameters())), minutes, JOINT_LR)
     while run.going():
         generator = run.generator()
