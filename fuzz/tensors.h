@@ -1,4 +1,5 @@
-// What the fuzzers of the C ABI and of the binding make from bytes: numbers, and tensors with real memory.
+// What the fuzzers of the C ABI, of the binding and of the functions for TVM-FFI make from bytes: numbers, and tensors with real
+// memory.
 //
 // Sizes, strides, types and numbers are mostly right. A tensor has memory of exactly the span that its view claims; one whose
 // span is larger than that can be had has a NULL pointer, and one that no address space holds must be refused.

@@ -87,8 +87,9 @@ class Call {
     error_kind.clear(), error_text.clear();
     Any result;
     const int status = function(nullptr, arguments.get(), static_cast<int32_t>(count), &result);
-    const bool told =
-        (error_kind == "ValueError" || error_kind == "TypeError" || error_kind == "RuntimeError") && !error_text.empty();
+    const bool told = (error_kind == "ValueError" || error_kind == "TypeError" || error_kind == "RuntimeError" ||
+                       error_kind == "MemoryError") &&
+                      !error_text.empty();
     if (status == 0 ? !error_kind.empty() : status != -1 || !told) {
       std::fprintf(stderr, "status %d: %s: %s\n", status, error_kind.c_str(), error_text.c_str());
       std::abort();

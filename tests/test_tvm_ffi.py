@@ -164,18 +164,22 @@ def test_a_tensor_that_is_a_null_pointer_is_none(module: Any, kind: int) -> None
     # A DLTensor of one uint8: data, device, ndim, dtype, shape, strides, byte_offset.
     there = np.zeros(1, [("data", "u8"), ("device", "i4", 2), ("ndim", "i4"), ("dtype", "u1", 4), ("rest", "u8", 3)])
     there[0] = (ctypes.addressof(shape), (1, 0), 1, (1, 8, 1, 0), (ctypes.addressof(shape), 0, 0))
-    is_tensor = {
-        "kv_write": "-tttttt-ttt", "frame_attention": "-ttt-ttttt", "frame_attention_workspace": "-ttt-tttt", "gelu": "t",
-        "modulated_norm": "-tttttt", "sampler_step": "--tttt", "channel_norm": "-ttt", "conv3d": "tttttt", "rotation_table": "ttt",
+    # T: a tensor that must be there; t: one that may be none.
+    kinds_of = {
+        "kv_write": "-tttttt-ttt", "frame_attention": "-TTT-ttTtt", "frame_attention_workspace": "-TTT-ttTt", "gelu": "T",
+        "modulated_norm": "-TttTTT", "sampler_step": "--TTtT", "channel_norm": "-TTT", "conv3d": "tTTTtT", "rotation_table": "TTT",
+        "normal": "---T",
     }  # fmt: skip
-    for op, kinds in is_tensor.items():
-        for null in (number for number, letter in enumerate(kinds) if letter == "t"):
-            given = [TensorArgument(7, 0, there.ctypes.data) if letter == "t" else TensorArgument(1, 0, 1) for letter in kinds]
+    for op, kinds in kinds_of.items():
+        for null in (number for number, letter in enumerate(kinds) if letter in "tT"):
+            given = [TensorArgument(7, 0, there.ctypes.data) if letter in "tT" else TensorArgument(1, 0, 1) for letter in kinds]
             given[null] = TensorArgument(kind, 0, None)
             result = TensorArgument()
             call = getattr(library, f"__tvm_ffi_{op}")
             assert call(None, (TensorArgument * len(given))(*given), len(given), ctypes.byref(result)) == -1
-            assert library.lolrt_last_error().decode().startswith(op.removesuffix("_workspace")), op
+            text = library.lolrt_last_error().decode()
+            assert text.startswith(op.removesuffix("_workspace")), op
+            assert ("expected a tensor, got none" in text) == (kinds[null] == "T"), text
 
 
 def test_other_threads_of_python_run_meanwhile(module: Any) -> None:

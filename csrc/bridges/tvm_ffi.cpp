@@ -121,7 +121,11 @@ class Arguments {
     return argument.type == Any::none || (pointer && argument.as_pointer == nullptr);
   }
   [[noreturn]] void refuse(const Any &argument, const char *name, const char *expected) const {
-    set_error_text("%s: %s: expected %s, got an argument of TVM-FFI's type %d", op_, name, expected, argument.type);
+    if (is_none(argument)) {
+      set_error_text("%s: %s: expected %s, got none", op_, name, expected);
+    } else {
+      set_error_text("%s: %s: expected %s, got an argument of TVM-FFI's type %d", op_, name, expected, argument.type);
+    }
     throw WrongType{};
   }
 
