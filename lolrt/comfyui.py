@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -129,7 +130,10 @@ class NextChunks:
             picture = Image.fromarray(ready[-1][-1].numpy())
             # ComfyUI enlarges a smaller one, and may interrupt the run here as well.
             progress.update_absolute(100 * len(ready), preview=("JPEG", picture, min(max(picture.size), PREVIEW_PIXELS)))
-        return torch.cat([ready.popleft() for _ in range(chunks)]).float() / 255, float(stream.chunks.fps)
+        frames = torch.cat(list(islice(ready, chunks))).float() / 255
+        for _ in range(chunks):
+            ready.popleft()
+        return frames, float(stream.chunks.fps)
 
 
 NODE_CLASS_MAPPINGS = {"LolrtLoadModel": LoadModel, "LolrtBeginStream": BeginStream, "LolrtNextChunks": NextChunks}

@@ -60,6 +60,7 @@ class ComfyUI:
         deadline = time.monotonic() + SECONDS
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
                 raise AssertionError(f"ComfyUI does not answer:\n{self.log.read_text()[-4000:]}")
             time.sleep(0.5)
         self.socket = connect(f"ws://{self.address}/ws?clientId=test", max_size=None)

@@ -7,6 +7,7 @@ if it has one.
 from __future__ import annotations
 
 import importlib
+import inspect
 import itertools
 import json
 import os
@@ -115,8 +116,8 @@ def expected(server: ComfyUI, quick_model: Path, tmp_path_factory: pytest.TempPa
     """Streams that ComfyUI has no part in, by the torch that it has."""
     path = tmp_path_factory.mktemp("expected") / "chunks.pt"
     script = (
-        "import sys, torch, lolrt; from tests.test_comfyui import by_hand; pipe = lolrt.load(sys.argv[1]);"
-        "torch.save({'7': by_hand(pipe, 7, 12, 5), '8': by_hand(pipe, 8, 1, 5)}, sys.argv[2])"
+        f"import sys, torch, lolrt\nNOON, NIGHT = {NOON!r}, {NIGHT!r}\n{inspect.getsource(by_hand)}\npipe = lolrt.load(sys.argv[1])\n"
+        "torch.save({'7': by_hand(pipe, 7, 7, 5), '8': by_hand(pipe, 8, 1, 5)}, sys.argv[2])"
     )
     subprocess.run([server.python, "-c", script, str(quick_model), str(path)], check=True, cwd=NODES.parents[1])
     return {seed: [chunk.numpy() for chunk in chunks] for seed, chunks in torch.load(path).items()}
