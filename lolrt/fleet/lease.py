@@ -1,7 +1,7 @@
 """Which replica has which session: a table of leases.
 
 Nothing here reads a clock, sends a message or touches a file: every method gets the time, in seconds by the clock of the process that has
-the table. A replica reports every few hundred milliseconds (`Beat`), which renews its leases, and gets `Orders`. The table never calls out.
+the table. A replica reports at least once a second (`Beat`), which renews its leases, and gets `Orders`. The table never calls out.
 
 The table may be lost: replicas report what they have, and the store says which sessions exist. A new table waits for a lease's length
 before it gives away what nobody has reported. Leases keep two replicas from doing the same work; that only one of two can write is up to
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-# How often a replica reports, and how many reports a second all replicas send together: many report less often.
+# Seconds between the reports of a replica, and how many reports a second all send together before each reports less often.
 BEAT_SECONDS, MOST_BEATS = 0.4, 1000.0
 
 

@@ -22,7 +22,8 @@ class Leases(Protocol):
         many it is to report again."""
 
     async def place(self, sessions: Sequence[str], at: str | None = None) -> dict[str, str | None]:
-        """The addresses of the replicas that are to open new sessions: the one at the address `at`, or any; None: no replica has room."""
+        """The addresses of the replicas that are to open new sessions: the one at the address `at`, or any; None: no replica has room, or
+        the session is between two replicas."""
 
     async def locate(self, sessions: Sequence[str]) -> dict[str, str | None]:
         """Of those sessions that there are, or were a moment ago, the addresses of the replicas that have them; None: none has it at the
