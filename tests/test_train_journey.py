@@ -179,6 +179,10 @@ def test_a_training_goes_on_from_an_exported_model_with_its_codec_and_weights(tm
     (here / "training.log").write_text("dit 1.0 min step 3 loss 1\n")
     export(here, here / "model", plan.dit, plan.vae, 0)
     take_over(here / "model", there)
+    there_before = (here / "model" / "diffusion_pytorch_model.safetensors").read_bytes()
+    torch.save({"averaged": CausalDiT(plan.dit).state_dict()}, here / "dit.pt")
+    export(here, here / "model", plan.dit, plan.vae, 0, with_dit=False)
+    assert (here / "model" / "diffusion_pytorch_model.safetensors").read_bytes() == there_before
     again, other = CausalDiT(plan.dit), load_codec(there)
     start_from(here / "model", again)
     assert torch.equal(other.basis, codec.basis) and torch.equal(other.mean, codec.mean) and torch.equal(other.scale, codec.scale)

@@ -1,4 +1,4 @@
-"""Fine-tunes the decoder of a trained VAE: video as sharp as the data, which changes as much from each frame to the next.
+"""Fine-tunes the decoder of a trained VAE, so that the sharpness of its video and the change from frame to frame come closer to the data's.
 
 The pixels of a decoder are right on average where they are blurred, since its latents do not tell all details. And all that a latent frame
 tells is there with the first of its four video frames: there the video jumps, and then it slows down, the more so with a DiT's latents,
@@ -17,13 +17,22 @@ from lolrt.models.vae.wan import CausalVAE
 from lolrt.train.codec_pca import SPATIAL, TEMPORAL, load_codec
 from lolrt.train.run import Run, autocast
 from lolrt.train.teacher_forcing import CHUNK
-from lolrt.train.train_vae import CROP, load_videos, random_crops, reconstruction_loss, round_trip_report, split_parameters, train_only
+from lolrt.train.train_vae import (
+    CROP,
+    load_videos,
+    pick,
+    random_crops,
+    reconstruction_loss,
+    round_trip_report,
+    split_parameters,
+    train_only,
+)
 
 PEAK_LR = 8e-4
 MOST_NOISE = 0.16  # of the latents, drawn anew for each clip, as those of a DiT are not exact
 DETAIL_WEIGHT, CHANGE_WEIGHT, PACE_WEIGHT = 4.0, 1.0, 1.0
 AROUND = 7  # pixels; how much there is to see is compared by such squares, not by pixels
-MADE_CHUNKS, MADE_BATCH = 3, 2  # of a DiT's latents, in every second step; the first chunk is there only for the decoder's past
+CROP_CHUNKS, CROP_BATCH = 3, 2  # of a DiT's latents, in every second step; the first chunk is there only for the decoder's past
 
 
 def amount(x: Tensor) -> Tensor:
@@ -59,17 +68,13 @@ def evenness_loss(y: Tensor) -> Tensor:
 
 
 def made_crops(made: Tensor, generator: torch.Generator) -> Tensor:
-    """Random parts of whole chunks of latents [streams, frames, z, h, w]: [MADE_BATCH, z, frames, h, w] of the size of CROP."""
-
-    def pick(limit: int) -> int:
-        return int(torch.randint(limit, (), generator=generator))
-
+    """Random parts of whole chunks of latents [streams, frames, z, h, w]: [CROP_BATCH, z, frames, h, w] of the size of CROP."""
     rows, columns = (size // SPATIAL for size in CROP)
     crops = []
-    for _ in range(MADE_BATCH):
-        first = CHUNK * pick(made.shape[1] // CHUNK - MADE_CHUNKS + 1)
-        y, x = pick(made.shape[3] - rows + 1), pick(made.shape[4] - columns + 1)
-        crops.append(made[pick(len(made)), first : first + CHUNK * MADE_CHUNKS, :, y : y + rows, x : x + columns].transpose(0, 1))
+    for _ in range(CROP_BATCH):
+        stream, first = pick(len(made), generator), CHUNK * pick(made.shape[1] // CHUNK - CROP_CHUNKS + 1, generator)
+        y, x = pick(made.shape[3] - rows + 1, generator), pick(made.shape[4] - columns + 1, generator)
+        crops.append(made[stream, first : first + CHUNK * CROP_CHUNKS, :, y : y + rows, x : x + columns].transpose(0, 1))
     return torch.stack(crops)
 
 

@@ -57,20 +57,21 @@ def narrow_branches_off(vae: CausalVAE, off: bool) -> Iterator[None]:
             block.residual = branch
 
 
+def pick(limit: int, generator: torch.Generator) -> int:
+    """A random number from 0 to below `limit`."""
+    return int(torch.randint(limit, (), generator=generator))
+
+
 def random_crops(pixels: Tensor, batch: int, generator: torch.Generator) -> Tensor:
     """pixels: uint8 [clips, frames, 3, H, W]. Returns random clips, cut and mirrored at random.
 
     Returns [batch, 3, frames, *CROP] in [-1, 1].
     """
-
-    def pick(limit: int) -> int:
-        return int(torch.randint(limit, (), generator=generator))
-
     crops = []
     for _ in range(batch):
-        y, x = 8 * pick((pixels.shape[3] - CROP[0]) // 8 + 1), 8 * pick((pixels.shape[4] - CROP[1]) // 8 + 1)
-        crop = pixels[pick(len(pixels))][..., y : y + CROP[0], x : x + CROP[1]]
-        crops.append(crop.flip(-1) if pick(2) else crop)
+        y, x = (8 * pick((size - crop) // 8 + 1, generator) for size, crop in zip(pixels.shape[3:], CROP, strict=True))
+        crop = pixels[pick(len(pixels), generator)][..., y : y + CROP[0], x : x + CROP[1]]
+        crops.append(crop.flip(-1) if pick(2, generator) else crop)
     return to_unit(torch.stack(crops))
 
 

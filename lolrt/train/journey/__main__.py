@@ -1,6 +1,6 @@
 """Command line: makes `journey` from scratch.
 
-    python -m lolrt.train.journey --work FOLDER                  # about 4 h on two cores: the DiT beside clips and VAE; measures
+    python -m lolrt.train.journey --work FOLDER        # about 4 h on two cores: the DiT beside clips and VAE; then the decoder; measures
     python -m lolrt.train.journey --work FOLDER --start lolrt/_embedded/journey    # goes on from the model of the package
 
     python -m lolrt.train.journey --work FOLDER --start lolrt/_embedded/journey --stages data finetune measure    # only its decoder
@@ -52,7 +52,7 @@ def main() -> None:
     set_threads(1)  # the bits of streams depend on it
     if "finetune" in args.stages:
         finetune_stage(args.work, plan, args.out)
-        export(args.work, args.out, plan.dit, plan.vae, plan.seed)
+        export(args.work, args.out, plan.dit, plan.vae, plan.seed, with_dit=False)
     if "measure" in args.stages:
         measure(args.out, args.work, plan.seed, plan.data, plan.effort)
         write_card(args.out)

@@ -39,7 +39,7 @@ pictures or videos of others were used.
 ## Recipe
 - Latent space: principal components of 4 x 8 x 8 x RGB groups, in closed form ({z_dim} channels).
 - VAE ({vae_parameters:.1f} M parameters): decoder and encoder trained apart against those latents, then together; then the
-  decoder alone, for video as sharp as the data that changes as much from each frame to the next.
+  decoder alone, to bring the sharpness of its video and the change from frame to frame closer to the data's.
 - DiT ({dit_parameters:.1f} M parameters): flow matching with teacher forcing; every chunk of 3 sees the 3 sink frames and the 6 before
   it. In the last {own_past} % of the time of the last training, every second step sees a past that the model itself made from a noised
   one (self-resampling, arXiv 2512.15702).
@@ -47,7 +47,7 @@ pictures or videos of others were used.
 ## Cost
 {cost}
 
-Minutes are CPU time of one process. `training.log` has every step of it.
+Minutes are CPU time of one process. `training.log` has its course.
 
 ## Measured
 With the files of this folder, on the project's own runtime, by `python -m lolrt.train.journey --stages measure`, which keeps the numbers

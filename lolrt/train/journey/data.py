@@ -33,7 +33,7 @@ POLL_SECONDS = 5.0
 
 @dataclass
 class DataSizes:
-    """Clips of each kind; they share no seeds."""
+    """How much data of each kind: clips, which share no seeds, and streams."""
 
     pca: int = 400
     pixels: int = 2400

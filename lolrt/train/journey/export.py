@@ -28,16 +28,15 @@ EXAMPLE_PROMPTS = [
 ]
 
 
-def export(work: Path, out: Path, dit: DiTConfig, vae: VAEConfig, seed: int) -> None:
-    """Writes the model whose checkpoints are in `work` to `out`. Its DiT is in 8 bits, so that the package stays small. If no DiT was
-    trained, `out` keeps its own."""
+def export(work: Path, out: Path, dit: DiTConfig, vae: VAEConfig, seed: int, *, with_dit: bool = True) -> None:
+    """Writes the model whose checkpoints are in `work` to `out`. Its DiT is in 8 bits, so that the package stays small. with_dit:
+    whether to write it; otherwise the one in `out` stays."""
     settings = {
         "name": "journey", "fps": FPS, "height": HEIGHT, "width": WIDTH,
         "sampler": SAMPLER, "rope": ROPE, "example_prompts": EXAMPLE_PROMPTS,
     }  # fmt: skip
-    trained = work / "dit.pt"
     layout.export(
-        out, dit=dit, dit_weights=trained if trained.exists() else None, vae=vae, vae_weights=work / "vae.pt", seed=seed,
+        out, dit=dit, dit_weights=work / "dit.pt" if with_dit else None, vae=vae, vae_weights=work / "vae.pt", seed=seed,
         vocabulary=VOCABULARY, filler=FILLER, settings=settings, in_8_bits=True,
     )  # fmt: skip
     save_file({name: torch.as_tensor(value).clone() for name, value in vars(load_codec(work)).items()}, out / CODEC)

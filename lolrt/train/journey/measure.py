@@ -60,7 +60,7 @@ class Effort:
 
 
 def measure(out: Path, work: Path, seed: int, data: DataSizes, effort: Effort) -> None:
-    """Measures the model in the folder `out`; `work` has the codec, and keeps the reader and what was seen of videos."""
+    """Measures the model in the folder `out`; `work` has the codec, and keeps the reader, the latents and what was seen of videos."""
     pipe = lolrt.pipeline.load(out)
     vae = cast(CausalVAE, pipe.vae)
     parameters = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in (("vae", vae), ("dit", pipe.dit))}

@@ -1,4 +1,4 @@
-"""The sizes and budgets of `journey`'s training, and its long stages, which run in parallel on one thread each."""
+"""The sizes and budgets of `journey`'s training, and its long stages. All but the last run in parallel, on one thread each."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +39,7 @@ class Plan:
     compiled: bool = True
     effort: Effort = field(default_factory=Effort)
     start: Path | None = None
-    """The folder of an exported model, whose codec and VAE are taken over and whose DiT is trained on."""
+    """The folder of an exported model: its codec and VAE are taken over, and the training of its DiT goes on."""
 
     @classmethod
     def smoke(cls, seed: int) -> "Plan":

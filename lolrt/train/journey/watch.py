@@ -1,6 +1,6 @@
 """Videos of a trained model, watched: what each chunk shows, how fast its scenery passes, and how much changes from frame to frame.
 
-What was seen is kept in a folder, a file for each video: what was interrupted goes on with the next video.
+What was seen, and the latents of streams, are kept in a folder, a file for each video: what was interrupted goes on with the next video.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def watched(pipe: Pipeline, video: Video, work: Path) -> Watched:
 
 
 def kept(folder: Path, video: Video, models: Iterable[object], make: Callable[[], Any]) -> Any:
+    """What `make` returns, kept in `folder` for a video and the weights of these models."""
     weights = hashlib.sha256(b"".join(fingerprint(cast(nn.Module, model).state_dict()).digest() for model in models)).hexdigest()[:12]
     path = folder / weights / f"{video.key}.pt"
     if not path.exists():
@@ -104,12 +105,12 @@ def latents(pipe: Pipeline, video: Video, work: Path) -> Tensor:
 def streamed(pipe: Pipeline, video: Video) -> Tensor:
     """The latents of a stream."""
     rope, window = policies(pipe)[video.policy]
-    prompts = {chunk: pipe.encode_text(" ".join(named(prompt))) for chunk, prompt in video.script}
-    stream = pipe.latent_stream(" ".join(named(video.script[0][1])), seed=video.seed, rope=rope, window=window)
+    prompts = {chunk: " ".join(named(prompt)) for chunk, prompt in video.script}
+    stream = pipe.latent_stream(prompts.pop(0), seed=video.seed, rope=rope, window=window)
     made = []
     for number in range(video.chunks):
-        if number and number in prompts:
-            stream.set_prompt(prompts[number])
+        if number in prompts:
+            stream.set_prompt(pipe.encode_text(prompts[number]))
         made.append(next(stream).latents)
     return torch.cat(made)
 
