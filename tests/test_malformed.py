@@ -436,6 +436,22 @@ def test_names_in_files_do_not_command_the_terminal(container, tmp_path, capsys)
     assert all(line.isprintable() for line in (told.out + told.err).splitlines())
 
 
+@pytest.mark.parametrize("shape", [(0, 1 << 40, 1 << 40), (1 << 40, 1 << 40, 0)])
+@pytest.mark.parametrize("container", ["safetensors", "gguf"])
+def test_sizes_that_overflow_beside_a_size_of_zero(container, shape, tmp_path):
+    """The tensor has no values, so its bytes are all there."""
+    path = tmp_path / f"model.{container}"
+    if container == "safetensors":
+        header = json.dumps({"patch_embedding.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header)
+    else:
+        name = b"patch_embedding.weight"
+        text = struct.pack("<4sIQQQ", b"GGUF", 3, 1, 0, len(name)) + name + struct.pack("<I3QIQ", 3, *shape[::-1], 0, 0)
+        path.write_bytes(text.ljust(-(-len(text) // 32) * 32, b"\0"))
+    with pytest.raises(lolrt.CheckpointError, match="shape"):
+        lolrt.load_dit(path)
+
+
 def test_seeds_and_findings_of_the_fuzzer(tmp_path, data):
     findings = {path.name: path.read_bytes() for path in sorted((data / "fuzz").glob("*"))}
     for content in (seeds() | findings).values():

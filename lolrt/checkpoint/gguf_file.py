@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from lolrt.checkpoint.ggml import BLOCKS, PLAIN, TYPES
-from lolrt.checkpoint.mapped import map_file, mark, view
+from lolrt.checkpoint.mapped import map_file, mark, representable, view
 from lolrt.checkpoint.packed import Packed, Weight
 from lolrt.errors import CheckpointError
 
@@ -170,7 +170,7 @@ class _Reader:
         if count > MOST_DIMENSIONS:
             raise self._damaged(f"its tensor {name[:60]!r} has {count} dimensions")
         sizes = tuple(self._number("Q") for _ in range(count))[::-1]
-        if math.prod(sizes) >= 1 << 60:
+        if not representable(sizes):
             raise self._damaged(f"its tensor {name[:60]!r} has shape {list(sizes)}")
         return sizes, self._number("I"), self._number("Q")
 

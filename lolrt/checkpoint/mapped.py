@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import sys
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +21,11 @@ from lolrt.errors import CheckpointError
 # The mapping is private: a write makes a copy of a page. Without this flag the system reserves memory for a copy of every page, and
 # refuses to map a file that is larger than the memory. Python names the flag from 3.13 on.
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+
+def representable(shape: Sequence[int]) -> bool:
+    """Whether torch can make a tensor of this shape: it multiplies sizes in 64 bits, those beside a size of 0 as well."""
+    return math.prod(max(1, size) for size in shape) < 1 << 60
 
 
 def map_file(path: Path) -> Tensor:

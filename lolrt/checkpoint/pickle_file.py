@@ -7,7 +7,6 @@ need. It cannot call code, and it loads exactly what it has checked.
 
 from __future__ import annotations
 
-import math
 import pickletools
 import zipfile
 import zlib
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from lolrt.checkpoint.mapped import map_file, mark, view
+from lolrt.checkpoint.mapped import map_file, mark, representable, view
 from lolrt.checkpoint.packed import Weight
 from lolrt.errors import CheckpointError
 
@@ -255,7 +254,7 @@ def _tensor(storage: Storage, offset: int, size: Any, stride: Any, requires_grad
     size, stride = _size(size), _size(stride)
     if not isinstance(storage, Storage) or type(offset) is not int or offset < 0 or len(size) != len(stride):
         raise ValueError("a tensor has no storage or no place in it")
-    if math.prod(size) >= 1 << 60:
+    if not representable(size):
         raise ValueError(f"a tensor of {list(size)} is no model's")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and last >= len(storage.values):

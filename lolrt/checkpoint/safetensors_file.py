@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lolrt.checkpoint.mapped import map_file, mark, view
+from lolrt.checkpoint.mapped import map_file, mark, representable, view
 from lolrt.errors import CheckpointError
 from lolrt.files import replaced
 
@@ -118,6 +118,8 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
         raise damaged(path, f"{name!r} has shape {shape} and offsets {offsets}; expected whole numbers, and two offsets")
     if offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].itemsize:
         raise damaged(path, f"{name!r} has {offsets[1] - offsets[0]} bytes; {dtype} {shape} takes another number")
+    if not representable(shape):
+        raise damaged(path, f"{name!r} has shape {shape}, which no tensor has")
     return Entry(DTYPES[dtype], tuple(shape), *offsets)
 
 
