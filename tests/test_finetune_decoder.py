@@ -24,7 +24,7 @@ def test_a_blurred_video_has_too_little_detail_and_a_shifted_one_as_much(video: 
     blurred = F.avg_pool3d(video, (1, 3, 3), 1, (0, 1, 1))
     shifted = video.roll(1, -1)
     assert amount_loss(video, video) == 0
-    assert amount_loss(blurred, video) > 3 * amount_loss(shifted, video)
+    assert amount_loss(blurred, video) > amount_loss(shifted, video)
     assert (blurred - video).abs().mean() < (shifted - video).abs().mean(), "by pixels, the blurred one is nearer"
 
 
