@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -127,8 +128,11 @@ def ggufs() -> dict[str, bytes]:
         "tokenizer.ggml.token_type": (9, struct.pack("<IQiii", 5, 3, 3, 3, 2)),
         "tokenizer.ggml.eos_token_id": (4, struct.pack("<I", 1)),
     }
+    sizes = {"patch_embedding.weight": (16, 1, 2, 2), "blocks.0.modulation": (6, 8), "head.modulation": (2, 8)}
+    of_ggml = {name: ("F16", shape, bytes(2 * math.prod(shape))) for name, shape in sizes.items()}
     return {
         "dit": gguf(plain, {"general.architecture": (8, struct.pack("<Q", 3) + b"wan")}),
+        "sizes": gguf(plain | of_ggml, {}),
         "text": gguf({**blocks, **norms, **table}, tokenizer),
     }
 

@@ -45,10 +45,11 @@ def kind_of(name: str, shape: tuple[int, ...], kind: str) -> str:
 
 def save_gguf(
     path: Path, tensors: Mapping[str, Tensor], kind: str, architecture: str | None = "wan", fields: Mapping[str, Any] | None = None,
-    original: tuple[str, ...] = (),
+    original: tuple[str, ...] = (), by_ggml: bool = False,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Writes a file; returns its contents in float32, unpacked by the package. original: tensors that are stored in rows of 256 values,
-    with their original shape."""
+    with their original shape. by_ggml: as stable-diffusion.cpp writes it, by a library whose tensors have at most four sizes, the outermost
+    of which is not 1."""
     from gguf import GGMLQuantizationType, GGUFWriter
     from gguf.quants import dequantize
 
@@ -65,6 +66,8 @@ def save_gguf(
             writer.add_array(f"comfy.gguf.orig_shape.{name}", list(shape))
             values = values.reshape(-1, 256)
         found = GGMLQuantizationType[kind if name in original else kind_of(name, shape, kind)]
+        if by_ggml:
+            values = values.reshape(-1, *shape[2:]) if len(shape) == 5 else values.reshape(shape[1:]) if shape[0] == 1 else values
         stored = blocks_of(values, found, i)
         writer.add_tensor(name, stored, raw_dtype=found)
         held[name] = torch.from_numpy(dequantize(stored, found).astype(np.float32).reshape(shape).copy())

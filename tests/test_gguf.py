@@ -60,6 +60,21 @@ def test_files_of_other_tools(architecture, prefix, tmp_path):
     assert same({prefix + name: tensor for name, tensor in dit.state_dict().items()}, held)
 
 
+@pytest.mark.parametrize("names", ["Wan's", "diffusers'"])
+def test_a_dit_in_the_sizes_of_ggml(names, tmp_path):
+    tensors = DIT if names == "Wan's" else layouts.as_diffusers("dit", DIT)
+    held = save_gguf(tmp_path / "x.gguf", {f"model.diffusion_model.{name}": x for name, x in tensors.items()}, "Q8_0", None, by_ggml=True)
+    held = {name.removeprefix("model.diffusion_model."): tensor for name, tensor in held.items()}
+    dit = lolrt.load_dit(tmp_path, torch.float32)
+    assert dit.config == layouts.DIT and same(dit.state_dict(), held if names == "Wan's" else layouts.as_wan("dit", held))
+
+
+def test_a_vae_in_the_sizes_of_ggml(tmp_path):
+    held = save_gguf(tmp_path / "vae.gguf", layouts.vae_tensors(), "F16", None, by_ggml=True)
+    vae = lolrt.load_vae(tmp_path, dtype=torch.float32)
+    assert vae.config == layouts.VAE and same(vae.state_dict(), held)
+
+
 def test_tensors_in_rows_of_another_length_have_their_shape(tmp_path):
     """Rows of 48 values, which is no multiple of a block of 256; rows are also requested from the middle of a block."""
     name = "text_embedding.0.weight"

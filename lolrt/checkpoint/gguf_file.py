@@ -31,6 +31,14 @@ MOST_HEADER_BYTES = 64_000_000
 MOST_TEXTS = 1_000_000
 MOST_DIMENSIONS = 8
 
+# A tensor's sizes, with the fastest last, its type and its offset.
+Description = tuple[tuple[int, ...], int, int]
+
+# Tensors of ggml have four sizes at most, and its writer drops outer sizes of 1. So in files of stable-diffusion.cpp the outputs and inputs
+# of a convolution over time are one size, and these parameters lack their first size, 1.
+GGML_DIMENSIONS = 4
+LACK_A_SIZE = ("modulation", "scale_shift_table")
+
 # The types of a field's value, by number, as letters of struct and NumPy. 8 is a text, 9 an array.
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 TEXT, ARRAY = 8, 9
@@ -110,7 +118,7 @@ class _Reader:
             fields[key] = self._value(self._number("I"))
         if type(parts := fields.get(SPLIT, 0)) is not int or parts > 1:
             raise CheckpointError(f"{self._path} is one of {str(parts)[:20]} parts of a file; join them with gguf-split --merge")
-        described: dict[str, tuple[tuple[int, ...], int, int]] = {}
+        described: dict[str, Description] = {}
         for _ in range(n_tensors):
             name = self._text()
             if name in described:
@@ -125,8 +133,8 @@ class _Reader:
         for name, (sizes, kind, offset) in sorted(described.items(), key=lambda item: item[1][2]):
             if offset < end:
                 raise self._damaged(f"its tensor {name[:60]!r} overlaps the one before it")
-            tensor, end = self._tensor(name, sizes, kind, start, offset, fields)
-            tensors[_renamed(name)] = tensor
+            shape = self._shape(name, sizes, fields) or _whole(name, sizes, described)
+            tensors[_renamed(name)], end = self._tensor(name, sizes, shape, kind, start, offset)
         return GGUF(fields, tensors)
 
     def _take(self, count: int) -> memoryview:
@@ -164,8 +172,7 @@ class _Reader:
             kind = inner
         raise self._damaged(f"a field of it has type {kind}")
 
-    def _description(self, name: str) -> tuple[tuple[int, ...], int, int]:
-        """The sizes of a tensor, with the fastest last, its type and its offset."""
+    def _description(self, name: str) -> Description:
         count = self._number("I")
         if count > MOST_DIMENSIONS:
             raise self._damaged(f"its tensor {name[:60]!r} has {count} dimensions")
@@ -175,7 +182,7 @@ class _Reader:
         return sizes, self._number("I"), self._number("Q")
 
     def _tensor(
-        self, name: str, sizes: tuple[int, ...], number: int, start: int, offset: int, fields: Mapping[str, Any]
+        self, name: str, sizes: tuple[int, ...], shape: tuple[int, ...], number: int, start: int, offset: int
     ) -> tuple[Weight, int]:
         """A tensor, and the position where its bytes end."""
         kind = TYPES.get(number)
@@ -195,19 +202,28 @@ class _Reader:
         data = self._data[start + offset : start + offset + count]
         if len(data) < count or offset > len(self._data):
             raise self._damaged(f"its tensor {name[:60]!r} ends behind the end of the file")
-        shape = self._shape(name, sizes, fields)
         if kind in PLAIN:
             return mark(view(data, PLAIN[kind]).view(shape)), offset + count
         return Blocks(shape, kind, mark(data)), offset + count
 
-    def _shape(self, name: str, sizes: tuple[int, ...], fields: Mapping[str, Any]) -> tuple[int, ...]:
+    def _shape(self, name: str, sizes: tuple[int, ...], fields: Mapping[str, Any]) -> tuple[int, ...] | None:
+        """The shape of a tensor that a field gives; None if there is none."""
         found = fields.get(f"{ORIGINAL_SHAPE}{name}")
         if found is None:
-            return sizes
+            return None
         original = found.tolist() if isinstance(found, np.ndarray) and found.size <= MOST_DIMENSIONS else [None]
         if not all(type(n) is int and n > 0 for n in original) or math.prod(original) != math.prod(sizes):
             raise self._damaged(f"its tensor {name[:60]!r} has shape {list(sizes)}, and was to have {str(found)[:60]}")
         return tuple(original)
+
+
+def _whole(name: str, sizes: tuple[int, ...], described: Mapping[str, Description]) -> tuple[int, ...]:
+    """The shape of a tensor that has these sizes in ggml. The bias of a convolution shows the number of its outputs."""
+    if len(sizes) == GGML_DIMENSIONS and name.endswith(".weight"):
+        outputs = described.get(f"{name.removesuffix('weight')}bias", ((), 0, 0))[0]
+        if len(outputs) == 1 and 0 < outputs[0] < sizes[0] and sizes[0] % outputs[0] == 0:
+            return (*outputs, sizes[0] // outputs[0], *sizes[1:])
+    return (1, *sizes) if len(sizes) == 2 and name.endswith(LACK_A_SIZE) else sizes
 
 
 def _renamed(name: str) -> str:
