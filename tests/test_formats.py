@@ -177,7 +177,7 @@ def test_a_shard_of_another_model_is_told(tmp_path):
         lolrt.load_dit(tmp_path)
 
 
-@pytest.mark.parametrize("place", ["../secret.safetensors", "/etc/passwd", "nul\0.safetensors", "surrogate\ud800.safetensors"])
+@pytest.mark.parametrize("place", ["../secret.safetensors", "..", "", "/etc/passwd", "nul\0.safetensors", "surrogate\ud800.safetensors"])
 def test_an_index_reads_nothing_outside_its_folder(place, tmp_path):
     index = tmp_path / "a.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"head.head.weight": place}}))

@@ -338,7 +338,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _is_plain(name: str) -> bool:
     """Whether a name is a plain file name, in the same folder."""
-    return Path(name).name == name and name.isprintable()
+    return Path(name).name == name and name not in ("", "..") and name.isprintable()
 
 
 def weight_files(path: Path) -> list[Path]:
