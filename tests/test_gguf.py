@@ -178,6 +178,10 @@ MALFORMED: dict[str, tuple[Write, str]] = {
     "an alignment of text": (header(field(b"general.alignment", 8, text(b"32")), fields=1), "its alignment is 32"),
     "a part of a split file": (header(field(b"split.count", 2, b"\3\0"), fields=1), "is one of 3 parts of a file"),
     "a tensor twice": (header(2 * tensor(b"a", (1,), 0), tensors=2), "tensor 'a' comes twice"),
+    "a tensor under two names": (
+        header(tensor(b"token_embd.weight", (1,), 0), tensor(b"shared.weight", (1,), 0, 32), tensors=2, data=bytes(99)),
+        "tensor 'shared.weight' comes twice, as 'shared.weight' too",
+    ),
     "a hundred dimensions": (header(tensor(b"a", (), 0, count=100), tensors=1), "has 100 dimensions"),
     "a huge shape": (header(tensor(b"a", (2**40, 2**40), 0), tensors=1), "has shape"),
     "a type that is none": (header(tensor(b"a", (32,), 4), tensors=1), "is of type 4, which ggml does not have"),

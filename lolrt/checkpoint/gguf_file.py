@@ -134,7 +134,10 @@ class _Reader:
             if offset < end:
                 raise self._damaged(f"its tensor {name[:60]!r} overlaps the one before it")
             shape = self._shape(name, sizes, fields) or _whole(name, sizes, described)
-            tensors[_renamed(name)], end = self._tensor(name, sizes, shape, kind, start, offset)
+            whole = _renamed(name)
+            if whole in tensors:
+                raise self._damaged(f"its tensor {whole[:60]!r} comes twice, as {name[:60]!r} too")
+            tensors[whole], end = self._tensor(name, sizes, shape, kind, start, offset)
         return GGUF(fields, tensors)
 
     def _take(self, count: int) -> memoryview:
