@@ -29,6 +29,7 @@ PUBLISHED = {
     "checkpoints/self_forcing_dmd.pt": (3, FOUR, (), "generator_ema"),
     "Wan2.1-T2V-1.3B/self_forcing_sid.pt": (3, FOUR, (), "generator_ema"),
     "models/longlive_base.pt": (3, FOUR, (), "generator"),
+    "models--someone--Framewise-2step/snapshots/0f3a/model.pt": (1, (1000, 500), FOUR, "generator_ema"),  # in the hub's cache
 }
 
 
@@ -126,6 +127,7 @@ def pipeline(folder: Path, kind: str) -> Path:
 
 BIDIRECTIONAL = {
     "Wan2.1-T2V-1.3B/diffusion_pytorch_model.safetensors": None,
+    "models--Wan-AI--Wan2.1-T2V-1.3B/snapshots/0f3a/diffusion_pytorch_model.safetensors": None,
     "diffusion_models/wan2.1_t2v_1.3B_bf16.safetensors": None,
     "FastWan2.1-T2V-1.3B-Diffusers": "WanDMDPipeline",
     "some folder": "WanPipeline",
@@ -140,7 +142,7 @@ def test_weights_that_are_not_causal_are_warned_of_by_name(name, tmp_path, capsy
         path = pipeline(tmp_path / name, kind)
     else:
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(layouts.dit_tensors(), path)
     assert main(["inspect", str(path)]) == 0
     told = capsys.readouterr().out

@@ -89,6 +89,8 @@ def recipe_of(dit: Path, pipeline: object, kind: object) -> Recipe | None:
     """The recipe of a model; None if there is none. dit: the file of the DiT. pipeline: the class in the model_index.json beside its
     folder. kind: the class in the DiT's config."""
     folder = dit.parent.parent if dit.parent.name == "transformer" else dit.parent
+    if folder.parent.name == "snapshots":  # the hub's cache: models--OWNER--NAME/snapshots/COMMIT
+        folder = folder.parent.parent
     name = f"{folder.name}/{dit.name}".lower()
     found = [recipe for pattern, recipe in NAMES if re.search(pattern, name)]
     recipe = found[0] if found else PIPELINES.get(str(pipeline))
