@@ -129,6 +129,7 @@ def ggufs() -> dict[str, bytes]:
         "tokenizer.ggml.eos_token_id": (4, struct.pack("<I", 1)),
     }
     sizes = {"patch_embedding.weight": (16, 1, 2, 2), "blocks.0.modulation": (6, 8), "head.modulation": (2, 8)}
+    sizes |= {"head.head.weight": (8, 8), "head.head.bias": (8,)}  # of two channels
     of_ggml = {name: ("F16", shape, bytes(2 * math.prod(shape))) for name, shape in sizes.items()}
     return {
         "dit": gguf(plain, {"general.architecture": (8, struct.pack("<Q", 3) + b"wan")}),

@@ -152,11 +152,14 @@ def test_a_dit_that_takes_more_than_it_gives_is_refused_before_anything_is_compu
     sizes = {"dim": 128, "num_heads": 1, "num_layers": 1, "ffn_dim": 64, "text_dim": 32, "in_dim": 36, "vae": {"dim": 8}, "height": 64}
     (tmp_path / "sizes.json").write_text(json.dumps({**sizes, "width": 64}))
     model = synth(tmp_path / "model", str(tmp_path / "sizes.json"))
-    hint = "the DiT takes 36 channels and gives 16"
+    hint = "holds a DiT that takes 36 channels and gives 16, as those for image-to-video"
     told = said(capsys, "inspect", model)
     assert hint in told and "nothing is missing" not in told
     assert hint in refused(capsys, "info", "--model", model)
     assert hint in refused(capsys, "generate", "a red car", "-o", tmp_path / "v.mp4", "--model", model)
+    assert hint in refused(capsys, "convert", model, tmp_path / "made")
+    with pytest.raises(lolrt.CheckpointError, match=hint):
+        lolrt.load_dit(model)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator
 from lolrt.checkpoint.formats import TITLES
 from lolrt.checkpoint.model_files import ModelFiles, read_component
 from lolrt.checkpoint.shapes import dit_config, taehv_config, text_encoder_config, vae_config
-from lolrt.checkpoint.variants import TEXT_ALONE
 from lolrt.checkpoint.vocabulary import read_rows
 from lolrt.errors import CheckpointError
 
@@ -27,9 +26,6 @@ def misfits(files: ModelFiles, needed: Collection[str]) -> Iterator[str]:
     if files.dit is None or "dit" not in needed:
         return
     dit = dit_config(read_component(files, "dit"))
-    if dit.in_dim != dit.out_dim:
-        sizes = f"takes {dit.in_dim} channels and gives {dit.out_dim}"
-        yield f"the DiT {sizes}, as those for image-to-video, inpainting and control do{TEXT_ALONE}"
     for kind, channels in (("vae", _vae_channels), ("taehv", _taehv_channels)):
         if kind in needed and getattr(files, kind) and channels(files) != dit.out_dim:
             yield f"the {TITLES[kind]} has latents of {channels(files)} channels, the DiT of {dit.out_dim}; take both of one model"

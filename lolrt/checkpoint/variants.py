@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from lolrt.checkpoint.assembly import Foreign
@@ -52,8 +53,21 @@ def refuse_variants(component: Component) -> None:
     name, what = LATENT_CHANNELS.get(component.kind, ("", ""))
     if name in component.tensors and tuple(component.tensors[name].shape[1:2]) == (48,):
         raise CheckpointError(f"{component.source} holds {what} of {WAN_2_2} (it has {name} {list(component.tensors[name].shape)})")
+    inputs, outputs = _channels(component)
+    if inputs != outputs:
+        what = f"a DiT that takes {inputs} channels and gives {outputs}, as those for image-to-video, inpainting and control do"
+        raise CheckpointError(f"{component.source} holds {what}{TEXT_ALONE}")
     said = component.config.get("model_type")
     if component.kind == "dit" and isinstance(said, str) and said in MODEL_TYPES:
         raise CheckpointError(f"{component.source} holds {MODEL_TYPES[said]} (the config beside it says model_type {said!r})")
     if foreign := next((weight for weight in component.tensors.values() if isinstance(weight, Foreign)), None):
         raise CheckpointError(f"{component.source} holds weights in {foreign.form}{PACKED} (it has {foreign.example})")
+
+
+def _channels(component: Component) -> tuple[int, int]:
+    """The channels that a DiT takes and gives; zeros if its tensors do not show both."""
+    shapes = [tuple(component.tensors[name].shape) for name in ("patch_embedding.weight", "head.head.weight") if name in component.tensors]
+    if component.kind != "dit" or [len(shape) for shape in shapes] != [5, 2]:
+        return 0, 0
+    (_, inputs, *patch), (values, _) = shapes
+    return inputs, values // max(1, math.prod(patch))
