@@ -16,7 +16,7 @@ from lolrt.checkpoint.adapter_config import AdapterConfig
 from lolrt.checkpoint.adapter_names import OTHER, PARTS
 from lolrt.checkpoint.deltas import Decomposed, Delta, Difference, Hadamard, Kronecker, LowRank
 from lolrt.checkpoint.formats import Component
-from lolrt.checkpoint.packed import unpacked
+from lolrt.checkpoint.packed import give_back, unpacked
 from lolrt.checkpoint.shapes import WEIGHT_DTYPES, Shapes, listed
 from lolrt.errors import CheckpointError, Error
 
@@ -188,6 +188,7 @@ class Adapters:
         merged = base = weight.float()
         for strength, delta in deltas:
             added = delta.of(base)
+            give_back(delta.tensors)
             merged = torch.add(merged, added, alpha=strength, out=added)
         return merged
 
