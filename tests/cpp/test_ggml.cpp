@@ -164,6 +164,46 @@ void tensors_that_do_not_fit_are_refused() {
   CHECK(refused([&] { KvWrite node(context, q, graph.qkv, pages, graph.written); }, "k and v: expected the same shape"));
 }
 
+// ggml counts strides in bytes and has always four dimensions.
+void strides_within_elements_and_further_dimensions_are_refused() {
+  for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_BF16}) {
+    Graph graph(type, false, true);
+    ggml_context *context = graph.context;
+    ggml_tensor *q = graph.part[0], *pages = graph.pages, *bias = graph.bias;
+    using lolrt::ggml::FrameAttention;
+    using lolrt::ggml::KvWrite;
+    // No memory is read before it is refused.
+    const auto shifted = [&](ggml_tensor *x, int dim) {
+      ggml_tensor *made = ggml_view_4d(context, x, x->ne[0], x->ne[1], x->ne[2], x->ne[3], x->nb[1], x->nb[2], x->nb[3], 0);
+      made->nb[dim] += 1;
+      return made;
+    };
+    ggml_tensor *deep = ggml_new_tensor_3d(context, type, graph.elements, 1, 2),
+                *wide = ggml_new_tensor_2d(context, GGML_TYPE_I32, PAGES, 2),
+                *many = ggml_new_tensor_4d(context, GGML_TYPE_F32, HEADS, PAGES, 1, 2);
+    for (int dim = 0; dim < GGML_MAX_DIMS; ++dim) {
+      const std::string nb = "nb[" + std::to_string(dim) + "] is ";
+      const auto told = [&](const char *name) { return name + (": " + nb); };
+      CHECK(refused([&] { KvWrite node(context, shifted(q, dim), q, pages, graph.written); }, told("k").c_str()));
+      CHECK(refused([&] { KvWrite node(context, q, shifted(q, dim), pages, graph.written); }, told("v").c_str()));
+      CHECK(refused([&] { FrameAttention node(context, shifted(q, dim), pages, graph.read, TOKENS); }, told("q").c_str()));
+      if (dim > 1) continue;
+      CHECK(refused([&] { KvWrite node(context, q, q, shifted(pages, dim), graph.written); }, told("pages").c_str()));
+      CHECK(refused([&] { FrameAttention node(context, q, shifted(pages, dim), graph.read, TOKENS); }, told("pages").c_str()));
+      CHECK(refused([&] { FrameAttention node(context, q, pages, graph.read, TOKENS, nullptr, shifted(bias, dim)); },
+                    told("bias").c_str()));
+    }
+    CHECK(refused([&] { KvWrite node(context, q, q, pages, shifted(graph.written, 0)); }, "page_table: nb[0] is 5"));
+    CHECK(refused([&] { KvWrite node(context, q, q, deep, graph.written); }, "pages: expected 2 dimensions, but ne[2] is 2"));
+    CHECK(refused([&] { KvWrite node(context, q, q, pages, wide); }, "page_table: expected 1 dimensions, but ne[1] is 2"));
+    CHECK(refused([&] { FrameAttention node(context, q, deep, graph.read, TOKENS); }, "pages: expected 2 dimensions"));
+    CHECK(refused([&] { FrameAttention node(context, q, pages, wide, TOKENS); }, "page_table: expected 1 dimensions"));
+    CHECK(refused([&] { FrameAttention node(context, q, pages, graph.read, TOKENS, nullptr, many); }, "but ne[3] is 2"));
+    ggml_tensor *one = ggml_view_2d(context, pages, graph.elements, POOL, 0, 0);  // all pages in one
+    CHECK(refused([&] { KvWrite node(context, q, q, one, graph.written); }, "pages: expected pages that do not overlap"));
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -171,5 +211,6 @@ int main() {
   nodes_have_the_bits_of_calls();
   a_node_that_failed_is_told_and_its_output_is_nan();
   tensors_that_do_not_fit_are_refused();
+  strides_within_elements_and_further_dimensions_are_refused();
   return failures == 0 ? 0 : 1;
 }

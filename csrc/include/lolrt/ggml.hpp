@@ -23,6 +23,9 @@
 #include <mutex>
 #include <new>
 #include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace lolrt::ggml {
@@ -33,6 +36,14 @@ struct Error : std::runtime_error {
 };
 
 namespace detail {
+
+template <class Context, class = void>
+struct HasCustomNodes : std::false_type {};
+template <class Context>
+struct HasCustomNodes<Context, std::void_t<decltype(ggml_custom_4d(std::declval<Context *>(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr,
+                                                                   0, nullptr, 1, nullptr))>> : std::true_type {};
+static_assert(HasCustomNodes<ggml_context>::value,
+              "lolrt/ggml.hpp needs ggml_custom_4d, which ggml has since the spring of 2025: build with a newer ggml");
 
 /* The threads that compute a graph come to a node together. The first of them runs the op, and the others take tasks of its
  * loops. */
@@ -144,6 +155,35 @@ inline void require(bool right, const char *expected) {
   if (!right) throw Error(expected);
 }
 
+/* Throws where a tensor is laid out otherwise in the ggml of this process than in the ggml.h that this program was built with. */
+inline void require_same_ggml() {
+  ggml_tensor probe{};
+  probe.type = GGML_TYPE_F32;
+  for (int i = 0; i < GGML_MAX_DIMS; ++i) probe.ne[i] = 2 + i, probe.nb[i] = size_t{4} << (8 * i);
+  probe.data = &probe;
+  /* These functions read type, ne, nb and data, and so know where they are, behind sources and the rest. */
+  size_t bytes = 4;
+  for (int i = 0; i < GGML_MAX_DIMS; ++i) bytes += static_cast<size_t>(1 + i) * probe.nb[i];
+  require(ggml_get_data(&probe) == probe.data && ggml_nbytes(&probe) == bytes,
+          "this program was built with another ggml.h than the ggml that it runs with: build both from one source");
+}
+
+/* Throws for what `View` would take for another tensor: more than `dims` dimensions, and strides within elements. */
+inline void require_dims(const char *name, const ggml_tensor *tensor, int dims) {
+  const size_t bytes = ggml_type_size(tensor->type);
+  for (int i = 0; i < GGML_MAX_DIMS; ++i) {
+    const std::string at = "[" + std::to_string(i) + "] is ";
+    if (i >= dims && tensor->ne[i] != 1) {
+      throw Error(std::string(name) + ": expected " + std::to_string(dims) + " dimensions, but ne" + at +
+                  std::to_string(tensor->ne[i]));
+    }
+    if (tensor->ne[i] > 1 && tensor->nb[i] % bytes != 0) {
+      throw Error(std::string(name) + ": nb" + at + std::to_string(tensor->nb[i]) + ", no multiple of the " +
+                  std::to_string(bytes) + " bytes of an element; make it contiguous (ggml_cont)");
+    }
+  }
+}
+
 inline bool is_number(const ggml_tensor *tensor) { return tensor->type == GGML_TYPE_F32 || tensor->type == GGML_TYPE_BF16; }
 
 /* What the nodes have in common: a crew, and how the last computation ended. */
@@ -197,10 +237,18 @@ class KvWrite : public detail::Node {
   /* k, v: {dim, heads, tokens, frames}. pages: {page_elements, pool_pages}. page_table: {frames}. Throws `Error`. */
   KvWrite(ggml_context *context, ggml_tensor *k, ggml_tensor *v, ggml_tensor *pages, ggml_tensor *page_table) {
     using namespace detail;
+    require_same_ggml();
     require(is_number(k) && v->type == k->type && pages->type == k->type,
             "k, v and pages: expected GGML_TYPE_F32 or GGML_TYPE_BF16, all alike");
     require(page_table->type == GGML_TYPE_I32, "page_table: expected GGML_TYPE_I32");
     require(ggml_are_same_shape(k, v), "k and v: expected the same shape");
+    require_dims("k", k, 4);
+    require_dims("v", v, 4);
+    require_dims("pages", pages, 2);
+    require_dims("page_table", page_table, 1);
+    /* ggml ends the process where a view reaches further than its tensor. */
+    require(ggml_nbytes(pages) >= ggml_nelements(pages) * ggml_type_size(pages->type),
+            "pages: expected pages that do not overlap");
     ggml_tensor *args[] = {k, v, page_table};
     const auto run = [](ggml_tensor *out, int thread, int threads, void *self) {
       static_cast<KvWrite *>(self)->run(out, thread, threads);
@@ -236,8 +284,12 @@ class FrameAttention : public detail::Node {
                  ggml_tensor *rotation = nullptr, ggml_tensor *bias = nullptr)
       : page_tokens_(page_tokens), has_rotation_(rotation != nullptr), has_bias_(bias != nullptr) {
     using namespace detail;
+    require_same_ggml();
     require(is_number(q) && pages->type == q->type, "q and pages: expected GGML_TYPE_F32 or GGML_TYPE_BF16, both alike");
     require(page_table->type == GGML_TYPE_I32, "page_table: expected GGML_TYPE_I32");
+    require_dims("q", q, 4);
+    require_dims("pages", pages, 2);
+    require_dims("page_table", page_table, 1);
     std::vector<ggml_tensor *> args{q, pages, page_table};
     for (ggml_tensor *table : {rotation, bias}) {
       if (table == nullptr) continue;
@@ -246,6 +298,7 @@ class FrameAttention : public detail::Node {
     }
     require(!rotation || (ggml_is_contiguous(rotation) && rotation->ne[3] == page_table->ne[0] * q->ne[3]),
             "rotation: expected {2, pairs, heads, pages * frames}, contiguous");
+    if (bias) require_dims("bias", bias, 2);
     const auto run = [](ggml_tensor *out, int thread, int threads, void *self) {
       static_cast<FrameAttention *>(self)->run(out, thread, threads);
     };
