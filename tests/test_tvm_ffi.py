@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import tvm_ffi
+from commands import output_of
 
 import lolrt
 from lolrt import _core, ops
@@ -180,6 +182,33 @@ def test_a_tensor_that_is_a_null_pointer_is_none(module: Any, kind: int) -> None
             text = library.lolrt_last_error().decode()
             assert text.startswith(op.removesuffix("_workspace")), op
             assert ("expected a tensor, got none" in text) == (kinds[null] == "T"), text
+
+
+# A host of some version, which prints the error that it is told.
+HOST = r"""
+#include <stdint.h>
+#include <stdio.h>
+void TVMFFIGetVersion(uint32_t *version) { version[0] = MAJOR, version[1] = MINOR, version[2] = 3; }
+void TVMFFIErrorSetRaisedFromCStr(const char *kind, const char *message) { printf("%s: %s", kind, message); }
+int __tvm_ffi_gelu(void *, const void *arguments, int32_t count, void *result);
+int main(void) {
+  uint64_t result[2];
+  return __tvm_ffi_gelu(NULL, NULL, 0, result) == -1 ? 0 : 1;
+}
+"""
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("version", [(0, 0), (0, 1), (0, 2), (1, 1)])
+def test_a_host_of_another_version_is_told(version: tuple[int, int], tmp_path: Path) -> None:
+    (tmp_path / "host.c").write_text(HOST)
+    folder = lolrt.library().parent
+    numbers = [f"-D{name}={number}" for name, number in zip(("MAJOR", "MINOR"), version, strict=True)]
+    link = [f"-L{folder}", "-llolrt", f"-Wl,-rpath,{folder}", "-rdynamic"]
+    output_of("cc", *numbers, tmp_path / "host.c", *link, "-o", tmp_path / "host")
+    told = "RuntimeError: gelu: lolrt {} is built for TVM-FFI 0.1, and this process has TVM-FFI {}.{}.3: install apache-tvm-ffi 0.1"
+    expected = "TypeError: gelu: expected 1 arguments, got 0" if version == (0, 1) else told.format(_core.version(), *version)
+    assert output_of(tmp_path / "host").startswith(expected)
 
 
 def test_other_threads_of_python_run_meanwhile(module: Any) -> None:

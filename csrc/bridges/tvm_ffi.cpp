@@ -1,8 +1,9 @@
 // The ops for hosts that speak TVM-FFI, such as FlashInfer and CuTe DSL: one function `__tvm_ffi_<op>` per op. Its arguments are
 // the fields of the op's descriptor in the same order, without `struct_size` and `stream`; tensors are passed as they are.
 //
-// The structures are those of TVM-FFI's stable C ABI, 0.1. The host's runtime is neither linked nor a build requirement: the two
-// of its functions that are needed are looked up in the process that it has loaded us into.
+// The structures are those of TVM-FFI's stable C ABI, 0.1; a host of another version is refused. The host's runtime is neither
+// linked nor a build requirement: the few of its functions that are needed are looked up in the process that it has loaded us
+// into.
 #include "core/status.h"
 
 #include <dlfcn.h>
@@ -54,6 +55,26 @@ Function host_function(const char *name) {
     if (runtime != nullptr) found = dlsym(runtime, name);
   }
   return reinterpret_cast<Function>(found);
+}
+
+// A TVMFFIVersion.
+struct Version {
+  uint32_t major, minor, patch;
+};
+
+// Fails in a host whose structures may be others. One that does not tell its version is taken for 0.1.
+void require_known_host(const char *op) {
+  static const Version host = [] {
+    Version found{0, 1, 0};
+    const auto tell = host_function<void (*)(Version *)>("TVMFFIGetVersion");
+    if (tell != nullptr) tell(&found);
+    return found;
+  }();
+  if (host.major == 0 && host.minor == 1) return;
+  fail(
+      LOLRT_UNSUPPORTED,
+      "%s: lolrt %s is built for TVM-FFI 0.1, and this process has TVM-FFI %u.%u.%u: install apache-tvm-ffi 0.1 or another lolrt",
+      op, lolrt_version(), host.major, host.minor, host.patch);
 }
 
 // Reads the arguments of a call one after another. A wrong type is a mistake in the caller's program, for which hosts have a
@@ -140,6 +161,7 @@ template <class Body>
 int answer(const char *op, const Any *arguments, int32_t count, int32_t expected, Any *result, const Body &body) noexcept {
   const char *kind = "TypeError";
   try {
+    require_known_host(op);
     Arguments given(op, arguments, count);
     given.expect(expected);
     *result = Any{Any::none, 0, {0}};
@@ -147,6 +169,8 @@ int answer(const char *op, const Any *arguments, int32_t count, int32_t expected
     if (status == LOLRT_OK) return 0;
     kind = status == LOLRT_INVALID_ARGUMENT ? "ValueError" : status == LOLRT_OUT_OF_MEMORY ? "MemoryError" : "RuntimeError";
   } catch (const Arguments::WrongType &) {
+  } catch (const Failure &) {
+    kind = "RuntimeError";
   }
   static const auto raise = host_function<void (*)(const char *kind, const char *message)>("TVMFFIErrorSetRaisedFromCStr");
   if (raise != nullptr) raise(kind, lolrt_last_error());
