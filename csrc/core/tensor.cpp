@@ -207,8 +207,9 @@ DType Checker::type(const char *name, const lolrt_tensor *tensor) {
 void Checker::descriptor(const void *descriptor, uint32_t given_bytes, uint32_t known_bytes) const {
   if (descriptor == nullptr) fail(LOLRT_INVALID_ARGUMENT, "%s: the descriptor is NULL", operation_);
   if (given_bytes != known_bytes) {
-    fail(LOLRT_INVALID_ARGUMENT, "%s: descriptor of %u bytes, expected %u: set struct_size, or build against this lolrt.h",
-         operation_, given_bytes, known_bytes);
+    fail(LOLRT_INVALID_ARGUMENT,
+         "%s: descriptor of %u bytes, and that of liblolrt %s (ABI %d) has %u: set struct_size, or build against its lolrt.h",
+         operation_, given_bytes, lolrt_version(), lolrt_abi_version(), known_bytes);
   }
 }
 

@@ -59,7 +59,8 @@ static void expected_output(int token, int head, double *result) {
 
 int main(void) {
   if (lolrt_abi_version() != LOLRT_ABI_VERSION) {
-    fprintf(stderr, "built for another version of lolrt\n");
+    fprintf(stderr, "built for ABI %d of lolrt, and liblolrt %s has ABI %d: build this program anew\n", LOLRT_ABI_VERSION,
+            lolrt_version(), (int)lolrt_abi_version());
     return 1;
   }
 

@@ -247,7 +247,13 @@ void test_interface() {
   CHECK_FAILS(lolrt_page_elements(LOLRT_DEVICE_CPU, float32(), 1, 1, 3, &elements), LOLRT_UNSUPPORTED, "dim is 3");
   CHECK_FAILS(lolrt_frame_attention(nullptr), LOLRT_INVALID_ARGUMENT, "NULL");
   lolrt_kv_write_desc desc{};
-  CHECK_FAILS(lolrt_kv_write(&desc), LOLRT_INVALID_ARGUMENT, "struct_size");
+  for (const int more : {-8, 8}) {  // as of a program that was built with the header of another version
+    desc.struct_size = static_cast<uint32_t>(sizeof desc + more);
+    const std::string told = "kv_write: descriptor of " + std::to_string(sizeof desc + more) + " bytes, and that of liblolrt " +
+                             lolrt_version() + " (ABI " + std::to_string(LOLRT_ABI_VERSION) + ") has " +
+                             std::to_string(sizeof desc) + ": set struct_size, or build against its lolrt.h";
+    CHECK_FAILS(lolrt_kv_write(&desc), LOLRT_INVALID_ARGUMENT, told);
+  }
 }
 
 }  // namespace
