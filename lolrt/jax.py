@@ -10,7 +10,9 @@ The handlers are built only if JAX is installed: run `pip install --no-build-iso
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lolrt
@@ -18,6 +20,7 @@ from lolrt import _core
 
 try:
     import jax
+    import jaxlib
     import numpy as np
     from jax import Array
 except ImportError as error:
@@ -25,10 +28,21 @@ except ImportError as error:
 
 OPS = ("kv_write", "frame_attention", "modulated_norm", "gelu", "sampler_step")
 
+if not hasattr(jax, "ffi"):
+    raise ImportError(f"lolrt.jax needs jax 0.5 or newer, and this is jax {jax.__version__}: pip install -U 'jax[cpu]'")
 _path = lolrt.library().with_name(f"liblolrt_jax{lolrt.library().suffix}")
 if not _path.exists():
     raise ImportError("this lolrt was built without JAX: pip install --no-build-isolation lolrt, where jax is installed")
 _library = ctypes.CDLL(str(_path))
+# XLA checks this too, but when it starts, and then does not start.
+_built = tuple((ctypes.c_int32 * 2).in_dll(_library, "lolrt_jax_api"))
+_headers = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text()
+_found = tuple(int(number) for number in re.findall(r"#define XLA_FFI_API_M(?:AJOR|INOR) (\d+)", _headers))
+if _built[0] != _found[0] or _built > _found:
+    raise ImportError(
+        f"lolrt.jax was built for version {_built[0]}.{_built[1]} of XLA's FFI, and jaxlib {jaxlib.__version__} has "
+        f"{_found[0]}.{_found[1]}: update jaxlib, or build lolrt with it (pip install --no-build-isolation --force-reinstall lolrt)"
+    )
 for _op in OPS:
     jax.ffi.register_ffi_target(f"lolrt_{_op}", jax.ffi.pycapsule(getattr(_library, f"lolrt_jax_{_op}")), platform="cpu")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -137,6 +139,34 @@ def test_mistakes_are_errors_of_jax(lolrt_jax: Any, run: Callable[..., Any], cal
     with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match=message):
         jax.block_until_ready(run(lambda: call(lolrt_jax)))
     assert same(lolrt_jax.gelu(jnp.zeros((1, 2, 4))), torch.zeros(1, 2, 4)), "goes on"
+
+
+@pytest.mark.parametrize(("before", "version"), [("MINOR 0", "0.0"), ("MAJOR 1", "1.")])
+def test_a_jax_of_another_version_is_told(before: str, version: str, tmp_path: Path) -> None:
+    """And it goes on without lolrt. Handlers that were built for an older minor version are XLA's to take."""
+    headers = shutil.copytree(jax.ffi.include_dir(), tmp_path / "include")
+    header = headers / "xla" / "ffi" / "api" / "c_api.h"
+    header.write_text(re.sub(rf"(#define XLA_FFI_API_){before[:-1]}\d+", rf"\g<1>{before}", header.read_text()))
+    script = f"""
+import jax
+jax.ffi.include_dir = lambda: {str(headers)!r}
+try:
+    import lolrt.jax
+except ImportError as error:
+    print(error)
+assert jax.numpy.ones(2).sum() == 2
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    told = (
+        rf"lolrt.jax was built for version \d\.\d of XLA's FFI, and jaxlib [\d.]+ has {version}\d?: update jaxlib, or build lolrt with it"
+        r" \(pip install .*\)\n"
+    )
+    assert done.returncode == 0 and re.fullmatch(told, done.stdout), done.stdout + done.stderr
+
+
+def test_a_jax_without_the_interface_is_told() -> None:
+    done = subprocess.run([sys.executable, "-c", "import jax; del jax.ffi; import lolrt.jax"], capture_output=True, text=True)
+    assert done.stderr.endswith(f"lolrt.jax needs jax 0.5 or newer, and this is jax {jax.__version__}: pip install -U 'jax[cpu]'\n")
 
 
 def test_the_example_runs() -> None:

@@ -47,14 +47,20 @@ lolrt_dtype dtype_of(ffi::DataType type) {
   }
 }
 
+template <class T>
+T value(const ffi::ErrorOr<T> &found) {
+  if (found.has_error()) throw Failure{ffi::ErrorCode::kInvalidArgument, std::string(found.error().message())};
+  return found.value();
+}
+
 // The buffers of a call, by their names.
 class Tensors {
  public:
   Tensors(std::string_view names, ffi::RemainingArgs arguments, ffi::RemainingRets results) {
     const size_t semicolon = names.find(';');
     if (semicolon == std::string_view::npos) throw Failure{ffi::ErrorCode::kInvalidArgument, "`names` lacks a semicolon"};
-    add(names.substr(0, semicolon), arguments.size(), [&](size_t i) { return arguments.get<ffi::AnyBuffer>(i).value(); });
-    add(names.substr(semicolon + 1), results.size(), [&](size_t i) { return *results.get<ffi::AnyBuffer>(i).value(); });
+    add(names.substr(0, semicolon), arguments.size(), [&](size_t i) { return value(arguments.get<ffi::AnyBuffer>(i)); });
+    add(names.substr(semicolon + 1), results.size(), [&](size_t i) { return *value(results.get<ffi::AnyBuffer>(i)); });
   }
 
   // NULL if there is none with this name.
@@ -95,9 +101,7 @@ class Tensors {
 
 template <class T>
 T attribute(const ffi::Dictionary &attributes, std::string_view name) {
-  const ffi::ErrorOr<T> found = attributes.get<T>(name);
-  if (found.has_error()) throw Failure{ffi::ErrorCode::kInvalidArgument, std::string(found.error().message())};
-  return found.value();
+  return value(attributes.get<T>(name));
 }
 
 template <class Op>
@@ -207,6 +211,9 @@ lolrt_status sampler_step(const Tensors &tensors, const ffi::Dictionary &attribu
     static auto *handler = ffi::Ffi::Bind().Attrs().RemainingArgs().RemainingRets().To(answer_##op).release();          \
     return handler->Call(call_frame);                                                                                   \
   }
+
+// The version of XLA's FFI that the handlers were built for, major and minor.
+extern "C" __attribute__((visibility("default"))) const int32_t lolrt_jax_api[2] = {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR};
 
 LOLRT_JAX(kv_write)
 LOLRT_JAX(frame_attention)
