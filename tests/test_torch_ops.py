@@ -288,3 +288,16 @@ def test_torch_multiplies_as_before_around_a_call() -> None:
     for _ in range(3):
         ops.frame_attention(q, pages, torch.zeros(1, dtype=torch.int32), 40)
         assert torch.equal(a @ b, before)
+
+
+@pytest.mark.parametrize("given_back", ["sample", "velocity", "noise"])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    "op", [ops.sampler_step, lambda sample, level, velocity, noise: torch.ops.lolrt.sampler_step(sample, level, velocity, 0.2, noise)]
+)
+def test_a_tensor_whose_memory_was_given_back_is_refused(op, transposed, given_back):
+    """Also where it would be copied first, which torch does without a look at its memory."""
+    tensors = {name: torch.randn(3, 3).T if transposed else torch.randn(3, 3) for name in ("sample", "velocity", "noise")}
+    tensors[given_back].untyped_storage().resize_(0)
+    with pytest.raises((ValueError, RuntimeError), match=f"sampler_step: {given_back}: its data pointer is NULL"):
+        op(tensors["sample"], 0.5, tensors["velocity"], noise=tensors["noise"])

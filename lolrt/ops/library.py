@@ -93,13 +93,15 @@ def dequantize_rows(x: Tensor, scale: Tensor, bias: Tensor, out: Tensor) -> None
 
 
 def sampler_step(sample: Tensor, level: float, velocity: Tensor, after: float, noise: Tensor | None) -> Tensor:
-    for name, x in ("velocity", velocity), ("noise", noise):
+    for name, x in ("sample", sample), ("velocity", velocity), ("noise", noise):
         if x is None:
             continue
         if not isinstance(x, Tensor):
             raise TypeError(f"sampler_step: {name}: expected a torch tensor, as the sample is one; got {type(x).__name__}")
         if x.shape != sample.shape:
             raise ValueError(f"sampler_step: {name} is {list(x.shape)}; expected the sample's shape, {list(sample.shape)}")
+        if not x.is_contiguous() and x.data_ptr() == 0:  # as after its storage was resized to nothing, of which torch would make a copy
+            raise ValueError(f"sampler_step: {name}: its data pointer is NULL")
     out = torch.empty(sample.shape, dtype=torch.float32, device=sample.device)
     flat = [None if x is None else x.reshape(-1) for x in (sample, velocity, noise)]
     _run(_core.sampler_step, sample, flat[0], level, flat[1], after, flat[2], out.view(-1))
