@@ -5,10 +5,16 @@
 #include "bridges/torch_threads.h"
 #include "lolrt/lolrt.h"
 
+// torch's functions are weak: where an older torch lacks some, the library is loaded all the same, and says so.
+#include <torch/csrc/inductor/aoti_torch/c/macros.h>
+#undef AOTI_TORCH_EXPORT
+#define AOTI_TORCH_EXPORT __attribute__((weak, visibility("default")))
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -211,6 +217,8 @@ View flat(const char *name, const Tensor &x, const Tensor &sample, Tensor &kept)
   const auto one = x.sizes(), other = sample.sizes();
   STD_TORCH_CHECK(std::vector<int64_t>(one.begin(), one.end()) == std::vector<int64_t>(other.begin(), other.end()),
                   "sampler_step: ", name, " has another shape than the sample");
+  // As after its storage was resized to nothing, of which torch would make a copy.
+  STD_TORCH_CHECK(x.data_ptr() != nullptr || x.numel() == 0, "sampler_step: ", name, ": its data pointer is NULL");
   kept = torch::stable::contiguous(x);
   return View(kept, true);
 }
@@ -282,9 +290,22 @@ const Op kOps[] = {
     {"conv3d(Tensor x, Tensor weight, Tensor bias, Tensor(a!) out, Tensor? past, Tensor? residual) -> ()", TORCH_BOX(&conv3d)},
 };
 
+// Whether this process has a torch with the functions that are used here; tells if not.
+bool there_is_a_known_torch() {
+  const uint64_t found = aoti_torch_abi_version == nullptr ? 0 : aoti_torch_abi_version();
+  if (found >= TORCH_TARGET_VERSION) return true;
+  char version[32] = "an older one";
+  const auto part = [](uint64_t of, int shift) { return static_cast<int>(of >> shift & 255); };
+  if (found != 0) std::snprintf(version, sizeof version, "%d.%d.%d", part(found, 56), part(found, 48), part(found, 40));
+  std::fprintf(stderr, "liblolrt_torch registers no ops: it is for torch %d.%d or newer, and this process has %s: update torch\n",
+               part(TORCH_TARGET_VERSION, 56), part(TORCH_TARGET_VERSION, 48), version);
+  return false;
+}
+
 // Not by STABLE_TORCH_LIBRARY: it dies where the ops are there already, in a program whose lolrt.ops has registered them. That is
 // asked of torch by trying. The registrations stay as long as the process.
 [[maybe_unused]] const bool registered = [] {
+  if (!there_is_a_known_torch()) return false;
   TorchLibraryHandle definitions = nullptr, kernels = nullptr;
   if (aoti_torch_library_init_def("lolrt", __FILE__, __LINE__, &definitions) != AOTI_TORCH_SUCCESS) return false;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_library_init_impl("lolrt", "CPU", __FILE__, __LINE__, &kernels));
