@@ -167,6 +167,7 @@ def _stream(pipe: Pipeline, stream: LatentStream, vae_state: list[str]) -> dict[
     model = {**session.description, "vae": pipe.vae.description}
     return {
         "format": FORMAT,
+        "torch": str(torch.__version__),
         "description": json.dumps({"config": to_plain(config), "model": model}, sort_keys=True),
         "fps": pipe.fps,
         "dtype": str(pipe.dit.dtype).removeprefix("torch."),

@@ -161,6 +161,21 @@ def test_what_is_no_package_is_told(program: Path, packaged: Path, tmp_path: Pat
     assert failed.returncode == 1 and "is a package of format 0, not 1" in failed.stderr
 
 
+def test_another_torch_is_told(program: Path, packaged: Path, tmp_path: Path) -> None:
+    """Whether it made the package, or is in the process."""
+    own = torch.__version__.partition("+")[0]
+    for other in ("2.9.1+cpu", f"{own}1", "2"):
+        torch.save(torch.load(packaged / "stream.pt") | {"torch": other}, tmp_path / "stream.pt")
+        failed = run(program, tmp_path, 1, "--prompt", packaged / "0.f32", **ALONE)
+        told = f"is a package of torch {other}, and liblolrt_session is built for torch {own}: make it anew with that torch"
+        assert failed.returncode == 1 and told in failed.stderr
+    (tmp_path / "old.c").write_text("unsigned long long aoti_torch_abi_version(void) { return 0x0209010000000000; }")
+    output_of("cc", "-shared", "-fPIC", tmp_path / "old.c", "-o", tmp_path / "old.so")
+    failed = run(program, packaged, 1, "--prompt", packaged / "0.f32", LD_PRELOAD=str(tmp_path / "old.so"), **ALONE)
+    told = f"liblolrt_session is built for torch {own}, and this process has libtorch 2.9.1: build it with that torch"
+    assert failed.returncode == 1 and told in failed.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -2,8 +2,11 @@
 
 #include "error.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/jit/serialization/pickle.h>
+#include <torch/headeronly/version.h>
 
+#include <cctype>
 #include <fstream>
 #include <iterator>
 
@@ -28,6 +31,20 @@ std::vector<int64_t> whole_numbers(const c10::IValue &list) {
   return found;
 }
 
+// Neither torch's C++ interface nor what AOTInductor compiles is the same from version to version.
+void require_same_torch(const std::string &folder, const std::string &made_by) {
+  const uint64_t loaded = aoti_torch_abi_version();
+  const auto part = [&](int shift) { return static_cast<int>(loaded >> shift & 255); };
+  expect(loaded == TORCH_ABI_VERSION,
+         "liblolrt_session is built for torch " TORCH_VERSION
+         ", and this process has libtorch %d.%d.%d: build it with that torch",
+         part(56), part(48), part(40));
+  const std::string own = TORCH_VERSION;
+  const bool same = made_by.compare(0, own.size(), own) == 0 && !std::isdigit(static_cast<unsigned char>(made_by[own.size()]));
+  expect(same, "%s is a package of torch %s, and liblolrt_session is built for torch %s: make it anew with that torch",
+         folder.c_str(), made_by.c_str(), own.c_str());
+}
+
 }  // namespace
 
 Package::Package(const std::string &folder) {
@@ -40,6 +57,7 @@ Package::Package(const std::string &folder) {
   const int64_t format = of("format").toInt();
   expect(format == kFormat, "%s is a package of format %lld, not %lld: make it anew with this version of lolrt", folder.c_str(),
          static_cast<long long>(format), static_cast<long long>(kFormat));
+  require_same_torch(folder, of("torch").toStringRef());
   dtype = of("dtype").toStringRef() == "bfloat16" ? at::kBFloat16 : at::kFloat;
   latent_size = whole_numbers(of("latent_size"));
   pages_size = whole_numbers(of("pages_size"));
