@@ -1,5 +1,4 @@
-// What the fuzzers of the C ABI, of the binding and of the functions for TVM-FFI make from bytes: numbers, and tensors with real
-// memory.
+// What the fuzzers of the C ABI, of the binding and of the bridges make from bytes: numbers, and tensors with real memory.
 //
 // Sizes, strides, types and numbers are mostly right. A tensor has memory of exactly the span that its view claims; one whose
 // span is larger than that can be had has a NULL pointer, and one that no address space holds must be refused.
@@ -70,7 +69,8 @@ struct Owned {
 // The tensors of a call; they live as long as the call.
 class Tensors {
  public:
-  explicit Tensors(Bytes &bytes) : bytes_(bytes) {}
+  // strided: they may have gaps.
+  explicit Tensors(Bytes &bytes, bool strided = true) : bytes_(bytes), strided_(strided) {}
 
   // NULL now and then.
   const lolrt_tensor *operator()(lolrt_dtype dtype, std::initializer_list<int64_t> right) {
@@ -87,8 +87,9 @@ class Tensors {
       if (here && __builtin_mul_overflow(packed, std::max<int64_t>(made.shape[dim], 1), &packed)) packed = 1;
       if (here && bytes_.rarely()) packed = std::min(packed, INT64_MAX - 16) + 16;  // a gap
     }
+    const bool strided = bytes_.next() % 2 && strided_;
     if (bytes_.rarely()) dtype = {bytes_.next(), bytes_.next(), static_cast<uint16_t>(bytes_.next() % 3)};
-    made.view = {nullptr, {LOLRT_DEVICE_CPU, 0}, ndim, dtype, made.shape, bytes_.next() % 2 ? made.strides : nullptr, 0};
+    made.view = {nullptr, {LOLRT_DEVICE_CPU, 0}, ndim, dtype, made.shape, strided ? made.strides : nullptr, 0};
     if (bytes_.rarely()) made.view.device = {static_cast<int32_t>(bytes_.below(4)), static_cast<int32_t>(bytes_.below(2))};
     if (bytes_.rarely()) made.view.shape = nullptr;
     if (made.view.shape) give_memory(made);
@@ -144,6 +145,7 @@ class Tensors {
   }
 
   Bytes &bytes_;
+  bool strided_;
   std::list<Owned> all_;
 };
 

@@ -8,7 +8,7 @@
 //     build/fuzz_tvm_ffi CALLS SEED
 //
 // With clang++ -fsanitize=fuzzer,address,undefined and without -DSTANDALONE, libFuzzer draws the bytes.
-#include "tensors.h"
+#include "calls.h"
 
 #include <string>
 
@@ -51,23 +51,20 @@ OPS(DECLARE)
 
 namespace {
 
-class Call {
+// The arguments of a call, as a host passes them.
+class Passed {
  public:
-  explicit Call(Bytes &bytes) : bytes_(bytes), tensors_(bytes) {}
+  Passed(Bytes &bytes, const Call &call) : bytes_(bytes), call_(call) {}
 
-  Call &tensor(lolrt_dtype dtype, std::initializer_list<int64_t> right, bool given = true) {
-    const lolrt_tensor *view = given ? tensors_(dtype, right) : nullptr;
+  void add_all() {
+    for (const Argument &argument : call_.arguments()) add(argument);
+  }
+  Passed &tensor(const lolrt_tensor *view) {
     if (view == nullptr) return add(bytes_.next() % 2 ? kNone : kDlTensor, 0);
     if (bytes_.next() % 2) return add(kDlTensor, reinterpret_cast<uintptr_t>(view));
     return add(kTensor, reinterpret_cast<uintptr_t>(&objects_.emplace_back(Object{1, kTensor, 0, nullptr, *view})));
   }
-  Call &integer(int64_t right) { return add(kInteger, static_cast<uint64_t>(bytes_.or_number(right))); }
-  Call &real(double right) {
-    uint64_t bits = 0;
-    std::memcpy(&bits, &right, sizeof bits);
-    return add(kReal, bytes_.rarely() ? static_cast<uint64_t>(bytes_.number()) : bits);
-  }
-  Call &add(int32_t type, uint64_t value) {
+  Passed &add(int32_t type, uint64_t value) {
     if (bytes_.rarely()) {
       replaced_ = true;
       type = static_cast<int32_t>(bytes_.below(80));
@@ -90,127 +87,82 @@ class Call {
     const bool told = (error_kind == "ValueError" || error_kind == "TypeError" || error_kind == "RuntimeError" ||
                        error_kind == "MemoryError") &&
                       !error_text.empty();
-    if (status == 0 ? !error_kind.empty() : status != -1 || !told) {
-      std::fprintf(stderr, "status %d: %s: %s\n", status, error_kind.c_str(), error_text.c_str());
-      std::abort();
-    }
-    if (status == 0 && !replaced_) tensors_.check_taken();
+    if (status == 0 ? !error_kind.empty() : status != -1 || !told) fail(error_kind.c_str(), error_text.c_str());
+    if (status == 0 && !replaced_) call_.tensors().check_taken();
     ++calls;
     return status == 0 ? result : Any{};
   }
 
  private:
+  void add(const Argument &argument) {
+    uint64_t bits = static_cast<uint64_t>(argument.integer);
+    if (argument.kind == Argument::kTensor) {
+      tensor(argument.tensor);
+      return;
+    }
+    if (argument.kind == Argument::kReal) std::memcpy(&bits, &argument.real, sizeof bits);
+    add(argument.kind == Argument::kReal ? kReal : kInteger, bits);
+  }
+
   Bytes &bytes_;
-  Tensors tensors_;
+  const Call &call_;
   std::list<Object> objects_;
   std::vector<Any> given_;
   bool replaced_ = false;
 };
 
-void fuzz_kv_write(Bytes &bytes, lolrt_dtype dtype) {
-  const int64_t frames = 1 + bytes.below(3), tokens = 1 + bytes.below(20), heads = 1 + bytes.below(2),
-                dim = 2 * (1 + bytes.below(20));
-  int64_t elements = 1;
-  lolrt_page_elements(LOLRT_DEVICE_CPU, dtype, tokens, heads, dim, &elements);
-  const auto rows = {frames, tokens, heads, dim};
-  const bool q = bytes.next() % 2;
-  Call call(bytes);
-  call.real(1e-6).tensor(dtype, rows, q).tensor(dtype, rows).tensor(dtype, rows);
-  call.tensor(dtype, {heads, dim}, q)
-      .tensor(dtype, {heads, dim}, bytes.next() % 2)
-      .tensor(kFloat32, {tokens, 1, 2}, bytes.next() % 2);
-  call.integer(0).tensor(dtype, rows, q).tensor(dtype, {frames + 1, elements}).tensor(kInt32, {frames});
-  call(__tvm_ffi_kv_write);
-}
-
-void fuzz_frame_attention(Bytes &bytes, lolrt_dtype dtype) {
-  const int64_t frames = 1 + bytes.below(3), tokens = 1 + bytes.below(20), heads = 1 + bytes.below(2),
-                dim = 2 * (1 + bytes.below(20));
-  const int64_t page_tokens = 1 + bytes.below(20), pages = 1 + bytes.below(3);
-  int64_t elements = 1;
-  lolrt_page_elements(LOLRT_DEVICE_CPU, dtype, page_tokens, heads, dim, &elements);
-  const bool with_rotation = bytes.next() % 2, with_bias = bytes.next() % 2, with_mass = bytes.next() % 2;
-  Call call(bytes);
-  call.real(0).tensor(dtype, {frames, tokens, heads, dim}).tensor(dtype, {3, elements}).tensor(kInt32, {pages});
-  call.integer(page_tokens)
-      .tensor(kFloat32, {pages, frames, heads, 1, 2}, with_rotation)
-      .tensor(kFloat32, {pages, heads}, with_bias);
-  call.tensor(dtype, {frames, tokens, heads, dim}).tensor(kFloat32, {pages, frames, heads}, with_mass);
-  const auto room = static_cast<int64_t>(call(__tvm_ffi_frame_attention_workspace).value);
-  call.tensor(kUint8, {room < 0 || room > (1 << 26) ? 0 : room})(__tvm_ffi_frame_attention);
-}
-
-void fuzz_modulated_norm(Bytes &bytes, lolrt_dtype dtype) {
-  const int64_t frames = 1 + bytes.below(3), tokens = 1 + bytes.below(9), channels = 1 + bytes.below(70);
-  const auto rows = {frames, tokens, channels};
-  const bool gated = bytes.next() % 2;
-  Call call(bytes);
-  call.real(1e-6).tensor(dtype, rows).tensor(dtype, rows, gated).tensor(kFloat32, {frames, channels}, gated);
-  call.tensor(kFloat32, {1, channels}).tensor(kFloat32, {frames, channels}).tensor(dtype, rows)(__tvm_ffi_modulated_norm);
-}
-
-void fuzz_gelu(Bytes &bytes, lolrt_dtype dtype) {
-  const auto rows = {1 + bytes.below(3), 1 + bytes.below(9), 1 + bytes.below(70)};
-  Call(bytes).tensor(dtype, rows)(__tvm_ffi_gelu);
-}
-
-void fuzz_sampler_step(Bytes &bytes, lolrt_dtype) {
-  const auto size = {1 + bytes.below(200)};
-  Call call(bytes);
-  call.real(0.9).real(0.5).tensor(kFloat32, size).tensor(kFloat32, size).tensor(kFloat32, size).tensor(kFloat32, size);
-  call(__tvm_ffi_sampler_step);
-}
-
-void fuzz_channel_norm(Bytes &bytes, lolrt_dtype dtype) {
-  const int64_t frames = 1 + bytes.below(2), rows = 1 + bytes.below(4), columns = 1 + bytes.below(4),
-                channels = 1 + bytes.below(40), margin = bytes.below(3);
-  Call call(bytes);
-  call.integer(1).tensor(dtype, {frames, rows, columns, channels}).tensor(kFloat32, {channels});
-  call.tensor(kFloat32, {frames, rows + 2 * margin, columns + 2 * margin, channels})(__tvm_ffi_channel_norm);
-}
-
-void fuzz_conv3d(Bytes &bytes, lolrt_dtype) {
-  const int64_t taps = 1 + bytes.below(3), side = 1 + bytes.below(3), in = 1 + bytes.below(20), out = 1 + bytes.below(40);
-  const int64_t frames = 1 + bytes.below(2), rows = side + bytes.below(3), columns = side + bytes.below(3),
-                blocks = (out + 15) / 16;
-  const auto result = {frames, rows - side + 1, columns - side + 1, out};
-  Call call(bytes);
-  call.tensor(kFloat32, {taps - 1, rows, columns, in}, taps > 1).tensor(kFloat32, {frames, rows, columns, in});
-  call.tensor(kFloat32, {blocks, taps, side, side, in, 16}).tensor(kFloat32, {blocks, 16}).tensor(kFloat32, result);
-  call.tensor(kFloat32, result)(__tvm_ffi_conv3d);
-}
-
-void fuzz_tables(Bytes &bytes, lolrt_dtype) {
+void rotation_table(Bytes &bytes, Call &call, lolrt_dtype) {
   const int64_t pages = 1 + bytes.below(4), frames = 1 + bytes.below(4), heads = 1 + bytes.below(3), pairs = 1 + bytes.below(9);
-  Call call(bytes);
-  call.tensor(kUint64, {heads, pairs}).tensor(kInt64, {pages, frames}).tensor(kFloat32, {pages, frames, heads, pairs, 2});
-  call(__tvm_ffi_rotation_table);
+  call.tensor("turns_per_frame", kUint64, {heads, pairs}).tensor("offsets_frames", kInt64, {pages, frames});
+  call.tensor("out", kFloat32, {pages, frames, heads, pairs, 2});
 }
 
-void fuzz_normal(Bytes &bytes, lolrt_dtype) {
-  Call call(bytes);
-  call.integer(bytes.number()).integer(bytes.number()).integer(bytes.below(9));
-  call.tensor(kFloat32, {1 + bytes.below(9), 1 + bytes.below(9)})(__tvm_ffi_normal);
+void normal(Bytes &bytes, Call &call, lolrt_dtype) {
+  call.integer("seed", bytes.number()).integer("frame", bytes.number()).integer("step", bytes.below(9));
+  call.tensor("out", kFloat32, {1 + bytes.below(9), 1 + bytes.below(9)});
 }
 
-void fuzz_page_elements(Bytes &bytes, lolrt_dtype dtype) {
-  uint64_t bits = 0;
-  std::memcpy(&bits, &dtype, sizeof dtype);
-  Call call(bytes);
-  call.add(kDevice, 1).add(kDtype, bits).integer(bytes.number()).integer(bytes.number()).integer(bytes.number());
-  call(__tvm_ffi_page_elements);
+void page_elements(Bytes &bytes, Call &call, lolrt_dtype) {
+  call.integer("tokens", bytes.number()).integer("heads", bytes.number()).integer("dim", bytes.number());
 }
+
+struct Target {
+  Op op;
+  Function function;
+};
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-  static constexpr void (*targets[])(Bytes &, lolrt_dtype) = {
-      fuzz_kv_write,     fuzz_frame_attention, fuzz_modulated_norm, fuzz_gelu,   fuzz_sampler_step,
-      fuzz_channel_norm, fuzz_conv3d,          fuzz_tables,         fuzz_normal, fuzz_page_elements};
+  static constexpr Target targets[] = {{{"kv_write", kv_write}, __tvm_ffi_kv_write},
+                                       {{"frame_attention", frame_attention}, __tvm_ffi_frame_attention},
+                                       {{"modulated_norm", modulated_norm}, __tvm_ffi_modulated_norm},
+                                       {{"gelu", gelu}, __tvm_ffi_gelu},
+                                       {{"sampler_step", sampler_step}, __tvm_ffi_sampler_step},
+                                       {{"channel_norm", channel_norm}, __tvm_ffi_channel_norm},
+                                       {{"conv3d", conv3d}, __tvm_ffi_conv3d},
+                                       {{"rotation_table", rotation_table}, __tvm_ffi_rotation_table},
+                                       {{"normal", normal}, __tvm_ffi_normal},
+                                       {{"page_elements", page_elements}, __tvm_ffi_page_elements}};
   static const bool one_thread = lolrt_set_threads(1) == LOLRT_OK;
   if (!one_thread) return 1;
   Bytes bytes(data, size);
   const uint8_t choice = bytes.next();
-  targets[choice % std::size(targets)](bytes, choice & 128 ? kBfloat16 : kFloat32);
+  const Target &target = targets[choice % std::size(targets)];
+  const lolrt_dtype dtype = choice & 128 ? kBfloat16 : kFloat32;
+  Call call(bytes);
+  target.op.make(bytes, call, dtype);
+  Passed passed(bytes, call);
+  if (target.function == __tvm_ffi_page_elements) {
+    uint64_t bits = 0;
+    std::memcpy(&bits, &dtype, sizeof dtype);
+    passed.add(kDevice, 1).add(kDtype, bits);
+  }
+  passed.add_all();
+  if (target.function == __tvm_ffi_frame_attention) {
+    const auto room = static_cast<int64_t>(passed(__tvm_ffi_frame_attention_workspace).value);
+    passed.tensor(call.tensors()(kUint8, {room < 0 || room > (1 << 26) ? 0 : room}));
+  }
+  passed(target.function);
   return 0;
 }
