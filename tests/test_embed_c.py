@@ -10,6 +10,7 @@ import pytest
 from commands import output_of, run
 
 import lolrt
+from lolrt import _core
 
 pytestmark = pytest.mark.whole
 
@@ -44,3 +45,13 @@ def test_program_found_by_pkg_config_is_right(tmp_path: Path) -> None:
     flags = output_of("pkg-config", "--cflags", "--libs", "lolrt", PKG_CONFIG_PATH=str(PACKAGE / "lib" / "pkgconfig")).split()
     output_of("cc", "-std=c99", *WARNINGS, EXAMPLE / "main.c", *flags, "-lm", "-o", tmp_path / "embed")
     assert re.fullmatch(LINE, output_of(tmp_path / "embed"))
+
+
+def test_a_program_of_another_abi_is_told(tmp_path: Path) -> None:
+    header = shutil.copytree(PACKAGE / "include", tmp_path / "include") / "lolrt" / "lolrt.h"
+    header.write_text(re.sub(r"(#define LOLRT_ABI_VERSION) \d+", r"\1 1", header.read_text()))
+    link = [f"-L{PACKAGE / 'lib'}", "-llolrt", f"-Wl,-rpath,{PACKAGE / 'lib'}", "-lm"]
+    output_of("cc", "-std=c99", *WARNINGS, f"-I{tmp_path / 'include'}", EXAMPLE / "main.c", *link, "-o", tmp_path / "embed")
+    failed = run(tmp_path / "embed")
+    told = f"built for ABI 1 of lolrt, and liblolrt {_core.version()} has ABI {_core.abi_version()}: build this program anew\n"
+    assert failed.returncode == 1 and failed.stderr == told
