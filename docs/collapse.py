@@ -1,8 +1,9 @@
 """Writes docs/collapse.md, and its figures, from the results kept in docs/collapse: `python docs/collapse.py`. Nothing is run here.
 
-A result is a file that `lolrt lab experiment` writes; those of the second model are named second-<experiment>.json, and decoded.jsonl is
-the videos.jsonl that `lolrt lab rollout` writes. What came out is written from intervals (collapse_claims.py), so a new result changes the
-text with the numbers. Numbers of the method are the constants below; no other text here has any.
+A result is a file that `lolrt lab experiment` writes; those of the second model are named second-<experiment>.json, that of the frame-wise
+one framewise-baseline.json, and decoded.jsonl is the videos.jsonl that `lolrt lab rollout` writes. What came out is written from intervals
+(collapse_claims.py), so a new result changes the text with the numbers. Numbers of the method are the constants below; no other text here
+has any.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ PICTURES = ("dynamic_degree", "flow", "luminance_drift", "saturation_drift", "sh
 # The second model, of its training log, which is not kept.
 SECOND = "python -m lolrt.train.tiny --seed 1 --minutes-vae 6 --minutes-dit 20 --work build/second --out build/second/tiny"
 SECOND_VAE_MINUTES, SECOND_STEPS, SECOND_ERRORS, SECOND_DECIBELS = 3.3, 664, (0.43, 0.29), 26.5
+# The frame-wise model, of its training log, which is not kept.
+FRAMEWISE = "python -m lolrt.train.tiny.framewise --work build/framewise"
+FRAMEWISE_STEPS, FRAMEWISE_ERRORS = 902, (0.30, 0.10)
 PUBLISHED = 'lolrt lab rollout --model PATH --policies sigma=0 sigma=0.8 --prompts "..." --latents'
 
 
@@ -131,6 +135,20 @@ The gates:
 Bases for each layer:
 
 {section("second-bases", parts["bases"], better_bases(parts["bases"]))}
+"""
+
+
+def framewise(results: dict[str, Result]) -> str:
+    result = results["framewise-baseline"]
+    return f"""
+## Frame by frame
+
+`tiny`, trained on with chunks of one latent frame: `{FRAMEWISE}`,
+{FRAMEWISE_STEPS} more steps of the DiT. The error of its flow on held-out clips is {FRAMEWISE_ERRORS[0]:.2f} in first frames and
+{FRAMEWISE_ERRORS[1]:.2f} in later ones. It is not distilled: a frame takes as many passes as a chunk of `tiny`. Frequencies and sinks are
+those of `tiny`, so that the same frames are predicted: {frames(result)}.
+
+{section("framewise-baseline", result, [*baseline(result), *cause(result)])}
 """
 
 
@@ -293,7 +311,7 @@ Dynamic Degree is the share of dynamic clips by VBench's rule, whose threshold i
 {tables.table(decoded)}
 
 {findings(decoded, [Comparison(cell, what, "plain") for what in PICTURES[1:] for cell in (DRAWN, EVEN)])}
-{second_training(results)}
+{second_training(results)}{framewise(results)}
 ## What this says
 
 Names are rows of the tables above. In parentheses are differences, or frames. Where no model is named, it is `tiny`.

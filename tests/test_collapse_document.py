@@ -179,8 +179,9 @@ def test_numbers_of_the_method_are_few():
         assigned = [node for node in tree.body if isinstance(node, ast.Assign) and re.search(r"\d", ast.unparse(node.value))]
         names[module.__name__] = [name.id for node in assigned for name in ast.walk(node.targets[0]) if isinstance(name, ast.Name)]
     second = ["SECOND", "SECOND_VAE_MINUTES", "SECOND_STEPS", "SECOND_ERRORS", "SECOND_DECIBELS"]
+    framewise = ["FRAMEWISE_STEPS", "FRAMEWISE_ERRORS"]
     model = ["FRAMES", "LAYERS", "HEADS", "PAIRS", "THETA", "WAN_LAYERS", "WAN_HEADS"]
     assert sorted(names.pop("collapse")) == sorted(
-        ["PAPER", "ROLLOUT_SECONDS", *model, "LARGER", "CERTAINTY", "DYNAMIC_PIXELS", *second, "PUBLISHED"]
+        ["PAPER", "ROLLOUT_SECONDS", *model, "LARGER", "CERTAINTY", "DYNAMIC_PIXELS", *second, *framewise, "PUBLISHED"]
     )
     assert names == {"collapse_claims": ["DRAWN", "EVEN"], "collapse_conclusions": ["SNAP_BACK_P"]}
