@@ -61,6 +61,7 @@ class Graph {
       elements *= static_cast<double>(made->ne[i]);
       if (made->ne[i] < 0 || elements > double(1 << 24))
         possible_ = false;  // no tensor, or more than its graph's output can have
+      if (made->ne[i] < 1) to_be_refused_ = true;
       if (i >= dims && made->ne[i] != 1) to_be_refused_ = true;
       if (made->ne[i] > 1 && made->nb[i] % bytes != 0) to_be_refused_ = true;
     }

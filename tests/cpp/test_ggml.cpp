@@ -199,6 +199,12 @@ void strides_within_elements_and_further_dimensions_are_refused() {
     CHECK(refused([&] { FrameAttention node(context, q, deep, graph.read, TOKENS); }, "pages: expected 2 dimensions"));
     CHECK(refused([&] { FrameAttention node(context, q, pages, wide, TOKENS); }, "page_table: expected 1 dimensions"));
     CHECK(refused([&] { FrameAttention node(context, q, pages, graph.read, TOKENS, nullptr, many); }, "but ne[3] is 2"));
+    ggml_tensor *no_heads = ggml_new_tensor_4d(context, type, DIM, 0, TOKENS, FRAMES),
+                *no_pages = ggml_new_tensor_2d(context, type, graph.elements, 0);
+    CHECK(refused([&] { FrameAttention node(context, no_heads, pages, graph.read, TOKENS); }, "q: expected sizes of 1 or more"));
+    CHECK(refused([&] { KvWrite node(context, no_heads, no_heads, pages, graph.written); }, "k: expected sizes of 1 or more"));
+    CHECK(refused([&] { KvWrite node(context, q, q, no_pages, graph.written); },
+                  "pages: expected sizes of 1 or more, but ne[1] is 0"));
     ggml_tensor *one = ggml_view_2d(context, pages, graph.elements, POOL, 0, 0);  // all pages in one
     CHECK(refused([&] { KvWrite node(context, q, q, one, graph.written); }, "pages: expected pages that do not overlap"));
   }

@@ -168,11 +168,14 @@ inline void require_same_ggml() {
           "this program was built with another ggml.h than the ggml that it runs with: build both from one source");
 }
 
-/* Throws for what `View` would take for another tensor: more than `dims` dimensions, and strides within elements. */
+/* Throws for what `View` would take for another tensor: more than `dims` dimensions, and strides within elements. And for empty
+ * ones: ggml computes no node whose output is empty, and so nothing would tell of it. */
 inline void require_dims(const char *name, const ggml_tensor *tensor, int dims) {
   const size_t bytes = ggml_type_size(tensor->type);
   for (int i = 0; i < GGML_MAX_DIMS; ++i) {
     const std::string at = "[" + std::to_string(i) + "] is ";
+    if (tensor->ne[i] < 1)
+      throw Error(std::string(name) + ": expected sizes of 1 or more, but ne" + at + std::to_string(tensor->ne[i]));
     if (i >= dims && tensor->ne[i] != 1) {
       throw Error(std::string(name) + ": expected " + std::to_string(dims) + " dimensions, but ne" + at +
                   std::to_string(tensor->ne[i]));
@@ -298,6 +301,7 @@ class FrameAttention : public detail::Node {
     }
     require(!rotation || (ggml_is_contiguous(rotation) && rotation->ne[3] == page_table->ne[0] * q->ne[3]),
             "rotation: expected {2, pairs, heads, pages * frames}, contiguous");
+    if (rotation) require_dims("rotation", rotation, 4);
     if (bias) require_dims("bias", bias, 2);
     const auto run = [](ggml_tensor *out, int thread, int threads, void *self) {
       static_cast<FrameAttention *>(self)->run(out, thread, threads);
