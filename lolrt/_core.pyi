@@ -43,7 +43,8 @@ def kv_write(
     q, k, v: T [frames, tokens, heads, dim], strided; q with q_out, or k with v, may be None.
     q_weight, k_weight: T [heads, dim], or None: not normalised.
     rotation: float32 [tokens, pairs, 2] of (cos, sin) for channel pairs from `rotation_first_channel` (even) on, or None.
-    q_out: T [frames, tokens, heads, dim], strided. pages: T, or on CUDA float8_e4m3fn, [pool_pages, page_elements], rows strided.
+    q_out: T [frames, tokens, heads, dim], strided.
+    pages: T, int8 on the CPU, or float8_e4m3fn on CUDA, [pool_pages, page_elements], rows strided.
     page_table: int32 [frames], the page that each frame's K and V go to; all different.
     """
 
@@ -74,7 +75,8 @@ def frame_attention(
 ) -> None:
     """Softmax attention of every query to every token of the listed pages.
 
-    q, out: T [frames, tokens, heads, dim], strided. pages: T, or on CUDA float8_e4m3fn, [pool_pages, page_elements], rows strided.
+    q, out: T [frames, tokens, heads, dim], strided.
+    pages: T, int8 on the CPU, or float8_e4m3fn on CUDA, [pool_pages, page_elements], rows strided.
     page_table: int32 [pages], in any order; -1 for a page that is not there. page_tokens: tokens in a page.
     rotation: float32 [pages, frames, heads, pairs, 2], (cos, sin) of (t_q - t_k) * frequency, turning q's first 2 * pairs
     channels, pair i being channels (2i, 2i + 1); or None.
@@ -162,7 +164,7 @@ def check_array(name: str, array: _Tensor, written: bool) -> None:
     stride, a `byte_offset`, sizes that no memory holds; and for one that is `written` though it is read-only."""
 
 def page_elements(
-    dtype: Literal["float32", "bfloat16", "float16", "float8_e4m3fn"] | str,
+    dtype: Literal["float32", "bfloat16", "float16", "float8_e4m3fn", "int8"] | str,
     tokens: int,
     heads: int,
     dim: int,

@@ -246,8 +246,8 @@ class Pipeline:
 
         seed: the seed of the noise, 0 .. 2^64 - 1. rope, window and sampler: by default the model's own. probe: whether to measure the
         attention mass of each chunk. start: latents that the stream begins with and goes on from, see `encode_video`. kv_dtype: the dtype
-        of the KV cache's pages, by default the model's; on CUDA torch.float8_e4m3fn takes half the memory and is less exact. Raises
-        `lolrt.PromptError` for a prompt that the text encoder cannot encode.
+        of the KV cache's pages, by default the model's; torch.int8 on the CPU and torch.float8_e4m3fn on CUDA take half the memory of
+        bfloat16 and are less exact. Raises `lolrt.PromptError` for a prompt that the text encoder cannot encode.
         """
         height, width = self.latent_size
         return LatentStream(
@@ -298,7 +298,7 @@ class Pipeline:
         latents = LatentStream(
             self.dit, snapshot.tensors["prompt_embeds"], height, width,
             seed=config.seed or 0, rope=config.rope, window=config.window, sampler=config.sampler, start_frame=config.start_frame,
-            probe=config.probe, kv_dtype=kv_dtype if kv_dtype == torch.float8_e4m3fn else None,
+            probe=config.probe, kv_dtype=kv_dtype if kv_dtype in (torch.int8, torch.float8_e4m3fn) else None,
         )  # fmt: skip
         if lora is not None:
             latents.set_lora(lora)

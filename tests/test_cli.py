@@ -113,6 +113,7 @@ def test_wrong_input_is_one_clear_line(tmp_path, prompt, data):
     assert "nats" in error_of("generate", prompt, "-o", out, "--sink-bias", "nan")
     assert "--kv fp8 goes with --device cuda" in error_of("generate", prompt, "-o", out, "--kv", "fp8")
     assert "heads of 128 channels" in error_of("info", "--model", "tiny", "--device", "cuda", "--kv", "fp8")
+    assert "--kv int8 goes with --device cpu" in error_of("info", "--model", "tiny", "--device", "cuda", "--kv", "int8")
     assert "head_share" in error_of("generate", prompt, "-o", out, "--head-share", 2)
     assert "--seed" in error_of("generate", prompt, "-o", out, "--seed", -1)
     assert "jitter_seed" in error_of("generate", prompt, "-o", out, "--jitter-seed", -1)

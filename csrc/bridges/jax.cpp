@@ -39,6 +39,8 @@ lolrt_dtype dtype_of(ffi::DataType type) {
       return {LOLRT_CODE_INT, 32, 1};
     case ffi::DataType::U64:
       return {LOLRT_CODE_UINT, 64, 1};
+    case ffi::DataType::S8:
+      return {LOLRT_CODE_INT, 8, 1};
     case ffi::DataType::U8:
       return {LOLRT_CODE_UINT, 8, 1};
     default:

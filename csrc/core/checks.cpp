@@ -24,11 +24,14 @@ void check_page_sizes(const char *operation, int64_t tokens, int64_t heads, int6
 }
 
 DType check_page_type(const char *operation, const lolrt_tensor *pages, DType dtype, int64_t dim) {
-  if (pages == nullptr || pages->dtype.code != LOLRT_CODE_FLOAT8_E4M3FN) return dtype;  // a wrong type fails with the shape
+  if (pages == nullptr) return dtype;
+  const bool fp8 = pages->dtype.code == LOLRT_CODE_FLOAT8_E4M3FN;
+  if (!fp8 && !(pages->dtype.code == LOLRT_CODE_INT && pages->dtype.bits == 8))
+    return dtype;  // a wrong type fails with the shape
   char what[128];
   std::snprintf(what, sizeof what, "%s: pages", operation);
   const DType type = page_type(what, pages->device.type, pages->dtype);
-  if (dtype != DType::bfloat16 || dim != 128) {
+  if (fp8 && (dtype != DType::bfloat16 || dim != 128)) {
     fail(LOLRT_UNSUPPORTED, "%s: pages of float8_e4m3fn go with bfloat16 and dim 128, not %s and dim %" PRId64, operation,
          dtype == DType::float16   ? "float16"
          : dtype == DType::float32 ? "float32"

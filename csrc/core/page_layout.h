@@ -15,11 +15,13 @@ struct PageLayout {
   static constexpr int64_t max_dim = 256;
 
   int64_t tokens, dim, heads;
+  int64_t key_row;      // elements of a token's K, filled up to whole words
   int64_t key_head;     // elements from one head's K to the next
   int64_t value_block;  // elements from one V block to the next
   int64_t value_head;   // elements from one head's V to the next
   int64_t values;       // elements from the page's start to its V part
   int64_t scales;       // and to its scales, if it has any
+  int64_t head_scales;  // floats of a head's scales
   int64_t elements;     // of the whole page
 
   PageLayout(int32_t device_type, DType dtype, int64_t tokens, int64_t heads, int64_t dim)
@@ -28,12 +30,15 @@ struct PageLayout {
     const auto round_up = [](int64_t value, int64_t to) { return (value + to - 1) / to * to; };
     const bool packed = device_type == LOLRT_DEVICE_CPU;  // on CUDA a page holds its rows and nothing else
     const int64_t channels = packed ? block_channels : dim;
-    key_head = round_up(tokens, packed ? block_tokens : 1) * dim;
-    value_block = round_up(tokens, packed && dtype == DType::bfloat16 ? 2 : 1) * channels;
+    const int64_t depth = !packed ? 1 : dtype == DType::bfloat16 ? 2 : dtype == DType::int8 ? 4 : 1;  // elements of a word
+    key_row = round_up(dim, depth);
+    key_head = round_up(tokens, packed ? block_tokens : 1) * key_row;
+    value_block = round_up(tokens, depth) * channels;
     value_head = round_up(dim, channels) / channels * value_block;
     values = round_up(heads * key_head, align);
     scales = values + round_up(heads * value_head, align);
-    elements = scales + (dtype == DType::float8_e4m3fn ? round_up(heads * 2 * sizeof(float), align) : 0);
+    head_scales = dtype == DType::float8_e4m3fn ? 2 : dtype == DType::int8 ? 3 * dim : 0;
+    elements = scales + round_up(heads * head_scales * static_cast<int64_t>(sizeof(float)), align);
   }
 };
 

@@ -20,8 +20,9 @@ struct TypeInfo {
 // Indexed by DType.
 constexpr TypeInfo kTypes[] = {{"float32", LOLRT_CODE_FLOAT, 32}, {"bfloat16", LOLRT_CODE_BFLOAT, 16},
                                {"float16", LOLRT_CODE_FLOAT, 16}, {"float8_e4m3fn", LOLRT_CODE_FLOAT8_E4M3FN, 8},
-                               {"uint8", LOLRT_CODE_UINT, 8},     {"int32", LOLRT_CODE_INT, 32},
-                               {"int64", LOLRT_CODE_INT, 64},     {"uint64", LOLRT_CODE_UINT, 64}};
+                               {"int8", LOLRT_CODE_INT, 8},       {"uint8", LOLRT_CODE_UINT, 8},
+                               {"int32", LOLRT_CODE_INT, 32},     {"int64", LOLRT_CODE_INT, 64},
+                               {"uint64", LOLRT_CODE_UINT, 64}};
 
 const TypeInfo &info(DType dtype) { return kTypes[static_cast<int>(dtype)]; }
 
@@ -106,11 +107,18 @@ DType floating_type(const char *what, int32_t device_type, lolrt_dtype dtype) {
 }
 
 DType page_type(const char *what, int32_t device_type, lolrt_dtype dtype) {
-  if (!same(dtype, DType::float8_e4m3fn)) return floating_type(what, device_type, dtype);
-  if (device_type != LOLRT_DEVICE_CUDA) {
-    fail(LOLRT_UNSUPPORTED, "%s: there are pages of float8_e4m3fn on CUDA alone; on the CPU they are float32 or bfloat16", what);
+  const bool cuda = device_type == LOLRT_DEVICE_CUDA;
+  if (same(dtype, DType::float8_e4m3fn)) {
+    if (cuda) return DType::float8_e4m3fn;
+    fail(LOLRT_UNSUPPORTED, "%s: there are pages of float8_e4m3fn on CUDA alone; on the CPU they are float32, bfloat16 or int8",
+         what);
   }
-  return DType::float8_e4m3fn;
+  if (same(dtype, DType::int8)) {
+    if (!cuda) return DType::int8;
+    fail(LOLRT_UNSUPPORTED, "%s: there are pages of int8 on the CPU alone; on CUDA they are bfloat16, float16 or float8_e4m3fn",
+         what);
+  }
+  return floating_type(what, device_type, dtype);
 }
 
 int64_t View::elements() const {

@@ -8,11 +8,12 @@
 
 namespace lolrt {
 
-enum class DType { float32, bfloat16, float16, float8_e4m3fn, uint8, int32, int64, uint64 };
+enum class DType { float32, bfloat16, float16, float8_e4m3fn, int8, uint8, int32, int64, uint64 };
 
 constexpr int64_t element_bytes(DType dtype) {
   switch (dtype) {
     case DType::float8_e4m3fn:
+    case DType::int8:
     case DType::uint8:
       return 1;
     case DType::bfloat16:
@@ -32,7 +33,7 @@ constexpr int64_t element_bytes(DType dtype) {
 // float16 on CUDA. Fails for any other, naming `what`.
 DType floating_type(const char *what, int32_t device_type, lolrt_dtype dtype);
 
-// The same, or what pages on CUDA may also be of: float8_e4m3fn.
+// The same, or what pages may also be of: int8 on the CPU, float8_e4m3fn on CUDA.
 DType page_type(const char *what, int32_t device_type, lolrt_dtype dtype);
 
 // One dimension that a view must have. A size of `any` accepts every size from 1 on.

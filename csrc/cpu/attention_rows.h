@@ -47,10 +47,11 @@ constexpr int64_t row_elements(int64_t count) {
 // Kernel: the class that derives from this one. It has
 //   struct Scratch : Rows with take(arena, op)   what one worker needs for one task
 //   attend(tile, scratch)                        walks over the panels: scores, weights and products
-// Op: the operand format of the products. A task has at most MaxRows queries of one frame and head, in whole blocks of BlockRows;
-// there are `Copies` of them, which may be rotated for different pages. In a panel of PanelKeys columns a page's keys take whole
-// PartKeys.
-template <class Kernel, class Isa, class T, class Op, int MaxRows, int BlockRows, int PanelKeys, int PartKeys, int Copies>
+// T: of queries and output. Stored: of pages. Op: the operand format of the products. A task has at most MaxRows queries of one
+// frame and head, in whole blocks of BlockRows; there are `Copies` of them, which may be rotated for different pages. In a panel
+// of PanelKeys columns a page's keys take whole PartKeys.
+template <class Kernel, class Isa, class T, class Stored, class Op, int MaxRows, int BlockRows, int PanelKeys, int PartKeys,
+          int Copies>
 class AttentionRows {
  protected:
   using Vec = typename Isa::Vec;
@@ -120,13 +121,13 @@ class AttentionRows {
  protected:
   explicit AttentionRows(const FrameAttention &op)
       : op_(op),
-        layout_(LOLRT_DEVICE_CPU, op.dtype, op.page_tokens, op.heads, op.dim),
+        layout_(LOLRT_DEVICE_CPU, op.page_dtype, op.page_tokens, op.heads, op.dim),
+        score_scale_(op.scale * kLog2E),
         query_row_(query_row(op.dim)),
         out_row_(out_row(op.dim)),
         batch_frames_(op.batch_frames()),
         blocks_((op.tokens + BlockRows - 1) / BlockRows),
         tiles_(tile_count(op)),
-        score_scale_(op.scale * kLog2E),
         mass_parts_(op.mass ? static_cast<float *>(op.workspace) : nullptr),
         scratch_bytes_(scratch_bytes(op)) {}
 
@@ -156,11 +157,14 @@ class AttentionRows {
     return panel.count > 0;
   }
 
-  const T *keys(const Tile &tile, const Part &part) const {
-    return page(tile, part) + tile.head * layout_.key_head + part.token * op_.dim;
+  const Stored *keys(const Tile &tile, const Part &part) const {
+    return page(tile, part.page) + tile.head * layout_.key_head + part.token * layout_.key_row;
   }
-  const T *values(const Tile &tile, const Part &part) const {
-    return page(tile, part) + layout_.values + tile.head * layout_.value_head + part.token * PageLayout::block_channels;
+  const Stored *values(const Tile &tile, const Part &part) const {
+    return page(tile, part.page) + layout_.values + tile.head * layout_.value_head + part.token * PageLayout::block_channels;
+  }
+  const float *scales(const Tile &tile, int64_t page_index) const {
+    return reinterpret_cast<const float *>(page(tile, page_index) + layout_.scales) + tile.head * layout_.head_scales;
   }
 
   // Where an element of a row begins that starts with channel c: rows that are multiplied together take turns.
@@ -190,8 +194,29 @@ class AttentionRows {
     }
   }
 
+  // Makes `max` the row's maximum. Returns what everything weighed so far has to be multiplied by; sums and output have been.
+  float move_max(int r, float max, const Rows &s) const {
+    const float factor = s.max[r] == -INFINITY ? 0.0f : std::exp2(s.max[r] - max);
+    s.max[r] = max;
+    multiply_row(s.lanes + r * W, W, factor);
+    if (op_.mass) multiply_row(s.page_lanes + r * W, W, factor);
+    multiply_row(s.output + r * out_row_, op_.dim, factor);
+    return factor;
+  }
+
+  // The row's sum of a page's weights is complete.
+  static void end_page(int r, int64_t page, const Rows &s) {
+    float *lanes = s.page_lanes + r * W;
+    s.page_max[page * MaxRows + r] = s.max[r];
+    s.page_sum[page * MaxRows + r] = Isa::reduce_add(Isa::load(lanes));
+    Isa::store(lanes, Isa::zero());
+  }
+
+  static void add(Vec vec, float *to) { Isa::store(to, Isa::add(Isa::load(to), vec)); }
+
   const FrameAttention &op_;
   const PageLayout layout_;
+  const float score_scale_;  // of scores, in powers of two
   const int64_t query_row_;
   const int64_t out_row_;
   const int64_t batch_frames_;
@@ -206,8 +231,8 @@ class AttentionRows {
     return (bias < -kMostBias ? -kMostBias : bias > kMostBias ? kMostBias : bias) * kLog2E;
   }
 
-  const T *page(const Tile &tile, const Part &part) const {
-    return static_cast<const T *>(op_.pool) + op_.page_table[tile.first_page + part.page] * op_.page_stride;
+  const Stored *page(const Tile &tile, int64_t index) const {
+    return static_cast<const Stored *>(op_.pool) + op_.page_table[tile.first_page + index] * op_.page_stride;
   }
 
   // A panel full of one page's keys.
@@ -274,15 +299,9 @@ class AttentionRows {
     for (int g = 0; g < kGroups; ++g) {
       if (panel.lanes[g * Op::depth] == 0) continue;  // between the last keys of a page and the next block
       add(sums[g], lanes);
-      const int64_t page = panel.ended_page[g];
-      if (page < 0) continue;
-      s.page_max[page * MaxRows + r] = s.max[r];
-      s.page_sum[page * MaxRows + r] = Isa::reduce_add(Isa::load(lanes));
-      Isa::store(lanes, Isa::zero());
+      if (panel.ended_page[g] >= 0) end_page(r, panel.ended_page[g], s);
     }
   }
-
-  static void add(Vec vec, float *to) { Isa::store(to, Isa::add(Isa::load(to), vec)); }
 
   static void multiply_row(float *row, int64_t count, float factor) {
     for (int64_t i = 0; i < count; i += W) Isa::store(row + i, Isa::mul(Isa::set(factor), Isa::load(row + i)));
@@ -307,13 +326,7 @@ class AttentionRows {
       high = Isa::max(high, Isa::first_n(score, panel.lanes[j], -INFINITY));
     }
     const float max = std::ceil(Isa::reduce_max(high));
-    if (max <= s.max[r]) return 1.0f;
-    const float factor = s.max[r] == -INFINITY ? 0.0f : std::exp2(s.max[r] - max);
-    s.max[r] = max;
-    multiply_row(s.lanes + r * W, W, factor);
-    if (op_.mass) multiply_row(s.page_lanes + r * W, W, factor);
-    multiply_row(s.output + r * out_row_, op_.dim, factor);
-    return factor;
+    return max <= s.max[r] ? 1.0f : move_max(r, max, s);
   }
 
   static int64_t tile_count(const FrameAttention &op) { return (op.tokens + MaxRows - 1) / MaxRows; }
@@ -431,9 +444,8 @@ class AttentionRows {
     }
   }
 
-  const int64_t blocks_;  // of queries in a frame
-  const int64_t tiles_;   // tasks of a frame and head
-  const float score_scale_;
+  const int64_t blocks_;     // of queries in a frame
+  const int64_t tiles_;      // tasks of a frame and head
   float *const mass_parts_;  // [tasks][pages], at the workspace's start
   const uint64_t scratch_bytes_;
 };

@@ -25,15 +25,6 @@
 namespace lolrt {
 namespace {
 
-// f(std::integral_constant<int, n>{}) for n in 1..Max.
-template <int Max, class F>
-inline void with_count(int n, const F &f) {
-  if constexpr (Max > 1) {
-    if (n < Max) return with_count<Max - 1>(n, f);
-  }
-  f(std::integral_constant<int, Max>{});
-}
-
 // Columns of a panel that a page's last keys take: whole blocks of K, and whole operands of the product with V.
 template <class Isa, class T>
 constexpr int part_keys() {
@@ -46,11 +37,11 @@ constexpr int panel_keys() {
 }
 
 template <class Isa, class T>
-class FrameAttentionKernel : public AttentionRows<FrameAttentionKernel<Isa, T>, Isa, T, typename Isa::template Operand<T>,
+class FrameAttentionKernel : public AttentionRows<FrameAttentionKernel<Isa, T>, Isa, T, T, typename Isa::template Operand<T>,
                                                   kTileRows, Isa::rows, panel_keys<Isa, T>(), part_keys<Isa, T>(), 1> {
   using Op = typename Isa::template Operand<T>;
   static constexpr int kPanelKeys = panel_keys<Isa, T>();
-  using Base = AttentionRows<FrameAttentionKernel, Isa, T, Op, kTileRows, Isa::rows, kPanelKeys, part_keys<Isa, T>(), 1>;
+  using Base = AttentionRows<FrameAttentionKernel, Isa, T, T, Op, kTileRows, Isa::rows, kPanelKeys, part_keys<Isa, T>(), 1>;
   friend Base;
   using Base::layout_;
   using Base::op_;
@@ -130,25 +121,11 @@ class FrameAttentionKernel : public AttentionRows<FrameAttentionKernel<Isa, T>, 
   }
   int64_t value_block() const { return (repacks ? kPanelKeys * kBlock : layout_.value_block) / Op::depth; }
 
-  // f(n constant, columns, first vector) for `vecs` vectors, in steps of what a register block takes; blocks of 16 lanes are
-  // `block` elements apart.
-  template <class F>
-  static void for_columns(int vecs, int64_t block, const F &f) {
-    for (int vec = 0; vec < vecs; vec += Isa::vecs) {
-      with_count<Isa::vecs>(vecs - vec, [&](auto count_constant) {
-        constexpr int n = decltype(count_constant)::value;
-        int64_t columns[n];
-        for (int j = 0; j < n; ++j) columns[j] = (vec + j) * W / kBlock * block + (vec + j) * W % kBlock;
-        f(columns, vec);
-      });
-    }
-  }
-
   void score(const Tile &tile, const Part &part, const Element *keys, const Scratch &s) const {
     const int64_t row = query_row_ / Op::depth;
     const auto *queries = reinterpret_cast<const Element *>(s.queries);
     const Run<Op> run{keys, 0, steps(op_.dim), false};
-    for_columns((part.count + W - 1) / W, kBlock * steps(op_.dim), [&](const auto &columns, int vec) {
+    for_columns<Isa>((part.count + W - 1) / W, kBlock * steps(op_.dim), [&](const auto &columns, int vec) {
       for (int r = 0; r < tile.padded; r += Isa::rows) {
         multiply<Isa, Op>(queries + r * row, row, &run, 1, columns, false, s.scores + r * kPanelKeys + part.column + vec * W,
                           kPanelKeys);
@@ -163,7 +140,7 @@ class FrameAttentionKernel : public AttentionRows<FrameAttentionKernel<Isa, T>, 
       runs[i] = {value_operands(this->values(tile, part), part, s), part.column / Op::depth, steps(part.count),
                  !repacks && part.count % Op::depth != 0};
     }
-    for_columns(static_cast<int>((op_.dim + W - 1) / W), value_block(), [&](const auto &columns, int vec) {
+    for_columns<Isa>(static_cast<int>((op_.dim + W - 1) / W), value_block(), [&](const auto &columns, int vec) {
       for (int r = 0; r < tile.padded; r += Isa::rows) {
         multiply<Isa, Op>(weights(r, s), kWeightRow, runs, panel.count, columns, true, s.output + r * out_row_ + vec * W,
                           out_row_);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/bf16.h"
+#include "cpu/bytes.h"
 #include "cpu/operand.h"
 
 #include <cstdint>
@@ -22,6 +23,7 @@ struct Avx2Isa {
   template <class T>
   using Operand = Fp32Operand<Avx2Isa>;
 
+  using Bytes = PlainBytes<Avx2Isa>;
   using Tiles = void;
 
   static bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }

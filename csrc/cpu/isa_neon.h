@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/bf16.h"
+#include "cpu/bytes.h"
 #include "cpu/operand.h"
 
 #include <arm_neon.h>
@@ -23,6 +24,7 @@ struct NeonIsa {
   template <class T>
   using Operand = Fp32Operand<NeonIsa>;
 
+  using Bytes = PlainBytes<NeonIsa>;
   using Tiles = void;
 
   static bool runs_here() { return true; }

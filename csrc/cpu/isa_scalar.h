@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cpu/bf16.h"
+#include "cpu/bytes.h"
 #include "cpu/operand.h"
 #include "cpu/tiles_scalar.h"
 
@@ -50,6 +51,9 @@ struct ScalarIsa {
   // The operand format for tensors of element type T.
   template <class T>
   using Operand = Fp32Operand<ScalarIsa>;
+
+  // Products of bytes.
+  using Bytes = PlainBytes<ScalarIsa>;
 
   // The matrix tiles of frame_attention, and the operand format of what they multiply; void where the CPU has none.
   using Tiles = ScalarTiles;

@@ -5,7 +5,9 @@
 #include "cpu/conv3d.h"
 #include "cpu/frame_attention.h"
 #include "cpu/gelu.h"
+#include "cpu/int8_attention.h"
 #include "cpu/kv_write.h"
+#include "cpu/kv_write_int8.h"
 #include "cpu/modulated_norm.h"
 #include "cpu/quantized_rows.h"
 #include "cpu/sampler_step.h"
@@ -23,9 +25,29 @@ void run(const Op &op) {
   }
 }
 
+template <class Isa>
+void kv_write(const KvWrite &op) {
+  if (op.k.data && op.page_dtype == DType::int8) {
+    run<Isa, Int8KvWriteKernel>(op);
+  } else {
+    run<Isa, KvWriteKernel>(op);
+  }
+}
+
+template <class Isa, class Bytes, class Visit>
+auto with_int8_attention(const FrameAttention &op, const Visit &visit) {
+  if (op.dtype == DType::float32) return visit(static_cast<Int8AttentionKernel<Isa, Bytes, float> *>(nullptr));
+  return visit(static_cast<Int8AttentionKernel<Isa, Bytes, Bf16> *>(nullptr));
+}
+
 // visit(kernel) with a null pointer of the kernel's type: on matrix tiles where the instruction set has them.
 template <class Isa, class Visit>
 auto with_attention(const FrameAttention &op, const Visit &visit) {
+  if (op.page_dtype == DType::int8) {
+    using Plain = PlainBytes<Isa>;
+    if (Isa::Bytes::runs_here()) return with_int8_attention<Isa, typename Isa::Bytes>(op, visit);
+    return with_int8_attention<Isa, Plain>(op, visit);
+  }
   if (op.dtype == DType::float32) return visit(static_cast<FrameAttentionKernel<Isa, float> *>(nullptr));
   if constexpr (std::is_void<typename Isa::Tiles>::value) {
     return visit(static_cast<FrameAttentionKernel<Isa, Bf16> *>(nullptr));
@@ -48,7 +70,7 @@ template <class Isa>
 constexpr Kernels make_kernels() {
   return {Isa::name,
           Isa::runs_here,
-          run<Isa, KvWriteKernel, KvWrite>,
+          kv_write<Isa>,
           attention_workspace<Isa>,
           attention<Isa>,
           run<Isa, ModulatedNormKernel, ModulatedNorm>,

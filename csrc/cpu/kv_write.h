@@ -25,6 +25,17 @@ namespace {
 
 template <class Isa, class T>
 class KvWriteKernel {
+ public:
+  static void run(const KvWrite &op) {
+    const KvWriteKernel kernel(op);
+    kernel.for_blocks([&](const Block &block, const Angles &angles) {
+      if (op.q.data) kernel.write_queries(block, angles);
+      if (op.k.data) kernel.write_heads(block, angles);
+      if (kernel.streams_) Isa::fence();
+    });
+  }
+
+ protected:
   using Vec = typename Isa::Vec;
   using Row = Words<Isa, T>;
   static constexpr int W = Isa::width;
@@ -35,19 +46,6 @@ class KvWriteKernel {
   static constexpr int64_t kMaxChannels = PageLayout::max_dim;
   static_assert(kMaxChannels % kChunk == 0, "the last chunk of a row has room");
 
- public:
-  static void run(const KvWrite &op) {
-    const KvWriteKernel kernel(op);
-    const int64_t blocks = (op.tokens + kBlock - 1) / kBlock;
-    parallel_for(op.frames * blocks, lolrt_threads(), [&](int64_t task, int32_t) {
-      const int64_t first = task % blocks * kBlock;
-      const int64_t left = op.tokens - first;
-      kernel.write({task / blocks, first, static_cast<int>(left < kBlock ? left : kBlock)});
-      if (kernel.streams_) Isa::fence();
-    });
-  }
-
- private:
   struct Block {
     int64_t frame, first;  // first token
     int tokens;
@@ -64,20 +62,23 @@ class KvWriteKernel {
 
   explicit KvWriteKernel(const KvWrite &op)
       : op_(op),
-        layout_(LOLRT_DEVICE_CPU, op.dtype, op.tokens, op.heads, op.dim),
+        layout_(LOLRT_DEVICE_CPU, op.k.data ? op.page_dtype : op.dtype, op.tokens, op.heads, op.dim),
         turned_from_(op.rotation_first_channel),
         turned_to_(op.rotation_first_channel + 2 * op.pairs),
         streams_(op.frames * layout_.elements * static_cast<int64_t>(sizeof(T)) > kStreamedBytes &&
                  reinterpret_cast<uintptr_t>(op.pages) % kLine == 0 && op.page_stride * sizeof(T) % kLine == 0) {}
 
-  void write(const Block &block) const {
-    Angles angles;
-    if (op_.rotation) take_angles(block, angles);
-    if (op_.q.data) write_queries(block, angles);
-    if (op_.k.data) {
-      T *page = static_cast<T *>(op_.pages) + op_.page_table[block.frame] * op_.page_stride;
-      write_heads(block, angles, page, page + layout_.values);
-    }
+  // body(block, its angles), a task each.
+  template <class Body>
+  void for_blocks(const Body &body) const {
+    const int64_t blocks = (op_.tokens + kBlock - 1) / kBlock;
+    parallel_for(op_.frames * blocks, lolrt_threads(), [&](int64_t task, int32_t) {
+      const int64_t first = task % blocks * kBlock, left = op_.tokens - first;
+      const Block block{task / blocks, first, static_cast<int>(left < kBlock ? left : kBlock)};
+      Angles angles;
+      if (op_.rotation) take_angles(block, angles);
+      body(block, angles);
+    });
   }
 
   // The angles of the chunks that any are for; channels of theirs that are not turned get the identity.
@@ -101,7 +102,8 @@ class KvWriteKernel {
     }
   }
 
-  void write_heads(const Block &block, const Angles &angles, T *keys, T *values) const {
+  void write_heads(const Block &block, const Angles &angles) const {
+    T *keys = static_cast<T *>(op_.pages) + op_.page_table[block.frame] * op_.page_stride, *values = keys + layout_.values;
     float scale[kBlock];
     for (int t = 0; t < block.tokens; ++t) scale[t] = inverse_rms(op_.k, op_.k_weight, block, t);
     const bool streams = streams_ && block.tokens == kBlock && op_.dim % kChannels == 0;  // whole lines
@@ -114,14 +116,14 @@ class KvWriteKernel {
       project(op_.k, op_.k_weight, block, head, scale, angles, [&](int t) { return reinterpret_cast<T *>(stage[t]); });
       if (streams) {
         auto *lines = reinterpret_cast<T *>(assembled);
-        store_keys(stage, block, lines);
+        store_words(stage, block, op_.dim / depth, reinterpret_cast<float *>(lines));
         stream(lines, key, kBlock * op_.dim);
         write_values(block, head, lines, kBlock * kChannels);
         for (int64_t c = 0; c < op_.dim; c += kChannels, value += layout_.value_block) {
           stream(lines + c * kBlock, value, kBlock * kChannels);
         }
       } else {
-        store_keys(stage, block, key);
+        store_words(stage, block, op_.dim / depth, reinterpret_cast<float *>(key));
         write_values(block, head, value, layout_.value_block);
       }
     }
@@ -203,9 +205,7 @@ class KvWriteKernel {
   }
 
   // [16 tokens][words] to [words][16 tokens].
-  void store_keys(const Stage &stage, const Block &block, T *keys) const {
-    auto *to = reinterpret_cast<float *>(keys);
-    const int64_t words = op_.dim / depth;
+  static void store_words(const Stage &stage, const Block &block, int64_t words, float *to) {
     for (int first = 0; first < block.tokens; first += W) {
       const int lanes = block.tokens - first < W ? block.tokens - first : W;
       for (int64_t word = 0; word < words; word += W) {
@@ -254,6 +254,8 @@ class KvWriteKernel {
 
   const KvWrite &op_;
   const PageLayout layout_;
+
+ private:
   const int64_t turned_from_, turned_to_;  // channels
   const bool streams_;
 };

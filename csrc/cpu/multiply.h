@@ -10,9 +10,34 @@
 #include "core/page_layout.h"
 
 #include <cstdint>
+#include <type_traits>
 
 namespace lolrt {
 namespace {
+
+// f(std::integral_constant<int, n>{}) for n in 1..Max.
+template <int Max, class F>
+inline void with_count(int n, const F &f) {
+  if constexpr (Max > 1) {
+    if (n < Max) return with_count<Max - 1>(n, f);
+  }
+  f(std::integral_constant<int, Max>{});
+}
+
+// f(columns, first vector) for `vecs` vectors, in steps of what a register block takes; blocks of 16 lanes are `block` elements
+// apart. columns: of so many vectors, a constant.
+template <class Isa, class F>
+inline void for_columns(int vecs, int64_t block, const F &f) {
+  constexpr int W = Isa::width, lanes = PageLayout::block_tokens;
+  for (int vec = 0; vec < vecs; vec += Isa::vecs) {
+    with_count<Isa::vecs>(vecs - vec, [&](auto count_constant) {
+      constexpr int n = decltype(count_constant)::value;
+      int64_t columns[n];
+      for (int j = 0; j < n; ++j) columns[j] = (vec + j) * W / lanes * block + (vec + j) * W % lanes;
+      f(columns, vec);
+    });
+  }
+}
 
 template <class Op>
 struct Run {

@@ -18,8 +18,8 @@ namespace {
 
 template <class Isa, class Op, class Tiles>
 class TileAttentionKernel
-    : public AttentionRows<TileAttentionKernel<Isa, Op, Tiles>, Isa, Bf16, Op, kTileTaskRows, 32, kTilePanelKeys, 32, 2> {
-  using Base = AttentionRows<TileAttentionKernel, Isa, Bf16, Op, kTileTaskRows, 32, kTilePanelKeys, 32, 2>;
+    : public AttentionRows<TileAttentionKernel<Isa, Op, Tiles>, Isa, Bf16, Bf16, Op, kTileTaskRows, 32, kTilePanelKeys, 32, 2> {
+  using Base = AttentionRows<TileAttentionKernel, Isa, Bf16, Bf16, Op, kTileTaskRows, 32, kTilePanelKeys, 32, 2>;
   friend Base;
   using Base::layout_;
   using Base::op_;

@@ -23,6 +23,8 @@ constexpr int kTileSpanKeys = 256;
 // frame_attention: the running maximum follows the scores when a lane's weights of a panel add up to more than this. Weights of
 // that size lose no accuracy, and the output is almost never rescaled.
 constexpr float kRescaleAbove = 256.0f;
+// frame_attention over pages of int8: keys of a panel. Its output is loaded, scaled and stored once.
+constexpr int kInt8PanelKeys = 512;
 // kv_write: a call that writes more than this writes past the caches, which could not hold it until attention reads it. Without
 // having to read what it overwrites it takes a quarter less time at the 1.3B shape (2026-11-25, Zen 4).
 constexpr int64_t kStreamedBytes = 16 << 20;

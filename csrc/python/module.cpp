@@ -203,7 +203,8 @@ int64_t page_elements(const std::string &dtype, int64_t tokens, int64_t heads, i
   const std::pair<const char *, lolrt_dtype> types[] = {{"float32", {LOLRT_CODE_FLOAT, 32, 1}},
                                                         {"bfloat16", {LOLRT_CODE_BFLOAT, 16, 1}},
                                                         {"float16", {LOLRT_CODE_FLOAT, 16, 1}},
-                                                        {"float8_e4m3fn", {LOLRT_CODE_FLOAT8_E4M3FN, 8, 1}}};
+                                                        {"float8_e4m3fn", {LOLRT_CODE_FLOAT8_E4M3FN, 8, 1}},
+                                                        {"int8", {LOLRT_CODE_INT, 8, 1}}};
   const bool cuda = device == "cuda";
   if (!cuda && device != "cpu")
     throw py::value_error("page_elements: device: expected \"cpu\" or \"cuda\", got \"" + device + "\"");
@@ -213,8 +214,9 @@ int64_t page_elements(const std::string &dtype, int64_t tokens, int64_t heads, i
     check(lolrt_page_elements(cuda ? LOLRT_DEVICE_CUDA : LOLRT_DEVICE_CPU, type, tokens, heads, dim, &elements));
     return elements;
   }
-  throw py::value_error("page_elements: dtype: expected \"float32\", \"bfloat16\", \"float16\" or \"float8_e4m3fn\", got \"" +
-                        dtype + "\"");
+  throw py::value_error(
+      "page_elements: dtype: expected \"float32\", \"bfloat16\", \"float16\", \"float8_e4m3fn\" or \"int8\", got \"" + dtype +
+      "\"");
 }
 
 void check_array(const char *name, py::handle array, bool written) {

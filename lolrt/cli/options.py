@@ -118,13 +118,16 @@ def tell_warnings(files: ModelFiles) -> None:
 
 def add_kv(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--kv", choices=["full", "fp8"], default="full", help="of the KV cache's pages; fp8: 8 bits and scales, half the memory, on CUDA"
-    )
+        "--kv", choices=["full", "int8", "fp8"], default="full",
+        help="of the KV cache's pages; int8 on the CPU, fp8 on CUDA: 8 bits and scales, half the memory of bfloat16",
+    )  # fmt: skip
 
 
 def kv_dtype(arguments: argparse.Namespace) -> torch.dtype | None:
     import torch
 
     if arguments.kv == "fp8" and arguments.device == "cpu":
-        raise Error("--kv fp8 goes with --device cuda: the CPU's kernels have no pages of 8 bits")
-    return torch.float8_e4m3fn if arguments.kv == "fp8" else None
+        raise Error("--kv fp8 goes with --device cuda; on the CPU it is --kv int8")
+    if arguments.kv == "int8" and arguments.device != "cpu":
+        raise Error("--kv int8 goes with --device cpu; on CUDA it is --kv fp8")
+    return {"full": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}[arguments.kv]

@@ -82,8 +82,9 @@ class Engine:
 
     dit: the model of sessions that have no other. height, width: the size of a latent frame, in latent pixels. pages: the number of pages
     of the KV cache, for all sessions together. sessions: the number of prompts that it has room for. kv_dtype: the dtype of the pages, by
-    default the model's; torch.float8_e4m3fn, on CUDA, halves their memory. batch_invariant: the matrix products of each session are
-    computed separately, so that on the CPU no bit depends on the other sessions, even where torch's products depend on the number of rows.
+    default the model's; torch.int8, on the CPU, and torch.float8_e4m3fn, on CUDA, halve bfloat16's memory. batch_invariant: the matrix
+    products of each session are computed separately, so that on the CPU no bit depends on the other sessions, even where torch's products
+    depend on the number of rows.
     Raises `lolrt.Error` when the sizes do not fit the model, and where such pages are not supported.
     """
 

@@ -14,19 +14,19 @@ from lolrt.models.ulysses import Ulysses
 
 def page_dtype(asked: torch.dtype | None, dtype: torch.dtype, head_dim: int, device: torch.device) -> torch.dtype:
     """The element type of the pages of a model of `dtype`: the one asked for, by default `dtype`. Raises `lolrt.Error` if the kernels do
-    not support it: float8_e4m3fn needs CUDA, bfloat16 and heads of 128 channels."""
+    not support it: int8 needs the CPU, float8_e4m3fn needs CUDA, bfloat16 and heads of 128 channels."""
     if asked is None or asked == dtype:
         return dtype
     try:
         ops.page_elements(asked, 1, 1, head_dim, device)
-        fits = asked == torch.float8_e4m3fn and dtype == torch.bfloat16
+        fits = asked == torch.int8 or (asked == torch.float8_e4m3fn and dtype == torch.bfloat16)
     except (_core.UnsupportedError, ValueError):
         fits = False
     if not fits:
         named = "cuda" if ops.on_cuda(device) else device.type  # also when a memory plan is made on a machine without one
         raise Error(
-            f"pages of {asked} for a model of {dtype} with heads of {head_dim} channels on {named}; expected its own type, or "
-            "on CUDA torch.float8_e4m3fn, which goes with bfloat16 and heads of 128 channels"
+            f"pages of {asked} for a model of {dtype} with heads of {head_dim} channels on {named}; expected its own type, on the CPU "
+            "torch.int8, or on CUDA torch.float8_e4m3fn, which goes with bfloat16 and heads of 128 channels"
         )
     return asked
 
@@ -97,7 +97,7 @@ class PagePool:
         """The K part and the V part of pages [layers, n, elements] of the heads of so many ranks: each is head by head, without padding
         between (lolrt.h). Raises `lolrt.Error` for pages in 8 bits, where scales follow the parts."""
         tokens, heads, dim = self.page_shape
-        if pages.dtype == torch.float8_e4m3fn:
+        if pages.dtype.itemsize == 1:
             raise Error("pages in 8 bits cannot be saved from several ranks, nor put back on them: keep them in the model's own type")
         rows = -(-tokens // 16) * 16 if not self.pages.is_cuda else tokens
         return pages.split([ranks * heads * rows * dim, pages.shape[2] - ranks * heads * rows * dim], 2)

@@ -99,7 +99,8 @@ def on_cuda(device: torch.device) -> bool:
 
 def page_elements(dtype: torch.dtype, tokens: int, heads: int, dim: int, device: torch.device = CPU) -> int:
     """The number of elements of one page of the KV cache: K and V of `tokens` tokens for all heads, in the layout of the device's kernels
-    (csrc/include/lolrt/lolrt.h). On CUDA dtype may be float8_e4m3fn; k, v and q are then bfloat16."""
+    (csrc/include/lolrt/lolrt.h). It may also be one of 8 bits with scales, whatever k, v and q are: int8 on the CPU, and on CUDA
+    float8_e4m3fn, which goes with bfloat16."""
     return _core.page_elements(str(dtype).removeprefix("torch."), tokens, heads, dim, "cuda" if on_cuda(device) else "cpu")
 
 
@@ -151,11 +152,17 @@ def _row_keys(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
 
 
 def _packed_keys(page: Tensor, tokens: int, heads: int, dim: int) -> Tensor:
-    """The keys in a page with the CPU's layout, [heads, tokens, dim]."""
-    lanes, adjacent = 16, 2 if page.dtype == torch.bfloat16 else 1
-    blocks = -(-tokens // lanes)
-    packed = page[: heads * blocks * lanes * dim].view(heads, blocks, dim // adjacent, lanes, adjacent)
-    return packed.transpose(2, 3).reshape(heads, blocks * lanes, dim)[:, :tokens]
+    """The keys in a page with the CPU's layout, [heads, tokens, dim]; float32 if the page stores scaled numbers."""
+    lanes, adjacent = 16, {torch.int8: 4, torch.bfloat16: 2}.get(page.dtype, 1)
+    blocks, row = -(-tokens // lanes), -(-dim // adjacent) * adjacent
+    packed = page[: heads * blocks * lanes * row].view(heads, blocks, row // adjacent, lanes, adjacent)
+    keys = packed.transpose(2, 3).reshape(heads, blocks * lanes, row)[:, :tokens, :dim]
+    if page.dtype != torch.int8:
+        return keys
+    scales = 4 * heads * 3 * dim
+    first = page.numel() - -(-scales // 64) * 64
+    scale, middle, _ = page[first : first + scales].view(torch.float32).view(heads, 3, 1, dim).unbind(1)
+    return middle + scale * (keys.view(torch.uint8).float() - 128)
 
 
 def normalize_queries(

@@ -62,8 +62,9 @@ class LatentStream:
     dit: the model. prompt_embeds: [text_tokens, text_dim]. height, width: of a latent frame, in latent pixels. noise: see
     `lolrt.engine.noise.NoiseSource`; by default `Noise(seed, ...)`. start: normalised latents [frames, channels, height, width] that the
     stream goes on from. They are its first chunks; only the first chunk may be shorter than the others. start_frame: the number of the
-    first latent frame. kv_dtype: the dtype of the KV cache's pages, by default the model's; torch.float8_e4m3fn, on CUDA, halves their
-    memory. Raises `lolrt.Error` when the sizes do not fit the model, and where such pages are not supported.
+    first latent frame. kv_dtype: the dtype of the KV cache's pages, by default the model's; torch.int8, on the CPU, and
+    torch.float8_e4m3fn, on CUDA, halve bfloat16's memory. Raises `lolrt.Error` when the sizes do not fit the model, and where such pages
+    are not supported.
     """
 
     on_pass: Callable[[int, int], None] | None = None

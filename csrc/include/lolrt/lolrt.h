@@ -137,10 +137,20 @@ LOLRT_API lolrt_status lolrt_window_restore(lolrt_window *window, const int64_t 
 /* Elements of one page (K part, then V part, padding included) for pages of `dtype` on a device of type `device_type`:
  *   CPU   K  bfloat16 [heads][ceil(tokens/16)][dim/2][16][2]         float32 [heads][ceil(tokens/16)][dim][16]
  *         V  bfloat16 [heads][ceil(dim/16)][ceil(tokens/2)][16][2]   float32 [heads][ceil(dim/16)][tokens][16]
+ *         K  int8 [heads][ceil(tokens/16)][ceil(dim/4)][16][4]
+ *         V  int8 [heads][ceil(dim/16)][ceil(tokens/4)][16][4]
+ *            and then float32 [heads][3][dim], the scales and the middles of a head's K, and the scales of its V
  *   CUDA  K and V  bfloat16 or float16 [heads][tokens][dim], rows as they come
  *         K and V  float8_e4m3fn [heads][tokens][128], then float32 [heads][2], the scales of a head's K and V
  * each part rounded up to 64 bytes. What padding holds never reaches an output. Tokens are 1 to 2^24, heads 1 to 4096;
  * dim is as for the ops.
+ *
+ * Pages of int8, on the CPU, take the place of bfloat16 or float32 ones in a half or a quarter of the memory. In them
+ *   K = middle + scale * (code - 128)   the code an unsigned byte
+ *   V = scale * code                    the code a signed byte
+ * each channel of a head with a scale and a middle of its own: the middle of its least and its largest K in the page, and the
+ * scale with which no code passes 127 (from 128), but at least 2^-100. Codes are rounded to nearest, ties to even. Of a channel
+ * that has a number that is not finite, scale and middle are NaN, and with them what attends to it.
  *
  * Pages of float8_e4m3fn, on CUDA, take the place of bfloat16 ones in half the memory. An element is x / scale, rounded to
  * nearest, ties to even. A scale is a power of two, from 2^-100 to 2^7: the least with which no element of the head in this page
@@ -157,7 +167,7 @@ LOLRT_API lolrt_status lolrt_page_elements(int32_t device_type, lolrt_dtype dtyp
  * contiguous; outer ones may be strided where it says so, and on CUDA rows of heads and pages are 16-byte aligned. Every size is
  * at least 1; tokens of a frame or a page are at most 2^24, heads at most 4096. No two elements of an output share memory, and a
  * page_table shares none with what is written.
- * Pages are T, or on CUDA, where T is bfloat16 and dim 128, float8_e4m3fn: their tensor's type decides.
+ * Pages are T, or on the CPU int8, or on CUDA, where T is bfloat16 and dim 128, float8_e4m3fn: their tensor's type decides.
  *
  * A rotation turns channel pairs (x0, x1) = (2i, 2i + 1) by (cos, sin), in float32, rounded to T once:
  *   y0 = fma(x0, cos, -(x1 * sin)),  y1 = fma(x1, cos, x0 * sin)
@@ -177,7 +187,7 @@ typedef struct lolrt_kv_write_desc {
   const lolrt_tensor *rotation;   /* float32 [tokens, pairs, 2] of (cos, sin), or NULL: nothing is rotated */
   int64_t rotation_first_channel; /* even */
   const lolrt_tensor *q_out;      /* T [frames, tokens, heads, dim], strided */
-  const lolrt_tensor *pages;      /* T or float8_e4m3fn [pool_pages, page_elements], rows strided; best 64-byte aligned */
+  const lolrt_tensor *pages;      /* T, int8 or float8_e4m3fn [pool_pages, page_elements], rows strided; best 64-byte aligned */
   const lolrt_tensor *page_table; /* int32 [frames]: the page that each frame's K and V go to, all different */
   void *stream;                   /* cudaStream_t of a call on CUDA; NULL is the default stream */
 } lolrt_kv_write_desc;
@@ -197,13 +207,17 @@ LOLRT_API lolrt_status lolrt_kv_write(const lolrt_kv_write_desc *desc);
  * An entry of -1 in the page_table, of either form, is a page that is not there: nothing of it is read, neither its rotation nor
  * its bias, and its mass is 0. So rows may list different numbers of pages. A frame without any page gives 0. On CUDA, where the
  * page_table is not read by the host, entries are not checked, and roundings follow from the length of a row, not from how many
- * of its pages are there: a shorter row with the same pages may differ by a rounding. */
+ * of its pages are there: a shorter row with the same pages may differ by a rounding.
+ *
+ * With pages of int8 the products are of integers. A query, rotated for a page and multiplied by the scales of its keys, is
+ * rounded to signed bytes with a scale of its own. Weights are rounded to unsigned bytes, 255 for the largest among 512 keys of a
+ * page, up or down by a fixed pattern, so that in the mean small ones count for what they are. */
 typedef struct lolrt_frame_attention_desc {
-  uint32_t struct_size;           /* sizeof(lolrt_frame_attention_desc) */
-  float scale;                    /* positive; 0 means 1 / sqrt(dim) */
-  const lolrt_tensor *q;          /* T [frames, tokens, heads, dim], strided */
-  const lolrt_tensor *pages;      /* T or float8_e4m3fn [pool_pages, page_elements], rows strided; of 16 bits and dim 128, on
-                                     sm_90 by a multiple of page_tokens * dim elements, as page_elements is */
+  uint32_t struct_size;      /* sizeof(lolrt_frame_attention_desc) */
+  float scale;               /* positive; 0 means 1 / sqrt(dim) */
+  const lolrt_tensor *q;     /* T [frames, tokens, heads, dim], strided */
+  const lolrt_tensor *pages; /* T, int8 or float8_e4m3fn [pool_pages, page_elements], rows strided; of 16 bits and dim 128, on
+                                sm_90 by a multiple of page_tokens * dim elements, as page_elements is */
   const lolrt_tensor *page_table; /* int32 [pages], 1 or more, any order; or [batch, pages], frames being a multiple of batch */
   int64_t page_tokens;            /* tokens of a page; need not equal q's */
   const lolrt_tensor *rotation;   /* float32 [pages, frames, heads, pairs, 2], or NULL; with a batch
