@@ -66,7 +66,7 @@ class Instruction(ABC):
 class X86(Instruction):
     """In AT&T order: the destination is last."""
 
-    _MULTIPLY_ADD = re.compile(r"vfn?m(add|sub)\d*ps|vdpbf16ps|tdp\w+")
+    _MULTIPLY_ADD = re.compile(r"vfn?m(add|sub)\d*ps|vdpbf16ps|vpdpbusd|tdp\w+")
     _LOAD = re.compile(r"vmov(up|ap|dq)\w*|tileload\w+|vld\w+")
     _BROADCAST = re.compile(r"vp?broadcast\w+")
     _SHUFFLE = re.compile(r"v(p?shuf|perm|p?unpck|pack|pblend|blend|extract|insert|palign|valign|movshdup|movsldup)\w*")
@@ -228,7 +228,8 @@ def summarise(function: str, policy: str, loop: list[Instruction]) -> Loop | Non
     accumulators = {i.destination for i in products}
     # Tiles are only used for matrix products. Vectors are also used for sums, with few accumulators, and for polynomials, which overwrite
     # theirs.
-    element = {"vd": "bfloat16", "bf": "bfloat16", "td": "bfloat16 tiles"}.get(products[0].mnemonic[:2], "float32")
+    kinds = {"vd": "bfloat16", "bf": "bfloat16", "vp": "bytes", "td": "bfloat16 tiles"}
+    element = kinds.get(products[0].mnemonic[:2], "float32")
     overwritten = {i.destination for i in loop if i.kind not in ("multiply_add", "reload")}
     is_block = len(accumulators) >= SMALLEST_BLOCK and sum(i.destination in overwritten for i in products) <= len(products) / 2
     if element != "bfloat16 tiles" and not is_block:

@@ -107,7 +107,7 @@ def test_every_policy_has_its_products(library, loops):
     if codegen.is_aarch64(library):
         products = {"Neon": [], "NeonBf16": ["bfloat16"]}
     else:
-        products = {"Avx2": [], "Avx512": [], "Avx512Bf16": ["bfloat16"], "Amx": ["bfloat16 tiles"]}
+        products = {"Avx2": [], "Avx512": ["bytes"], "Avx512Bf16": ["bfloat16", "bytes"], "Amx": ["bfloat16 tiles", "bytes"]}
     assert {(policy, element) for policy in products for element in ["float32", *products[policy]]} <= {
         (loop.policy, loop.element) for loop in loops
     }
@@ -121,9 +121,11 @@ def test_no_inner_loop_spills(loops):
 def test_the_loops_of_attention_multiply(loops):
     """Hardly more operand loads than the squarest block of these accumulators needs, and few other instructions."""
     for loop in loops:
-        if loop.kernel not in ("FrameAttention", "TileAttention", "multiply"):
+        if loop.kernel not in ("FrameAttention", "TileAttention", "Int8Attention", "multiply"):
             continue
         assert loop.operand_loads <= 1.5 * (loop.floor - loop.counts["multiply_add"]), loop
         if loop.element != "bfloat16 tiles":
             assert loop.instructions <= 1.5 * loop.floor, loop
-            assert loop.share >= (0.4 if loop.policy == "Avx2" else 0.5), loop
+            # In the block of three vectors of bytes, which the last columns alone take, GCC 12 copies sums from register to register.
+            copies = loop.element == "bytes" and loop.counts["multiply_add"] < 24
+            assert loop.share >= (0.35 if copies else 0.4 if loop.policy == "Avx2" else 0.5), loop

@@ -186,10 +186,12 @@ def test_every_key_is_there_once(tokens: int, page_tokens: int, dim: int) -> Non
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("scale", [1.0, 1e7])
 @pytest.mark.parametrize("page_tokens", [24, 700])
-def test_a_query_that_sees_one_key_gets_its_value(page_tokens: int) -> None:
-    """Each key has a direction of signs of its own, which codes hold exactly; the queries look for some of them."""
-    case = Int8Attention(torch.float32, frames=1, tokens=9, page_tokens=page_tokens, dim=128, pages=2, pairs=0, scale=1.0)
+def test_a_query_that_sees_one_key_gets_its_value(page_tokens: int, scale: float) -> None:
+    """Each key has a direction of signs of its own, which codes hold exactly; the queries look for some of them. With the large scale,
+    scores are 128 apart in float32."""
+    case = Int8Attention(torch.float32, frames=1, tokens=9, page_tokens=page_tokens, dim=128, pages=2, pairs=0, scale=scale)
     case.k = normal(*case.k.shape, seed=5).sign()
     looked_for = [(page, token) for page in range(2) for token in (0, 1, 15, 16, page_tokens // 2, page_tokens - 1)][:9]
     case.q = torch.stack([case.k[page, token] for page, token in looked_for])[None]

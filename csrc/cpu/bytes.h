@@ -30,9 +30,8 @@ struct PlainBytes {
   static Signed broadcast_signed(const int8_t *from) { return broadcast<Signed>(from); }
   static Ints zero() { return {}; }
   // Adds the four products of each lane, exactly.
-  static Ints dot(const Unsigned &a, const Signed &b, Ints sums) {
+  static void add_dot(const Unsigned &a, const Signed &b, Ints &sums) {
     for (int i = 0; i < 4 * W; ++i) sums.lane[i / 4] += a.byte[i] * b.byte[i];
-    return sums;
   }
   static typename Isa::Vec to_float(const Ints &ints) {
     float lanes[W];

@@ -48,8 +48,8 @@ struct KeyProducts {  // queries by keys
   using A = int8_t;
   static auto load(const uint32_t *from) { return Bytes::load_unsigned(reinterpret_cast<const uint8_t *>(from)); }
   static auto broadcast(const int8_t *from) { return Bytes::broadcast_signed(from); }
-  static auto multiply_add(typename Bytes::Signed a, typename Bytes::Unsigned b, typename Bytes::Ints sums) {
-    return Bytes::dot(b, a, sums);
+  static void multiply_add(const typename Bytes::Signed &a, const typename Bytes::Unsigned &b, typename Bytes::Ints &sums) {
+    Bytes::add_dot(b, a, sums);
   }
 };
 template <class Bytes>
@@ -57,8 +57,8 @@ struct ValueProducts {  // weights by values
   using A = uint8_t;
   static auto load(const uint32_t *from) { return Bytes::load_signed(reinterpret_cast<const int8_t *>(from)); }
   static auto broadcast(const uint8_t *from) { return Bytes::broadcast_unsigned(from); }
-  static auto multiply_add(typename Bytes::Unsigned a, typename Bytes::Signed b, typename Bytes::Ints sums) {
-    return Bytes::dot(a, b, sums);
+  static void multiply_add(const typename Bytes::Unsigned &a, const typename Bytes::Signed &b, typename Bytes::Ints &sums) {
+    Bytes::add_dot(a, b, sums);
   }
 };
 
@@ -152,9 +152,8 @@ class Int8AttentionKernel : public AttentionRows<Int8AttentionKernel<Isa, Bytes,
         sum = Isa::add(sum, Isa::sub(rounded, magic));
       }
       s.scale[r] = scale * this->score_scale_;
-      // Of a query that is not finite the constant is not, or its product with 0 is not.
-      const float finite = Isa::reduce_add(constant), zero = largest * 0.0f;
-      s.shift[r] = finite * this->score_scale_ - kZeroCode * s.scale[r] * Isa::reduce_add(sum) + (zero + finite * 0.0f);
+      // Not finite, and then nor is the output, if the query is not, or a channel of the keys.
+      s.shift[r] = Isa::reduce_add(constant) * this->score_scale_ - kZeroCode * s.scale[r] * Isa::reduce_add(sum);
     }
   }
 
@@ -210,7 +209,7 @@ class Int8AttentionKernel : public AttentionRows<Int8AttentionKernel<Isa, Bytes,
       for (int i = 0; i < Isa::rows; ++i) {
         const auto row = Products::broadcast(a + i * a_row + step * kWord);
 #pragma GCC unroll 8
-        for (int j = 0; j < Vecs; ++j) sums[i][j] = Products::multiply_add(row, column[j], sums[i][j]);
+        for (int j = 0; j < Vecs; ++j) Products::multiply_add(row, column[j], sums[i][j]);
       }
     }
 #pragma GCC unroll 16
@@ -229,15 +228,16 @@ class Int8AttentionKernel : public AttentionRows<Int8AttentionKernel<Isa, Bytes,
     Vec high = Isa::set(-INFINITY);
     for (int j = 0; j < whole; ++j) high = Isa::max(high, Isa::load(scores + j * W));
     if (whole < vectors) high = Isa::max(high, Isa::first_n(Isa::load(scores + whole * W), part.count - whole * W, -INFINITY));
-    // The bias, which may be large, is not added to scores.
-    const float max = std::fma(Isa::reduce_max(high), s.scale[r], s.shift[r]), bias = panel.bias[0];
+    const float highest = Isa::reduce_max(high);
+    const float max = std::fma(highest, s.scale[r], s.shift[r]), bias = panel.bias[0];
     if (!(bias - s.max[r] + max <= kFarAbove)) this->move_max(r, std::ceil(bias + max), s);
 
-    const Vec c = Isa::set(s.scale[r]), by = Isa::set(s.shift[r] - max + kLog2MostWeight);
+    // Sums are whole numbers below 2^24, so their differences are exact, however large scale, shift and bias are.
+    const Vec c = Isa::set(s.scale[r]), top = Isa::set(highest), most = Isa::set(kLog2MostWeight);
     typename Bytes::Ints sum = Bytes::zero();
     const auto weight = [&](int j) {
-      return Isa::add(exp2<Isa, 2>(Isa::multiply_add(Isa::load(scores + j * W), c, by)),
-                      Isa::load(kDither.data() + j * W % kDitherKeys));
+      const Vec power = exp2<Isa, 2>(Isa::multiply_add(Isa::sub(Isa::load(scores + j * W), top), c, most));
+      return Isa::add(power, Isa::load(kDither.data() + j * W % kDitherKeys));
     };
     const auto weigh_vector = [&](int j) {
       const auto rounded = Bytes::truncated(weight(j));

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/bf16.h"
-#include "cpu/bytes.h"
 #include "cpu/operand.h"
 
 #include <cstdint>
@@ -11,6 +10,49 @@
 
 namespace lolrt {
 namespace {
+
+// Products of bytes, widened to 16 bits, as the instruction for bytes adds up in 16 bits, which overflow. What each member does:
+// bytes.h.
+struct Avx2Bytes {
+  using Ints = __m256i;
+  struct Words {  // of 16 bits: the first and third byte of each lane, the second and fourth
+    __m256i even, odd;
+  };
+  struct Unsigned : Words {};
+  struct Signed : Words {};
+
+  static bool runs_here() { return true; }
+
+  static Unsigned load_unsigned(const uint8_t *from) { return unsigned_words(loaded(from)); }
+  static Signed load_signed(const int8_t *from) { return signed_words(loaded(from)); }
+  static Unsigned broadcast_unsigned(const uint8_t *from) { return unsigned_words(broadcast(from)); }
+  static Signed broadcast_signed(const int8_t *from) { return signed_words(broadcast(from)); }
+  static Ints zero() { return _mm256_setzero_si256(); }
+  static void add_dot(const Unsigned &a, const Signed &b, Ints &sums) {
+    sums = add(sums, add(_mm256_madd_epi16(a.even, b.even), _mm256_madd_epi16(a.odd, b.odd)));
+  }
+  static __m256 to_float(Ints ints) { return _mm256_cvtepi32_ps(ints); }
+  static Ints truncated(__m256 x) { return _mm256_cvttps_epi32(x); }
+  static Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+  static void store_bytes(uint8_t *to, Ints ints) {
+    const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(ints), _mm256_extracti128_si256(ints, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(to), _mm_packus_epi16(halves, halves));
+  }
+
+ private:
+  static __m256i loaded(const void *from) { return _mm256_loadu_si256(static_cast<const __m256i *>(from)); }
+  static __m256i broadcast(const void *from) {
+    int32_t word;
+    std::memcpy(&word, from, sizeof word);
+    return _mm256_set1_epi32(word);
+  }
+  static Unsigned unsigned_words(__m256i bytes) {
+    return {{_mm256_and_si256(bytes, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(bytes, 8)}};
+  }
+  static Signed signed_words(__m256i bytes) {
+    return {{_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)}};
+  }
+};
 
 struct Avx2Isa {
   static constexpr const char *name = "avx2";
@@ -23,7 +65,7 @@ struct Avx2Isa {
   template <class T>
   using Operand = Fp32Operand<Avx2Isa>;
 
-  using Bytes = PlainBytes<Avx2Isa>;
+  using Bytes = Avx2Bytes;
   using Tiles = void;
 
   static bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }

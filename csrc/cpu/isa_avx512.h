@@ -26,10 +26,7 @@ struct Avx512Bytes {
   static Signed broadcast_signed(const int8_t *from) { return broadcast(from); }
   static Ints zero() { return _mm512_setzero_si512(); }
   // Written out, so that the set compiles for CPUs that lack it; and from the intrinsic GCC 12 makes spills.
-  static Ints dot(Unsigned a, Signed b, Ints sums) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
-    return sums;
-  }
+  static void add_dot(Unsigned a, Signed b, Ints &sums) { asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b)); }
   static __m512 to_float(Ints ints) { return _mm512_cvtepi32_ps(ints); }
   static Ints truncated(__m512 x) { return _mm512_cvttps_epi32(x); }
   static Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }

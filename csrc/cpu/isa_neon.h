@@ -3,7 +3,6 @@
 #pragma once
 
 #include "cpu/bf16.h"
-#include "cpu/bytes.h"
 #include "cpu/operand.h"
 
 #include <arm_neon.h>
@@ -12,6 +11,50 @@
 
 namespace lolrt {
 namespace {
+
+// Products of bytes, widened to 16 bits. What each member does: bytes.h.
+struct NeonBytes {
+  using Ints = int32x4_t;
+  struct Words {  // of 16 bits: the bytes of the lower two lanes, and of the upper two
+    int16x8_t low, high;
+  };
+  struct Unsigned : Words {};
+  struct Signed : Words {};
+
+  static bool runs_here() { return true; }
+
+  static Unsigned load_unsigned(const uint8_t *from) { return unsigned_words(vld1q_u8(from)); }
+  static Signed load_signed(const int8_t *from) { return signed_words(vld1q_s8(from)); }
+  static Unsigned broadcast_unsigned(const uint8_t *from) { return unsigned_words(vreinterpretq_u8_u32(broadcast(from))); }
+  static Signed broadcast_signed(const int8_t *from) { return signed_words(vreinterpretq_s8_u32(broadcast(from))); }
+  static Ints zero() { return vdupq_n_s32(0); }
+  static void add_dot(const Unsigned &a, const Signed &b, Ints &sums) {
+    sums = vaddq_s32(sums, vpaddq_s32(products(a.low, b.low), products(a.high, b.high)));
+  }
+  static float32x4_t to_float(Ints ints) { return vcvtq_f32_s32(ints); }
+  static Ints truncated(float32x4_t x) { return vcvtq_s32_f32(x); }
+  static Ints add(Ints a, Ints b) { return vaddq_s32(a, b); }
+  static void store_bytes(uint8_t *to, Ints ints) {
+    const uint16x4_t halves = vqmovun_s32(ints);
+    const uint8x8_t bytes = vqmovn_u16(vcombine_u16(halves, halves));
+    std::memcpy(to, &bytes, 4);
+  }
+
+ private:
+  static uint32x4_t broadcast(const void *from) {
+    uint32_t word;
+    std::memcpy(&word, from, sizeof word);
+    return vdupq_n_u32(word);
+  }
+  static Unsigned unsigned_words(uint8x16_t bytes) {
+    return {{vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(bytes))), vreinterpretq_s16_u16(vmovl_high_u8(bytes))}};
+  }
+  static Signed signed_words(int8x16_t bytes) { return {{vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)}}; }
+  // Sums of neighbours.
+  static int32x4_t products(int16x8_t a, int16x8_t b) {
+    return vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
+  }
+};
 
 struct NeonIsa {
   static constexpr const char *name = "neon";
@@ -24,7 +67,7 @@ struct NeonIsa {
   template <class T>
   using Operand = Fp32Operand<NeonIsa>;
 
-  using Bytes = PlainBytes<NeonIsa>;
+  using Bytes = NeonBytes;
   using Tiles = void;
 
   static bool runs_here() { return true; }

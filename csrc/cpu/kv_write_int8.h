@@ -91,8 +91,8 @@ class Int8KvWriteKernel : public KvWriteKernel<Isa, T> {
       float *least = key_extremes(head, block.first), *most = least + op_.dim;
       for (int64_t c = 0; c < op_.dim; c += W) {
         const int64_t lanes = op_.dim - c;
-        Vec low = load(rows[0] + c, lanes), high = low, not_finite = Isa::zero(), magnitudes = Isa::zero(), v_not_finite = low;
-        v_not_finite = Isa::zero();
+        Vec low = load(rows[0] + c, lanes), high = low, magnitudes = Isa::zero();
+        Vec not_finite = Isa::zero(), v_not_finite = Isa::zero();  // 0, or NaN where a number is not finite
         for (int t = 0; t < block.tokens; ++t) {
           const Vec x = load(rows[t] + c, lanes);
           low = Isa::sub(Isa::zero(), Isa::max(Isa::sub(Isa::zero(), low), Isa::sub(Isa::zero(), x)));
@@ -137,8 +137,8 @@ class Int8KvWriteKernel : public KvWriteKernel<Isa, T> {
     for (int64_t index = 0; index < op_.heads; ++index) {
       const Head head = head_of(block.frame, index);
       this->project(op_.k, op_.k_weight, block, index, scale, angles, [&](int t) { return rows[t]; });
-      std::memset(stage, 0, sizeof stage);  // the channels beyond dim, up to a whole word
       for (int t = 0; t < block.tokens; ++t) {
+        stage[t][layout_.key_row / kWord - 1] = 0.0f;  // the channels beyond dim, up to a whole word
         round(rows[t], head.middle, head.key_scale, kZeroCode, reinterpret_cast<uint8_t *>(stage[t]));
       }
       this->store_words(stage, block, layout_.key_row / kWord,

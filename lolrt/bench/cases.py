@@ -43,11 +43,13 @@ from lolrt.positions.rope import Rope, rotation_tables, spatial_rotation
 EPS = 1e-6
 
 
-def frame_attention(shape: Shape, dtype: torch.dtype, extra: Literal["", "probe", "bias"] = "", **flags: Any) -> Case:
+def frame_attention(
+    shape: Shape, dtype: torch.dtype, extra: Literal["", "probe", "bias", "int8 pages"] = "", **flags: Any
+) -> Case:
     """Peers: the public code's RoPE (only of q, because it caches rotated keys) and SDPA, in both dtypes, and the faster one counts; SDPA
     alone.
 
-    With `extra`, the peer is our own op without it.
+    With `extra`, the peer is our own op without it; beside pages of int8 the others are, too.
     """
     q_elements = shape.frames * shape.tokens * shape.heads * shape.dim
     kv_elements = 2 * shape.pages * shape.tokens * shape.heads * shape.dim
@@ -60,19 +62,24 @@ def frame_attention(shape: Shape, dtype: torch.dtype, extra: Literal["", "probe"
         placed = q.clone()
         placed[..., first:] = peers.rope(q[..., first:], torch.view_as_complex(spatial.double())[None, :, None])
         placed = placed.to(dtype)
-        pages = torch.empty(shape.pages, ops.page_elements(dtype, shape.tokens, shape.heads, shape.dim, k.device), dtype=dtype)
         page_table = torch.arange(shape.pages, dtype=torch.int32)
-        ops.kv_write(k.to(dtype), v.to(dtype), pages, page_table, rotation=spatial, rotation_first_channel=first)
+
+        def written(stored: torch.dtype) -> Tensor:
+            pages = torch.empty(shape.pages, ops.page_elements(stored, shape.tokens, shape.heads, shape.dim, k.device), dtype=stored)
+            ops.kv_write(k.to(dtype), v.to(dtype), pages, page_table, rotation=spatial, rotation_first_channel=first)
+            return pages
+
+        pages = written(dtype)
         rope = Rope(sigma=0.0)
         increments = rope.increments(1, shape.heads, first // 2)
         rotation = rotation_tables(increments, rope.offsets(range(shape.pages), shape.frames))[0].to(q.device)
         mass = torch.empty(shape.pages, shape.frames, shape.heads) if extra == "probe" else None
         bias = torch.zeros(shape.pages, shape.heads) if extra == "bias" else None
 
-        def ours(bias: Tensor | None = bias, mass: Tensor | None = mass) -> Tensor:
+        def ours(bias: Tensor | None = bias, mass: Tensor | None = mass, pages: Tensor = pages) -> Tensor:
             return ops.frame_attention(placed, pages, page_table, shape.tokens, rotation=rotation, bias=bias, mass=mass)
 
-        if extra:
+        if extra and extra != "int8 pages":
             return Trial(ours, {f"lolrt without {extra}": lambda: ours(None, None)})
 
         def published(other: torch.dtype) -> dict[str, Run]:
@@ -88,7 +95,10 @@ def frame_attention(shape: Shape, dtype: torch.dtype, extra: Literal["", "probe"
                     runs["torch.compile"] = lambda: fused(flat_q, turned_k, flat_v)
             return runs
 
-        return Trial(ours, {name: run for other in dict.fromkeys((dtype, FP32)) for name, run in published(other).items()})
+        others = {name: run for other in dict.fromkeys((dtype, FP32)) for name, run in published(other).items()}
+        if extra:
+            return Trial(partial(ours, pages=written(torch.int8)), {f"lolrt without {extra}": ours} | others)
+        return Trial(ours, others)
 
     flops = 4.0 * shape.frames * shape.tokens * shape.pages * shape.tokens * shape.heads * shape.dim
     name = f"{shape.name}, {extra}" if extra else shape.name
@@ -397,7 +407,9 @@ CASES: tuple[Case, ...] = (
     frame_attention(ONE_HEAD, FP32, quick=True),
     frame_attention(ONE_HEAD, BF16, "probe", quick=True),
     frame_attention(ONE_HEAD, BF16, "bias"),
+    frame_attention(ONE_HEAD, BF16, "int8 pages", quick=True, roundings=4),
     frame_attention(WAN, BF16, every_thread_count=False),
+    frame_attention(WAN, BF16, "int8 pages", every_thread_count=False, best_isa_only=True, roundings=4),
     frame_attention(WAN, FP32, every_thread_count=False),
     frame_attention(ONE_FRAME, BF16, every_thread_count=False),
     batched_attention(TINY, BF16, 8),

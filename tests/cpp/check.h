@@ -50,6 +50,10 @@ inline lolrt_dtype dtype_of<uint16_t>() {  // the bits of a bfloat16
   return bfloat16();
 }
 template <>
+inline lolrt_dtype dtype_of<int8_t>() {
+  return {LOLRT_CODE_INT, 8, 1};
+}
+template <>
 inline lolrt_dtype dtype_of<uint8_t>() {
   return {LOLRT_CODE_UINT, 8, 1};
 }

@@ -9,7 +9,11 @@ namespace {
 
 template <class T>
 T not_a_number() {
-  return sizeof(T) == 4 ? from_float<T>(NAN) : static_cast<T>(0x7fc0);
+  if constexpr (sizeof(T) == 1) {
+    return 77;  // any byte is a number
+  } else {
+    return sizeof(T) == 4 ? from_float<T>(NAN) : static_cast<T>(0x7fc0);
+  }
 }
 
 template <class T>
@@ -42,8 +46,21 @@ void attend(lolrt_frame_attention_desc desc) {
   std::free(desc.workspace);
 }
 
-// bias_size: with a large one the maximum rises from page to page, and weights under- and overflow.
-template <class T>
+// By how far results in 8 bits are off, relative to what is right.
+void check_near(const char *what, const Numbers<Exact> &out, const Numbers<Exact> &exact, double most) {
+  double error = 0.0, squares = 0.0;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    error += (out[i] - exact[i]) * (out[i] - exact[i]);
+    squares += exact[i] * exact[i];
+  }
+  if (!(std::sqrt(error / squares) <= most)) {
+    std::printf("%s: off by %.3g, at most %.3g allowed\n", what, std::sqrt(error / squares), most);
+    ++failures;
+  }
+}
+
+// Stored: of the pages. bias_size: with a large one the maximum rises from page to page, and weights under- and overflow.
+template <class T, class Stored = T>
 void test_shape(const Shape &s, float bias_size = 1.0f) {
   Random<T> random;
   Random<float> angles;
@@ -58,8 +75,8 @@ void test_shape(const Shape &s, float bias_size = 1.0f) {
   if (s.pages > 1) bias[0] = -INFINITY;
 
   int64_t elements = 0;
-  CHECK_OK(lolrt_page_elements(LOLRT_DEVICE_CPU, dtype_of<T>(), s.page_tokens, s.heads, s.dim, &elements));
-  Tensor<T> pages({s.pages + 1, elements}, not_a_number<T>());  // one page is never written
+  CHECK_OK(lolrt_page_elements(LOLRT_DEVICE_CPU, dtype_of<Stored>(), s.page_tokens, s.heads, s.dim, &elements));
+  Tensor<Stored> pages({s.pages + 1, elements}, not_a_number<Stored>());  // one page is never written
   Tensor<int32_t> table({s.pages});
   for (int64_t page = 0; page < s.pages; ++page) table[page] = static_cast<int32_t>((page + 1) % (s.pages + 1));
   lolrt_kv_write_desc write{};
@@ -86,6 +103,11 @@ void test_shape(const Shape &s, float bias_size = 1.0f) {
     return plain_attention<A>(s, numbers<A>(q), numbers<A>(k), numbers<A>(v), numbers<A>(rotation), numbers<A>(bias));
   };
   const Attended<Exact> exact = in(Exact());
+  if constexpr (sizeof(Stored) == 1) {
+    check_near("frame_attention over int8", numbers<Exact>(out), exact.out, 0.05);
+    check_near("mass over int8", numbers<Exact>(mass), exact.mass, 0.02);
+    return;
+  }
   const Attended<Plain<T>> plain = in(Plain<T>());
   check_rule<T>("frame_attention", numbers<Exact>(out), plain.out, exact.out, s.dim + s.pages * s.page_tokens);
   check_rule<T>("mass", numbers<Exact>(mass), plain.mass, exact.mass, s.dim + s.pages * s.page_tokens);
@@ -421,7 +443,10 @@ int main() {
                                Shape{1, 290, 1, 32, 1, 275, 16}}) {
       test_shape<float>(shape);
       test_shape<uint16_t>(shape);
+      test_shape<float, int8_t>(shape);
+      test_shape<uint16_t, int8_t>(shape);
     }
+    test_shape<float, int8_t>({1, 9, 1, 30, 2, 530, 15});  // longer than a panel
     test_shape<float>({2, 25, 2, 64, 9, 70, 22}, 200.0f);
     test_shape<uint16_t>({2, 25, 2, 64, 9, 70, 22}, 200.0f);
     for (int64_t frames : {1, 3}) {
