@@ -65,11 +65,15 @@ TARGETS = (
         ratio("frame_attention", "bfloat16", "RoPE + SDPA", ["1.3B"], wide=True),
     ),
     Target(
-        "`frame_attention` bf16 / over pages of int8", 1.5, "≥ 1.5, aim at 1.75",
+        "`frame_attention` bf16 / over pages of int8",
+        1.5,
+        "≥ 1.5, aim at 1.75",
         ratio("frame_attention", "bfloat16", "lolrt without int8 pages", ["1.3B, int8 pages"]),
     ),
     Target(
-        "torch (published RoPE + SDPA), the faster of bf16 and fp32 / `frame_attention` over pages of int8", 3.5, "≥ 3.5",
+        "torch (published RoPE + SDPA), the faster of bf16 and fp32 / `frame_attention` over pages of int8",
+        3.5,
+        "≥ 3.5",
         ratio("frame_attention", "bfloat16", "RoPE + SDPA", ["1.3B, int8 pages"], wide=True),
     ),
     Target("the same in fp32, AVX-512", 1.1, "≥ 1.1", ratio("frame_attention", "float32", "RoPE + SDPA", ["1.3B"], wide=True)),

@@ -43,9 +43,7 @@ from lolrt.positions.rope import Rope, rotation_tables, spatial_rotation
 EPS = 1e-6
 
 
-def frame_attention(
-    shape: Shape, dtype: torch.dtype, extra: Literal["", "probe", "bias", "int8 pages"] = "", **flags: Any
-) -> Case:
+def frame_attention(shape: Shape, dtype: torch.dtype, extra: Literal["", "probe", "bias", "int8 pages"] = "", **flags: Any) -> Case:
     """Peers: the public code's RoPE (only of q, because it caches rotated keys) and SDPA, in both dtypes, and the faster one counts; SDPA
     alone.
 
