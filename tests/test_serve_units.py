@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lolrt
+from lolrt import cli
 from lolrt.bench.serve import BUFFER_SECONDS, Watched, figures
 from lolrt.serve import folder
 from lolrt.serve import live as live_module
@@ -230,6 +231,15 @@ def test_frames_of_sessions_that_are_kept_do_not_depend_on_who_shares_the_engine
     assert Factory(tiny, Settings(), store).engine.engine.batch_invariant
     assert not Factory(tiny, Settings(), None).engine.engine.batch_invariant
     store.close()
+
+
+def test_options_of_the_command_line_reach_the_model_and_the_engine(tiny, monkeypatch):
+    """Arithmetic in 8 bits is the server's choice, for all sessions."""
+    seen = []
+    monkeypatch.setattr("lolrt.load", lambda *_, **options: seen.append(options["linear"]) or tiny)
+    monkeypatch.setattr("lolrt.serve.server.serve", lambda pipe, settings, *_: seen.append(Factory(pipe, settings, None).engine))
+    cli.main(["serve", "--linear", "int8", "--kv", "int8"])
+    assert seen[0] == "int8" and seen[1].engine.pool.pages.dtype == torch.int8
 
 
 def test_percentiles_and_stalls():

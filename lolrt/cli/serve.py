@@ -8,7 +8,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lolrt.cli.options import MODEL_HELP, Commands, HelpWithDefaults, add_lora, add_vae, add_weights, positive, tell_warnings, whole
+from lolrt.cli.options import (
+    MODEL_HELP,
+    Commands,
+    HelpWithDefaults,
+    add_kv,
+    add_linear,
+    add_lora,
+    add_vae,
+    add_weights,
+    kv_dtype,
+    positive,
+    tell_warnings,
+    whole,
+)
 from lolrt.errors import Error
 from lolrt.files import temporary_folder
 from lolrt.media import CRF
@@ -48,6 +61,8 @@ def add_command(commands: Commands) -> None:
         help="different choices of such adapters at once; each has weights of its own",
     )
     add_vae(serve)
+    add_kv(serve)
+    add_linear(serve)
     serve.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, or a GPU by its number, such as cuda:1")
     serve.add_argument(
         "--ray", action="store_true", help="serve from a fleet on Ray, whose sessions go on elsewhere when a machine dies; docs/fleet.md"
@@ -86,10 +101,12 @@ def run(arguments: argparse.Namespace) -> None:
         save_every_seconds=arguments.save_every,
         lora_modules=lora_modules(arguments),
         max_loras=arguments.max_loras,
+        kv_dtype=kv_dtype(arguments),
         state=None if arguments.state is None or arguments.ray else Path(arguments.state),
     )
     model = {
         "model": arguments.model, "vae": arguments.vae, "vae_tile": arguments.vae_tile, "lora": arguments.lora, "group": arguments.weights,
+        "linear": arguments.linear,
     }  # fmt: skip
     if arguments.ray:
         if arguments.state is None:

@@ -49,7 +49,7 @@ class Factory:
             raise Error(
                 f"{same[0]} is offered to clients, and is the name of a file that all sessions have: give the offered one another name"
             )
-        self.engine = pipe.engine(settings.max_sessions, batch_invariant=store is not None)
+        self.engine = pipe.engine(settings.max_sessions, kv_dtype=settings.kv_dtype, batch_invariant=store is not None)
         self.init = init_segment(pipe.height, pipe.width, pipe.fps, settings.crf)
         self.mime = mime_type(self.init)
 

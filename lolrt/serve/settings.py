@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from lolrt.media import CRF
 
 
@@ -36,5 +38,7 @@ class Settings:
     max_loras: int = 1
     """The most different choices of adapters at the same time, where no session comes from another server. Each may take as much memory as
     the DiT."""
+    kv_dtype: torch.dtype | None = None
+    """The dtype of the KV cache's pages, by default the model's; see `lolrt.LatentStream`."""
     state: Path | None = None
     """The folder in which sessions are kept."""
