@@ -1,4 +1,4 @@
-"""A full-size model end to end on this CPU: `python -m bench.full_size [MODEL]`, takes minutes.
+"""A full-size model end to end on this CPU: `python -m bench.full_size [MODEL] [--linear int8] [--kv int8] [--vae tiny]`, takes minutes.
 
 Without MODEL, a model of Wan2.1-T2V-1.3B's sizes with random weights is written to a temporary folder (3 GB); the time does not depend
 on the values of weights. One chunk over the full window is timed, from noise to frames in a file: all denoise passes, the cache pass,
@@ -22,6 +22,7 @@ from bench import stages
 from lolrt.bench.machine import describe
 from lolrt.checkpoint.inspect import size
 from lolrt.checkpoint.synth import synth
+from lolrt.cli.options import add_kv, add_linear, add_vae, kv_dtype
 from lolrt.engine.kv_window import Window
 from lolrt.media.writer import VideoWriter
 from lolrt.memory_plan import plan_model
@@ -34,21 +35,26 @@ PROMPT = "a red balloon over the hills at dusk"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.full_size", description="Times a whole chunk of a full-size model.")
     parser.add_argument("model", nargs="?", help="as for lolrt generate (default: 1.3B with random weights)")
+    add_linear(parser)
+    add_kv(parser)
+    add_vae(parser)
+    parser.set_defaults(device="cpu")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or synth(Path(folder, "1.3B-random"))
-        for line in measure(model, Path(folder, "video.mp4")):
+        for line in measure(model, arguments, Path(folder, "video.mp4")):
             print(line, flush=True)
 
 
-def measure(model: str | Path, output: Path) -> list[str]:
+def measure(model: str | Path, options: argparse.Namespace, output: Path) -> list[str]:
     """Lines of Markdown about a model."""
-    memory, (height, width) = plan_model(model, None, preferred_dtype(), WINDOW)
+    parts: dict[str, Any] = {"vae": options.vae, "vae_tile": options.vae_tile, "linear": options.linear}
+    memory, (height, width) = plan_model(model, None, preferred_dtype(), WINDOW, kv_dtype=kv_dtype(options), **parts)
     before = peak_bytes()
-    loading, pipe = timed(lambda: lolrt.load(model))
+    loading, pipe = timed(lambda: lolrt.load(model, **parts))
     config, factor = pipe.dit.config, pipe.vae.config.spatial_factor
     given = torch.randn(WINDOW.recent_frames, config.in_dim, height // factor, width // factor)
-    stream = pipe.latent_stream(PROMPT, window=WINDOW, start=given)
+    stream = pipe.latent_stream(PROMPT, window=WINDOW, start=given, kv_dtype=kv_dtype(options))
     for _ in range(WINDOW.recent_frames // WINDOW.chunk_frames):
         next(stream)
     state: dict[str, torch.Tensor] = {}
@@ -62,8 +68,9 @@ def measure(model: str | Path, output: Path) -> list[str]:
         seconds = stages.of(whole_chunk)
     whole, machine = sum(seconds.values()), describe()
     return [
-        f"{pipe.name}, {width} x {height}, {str(pipe.dit.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads; "
-        f"{machine['cpu']}; kernels {machine['kernels']}; {machine['versions']}.",
+        f"{pipe.name}, {width} x {height}, {str(pipe.dit.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads, "
+        f"linear layers {options.linear}, pages {options.kv}, VAE {options.vae}; {machine['cpu']}; kernels {machine['kernels']}; "
+        f"{machine['versions']}.",
         "",
         "| stage | s | share |",
         "|---|---|---|",

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import lolrt
 from lolrt import ops
 from lolrt.media.writer import VideoWriter
+from lolrt.models.vae.taehv import TAEHV
 from lolrt.ops import int8
 
 # The functions that are replaced, by stage: owner and attribute.
@@ -22,7 +23,7 @@ STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "norms, packing": ((ops, "normalize_queries"), (ops, "kv_write"), (ops, "modulated_norm")),
     "linear": ((F, "linear"), (int8, "linear")),
     "activation": ((ops, "gelu"),),
-    "VAE": ((lolrt.CausalVAE, "decode"),),
+    "VAE": ((lolrt.CausalVAE, "decode"), (TAEHV, "decode")),
     "writer": ((VideoWriter, "write"),),
 }
 
