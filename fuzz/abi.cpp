@@ -18,8 +18,9 @@ namespace {
 void fuzz_kv_write(Bytes &bytes, Tensors &tensor, lolrt_dtype dtype) {
   const int64_t frames = 1 + bytes.below(3), tokens = 1 + bytes.below(20), heads = 1 + bytes.below(2),
                 dim = 2 * (1 + bytes.below(20));
+  const lolrt_dtype page_dtype = bytes.next() % 2 ? kInt8 : dtype;
   int64_t elements = 1;
-  lolrt_page_elements(LOLRT_DEVICE_CPU, dtype, tokens, heads, dim, &elements);
+  lolrt_page_elements(LOLRT_DEVICE_CPU, page_dtype, tokens, heads, dim, &elements);
   const auto rows = {frames, tokens, heads, dim};
   const lolrt_kv_write_desc desc{bytes.rarely() ? bytes.next() : static_cast<uint32_t>(sizeof desc),
                                  1e-6f,
@@ -31,7 +32,7 @@ void fuzz_kv_write(Bytes &bytes, Tensors &tensor, lolrt_dtype dtype) {
                                  tensor(kFloat32, {tokens, 1, 2}),
                                  bytes.or_number(0),
                                  tensor(dtype, rows),
-                                 tensor(dtype, {frames + 1, elements}),
+                                 tensor(page_dtype, {frames + 1, elements}),
                                  tensor(kInt32, {frames}),
                                  nullptr};
   tensor.check(lolrt_kv_write(&desc), (desc.q || desc.q_out) && (desc.k || desc.v));
@@ -41,12 +42,13 @@ void fuzz_frame_attention(Bytes &bytes, Tensors &tensor, lolrt_dtype dtype) {
   const int64_t frames = 1 + bytes.below(3), tokens = 1 + bytes.below(20), heads = 1 + bytes.below(2),
                 dim = 2 * (1 + bytes.below(20));
   const int64_t page_tokens = 1 + bytes.below(20), pages = 1 + bytes.below(3);
+  const lolrt_dtype page_dtype = bytes.next() % 2 ? kInt8 : dtype;
   int64_t elements = 1;
-  lolrt_page_elements(LOLRT_DEVICE_CPU, dtype, page_tokens, heads, dim, &elements);
+  lolrt_page_elements(LOLRT_DEVICE_CPU, page_dtype, page_tokens, heads, dim, &elements);
   lolrt_frame_attention_desc desc{bytes.rarely() ? bytes.next() : static_cast<uint32_t>(sizeof desc),
                                   bytes.rarely() ? static_cast<float>(bytes.number()) : 0.0f,
                                   tensor(dtype, {frames, tokens, heads, dim}),
-                                  tensor(dtype, {3, elements}),
+                                  tensor(page_dtype, {3, elements}),
                                   bytes.next() % 2 ? tensor(kInt32, {pages}) : tensor(kInt32, {1, pages}),
                                   bytes.or_number(page_tokens),
                                   bytes.next() % 2 ? tensor(kFloat32, {pages, frames, heads, 1, 2}) : nullptr,

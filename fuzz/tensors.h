@@ -55,7 +55,7 @@ class Bytes {
 };
 
 constexpr lolrt_dtype kFloat32{LOLRT_CODE_FLOAT, 32, 1}, kBfloat16{LOLRT_CODE_BFLOAT, 16, 1}, kInt32{LOLRT_CODE_INT, 32, 1},
-    kInt64{LOLRT_CODE_INT, 64, 1}, kUint8{LOLRT_CODE_UINT, 8, 1}, kUint64{LOLRT_CODE_UINT, 64, 1};
+    kInt64{LOLRT_CODE_INT, 64, 1}, kInt8{LOLRT_CODE_INT, 8, 1}, kUint8{LOLRT_CODE_UINT, 8, 1}, kUint64{LOLRT_CODE_UINT, 64, 1};
 constexpr int kDims = 64;  // that a shape has room for
 constexpr size_t kMostBytes = 1 << 18;
 

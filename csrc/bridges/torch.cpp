@@ -43,6 +43,8 @@ lolrt_dtype dtype_of(ScalarType type) {
       return {LOLRT_CODE_INT, 32, 1};
     case ScalarType::Long:
       return {LOLRT_CODE_INT, 64, 1};
+    case ScalarType::Char:
+      return {LOLRT_CODE_INT, 8, 1};
     case ScalarType::Byte:
       return {LOLRT_CODE_UINT, 8, 1};
     default:
