@@ -8,6 +8,7 @@ decoding, H.264. The frames before it are given, as for a video that the stream 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import tempfile
 import time
@@ -21,27 +22,34 @@ import lolrt
 from bench import stages
 from lolrt.bench.machine import describe
 from lolrt.checkpoint.inspect import size
+from lolrt.checkpoint.recipes import RECIPES
 from lolrt.checkpoint.synth import synth
 from lolrt.cli.options import add_kv, add_linear, add_vae, kv_dtype
-from lolrt.engine.kv_window import Window
 from lolrt.media.writer import VideoWriter
 from lolrt.memory_plan import plan_model
 from lolrt.pipeline import preferred_dtype
 
-WINDOW = Window()
 PROMPT = "a red balloon over the hills at dusk"
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.full_size", description="Times a whole chunk of a full-size model.")
     parser.add_argument("model", nargs="?", help="as for lolrt generate (default: 1.3B with random weights)")
+    parser.add_argument("--recipe", choices=RECIPES, help="how the random weights are sampled (default: Self-Forcing's way)")
     add_linear(parser)
     add_kv(parser)
     add_vae(parser)
     parser.set_defaults(device="cpu")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or synth(Path(folder, "1.3B-random"))
+        if arguments.recipe:
+            settings = Path(model, "model.json")
+            settings.write_text(json.dumps(json.loads(settings.read_text()) | {"recipe": arguments.recipe}))
         for line in measure(model, arguments, Path(folder, "video.mp4")):
             print(line, flush=True)
 
@@ -49,13 +57,14 @@ def main() -> None:
 def measure(model: str | Path, options: argparse.Namespace, output: Path) -> list[str]:
     """Lines of Markdown about a model."""
     parts: dict[str, Any] = {"vae": options.vae, "vae_tile": options.vae_tile, "linear": options.linear}
-    memory, (height, width) = plan_model(model, None, preferred_dtype(), WINDOW, kv_dtype=kv_dtype(options), **parts)
     before = peak_bytes()
     loading, pipe = timed(lambda: lolrt.load(model, **parts))
+    window = pipe.window
+    memory, (height, width) = plan_model(model, None, preferred_dtype(), window, kv_dtype=kv_dtype(options), **parts)
     config, factor = pipe.dit.config, pipe.vae.config.spatial_factor
-    given = torch.randn(WINDOW.recent_frames, config.in_dim, height // factor, width // factor)
-    stream = pipe.latent_stream(PROMPT, window=WINDOW, start=given, kv_dtype=kv_dtype(options))
-    for _ in range(WINDOW.recent_frames // WINDOW.chunk_frames):
+    given = torch.randn(window.recent_frames, config.in_dim, height // factor, width // factor)
+    stream = pipe.latent_stream(PROMPT, start=given, kv_dtype=kv_dtype(options))
+    for _ in range(window.recent_frames // window.chunk_frames):
         next(stream)
     state: dict[str, torch.Tensor] = {}
     pipe.vae.decode(given[:1], state)  # the first frame of a video is unlike all others
@@ -68,7 +77,8 @@ def measure(model: str | Path, options: argparse.Namespace, output: Path) -> lis
         seconds = stages.of(whole_chunk)
     whole, machine = sum(seconds.values()), describe()
     return [
-        f"{pipe.name}, {width} x {height}, {str(pipe.dit.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads, "
+        f"{pipe.name}, {width} x {height}, chunk of {window.chunk_frames}, {len(pipe.sampler.timesteps)} steps, "
+        f"{str(pipe.dit.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads, "
         f"linear layers {options.linear}, pages {options.kv}, VAE {options.vae}; {machine['cpu']}; kernels {machine['kernels']}; "
         f"{machine['versions']}.",
         "",

@@ -271,8 +271,10 @@ def test_the_command_names_the_cases_there_are(capsys):
 
 
 @pytest.mark.whole
-def test_a_full_size_model_is_timed_in_a_whole_chunk(tmp_path):
-    rows = [line.strip("|").split("|") for line in full_size.measure("tiny", tmp_path / "video.mp4") if line.startswith("|")]
+@pytest.mark.parametrize("kv", ["full", "int8"])
+def test_a_full_size_model_is_timed_in_a_whole_chunk(tmp_path, kv):
+    lines = full_size.measure("tiny", full_size.parser().parse_args(["--kv", kv]), tmp_path / "video.mp4")
+    rows = [line.strip("|").split("|") for line in lines if line.startswith("|")]
     stages = {name.strip(): cells for name, *cells in rows[2:]}
     assert {"attention", "linear", "VAE", "writer"} < stages.keys()
     shares = [float(cells[1].strip().rstrip("%")) for name, cells in stages.items() if name != "all"]
