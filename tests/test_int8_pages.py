@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import frame_attention
@@ -214,6 +215,23 @@ def test_keys_beside_one_that_all_turn_to_count_for_what_they_are() -> None:
     assert relative(case.run()[0], ref) <= 0.06
     lost = fp64(case.v[0, 9]) - ref[0]
     assert np.linalg.norm(lost) / np.linalg.norm(ref) > 0.15  # if the others counted for nothing
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("width", [16, 32, 64])
+def test_no_column_of_a_picture_is_rounded_one_way(width: int) -> None:
+    """All keys but one have 0.4 of a step of the largest weight each. Each column has a channel of V of its own."""
+    case = Int8Attention(torch.float32, frames=1, tokens=3, page_tokens=512, heads=1, dim=64, pages=1, pairs=0, scale=1.0)
+    case.q.zero_()
+    case.q[..., 0] = 1.0
+    case.k.zero_()
+    case.k[:, -1, :, 0] = float(np.log(255 / 0.4))
+    case.v = F.one_hot(torch.arange(512) % width, 64)[None, :, None].float()
+    case.v[:, -1] = 0.0
+    case.write()
+    columns = case.run()[0][0, 0, 0, :width]
+    ref = torch.from_numpy(case.oracle()[0])[0, 0, 0, :width]
+    assert (columns / ref - 1).abs().max() <= 0.5
 
 
 @pytest.mark.usefixtures("isa")

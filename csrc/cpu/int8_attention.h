@@ -20,11 +20,11 @@
 namespace lolrt {
 namespace {
 
-constexpr int kDitherKeys = 64;
 // What is added to a weight before it is cut off to an integer, from 0 to 1: the multiples of the golden ratio, spread evenly
-// over any few neighbours.
+// over any few neighbours. It does not repeat within a panel: tokens of one column of a picture, often 16, 32 or 64 apart and
+// much alike, would else all be rounded the same way.
 constexpr auto kDither = [] {
-  std::array<float, kDitherKeys> parts{};
+  std::array<float, kInt8PanelKeys> parts{};
   double at = 0.0;
   for (float &part : parts) {
     part = static_cast<float>(at);
@@ -238,7 +238,7 @@ class Int8AttentionKernel : public AttentionRows<Int8AttentionKernel<Isa, Bytes,
     typename Bytes::Ints sum = Bytes::zero();
     const auto weight = [&](int j) {
       const Vec power = exp2<Isa, 2>(Isa::multiply_add(Isa::sub(Isa::load(scores + j * W), top), c, most));
-      return Isa::add(power, Isa::load(kDither.data() + j * W % kDitherKeys));
+      return Isa::add(power, Isa::load(kDither.data() + j * W));
     };
     const auto weigh_vector = [&](int j) {
       const auto rounded = Bytes::truncated(weight(j));
