@@ -230,7 +230,8 @@ def plan(
     transient["decoding of a chunk"] = decoding.transient
     stream["VAE's past frames"] = sessions * decoding.carried
     stream["latents that were decoded"] = sessions * decoding.remembered
-    stream["workspace of attention"] = _cuda_workspace(dit, window, tokens) if on_cuda else _workspace(dit, window, tokens, dtype)
+    stored = engine.pool.pages.dtype
+    stream["workspace of attention"] = _cuda_workspace(dit, window, tokens) if on_cuda else _workspace(dit, window, tokens, dtype, stored)
     weights = {
         "DiT": _bytes(model.parameters()),
         "DiT's linear layers, packed": packed,
@@ -293,12 +294,12 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _workspace(config: DiTConfig, window: Window, tokens: int, dtype: torch.dtype) -> int:
+def _workspace(config: DiTConfig, window: Window, tokens: int, dtype: torch.dtype, stored: torch.dtype) -> int:
     """The bytes of the kernels' workspace. The kernels compute it for tensors whose memory is never used."""
     shape = (window.chunk_frames, tokens, config.num_heads, config.head_dim)
     q = torch.empty(shape, dtype=dtype)
     attended = window.pages + window.recall_frames
-    pages = torch.empty(attended, ops.page_elements(dtype, tokens, config.num_heads, config.head_dim), dtype=dtype)
+    pages = torch.empty(attended, ops.page_elements(stored, tokens, config.num_heads, config.head_dim), dtype=stored)
     rotation = torch.zeros(attended, window.chunk_frames, config.num_heads, config.temporal_pairs, 2)
     table = torch.arange(attended, dtype=torch.int32)
     return _core.frame_attention_workspace(q, pages, table, tokens, rotation, None, torch.empty_like(q), None)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -27,7 +28,7 @@ from lolrt.memory_plan import codec_memory, plan
 from lolrt.models.vae.layers import CausalConv3d, Downsample, Upsample
 from lolrt.models.vae.taehv import TAEHVConfig
 from lolrt.models.vae.tiles import Tiled
-from lolrt.ops import planned_for_cuda
+from lolrt.ops import library, planned_for_cuda
 from lolrt.ops.int8 import multiplies_exactly
 from lolrt.pipeline import preferred_dtype
 from lolrt.session.config import StreamConfig
@@ -92,6 +93,21 @@ def test_a_stream_keeps_to_the_plan(dtype, linear, height, width, window):
     assert allocated(stream) == pytest.approx((held + memory.transient["decoding of a chunk"], held), rel=WITHIN)
     held -= memory.stream["VAE's past frames"] + memory.stream["latents that were decoded"]
     assert allocated(chunks(latent_stream)) == pytest.approx((held + memory.transient["a pass of the DiT"], held), rel=WITHIN)
+
+
+@pytest.mark.parametrize("kv", [None, torch.int8], ids=["float32", "int8"])
+def test_the_workspace_of_attention_is_that_of_the_pages(kv):
+    """Each thread keeps the largest that it has used."""
+    dit = lolrt.CausalDiT(DIT).requires_grad_(False)
+    window, sampler = lolrt.Window(1, 6, 2), lolrt.Sampler(timesteps=(1000,))
+
+    def used() -> int:
+        list(islice(lolrt.LatentStream(dit, torch.randn(12, DIT.text_dim), 8, 12, window=window, sampler=sampler, kv_dtype=kv), 4))
+        return library._local.workspace.numel()
+
+    with ThreadPoolExecutor(1) as thread:
+        planned = plan(DIT, VAE, 64, 96, dtype=torch.float32, window=window, passes=1, kv_dtype=kv).stream["workspace of attention"]
+        assert thread.submit(used).result() == planned
 
 
 @WIDENED
