@@ -8,6 +8,9 @@
 namespace lolrt {
 namespace {
 
+// Of numbers in bytes: the largest signed one, the unsigned one that stands for 0, and the least scale.
+constexpr float kMostCode = 127.0f, kZeroCode = 128.0f, kLeastScale = 0x1p-100f;
+
 template <class Isa>
 struct PlainBytes {
   static constexpr int W = Isa::width;

@@ -80,9 +80,7 @@ class Int8AttentionKernel : public AttentionRows<Int8AttentionKernel<Isa, Bytes,
   static constexpr int kVectors = kPanelKeys / W;
   static constexpr int kWord = 4;  // bytes that are multiplied together
   static constexpr int kBlock = PageLayout::block_tokens;
-  static constexpr float kMostCode = 127.0f, kZeroCode = 128.0f;
   static constexpr float kLog2MostWeight = 0x1.ffa37cp+2f;  // of 255, the largest weight's
-  static constexpr float kLeastScale = 0x1p-100f;
   static_assert(kPanelKeys * 255 * 127 < 1 << 24 && PageLayout::max_dim * 255 * 127 < 1 << 24, "sums are exact in float32");
   static constexpr float kFarAbove = 32.0f;  // powers of two that a panel's maximum may be above the row's before that follows
 

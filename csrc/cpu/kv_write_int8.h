@@ -10,6 +10,7 @@
 // So what is kept from one to the next is in the page itself, and no order of tasks shows in the result.
 #pragma once
 
+#include "cpu/bytes.h"
 #include "cpu/kv_write.h"
 
 #include <algorithm>
@@ -31,7 +32,6 @@ class Int8KvWriteKernel : public KvWriteKernel<Isa, T> {
   using typename Base::Block;
   using Vec = typename Isa::Vec;
   using Row = T[kMaxChannels];
-  static constexpr float kMostCode = 127.0f, kZeroCode = 128.0f, kLeastScale = 0x1p-100f;
   static constexpr int64_t kWord = 4;
 
  public:

@@ -88,7 +88,8 @@ Snapshot parse(const std::string &bytes, const char *path) {
     const Type *type = nullptr;
     for (const Type &one : kTypes)
       if (entry["dtype"].text == one.name) type = &one;
-    expect(type != nullptr, "%s has a type of numbers that no snapshot has", name.c_str());
+    expect(type != nullptr, "%s is of a type that no session of this library has; its pages are of the model's own",
+           name.c_str());
     std::vector<int64_t> shape;
     int64_t elements = 1;
     for (const Json &size : entry["shape"].items) {

@@ -150,7 +150,8 @@ LOLRT_API lolrt_status lolrt_window_restore(lolrt_window *window, const int64_t 
  *   V = scale * code                    the code a signed byte
  * each channel of a head with a scale and a middle of its own: the middle of its least and its largest K in the page, and the
  * scale with which no code passes 127 (from 128), but at least 2^-100. Codes are rounded to nearest, ties to even. Of a channel
- * that has a number that is not finite, scale and middle are NaN, and with them what attends to it.
+ * that has a number that is not finite, scale and middle are NaN, and with them what attends to it. Values up to 2^100 do not
+ * overflow.
  *
  * Pages of float8_e4m3fn, on CUDA, take the place of bfloat16 ones in half the memory. An element is x / scale, rounded to
  * nearest, ties to even. A scale is a power of two, from 2^-100 to 2^7: the least with which no element of the head in this page
