@@ -152,13 +152,6 @@ class World:
 
     # The store: `lolrt.fleet.fencing.Objects`.
 
-    def create(self, name: str, content: bytes) -> bool:
-        session, _, rest = name.partition("/")
-        if rest in self.files[session]:
-            return False
-        self.write(name, content)
-        return True
-
     def write(self, name: str, content: bytes) -> None:
         session, _, rest = name.partition("/")
         self._written = name, self.files[session].get(rest)

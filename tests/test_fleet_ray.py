@@ -124,7 +124,7 @@ def test_sessions_go_on_when_their_node_is_killed(quick, quick_model, tmp_path, 
 
 def epoch(state: Path, id: str) -> int:
     """How many owners a session has had."""
-    return max(int(claim.name) for claim in (state / "fleet" / id / "claims").iterdir())
+    return max(int(claim.name.partition("-")[0]) for claim in (state / "fleet" / id / "claims").iterdir())
 
 
 class Watching(threading.Thread):

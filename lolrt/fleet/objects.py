@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -21,8 +20,6 @@ SCRATCH = ".scratch"
 
 class Store(Objects, Protocol):
     """Files that more than one process uses. Every write is atomic, and is not lost once it has returned. All raise OSError."""
-
-    def write(self, name: str, content: bytes) -> None: ...
 
     def put(self, path: Path, name: str) -> None:
         """Writes the file at `path`."""
@@ -48,15 +45,6 @@ class FolderStore:
     def __init__(self, root: Path) -> None:
         self._root, self._scratch = root, root / SCRATCH
         self._scratch.mkdir(parents=True, exist_ok=True)
-
-    def create(self, name: str, content: bytes) -> bool:
-        with self._written(name, content) as (scratch, path):
-            try:
-                os.link(scratch, path)  # fails if it exists, over NFS too
-            except FileExistsError:
-                return False
-            sync(path.parent)
-            return True
 
     def write(self, name: str, content: bytes) -> None:
         with self._written(name, content) as (scratch, path):
@@ -110,21 +98,19 @@ class FolderStore:
 
 
 class FsspecStore:
-    """What fsspec opens. The file system has to create files atomically, as s3fs does by conditional writes."""
+    """What fsspec opens: an object store. A file system with folders would keep empty ones."""
 
     def __init__(self, url: str) -> None:
-        """Raises ImportError, ValueError or OSError if fsspec cannot open it, or it cannot be written, or creates a file that exists."""
+        """Raises ImportError, ValueError or OSError if fsspec cannot open it, or it cannot be written."""
         import fsspec
 
         self._files: Any
         self._files, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         probe = f"{SCRATCH}/{uuid.uuid4().hex}"
         try:
-            twice = self.create(probe, b"") and self.create(probe, b"")
+            self.write(probe, b"")
         finally:
             self.remove(probe)
-        if twice:
-            raise OSError("it creates a file that exists, so that two replicas could write one session")
 
     def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
         """What a method of the file system returns. Whatever it raises is an OSError: libraries of some stores have errors of their own."""
@@ -137,13 +123,6 @@ class FsspecStore:
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
-
-    def create(self, name: str, content: bytes) -> bool:
-        try:
-            self._ask("pipe_file", self._path(name), content, mode="create")
-        except FileExistsError:
-            return False
-        return True
 
     def write(self, name: str, content: bytes) -> None:
         self._ask("pipe_file", self._path(name), content)
