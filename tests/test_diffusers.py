@@ -61,7 +61,7 @@ def one_chunk(dit: lolrt.CausalDiT, sample: Tensor, timestep: float, prompt: Ten
 DITS = {
     "as the 1.3B": dict(num_attention_heads=2, attention_head_dim=128, ffn_dim=448, text_dim=96, num_layers=2),
     "small heads": dict(
-        num_attention_heads=3, attention_head_dim=64, ffn_dim=160, text_dim=32, num_layers=3, in_channels=12, out_channels=20
+        num_attention_heads=3, attention_head_dim=64, ffn_dim=160, text_dim=32, num_layers=3, in_channels=12, out_channels=12
     ),
     "wide patches": dict(
         num_attention_heads=1, attention_head_dim=96, ffn_dim=96, text_dim=64, num_layers=1, patch_size=(1, 1, 3), freq_dim=64

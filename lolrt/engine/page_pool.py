@@ -18,8 +18,9 @@ def page_dtype(asked: torch.dtype | None, dtype: torch.dtype, head_dim: int, dev
     if asked is None or asked == dtype:
         return dtype
     try:
-        ops.page_elements(asked, 1, 1, head_dim, device)
-        fits = asked == torch.int8 or (asked == torch.float8_e4m3fn and dtype == torch.bfloat16)
+        fits = not ops.on_cuda(device) if asked == torch.int8 else asked == torch.float8_e4m3fn and dtype == torch.bfloat16
+        if fits:
+            ops.page_elements(asked, 1, 1, head_dim, device)
     except (_core.UnsupportedError, ValueError):
         fits = False
     if not fits:
