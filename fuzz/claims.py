@@ -12,10 +12,9 @@ before; and of one that has been ended nothing is seen any more.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import time
 
+from fuzz import seeds
 from fuzz.world import Steps, ViolationError, World
 from lolrt.fleet import fencing
 from lolrt.serve.folder import CHUNKS, SNAPSHOT
@@ -156,21 +155,7 @@ def run(seed: int) -> dict[str, int] | str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=1000)
-    parser.add_argument("--first", type=int, default=0)
-    arguments = parser.parse_args()
-    begun, totals, wrong = time.monotonic(), dict[str, int](), 0
-    for seed in range(arguments.first, arguments.first + arguments.seeds):
-        found = run(seed)
-        if isinstance(found, str):
-            wrong += 1
-            print(found, flush=True)
-        else:
-            totals = {name: totals.get(name, 0) + count for name, count in found.items()}
-    told = ", ".join(f"{count} {name}" for name, count in totals.items())
-    print(f"{arguments.seeds} seeds, {wrong} with something wrong; {told}; {time.monotonic() - begun:.0f} s")
-    raise SystemExit(bool(wrong))
+    seeds.run_all(run, seeds.arguments(__doc__).parse_args())
 
 
 if __name__ == "__main__":

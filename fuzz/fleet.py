@@ -27,15 +27,13 @@ lost, viewers get their chunks once and in order, and sessions that are there go
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
-import multiprocessing
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fuzz import seeds
 from fuzz.replica import LEASE_SECONDS, PAST, Live, Replica
 from fuzz.world import Host, Question, Steps, ViolationError, World, quietly
 from lolrt.fleet.fencing import CLAIMS
@@ -320,29 +318,15 @@ def run(seed: int, trace: bool = False, forgets: bool = False) -> dict[str, int]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=1000)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1)
+    parser = seeds.arguments(__doc__)
     parser.add_argument("--seed", type=int, help="only this one")
     parser.add_argument("--trace", action="store_true")
     parser.add_argument("--forgets", action="store_true", help="the store loses its last write now and then")
-    arguments = parser.parse_args()
-    if arguments.seed is not None:
-        print(run(arguments.seed, arguments.trace, arguments.forgets))
+    chosen = parser.parse_args()
+    if chosen.seed is not None:
+        print(run(chosen.seed, chosen.trace, chosen.forgets))
         return
-    begun, totals, wrong = time.monotonic(), dict[str, int](), []
-    with multiprocessing.Pool(arguments.jobs) as pool:
-        one = functools.partial(run, forgets=arguments.forgets)
-        for found in pool.imap_unordered(one, range(arguments.first, arguments.first + arguments.seeds), 16):
-            if isinstance(found, str):
-                wrong.append(found)
-                print(found, flush=True)
-            else:
-                totals = {name: totals.get(name, 0) + count for name, count in found.items()}
-    told = ", ".join(f"{count} {name}" for name, count in totals.items())
-    print(f"{arguments.seeds} seeds, {len(wrong)} with something wrong; {told}; {time.monotonic() - begun:.0f} s")
-    raise SystemExit(bool(wrong))
+    seeds.run_all(functools.partial(run, forgets=chosen.forgets), chosen)
 
 
 if __name__ == "__main__":
