@@ -22,7 +22,8 @@ from bench.targets import TARGETS
 from lolrt import CausalVAE, DiTConfig, VAEConfig, _core, ops
 from lolrt.bench import peers
 from lolrt.bench.case import FP32, ODD, Case, Trial
-from lolrt.bench.cases import CASES, frame_attention
+from lolrt.bench.cases import CASES
+from lolrt.bench.factories import frame_attention
 from lolrt.bench.machine import cores, environment
 from lolrt.bench.measure import Effort, Race, Spread
 from lolrt.bench.peaks import Peaks
@@ -132,7 +133,7 @@ def test_peers_compute_the_same(case):
 
 def test_a_wrong_offset_would_be_noticed(monkeypatch):
     """The comparison with peers can fail: with an offset that is wrong by one frame, results differ."""
-    monkeypatch.setattr("lolrt.bench.cases.rotation_tables", lambda increments, offsets: rotation_tables(increments, offsets + 1))
+    monkeypatch.setattr("lolrt.bench.factories.rotation_tables", lambda increments, offsets: rotation_tables(increments, offsets + 1))
     case = frame_attention(ODD, FP32)
     with pytest.raises(Error, match="no fair peer"):
         race(case, case.make(False)).warm_up()

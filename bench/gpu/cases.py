@@ -15,7 +15,8 @@ import lolrt
 from bench.models import PLAIN, WINDOW, Model, vae_decode
 from lolrt.bench import peers
 from lolrt.bench.case import BF16, ONE_HEAD, TINY, WAN, Case, Shape, Trial, discard, random
-from lolrt.bench.cases import CASES, batched_attention
+from lolrt.bench.cases import CASES
+from lolrt.bench.factories import batched_attention
 from lolrt.bench.measure import Run
 
 WHOLE = Model("1.3B", lolrt.DiTConfig(), (60, 104))
