@@ -1,10 +1,12 @@
 """One stream for twelve hours, through servers that are killed on the way.
 
     python -m bench.long_run out/long-run                 # goes on where it was, however it was stopped; then writes docs/long-run.md
+    python -m bench.long_run out/long-run --speed 12     # in as little as an hour: the video plays twelve times as fast
     python -m bench.long_run out/long-run --frames 480 --kills 2 --docs out/long-run     # two minutes, to try it
 
 172,800 latent frames of `tiny` play for twelve hours, and `lolrt serve --state` makes them as they play. The folder holds the state of the
-server, and log.csv, a line a chunk.
+server, and log.csv, a line a chunk. With `--speed` the server has a copy of `tiny` whose video has more frames a second; all else, and every
+latent frame, is the same.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -30,8 +33,10 @@ from bench.report import DOCS, table
 from lolrt.bench.machine import describe
 from lolrt.bench.serve import Server
 from lolrt.lab.phase import kernel
+from lolrt.pipeline import MODELS
 
 FRAMES = 172_800
+MODEL = "tiny"
 ID, PROMPT, SEED = "long", "a red balloon drifting over the hills at dusk", 7
 SAVE_SECONDS = 60
 LEASE_SECONDS = 7 * 86400
@@ -61,8 +66,18 @@ def pictures(data: bytes) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(np.float32) / 255
 
 
+def faster_copy(model: Path, copy: Path, speed: int) -> None:
+    """Copies the folder of a model, so that its video plays `speed` times as fast."""
+    begun = copy.with_name(copy.name + ".begun")
+    shutil.rmtree(begun, ignore_errors=True)
+    shutil.copytree(model, begun)
+    settings = json.loads((begun / "model.json").read_text())
+    (begun / "model.json").write_text(json.dumps(settings | {"fps": speed * settings["fps"]}))
+    begun.rename(copy)
+
+
 class LongRun:
-    def __init__(self, folder: Path, frames: int, kills: int) -> None:
+    def __init__(self, folder: Path, frames: int, kills: int, speed: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._frames = folder, frames
         self._kill_at = [frames * (i + 1) // (kills + 1) for i in range(kills)]
@@ -70,12 +85,17 @@ class LongRun:
         log = read(self._log_path)
         self._next = int(log["sequence"][-1]) + 1 if len(log["sequence"]) else 0
         self._reached = int(log["first_latent_frame"][-1]) if self._next else 0
-        self.about = json.loads(self._about_path.read_text()) if self._about_path.exists() else {"servers": [], "gaps": []}
+        self.about = json.loads(self._about_path.read_text()) if self._about_path.exists() else {"speed": speed, "servers": [], "gaps": []}
+        if self.about["speed"] != speed:
+            raise SystemExit(f"{folder} was begun with --speed {self.about['speed']}: go on with that, or begin with another folder")
+        self._model = folder / MODEL
+        if not self._model.exists():
+            faster_copy(MODELS / MODEL, self._model, speed)
 
     def run(self) -> None:
         while self._reached < self._frames:
             kill_at = next((at for at in self._kill_at if at > self._reached), self._frames)
-            options = ["--state", self._folder / "state", "--save-every", SAVE_SECONDS, "--max-sessions", 1]
+            options = ["--model", self._model, "--state", self._folder / "state", "--save-every", SAVE_SECONDS, "--max-sessions", 1]
             with Server(*options) as server:
                 sessions = [each["id"] for each in json.loads(server.ask("GET", "/v1/sessions"))["data"]]
                 if ID not in sessions:
@@ -170,10 +190,12 @@ def report(folder: Path, docs: Path) -> Path:
     whole = len(numbers) == numbers[-1] + 1 and not about["gaps"] and bool((np.diff(numbers) == 1).all())
     replayed = [" ".join(server.get("replayed", [])) or "none" for server in about["servers"]]
     share = "" if frames >= FRAMES else f", of the {FRAMES:,} of twelve hours"
+    hours, speed = 4 * frames * about["speed"] / about["fps"] / 3600, about["speed"]
+    pace = "as it plays" if speed == 1 else f"as it plays {speed} times as fast as `{MODEL}`'s video (its deadlines are those of that speed)"
     path = docs / "long-run.md"
     path.write_text(
-        f"# A long stream\n\n{frames:,} latent frames of `tiny`{share}, {4 * frames / about['fps'] / 3600:.2f} hours of video, by "
-        f"`python -m bench.long_run`: made as it plays by {len(about['servers'])} servers one after another, each but the last killed "
+        f"# A long stream\n\n{frames:,} latent frames of `{MODEL}`{share}, {hours:.2f} hours of video, by "
+        f"`python -m bench.long_run`: made {pace} by {len(about['servers'])} servers one after another, each but the last killed "
         "by SIGKILL. "
         f"Written on {date.today()}.\n\n{machine}\n\n"
         f"- Chunks: {len(numbers)}; {'each came once, in order' if whole else 'NOT each came once and in order'}.\n"
@@ -230,12 +252,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of the log and the server's state; what is there is gone on with")
     parser.add_argument("--frames", type=int, default=FRAMES, help="latent frames, four a second of tiny")
     parser.add_argument("--kills", type=int, default=5, help="how often the server is killed on the way")
+    parser.add_argument("--speed", type=int, default=1, help="how many times as fast the video plays")
     parser.add_argument("--docs", type=Path, default=DOCS, metavar="FOLDER", help="where long-run.md goes")
     parser.add_argument("--report", action="store_true", help="make nothing: write of what is there")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not arguments.report:
-        LongRun(arguments.folder, arguments.frames, arguments.kills).run()
+        LongRun(arguments.folder, arguments.frames, arguments.kills, arguments.speed).run()
     print(report(arguments.folder, arguments.docs))
 
 

@@ -31,10 +31,11 @@ def test_the_report_says_what_the_log_says(tmp_path, missing, told):
     rows = [line(i, 0.9 if 3 * i <= 200 < 3 * i + 3 else 0.2) for i in range(100) if i != missing]
     path.write_text(",".join(COLUMNS) + "\n" + "".join(rows) + line(100, 0.5)[:20])
     machine = {"cpu": "some"}
-    about = {"servers": [{"from": 0}, {"from": 50}], "gaps": [], "radians": [[2 * np.pi / 200]], "fps": 16, "machine": machine}
+    about = {"servers": [{"from": 0}, {"from": 50}], "gaps": [], "radians": [[2 * np.pi / 200]], "fps": 32, "speed": 2, "machine": machine}
     (tmp_path / "about.json").write_text(json.dumps(about))
     log = read(path)
     assert len(log["sequence"]) == len(rows) and path.read_text().endswith(rows[-1])
     text = report(tmp_path, tmp_path).read_text()
-    assert told in text and "| 200 | 1.000 | 0.9000 | 0.1000 |" in text
+    assert told in text and "0.02 hours of video" in text and "2 times as fast" in text
+    assert "| 200 | 1.000 | 0.9000 | 0.1000 |" in text
     assert text.count("| 0.2") >= PARTS - 2 and (tmp_path / "long-run.png").exists()
