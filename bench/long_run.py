@@ -5,8 +5,8 @@
     python -m bench.long_run out/long-run --frames 480 --kills 2 --docs out/long-run     # two minutes, to try it
 
 172,800 latent frames of `tiny` play for twelve hours, and `lolrt serve --state` makes them as they play. The folder holds the state of the
-server, and log.csv, a line a chunk. With `--speed` the server has a copy of `tiny` whose video has more frames a second; all else, and every
-latent frame, is the same.
+server, and log.csv, a line a chunk. With `--speed` the server has a copy of `tiny` whose video has more frames a second; all else, and
+every latent frame, is the same.
 """
 
 from __future__ import annotations
@@ -190,8 +190,9 @@ def report(folder: Path, docs: Path) -> Path:
     whole = len(numbers) == numbers[-1] + 1 and not about["gaps"] and bool((np.diff(numbers) == 1).all())
     replayed = [" ".join(server.get("replayed", [])) or "none" for server in about["servers"]]
     share = "" if frames >= FRAMES else f", of the {FRAMES:,} of twelve hours"
-    hours, speed = 4 * frames * about["speed"] / about["fps"] / 3600, about["speed"]
-    pace = "as it plays" if speed == 1 else f"as it plays {speed} times as fast as `{MODEL}`'s video (its deadlines are those of that speed)"
+    speed = about["speed"]
+    hours = 4 * frames * speed / about["fps"] / 3600
+    pace = "as it plays" if speed == 1 else f"as it plays {speed} times as fast as `{MODEL}`'s video, with deadlines of that speed,"
     path = docs / "long-run.md"
     path.write_text(
         f"# A long stream\n\n{frames:,} latent frames of `{MODEL}`{share}, {hours:.2f} hours of video, by "
