@@ -61,6 +61,7 @@ def load(
     group: str | None = None,
     device: str | torch.device = "cpu",
     linear: LinearChoice = "full",
+    mapped: bool = False,
 ) -> Pipeline:
     """Loads a pipeline. model: the name of an embedded model; a folder, file or TOML file with a model's parts (docs/checkpoints.md); or
     the result of `files_of`.
@@ -71,7 +72,8 @@ def load(
     tiles that the VAE works on one after another; by default the whole picture at once. text: the text encoder, by default the model's
     own; it runs on the CPU. lora, group: as in `lolrt.load_dit`. device: the device of the DiT and the VAE, "cpu" or "cuda" ("cuda:1").
     linear: "int8" computes the linear layers of the DiT's blocks with weights and inputs of 8 bits, which is less exact, on
-    CPUs with VNNI; docs/cpu.md has errors and times.
+    CPUs with VNNI; docs/cpu.md has errors and times. mapped: use the DiT's weights in place, as they are in the file, where they are of
+    `dtype`: nothing is copied, and processes share the memory; on the CPU. The file must not be written, or the stream ends with an error.
     Raises `lolrt.Error` when there is no such model, a part of it is missing, or the device cannot be used, and `lolrt.CheckpointError`
     when its files are invalid.
     """
@@ -89,7 +91,7 @@ def load(
     for warning in files.warnings:
         warnings.warn(warning, stacklevel=2)
     settings = {**WAN_SETTINGS, **files.settings}
-    dit = load_dit(files, dtype, lora, device=usable_device, linear=linear)
+    dit = load_dit(files, dtype, lora, device=usable_device, linear=linear, mapped=mapped)
     check_size(settings["height"], settings["width"], codec.config, dit.config)
     return Pipeline(
         name=settings.get("name", files.source.stem),

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lolrt.checkpoint.formats import Component
 from lolrt.checkpoint.lora import Adapters, LoRA, LoRAFiles, lora_files
-from lolrt.checkpoint.mapped import check_whole_file
-from lolrt.checkpoint.model_files import ModelFiles, find_files, read_component
+from lolrt.checkpoint.mapped import WatchedFiles, check_whole_file
+from lolrt.checkpoint.model_files import ModelFiles, find_files, read_component, weight_files
 from lolrt.checkpoint.origin import Origin, origin_of
 from lolrt.checkpoint.packed import Packed, Weight, give_back, unpacked
 from lolrt.checkpoint.quantise import int8
@@ -45,24 +45,28 @@ def load_dit(
     group: str | None = None,
     device: str | torch.device = "cpu",
     linear: LinearChoice = "full",
+    mapped: bool = False,
 ) -> CausalDiT:
     """Loads a DiT from a checkpoint of any known layout (docs/checkpoints.md), and merges its LoRAs, if there are any.
 
     path: a folder, a file, or a TOML file. lora: one or several files of adapters, added to the LoRA of the model itself:
     "style.safetensors", or "style.safetensors:0.8" for a strength other than 1. dtype: of the weights and all activations, torch.bfloat16
     or torch.float32. group: which weights of a training checkpoint to use; by default the averaged ones, but with a LoRA the others,
-    because it is trained on them. device, linear: as in `lolrt.load`; on CUDA dtype must be torch.bfloat16.
-    Raises `lolrt.Error` when the device cannot be used, and `lolrt.CheckpointError` when files are missing or damaged, when tensors are
-    missing, unexpected or mis-shaped (all are named), or when a value is not finite.
+    because it is trained on them. device, linear, mapped: as in `lolrt.load`; on CUDA dtype must be torch.bfloat16.
+    Raises `lolrt.Error` when the device cannot be used or mapping is not possible, and `lolrt.CheckpointError` when files are missing or
+    damaged, when tensors are missing, unexpected or mis-shaped (all are named), or when a value is not finite.
     """
     found, files = usable(device, dtype), find_files(path)
+    if mapped and (found != CPU or linear == "int8"):
+        raise Error("mapped=True uses weights as they are in the file; a GPU and layers of int8 need weights of their own")
     if linear == "int8":
         check_int8(found)
     component, adapters = read_dit(files, lora, group)
     origin = origin_of(files, component, frozenset(adapters.changed if adapters else ()))
     with unfilled():
         model = CausalDiT(dit_config(component), linear)
-    return _as_adapted(assign(model, component.tensors, dtype, component.source, adapters, found), adapters, origin)
+    model.watched_files = WatchedFiles(weight_files(component.source)) if mapped else None
+    return _as_adapted(assign(model, component.tensors, dtype, component.source, adapters, found, mapped), adapters, origin)
 
 
 def with_lora(dit: CausalDiT, lora: LoRAFiles | None) -> CausalDiT:
@@ -81,6 +85,7 @@ def with_lora(dit: CausalDiT, lora: LoRAFiles | None) -> CausalDiT:
     kept = {name: tensor.detach() for name, tensor in dit.state_dict().items() if name not in again}
     with unfilled():
         model = CausalDiT(dit.config, dit.linear)
+    model.watched_files = dit.watched_files
     assign(model, component.tensors, dit.dtype, component.source, adapters, dit.device, kept=kept)
     return _as_adapted(model, adapters, replace(origin, changed=frozenset(adapters.changed)))
 
@@ -152,9 +157,9 @@ def assign(
     """Sets the weights of a model that was built `unfilled`, after checking all of them. Returns the model, ready for inference.
 
     The weights are copies, with q, k and v of a layer side by side; those of an `Int8Linear` are in 8 bits. Each is made in one pass from
-    the file's pages, which are then released. Mapped weights would change if the file is overwritten, and the process would die if it is
-    truncated. mapped: for a large model of short use on the CPU: tensors of this dtype stay mapped, and each other one is converted into
-    its own memory. kept: weights that are used without a copy, except where they lie side by side with others that are not kept.
+    the file's pages, which are then released. mapped: on the CPU, tensors of this dtype stay mapped, so they change if the file is written,
+    and each other one is converted into its own memory. kept: weights that are used without a copy, except where they lie side by side with
+    others that are not kept.
     """
     if dtype not in (torch.bfloat16, torch.float32):
         raise CheckpointError(f"dtype is {dtype}; expected torch.bfloat16 or torch.float32")

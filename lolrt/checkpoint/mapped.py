@@ -8,8 +8,9 @@ import mmap
 import os
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,34 @@ def check_whole_file(source: object) -> None:
     """Raises `lolrt.CheckpointError` where a file has become shorter since it was mapped: what was read of it since is in part zeros."""
     if _core.take_lost_pages():
         raise CheckpointError(f"{source} has become shorter while it was read; wait until nobody writes it, and fetch it again")
+
+
+class WatchedFiles:
+    """Files that a model's weights are mapped from. They stay open, so that a file that has been replaced by another one of its name counts
+    as unchanged, as the weights are."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._files = {path: open(path, "rb") for path in paths}  # noqa: SIM115
+        self._states = {path: _written(file.fileno()) for path, file in self._files.items()}
+
+    def check(self) -> None:
+        """Raises `lolrt.CheckpointError` if a file has been written."""
+        for path, file in self._files.items():
+            if _written(file.fileno()) != self._states[path]:
+                _core.take_lost_pages()  # those of this file; the next file that is read must not be blamed for them
+                raise CheckpointError(
+                    f"{path} was written while a running model used it as its weights, so what the model has made since cannot be trusted: "
+                    "load the model again, and replace files (by renaming) rather than write them, or load without mapped=True"
+                )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # the weights of a model's copy are in memory of its own
+
+
+def _written(file: int) -> tuple[int, int]:
+    """Size and time of the last write."""
+    state = os.fstat(file)
+    return state.st_size, state.st_mtime_ns
 
 
 def view(data: Tensor, dtype: torch.dtype) -> Tensor:

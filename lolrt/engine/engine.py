@@ -52,8 +52,12 @@ class Model:
         self._graphs = GraphedPasses(dit) if dit.device.type == "cuda" and dit.ulysses is None else None
 
     def run(self, inputs: PassInputs) -> Tensor:
-        """Runs a pass; see `CausalDiT.forward`."""
-        return (self._graphs if self._graphs is not None and inputs.steady else self.dit)(inputs)
+        """Runs a pass; see `CausalDiT.forward`. Raises `lolrt.CheckpointError` if a file has been written that the weights are mapped
+        from."""
+        flow = (self._graphs if self._graphs is not None and inputs.steady else self.dit)(inputs)
+        if self.dit.watched_files is not None:
+            self.dit.watched_files.check()
+        return flow
 
     def modulations(self, timesteps: Tensor) -> Modulations:
         """The modulations of timesteps, computed once for all sessions with the same timesteps."""

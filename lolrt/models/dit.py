@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -173,6 +173,11 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(nn.init.normal_(torch.empty(1, 2, config.dim), std=config.dim**-0.5))
 
 
+class Watched(Protocol):
+    def check(self) -> None:
+        """Raises `lolrt.Error` if the model must not be used any longer."""
+
+
 class CausalDiT(nn.Module):
     """The diffusion transformer of `DiTConfig`. Source: Wan2.1 `wan/modules/model.py`, Self-Forcing `wan/modules/causal_model.py`.
 
@@ -194,6 +199,8 @@ class CausalDiT(nn.Module):
         """This rank's part, if the model runs on several ranks (`shard`)."""
         self.origin: object = None
         """The source of the weights, set by the loader (`lolrt.checkpoint.origin`)."""
+        self.watched_files: Watched | None = None
+        """The files that the weights are mapped from; None if the weights are in memory of their own."""
 
     @property
     def dtype(self) -> torch.dtype:
