@@ -85,7 +85,9 @@ class LongRun:
         log = read(self._log_path)
         self._next = int(log["sequence"][-1]) + 1 if len(log["sequence"]) else 0
         self._reached = int(log["first_latent_frame"][-1]) if self._next else 0
-        self.about = json.loads(self._about_path.read_text()) if self._about_path.exists() else {"speed": speed, "servers": [], "gaps": []}
+        self.about: dict[str, Any] = {"speed": speed, "servers": [], "gaps": []}
+        if self._about_path.exists():
+            self.about = json.loads(self._about_path.read_text())
         if self.about["speed"] != speed:
             raise SystemExit(f"{folder} was begun with --speed {self.about['speed']}: go on with that, or begin with another folder")
         self._model = folder / MODEL
