@@ -1,5 +1,6 @@
-// Products of bytes, four at a time, and what else attention over pages of int8 needs of them, in plain C++: for instruction sets
-// that have none. A set with its own has a struct like this one as its `Bytes`.
+// Products of bytes, four at a time, and what else attention over pages of int8 needs of them, in plain C++. Each instruction set has
+// such a struct, its `Bytes`, and may have another for those of its CPUs that have an instruction for them, its `FastBytes`, which says
+// by `runs_here` whether this CPU has it.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +24,6 @@ struct PlainBytes {
   struct Signed {
     int8_t byte[4 * W];
   };
-
-  static bool runs_here() { return true; }
 
   static Unsigned load_unsigned(const uint8_t *from) { return loaded<Unsigned>(from); }
   static Signed load_signed(const int8_t *from) { return loaded<Signed>(from); }

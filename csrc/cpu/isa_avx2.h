@@ -4,6 +4,7 @@
 #include "cpu/bf16.h"
 #include "cpu/operand.h"
 
+#include <cpuid.h>
 #include <cstdint>
 #include <cstring>
 #include <immintrin.h>
@@ -21,8 +22,6 @@ struct Avx2Bytes {
   struct Unsigned : Words {};
   struct Signed : Words {};
 
-  static bool runs_here() { return true; }
-
   static Unsigned load_unsigned(const uint8_t *from) { return unsigned_words(loaded(from)); }
   static Signed load_signed(const int8_t *from) { return signed_words(loaded(from)); }
   static Unsigned broadcast_unsigned(const uint8_t *from) { return unsigned_words(broadcast(from)); }
@@ -38,14 +37,15 @@ struct Avx2Bytes {
     const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(ints), _mm256_extracti128_si256(ints, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i *>(to), _mm_packus_epi16(halves, halves));
   }
-
- private:
   static __m256i loaded(const void *from) { return _mm256_loadu_si256(static_cast<const __m256i *>(from)); }
+  // The same four bytes in all lanes.
   static __m256i broadcast(const void *from) {
     int32_t word;
     std::memcpy(&word, from, sizeof word);
     return _mm256_set1_epi32(word);
   }
+
+ private:
   static Unsigned unsigned_words(__m256i bytes) {
     return {{_mm256_and_si256(bytes, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(bytes, 8)}};
   }
@@ -53,6 +53,37 @@ struct Avx2Bytes {
     return {{_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)}};
   }
 };
+
+#ifdef LOLRT_AVX_VNNI  // the compiler's assembler knows it
+// Products of bytes (AVX-VNNI). What each member does: bytes.h.
+struct Avx2VnniBytes {
+  using Ints = __m256i;
+  using Unsigned = __m256i;
+  using Signed = __m256i;
+
+  static bool runs_here() {
+    static const bool has_it = [] {
+      unsigned a, b, c, d;
+      return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+    }();
+    return has_it;
+  }
+
+  static Unsigned load_unsigned(const uint8_t *from) { return Avx2Bytes::loaded(from); }
+  static Signed load_signed(const int8_t *from) { return Avx2Bytes::loaded(from); }
+  static Unsigned broadcast_unsigned(const uint8_t *from) { return Avx2Bytes::broadcast(from); }
+  static Signed broadcast_signed(const int8_t *from) { return Avx2Bytes::broadcast(from); }
+  static Ints zero() { return Avx2Bytes::zero(); }
+  // Written out, so that the set compiles for CPUs that lack it.
+  static void add_dot(Unsigned a, Signed b, Ints &sums) { asm(LOLRT_AVX_VNNI " %2, %1, %0" : "+x"(sums) : "x"(a), "x"(b)); }
+  static __m256 to_float(Ints ints) { return Avx2Bytes::to_float(ints); }
+  static Ints truncated(__m256 x) { return Avx2Bytes::truncated(x); }
+  static Ints add(Ints a, Ints b) { return Avx2Bytes::add(a, b); }
+  static void store_bytes(uint8_t *to, Ints ints) { Avx2Bytes::store_bytes(to, ints); }
+};
+#else
+using Avx2VnniBytes = void;
+#endif
 
 struct Avx2Isa {
   static constexpr const char *name = "avx2";
@@ -66,6 +97,7 @@ struct Avx2Isa {
   using Operand = Fp32Operand<Avx2Isa>;
 
   using Bytes = Avx2Bytes;
+  using FastBytes = Avx2VnniBytes;
   using Tiles = void;
 
   static bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }

@@ -12,8 +12,47 @@
 namespace lolrt {
 namespace {
 
-// Products of bytes (AVX512-VNNI). What each member does: bytes.h.
+// Products of bytes, widened to 16 bits as for AVX2. What each member does: bytes.h.
 struct Avx512Bytes {
+  using Ints = __m512i;
+  struct Words {  // of 16 bits: the first and third byte of each lane, the second and fourth
+    __m512i even, odd;
+  };
+  struct Unsigned : Words {};
+  struct Signed : Words {};
+
+  static Unsigned load_unsigned(const uint8_t *from) { return unsigned_words(_mm512_loadu_si512(from)); }
+  static Signed load_signed(const int8_t *from) { return signed_words(_mm512_loadu_si512(from)); }
+  static Unsigned broadcast_unsigned(const uint8_t *from) { return unsigned_words(broadcast(from)); }
+  static Signed broadcast_signed(const int8_t *from) { return signed_words(broadcast(from)); }
+  static Ints zero() { return _mm512_setzero_si512(); }
+  static void add_dot(const Unsigned &a, const Signed &b, Ints &sums) {
+    sums = add(sums, add(_mm512_madd_epi16(a.even, b.even), _mm512_madd_epi16(a.odd, b.odd)));
+  }
+  static __m512 to_float(Ints ints) { return _mm512_cvtepi32_ps(ints); }
+  static Ints truncated(__m512 x) { return _mm512_cvttps_epi32(x); }
+  static Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+  static void store_bytes(uint8_t *to, Ints ints) {
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_cvtusepi32_epi8(ints));
+  }
+  // The same four bytes in all lanes.
+  static __m512i broadcast(const void *from) {
+    int32_t word;
+    std::memcpy(&word, from, sizeof word);
+    return _mm512_set1_epi32(word);
+  }
+
+ private:
+  static Unsigned unsigned_words(__m512i bytes) {
+    return {{_mm512_and_si512(bytes, _mm512_set1_epi16(0xff)), _mm512_srli_epi16(bytes, 8)}};
+  }
+  static Signed signed_words(__m512i bytes) {
+    return {{_mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8), _mm512_srai_epi16(bytes, 8)}};
+  }
+};
+
+// Products of bytes (AVX512-VNNI).
+struct Avx512VnniBytes {
   using Ints = __m512i;
   using Unsigned = __m512i;
   using Signed = __m512i;
@@ -22,24 +61,15 @@ struct Avx512Bytes {
 
   static Unsigned load_unsigned(const uint8_t *from) { return _mm512_loadu_si512(from); }
   static Signed load_signed(const int8_t *from) { return _mm512_loadu_si512(from); }
-  static Unsigned broadcast_unsigned(const uint8_t *from) { return broadcast(from); }
-  static Signed broadcast_signed(const int8_t *from) { return broadcast(from); }
-  static Ints zero() { return _mm512_setzero_si512(); }
+  static Unsigned broadcast_unsigned(const uint8_t *from) { return Avx512Bytes::broadcast(from); }
+  static Signed broadcast_signed(const int8_t *from) { return Avx512Bytes::broadcast(from); }
+  static Ints zero() { return Avx512Bytes::zero(); }
   // Written out, so that the set compiles for CPUs that lack it; and from the intrinsic GCC 12 makes spills.
   static void add_dot(Unsigned a, Signed b, Ints &sums) { asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b)); }
-  static __m512 to_float(Ints ints) { return _mm512_cvtepi32_ps(ints); }
-  static Ints truncated(__m512 x) { return _mm512_cvttps_epi32(x); }
-  static Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
-  static void store_bytes(uint8_t *to, Ints ints) {
-    _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_cvtusepi32_epi8(ints));
-  }
-
- private:
-  static __m512i broadcast(const void *from) {
-    int32_t word;
-    std::memcpy(&word, from, sizeof word);
-    return _mm512_set1_epi32(word);
-  }
+  static __m512 to_float(Ints ints) { return Avx512Bytes::to_float(ints); }
+  static Ints truncated(__m512 x) { return Avx512Bytes::truncated(x); }
+  static Ints add(Ints a, Ints b) { return Avx512Bytes::add(a, b); }
+  static void store_bytes(uint8_t *to, Ints ints) { Avx512Bytes::store_bytes(to, ints); }
 };
 
 struct Avx512Isa {
@@ -54,6 +84,7 @@ struct Avx512Isa {
   using Operand = Fp32Operand<Avx512Isa>;
 
   using Bytes = Avx512Bytes;
+  using FastBytes = Avx512VnniBytes;
   using Tiles = void;
 
   static bool runs_here() {

@@ -21,8 +21,6 @@ struct NeonBytes {
   struct Unsigned : Words {};
   struct Signed : Words {};
 
-  static bool runs_here() { return true; }
-
   static Unsigned load_unsigned(const uint8_t *from) { return unsigned_words(vld1q_u8(from)); }
   static Signed load_signed(const int8_t *from) { return signed_words(vld1q_s8(from)); }
   static Unsigned broadcast_unsigned(const uint8_t *from) { return unsigned_words(vreinterpretq_u8_u32(broadcast(from))); }
@@ -39,13 +37,14 @@ struct NeonBytes {
     const uint8x8_t bytes = vqmovn_u16(vcombine_u16(halves, halves));
     std::memcpy(to, &bytes, 4);
   }
-
- private:
+  // The same four bytes in all lanes.
   static uint32x4_t broadcast(const void *from) {
     uint32_t word;
     std::memcpy(&word, from, sizeof word);
     return vdupq_n_u32(word);
   }
+
+ private:
   static Unsigned unsigned_words(uint8x16_t bytes) {
     return {{vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(bytes))), vreinterpretq_s16_u16(vmovl_high_u8(bytes))}};
   }
@@ -68,6 +67,7 @@ struct NeonIsa {
   using Operand = Fp32Operand<NeonIsa>;
 
   using Bytes = NeonBytes;
+  using FastBytes = void;
   using Tiles = void;
 
   static bool runs_here() { return true; }

@@ -1,7 +1,7 @@
-// Policy for NEON with the bfloat16 extension: a product of 2 x 4 by 4 x 2 bfloat16 in one instruction. float32 tensors take the
-// float32 format. What each member does: isa_scalar.h.
+// Policy for NEON with the extensions for bfloat16, a product of 2 x 4 by 4 x 2 numbers in one instruction, and for bytes (I8MM), which
+// CPUs with the first have too. float32 tensors take the float32 format. What each member does: isa_scalar.h.
 //
-// The extension's products, unlike its conversions, take subnormal numbers for 0.
+// The products of bfloat16, unlike its conversions, take subnormal numbers for 0.
 #pragma once
 
 #include "cpu/isa_neon.h"
@@ -91,6 +91,24 @@ struct Bf16QuadOperand {
   }
 };
 
+// Products of bytes. What each member does: bytes.h.
+struct NeonDotBytes {
+  using Ints = int32x4_t;
+  using Unsigned = uint8x16_t;
+  using Signed = int8x16_t;
+
+  static Unsigned load_unsigned(const uint8_t *from) { return vld1q_u8(from); }
+  static Signed load_signed(const int8_t *from) { return vld1q_s8(from); }
+  static Unsigned broadcast_unsigned(const uint8_t *from) { return vreinterpretq_u8_u32(NeonBytes::broadcast(from)); }
+  static Signed broadcast_signed(const int8_t *from) { return vreinterpretq_s8_u32(NeonBytes::broadcast(from)); }
+  static Ints zero() { return NeonBytes::zero(); }
+  static void add_dot(Unsigned a, Signed b, Ints &sums) { sums = vusdotq_s32(sums, a, b); }
+  static float32x4_t to_float(Ints ints) { return NeonBytes::to_float(ints); }
+  static Ints truncated(float32x4_t x) { return NeonBytes::truncated(x); }
+  static Ints add(Ints a, Ints b) { return NeonBytes::add(a, b); }
+  static void store_bytes(uint8_t *to, Ints ints) { NeonBytes::store_bytes(to, ints); }
+};
+
 struct NeonBf16Isa : NeonIsa {
   static constexpr const char *name = "neonbf16";
   static constexpr int rows = 12;  // 24 accumulators, 4 registers of columns (2 for float32), 1 of rows
@@ -99,14 +117,19 @@ struct NeonBf16Isa : NeonIsa {
   template <class T>
   using Operand = std::conditional_t<std::is_same<T, Bf16>::value, Bf16QuadOperand<NeonBf16Isa>, Fp32Operand<NeonBf16Isa>>;
 
+  using Bytes = NeonDotBytes;
+
   static bool runs_here() {
 #if defined(__APPLE__)
-    int yes = 0;
-    size_t bytes = sizeof yes;
-    return sysctlbyname("hw.optional.arm.FEAT_BF16", &yes, &bytes, nullptr, 0) == 0 && yes;
+    const auto has = [](const char *name) {
+      int yes = 0;
+      size_t bytes = sizeof yes;
+      return sysctlbyname(name, &yes, &bytes, nullptr, 0) == 0 && yes;
+    };
+    return has("hw.optional.arm.FEAT_BF16") && has("hw.optional.arm.FEAT_I8MM");
 #else
-    constexpr unsigned long bf16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
-    return (getauxval(AT_HWCAP2) & bf16) != 0;
+    constexpr unsigned long both = 1ul << 14 | 1ul << 13;  // HWCAP2_BF16 and HWCAP2_I8MM, which older headers lack
+    return (getauxval(AT_HWCAP2) & both) == both;
 #endif
   }
 

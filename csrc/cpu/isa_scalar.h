@@ -54,6 +54,7 @@ struct ScalarIsa {
 
   // Products of bytes.
   using Bytes = PlainBytes<ScalarIsa>;
+  using FastBytes = void;
 
   // The matrix tiles of frame_attention, and the operand format of what they multiply; void where the CPU has none.
   using Tiles = ScalarTiles;

@@ -44,9 +44,10 @@ auto with_int8_attention(const FrameAttention &op, const Visit &visit) {
 template <class Isa, class Visit>
 auto with_attention(const FrameAttention &op, const Visit &visit) {
   if (op.page_dtype == DType::int8) {
-    using Plain = PlainBytes<Isa>;
-    if (Isa::Bytes::runs_here()) return with_int8_attention<Isa, typename Isa::Bytes>(op, visit);
-    return with_int8_attention<Isa, Plain>(op, visit);
+    if constexpr (!std::is_void<typename Isa::FastBytes>::value) {
+      if (Isa::FastBytes::runs_here()) return with_int8_attention<Isa, typename Isa::FastBytes>(op, visit);
+    }
+    return with_int8_attention<Isa, typename Isa::Bytes>(op, visit);
   }
   if (op.dtype == DType::float32) return visit(static_cast<FrameAttentionKernel<Isa, float> *>(nullptr));
   if constexpr (std::is_void<typename Isa::Tiles>::value) {
