@@ -1,6 +1,6 @@
-// Products of bytes, four at a time, and what else attention over pages of int8 needs of them, in plain C++. Each instruction set has
-// such a struct, its `Bytes`, and may have another for those of its CPUs that have an instruction for them, its `FastBytes`, which says
-// by `runs_here` whether this CPU has it.
+// Products of bytes, four at a time, and what else attention over pages of int8 needs of them, in plain C++. Each instruction set
+// has such a struct, its `Bytes`, and may have another for those of its CPUs that have an instruction for them, its `FastBytes`,
+// which says by `runs_here` whether this CPU has it.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Policy for NEON with the extensions for bfloat16, a product of 2 x 4 by 4 x 2 numbers in one instruction, and for bytes (I8MM), which
-// CPUs with the first have too. float32 tensors take the float32 format. What each member does: isa_scalar.h.
+// Policy for NEON with the extensions for bfloat16, a product of 2 x 4 by 4 x 2 numbers in one instruction, and for bytes (I8MM),
+// which CPUs with the first have too. float32 tensors take the float32 format. What each member does: isa_scalar.h.
 //
 // The products of bfloat16, unlike its conversions, take subnormal numbers for 0.
 #pragma once

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lolrt.openmp import WAIT
 
-CPU_FEATURES = ("fma", "f16c", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+CPU_FEATURES = ("fma", "f16c", "avx2", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16", "i8mm")
 
 # For kernels without an entry, the libraries may use all instructions of the CPU. oneDNN's limit does not bind MKL, which computes the
 # bfloat16 products inside scaled dot product attention; of MKL's names, AVX512_E2 is the one with bfloat16 and without AMX. With kernels

@@ -42,9 +42,14 @@ typename Isa::Vec products(uint32_t seed, int kind) {
   for (int step = 0; step < kSteps; ++step) {
     const Bytes a(random), b(random);
     switch (kind) {
-      case 0: B::add_dot(B::load_unsigned(a.as_unsigned()), B::load_signed(b.as_signed()), sums); break;
-      case 1: B::add_dot(B::broadcast_unsigned(a.as_unsigned()), B::load_signed(b.as_signed()), sums); break;
-      default: B::add_dot(B::load_unsigned(a.as_unsigned()), B::broadcast_signed(b.as_signed()), sums);
+      case 0:
+        B::add_dot(B::load_unsigned(a.as_unsigned()), B::load_signed(b.as_signed()), sums);
+        break;
+      case 1:
+        B::add_dot(B::broadcast_unsigned(a.as_unsigned()), B::load_signed(b.as_signed()), sums);
+        break;
+      default:
+        B::add_dot(B::load_unsigned(a.as_unsigned()), B::broadcast_signed(b.as_signed()), sums);
     }
   }
   return B::to_float(sums);
