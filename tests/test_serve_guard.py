@@ -98,6 +98,7 @@ def test_pages_of_other_servers_are_refused(server, open_server):
             (f"http://localhost:{port}", False),
             ("https://evil.example", False),
             ("null", False),
+            ("http://[", False),
             ("", False),
         ):
             assert (one.ask("GET", "/v1/models", **headers, Origin=origin)[0] == 200) is right, origin

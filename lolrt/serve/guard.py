@@ -87,7 +87,7 @@ class Guard:
         # DNS rebinding: a page of a foreign name that resolves to this machine sends that name as both Host and Origin.
         if self._token is None and not is_loopback(_name(host)):
             return 403, "wrong_host", "this server answers to names of this machine alone: start it with --token-file for others"
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _netloc(origin) != host.lower():
             return 403, "wrong_origin", "the request comes from a page of another server"
         path = scope["path"]
         if self._token is not None and path.startswith(GUARDED) and not self._knows(scope, headers):
@@ -137,6 +137,14 @@ def _name(host: str) -> str:
     """The name in a Host header, without the port."""
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _netloc(origin: str) -> str:
+    """The host and port of an origin; empty if it is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
     except ValueError:
         return ""
 
