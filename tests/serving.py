@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -9,15 +10,23 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import av
 import numpy as np
+import uvicorn
 from websockets.sync.client import ClientConnection, connect
+
+import lolrt
+from lolrt.serve.app import make_app
+from lolrt.serve.server import listening
+from lolrt.serve.settings import Settings
 
 PROMPT = "a red car by the sea"
 
@@ -84,6 +93,20 @@ class Server(Client):
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(timeout=60)
+
+
+@contextlib.contextmanager
+def in_this_process(pipe: lolrt.Pipeline) -> Iterator[Client]:
+    """A server in a thread, with room for one session."""
+    listener = listening("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(make_app(pipe, Settings(max_sessions=1)), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield Client(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 class Viewer:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
-from serving import PROMPT, Server
+from serving import PROMPT, Server, in_this_process
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
+
+from lolrt.serve import guard
 
 pytestmark = pytest.mark.whole
 
@@ -152,3 +155,18 @@ def test_a_client_has_so_many_sessions_and_a_session_so_much_time(server):
     with connection as socket:
         texts = [json.loads(message) for message in socket if isinstance(message, str)]
     assert texts[-1] == {"type": "session.done", "reason": "lifetime"} and len(texts) > 3
+
+
+def test_who_stops_reading_pictures_keeps_no_session(quick, monkeypatch):
+    """The connection stays open: nothing but the time tells that nobody watches."""
+    monkeypatch.setattr(guard, "SEND_SECONDS", 0.5)
+    with in_this_process(quick) as client, socket.socket() as viewer:
+        id = client.open(lease_seconds=1)
+        viewer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # little is under way
+        host, port = client.address.removeprefix("http://").split(":")
+        viewer.connect((host, int(port)))
+        viewer.sendall(f"GET /v1/sessions/{id}/mjpeg HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        until = time.monotonic() + 60
+        while client.json("GET", "/v1/sessions")["data"]:
+            assert time.monotonic() < until
+            time.sleep(0.2)

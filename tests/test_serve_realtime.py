@@ -3,29 +3,21 @@ nothing about lolrt, and against clients that follow no protocol."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 import av
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import PROMPT, Server
+from serving import PROMPT, Server, in_this_process
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-import lolrt
 from lolrt.serve import realtime
-from lolrt.serve.app import make_app
-from lolrt.serve.server import listening
-from lolrt.serve.settings import Settings
 
 pytestmark = pytest.mark.whole
 
@@ -265,23 +257,11 @@ def test_whatever_is_sent_is_answered_with_events(server, messages):
     assert server.ask("GET", "/health")[0] == 200
 
 
-@contextlib.contextmanager
-def in_this_process(pipe: lolrt.Pipeline) -> Iterator[str]:
-    """The address of a server in a thread."""
-    listener = listening("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(make_app(pipe, Settings(max_sessions=1)), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    yield f"127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-
-
 def test_who_gets_no_chunk_and_says_nothing_is_left(quick, monkeypatch):
     """A session.ping keeps the connection, even if the session is paused."""
     monkeypatch.setattr(realtime, "STALL_SECONDS", 3.0)
     monkeypatch.setattr(realtime, "LOOK_SECONDS", 0.1)
-    with in_this_process(quick) as address, connect(f"ws://{address}/v1/realtime/video", max_size=None, ping_interval=None) as socket:
+    with in_this_process(quick) as server, connect(f"{server.sockets}/v1/realtime/video", max_size=None, ping_interval=None) as socket:
 
         def until(kind: str) -> dict[str, Any]:
             while True:
@@ -290,14 +270,11 @@ def test_who_gets_no_chunk_and_says_nothing_is_left(quick, monkeypatch):
                     return told
 
         socket.send(json.dumps({"type": "session.start", "prompt": PROMPT}))
-        sessions = f"http://{address}/v1/sessions"
-        pause = urllib.request.Request(f"{sessions}/{until('video.start')['session_id']}/pause", b"", method="POST")
-        urllib.request.urlopen(pause).close()
+        server.json("POST", f"/v1/sessions/{until('video.start')['session_id']}/pause")
         until("session.paused")
         for _ in range(4):  # longer, in total, than it may be silent
             time.sleep(1.0)
             socket.send(json.dumps({"type": "session.ping"}))
             until("session.pong")
         assert until("error")["code"] == "stalled"
-        with urllib.request.urlopen(sessions) as answer:
-            assert not json.load(answer)["data"]  # it belonged to the connection
+        assert not server.json("GET", "/v1/sessions")["data"]  # it belonged to the connection

@@ -3,6 +3,8 @@ docs/threat-model.md."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -26,6 +28,8 @@ GUARDED = ("/v1/", "/metrics", "/openapi.json")
 MOST_BODY = 256 << 10
 MOST_BODY_WITH_IMAGE = 8 << 20
 WITH_IMAGE = ("/v1/sessions", "/v1/videos")
+# A client that takes nothing of a response for so long is given up. Otherwise it would keep its session, its pictures or its file for ever.
+SEND_SECONDS = 60.0
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -60,6 +64,10 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+class UnreadError(Exception):
+    """The client has stopped reading the response."""
 
 
 class Guard:
@@ -128,9 +136,13 @@ class Guard:
                 sockets = f" ws://{host} wss://{host}" if HOST.fullmatch(host) else ""
                 added.setdefault("Content-Security-Policy", POLICY.format(sockets=sockets))
                 added.setdefault("Cache-Control", "no-store" if scope["path"].startswith(GUARDED) else "no-cache")
-            await send(message)
+            try:
+                await asyncio.wait_for(send(message), SEND_SECONDS)
+            except asyncio.TimeoutError:
+                raise UnreadError from None
 
-        await self.app(scope, counted, guarded)
+        with contextlib.suppress(UnreadError):  # uvicorn closes the connection of a response that is not complete
+            await self.app(scope, counted, guarded)
 
 
 def _name(host: str) -> str:

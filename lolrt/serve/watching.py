@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated
 
 from fastapi import FastAPI, Query, WebSocket, WebSocketDisconnect
 from fastapi.responses import Response, StreamingResponse
 from starlette.requests import HTTPConnection
+from starlette.types import Receive, Scope, Send
 
 from lolrt.media.hls import MEDIA_TYPE
 from lolrt.serve.describe import describe, radians
@@ -66,7 +68,7 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
     @app.get("/v1/sessions/{id}/mjpeg", response_class=StreamingResponse)
     async def mjpeg(id: str) -> Response:
         kind = f"multipart/x-mixed-replace; boundary={BOUNDARY.decode()}"
-        return StreamingResponse(_motion_jpeg(sessions.get(id), sessions.pipe.fps), media_type=kind)
+        return Closing(_motion_jpeg(sessions.get(id), sessions.pipe.fps), media_type=kind)
 
     @app.get("/v1/sessions/{id}/init.mp4")
     async def init(id: str) -> Response:
@@ -81,7 +83,16 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
         return Response(fragment.data, media_type="video/iso.segment")
 
 
-async def _motion_jpeg(session: Session, fps: int) -> AsyncIterator[bytes]:
+class Closing(StreamingResponse):
+    """Closes its generator at once however it ends, because a viewer counts until then."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert isinstance(self.body_iterator, AsyncGenerator)
+        async with contextlib.aclosing(self.body_iterator):
+            await super().__call__(scope, receive, send)
+
+
+async def _motion_jpeg(session: Session, fps: int) -> AsyncGenerator[bytes, None]:
     """The pictures at the frame rate, each with its time in the stream. A viewer that is slower skips to the newest chunk."""
     hub = session.hub
     hub.viewers, hub.picture_viewers = hub.viewers + 1, hub.picture_viewers + 1
