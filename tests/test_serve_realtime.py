@@ -157,8 +157,10 @@ def test_what_cannot_be_made_is_refused_with_a_code(server, code):
 def test_no_more_sessions_than_there_is_room_for(server):
     for _ in range(2):
         server.open(lease_seconds=30)
+    refused = server.ask("GET", "/metrics")[2].count(b'lolrt_requests_refused_total{code="no_room"} 1.0\n')
     client = played(server, DEFAULTS)
     assert [event["code"] for event in client.events] == ["no_room"]
+    assert not refused and server.ask("GET", "/metrics")[2].count(b'lolrt_requests_refused_total{code="no_room"} 1.0\n') == 1
     for session in server.json("GET", "/v1/sessions")["data"]:
         server.json("DELETE", f"/v1/sessions/{session['id']}")
 

@@ -62,6 +62,7 @@ class Conversation:
             start = await self._start()
             session, owned = await self._session(start)
         except Error as error:
+            self._sessions.metrics.refused.labels(code_of(error)).inc()
             await self._tell_error(code_of(error), message_of(error))
             return
         session.hub.viewers += 1
