@@ -22,7 +22,8 @@ from lolrt.serve.factory import Factory
 from lolrt.serve.guard import is_loopback, read_token
 from lolrt.serve.hub import Fragment, Gap, Hub, State
 from lolrt.serve.live import MOST_REMEMBERED, MOST_WAITING, START_BUFFER_SECONDS, Live
-from lolrt.serve.protocol import WindowOptions, with_options
+from lolrt.serve.protocol import Stream, WindowOptions, with_options
+from lolrt.serve.sessions import Sessions
 from lolrt.serve.settings import Settings
 from lolrt.serve.state import Interaction, Store
 from lolrt.serve.statistics import Statistics, percentile
@@ -110,6 +111,21 @@ def test_pausing_is_told_between_the_chunks_where_it_happened():
         hub.tell(State("live"))  # it stays ended
         await task
         assert [event.name if isinstance(event, State) else event.sequence for event in told] == [0, "paused", 1, "live", "ended"]
+
+    asyncio.run(run())
+
+
+def test_the_last_of_pause_and_go_on_decides(quick):
+    """Also if it comes before the other is done, which takes a chunk."""
+
+    async def run() -> None:
+        sessions = Sessions(quick, Settings(max_sessions=1))
+        await sessions.start()
+        session = await sessions.open(Stream(prompt="a red car by the sea"))
+        for paused in (False, True):
+            await asyncio.gather(sessions.pause(session, not paused), sessions.pause(session, paused))
+            assert session.live.paused is paused and session.hub.state.name == ("paused" if paused else "live")
+        await sessions.close()
 
     asyncio.run(run())
 

@@ -46,6 +46,8 @@ class Session:
     live: Live
     renewed: float = field(default_factory=time.monotonic)
     """The time of the last request for the session, or of its last viewer."""
+    pausing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while it is paused or goes on, so that the last request decides."""
 
     @property
     def hub(self) -> Hub:
@@ -316,10 +318,11 @@ class Sessions:
             live.pause(paused)
             return self._thread.encoded(live)
 
-        if paused != (session.hub.state.name == "paused"):
-            encoded: Future[int] = await self._asked(self._thread.between_chunks(live, pause))
-            await asyncio.wrap_future(encoded)  # viewers get the last chunk before the new state
-            session.hub.tell(State("paused" if paused else "live"))
+        async with session.pausing:
+            if paused != (session.hub.state.name == "paused"):
+                encoded: Future[int] = await self._asked(self._thread.between_chunks(live, pause))
+                await asyncio.wrap_future(encoded)  # viewers get the last chunk before the new state
+                session.hub.tell(State("paused" if paused else "live"))
 
     async def snapshot(self, session: Session) -> Snapshot:
         return await self._asked(self._thread.between_chunks(session.live, session.live.stream.snapshot))
