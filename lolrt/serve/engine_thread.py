@@ -88,7 +88,8 @@ class EngineThread(threading.Thread):
 
     def remove(self, live: Live) -> None:
         """Takes a session out of the engine and gives its pages back."""
-        if self.sessions.pop(live.id, None) is not None:
+        if self.sessions.get(live.id) is live:
+            del self.sessions[live.id]
             live.ended = True
             for call in live.between:
                 call.answer.cancel()

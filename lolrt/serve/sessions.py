@@ -215,7 +215,8 @@ class Sessions:
         """A session is no longer here."""
         if live.hub.state.name != "ended":
             self.metrics.ended.labels(state.reason).inc()
-        self._open.pop(live.id, None)
+        if live.id in self._open and self._open[live.id].live is live:  # else it is a new session with the same name
+            del self._open[live.id]
         live.hub.tell(state)
 
     # Called in the event loop's thread.
