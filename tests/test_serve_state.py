@@ -70,6 +70,31 @@ def test_a_session_comes_back_after_a_kill_with_the_same_frames(quick, quick_mod
     assert not list((tmp_path / "sessions").iterdir())  # it was ended
 
 
+def test_an_interaction_outlives_a_kill_before_its_chunk(quick_model, tmp_path):
+    """A session is paused for long; what was accepted meanwhile takes effect when it goes on, once."""
+    with Server("--model", quick_model, "--state", tmp_path, "--save-every", 0.6) as first:
+        id = first.open(lease_seconds=100)
+        with Viewer(first, id) as viewer:
+            seen = viewer.chunks(2)
+            first.json("POST", f"/v1/sessions/{id}/pause")
+            while (message := viewer.next())[0]["type"] != "session.paused":
+                seen.append(message)
+        while first.json("GET", f"/v1/sessions/{id}")["kept"]["sequence"] != len(seen):
+            pass
+        assert interact(first, id, "change", OTHER)["sequence"] == 0
+        first.kill()
+    for _ in range(2):
+        with Server("--model", quick_model, "--state", tmp_path, "--save-every", 1000) as second:
+            assert second.json("GET", f"/v1/sessions/{id}")["next_interaction"] == 1
+            assert interact(second, id, "change", OTHER)["sequence"] == 0
+            second.json("POST", f"/v1/sessions/{id}/continue")
+            with Viewer(second, id, len(seen)) as viewer:
+                seen += viewer.chunks(2)
+            second.kill()
+    assert [message["started_event_ids"] for message, _ in seen[-4:]] == [["change"], [], [], []]
+    assert {message["prompt"] for message, _ in seen[-4:]} == {OTHER}
+
+
 def test_sessions_go_on_where_they_were_when_the_server_was_ended(quick_model, tmp_path):
     """One is paused; another plays and has a pending interaction; a third belongs to a connection, and ends with it."""
     with Server("--model", quick_model, "--state", tmp_path, "--save-every", 1000) as first:

@@ -51,7 +51,7 @@ class Waiting:
     embeds: Tensor
     chunk: int
     noted: bool = False
-    """Whether it is in the journal already: it was applied before the server restarted."""
+    """Whether it is in the journal."""
     accepted: float = field(default_factory=time.monotonic)
 
 
@@ -130,8 +130,9 @@ class Live:
     # Prompts.
 
     def accept(self, asked: Interaction, embeds: Tensor) -> Interaction:
-        """Accepts an interaction and returns it with its number. An interaction that was accepted before is returned as it is. Raises
-        `ConflictError` and `NoRoomError`."""
+        """Accepts an interaction and returns it with its number. It is then on the disk, if the session is kept, with the chunk that will
+        be the first to follow it. An interaction that was accepted before is returned as it is. Raises `ConflictError`, `NoRoomError` and
+        `MovedError`."""
         before = self.known.get(asked.event_id)
         if before is not None:
             if (before.prompt, before.transition_chunks) != (asked.prompt, asked.transition_chunks):
@@ -148,7 +149,9 @@ class Live:
         taken = Interaction(asked.event_id, asked.prompt, asked.transition_chunks, self.interactions)
         self.interactions += 1
         self.remember(taken)
-        self.waiting.append(Waiting(taken, embeds, max(self.replay, default=-1) + 1))
+        chunk = max(self.sequence if self.between_chunks else self.sequence + 1, max(self.replay, default=-1) + 1)
+        noted = self.kept is not None and self.kept.note(chunk, taken)
+        self.waiting.append(Waiting(taken, embeds, chunk, noted))
         return taken
 
     def remember(self, interaction: Interaction) -> None:

@@ -309,7 +309,17 @@ class Sessions:
         """Gives a session a new prompt. Raises `lolrt.PromptError`, `ConflictError` and `NoRoomError`."""
         interaction = Interaction(asked.event_id or uuid.uuid4().hex, asked.event.prompt, asked.transition_chunks or 1, asked.sequence)
         embeds = await asyncio.to_thread(self.pipe.encode_text, interaction.prompt)
-        return await self._asked(self._thread.call(lambda: session.live.accept(interaction, embeds)))
+        live = session.live
+
+        def accept() -> Interaction:
+            try:
+                return live.accept(interaction, embeds)
+            except MovedError as error:
+                self.failed(live, error)
+                self._thread.remove(live)
+                raise NotFoundError("another server has the session now") from error
+
+        return await self._asked(self._thread.call(accept))
 
     async def pause(self, session: Session, paused: bool) -> None:
         """Pauses a session, after the chunk that is being made, or lets it go on."""

@@ -2,7 +2,7 @@
 
     DIR/lock
     DIR/sessions/ID/session.safetensors    a snapshot, and a `Record` in it
-    DIR/sessions/ID/journal.json           interactions since then, each with the first chunk that followed it
+    DIR/sessions/ID/journal.json           interactions since then, each with the first chunk that follows it
     DIR/sessions/ID/chunks/SEQUENCE        chunks that viewers may still ask for: a line of JSON, and the fragment
 
 A chunk is on the disk before a viewer sees it. After a crash the snapshot is older than the newest chunk. The chunks between the two are
@@ -186,13 +186,15 @@ class Kept:
         """Asks for a save though there is no new chunk."""
         self._saved = -1
 
-    def note(self, chunk: int, interaction: Interaction) -> None:
-        """Writes an interaction to the disk. To be called before the chunk that follows it is made."""
+    def note(self, chunk: int, interaction: Interaction) -> bool:
+        """Writes an interaction to the disk. Returns whether it could. To be called before the chunk that follows it is made."""
         self._journal = [*(entry for entry in self._journal if entry[0] >= self.sequence), (chunk, interaction)]
         text = json.dumps([(at, asdict(one)) for at, one in self._journal])
         with self._tried():
             if not self._removed:
                 self._folder.write_journal(text.encode())
+            return True
+        return False
 
     def keep(self, fragment: Fragment) -> None:
         """Writes a chunk to the disk. To be called before a viewer can see it."""
