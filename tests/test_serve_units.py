@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ from lolrt import cli
 from lolrt.bench.serve import BUFFER_SECONDS, Watched, figures
 from lolrt.serve import folder
 from lolrt.serve import live as live_module
+from lolrt.serve.clips import MOST_QUEUED, Clip, Clips
 from lolrt.serve.errors import ConflictError, NoRoomError
 from lolrt.serve.factory import Factory
 from lolrt.serve.guard import is_loopback, read_token
@@ -128,6 +131,100 @@ def test_the_last_of_pause_and_go_on_decides(quick):
         await sessions.close()
 
     asyncio.run(run())
+
+
+def test_who_ends_late_ends_no_other_session_of_the_same_name(quick):
+    async def run() -> None:
+        sessions = Sessions(quick, Settings(max_sessions=1))
+        await sessions.start()
+        old = await sessions.open(Stream(prompt="a red car by the sea", session_id="name"))
+        await sessions.end(old, State("ended", "closed"))
+        new = await sessions.open(Stream(prompt="a red car by the sea", session_id="name"))
+        await sessions.end(old, State("ended", "expired"))
+        assert list(sessions) == [new]
+        async for event in new.hub.follow(0):
+            assert isinstance(event, Fragment)
+            break
+        await sessions.close()
+
+    asyncio.run(run())
+
+
+class Scarce:
+    """Sessions for clips: those of a server without room, whose memory is too small, or whose engine is busy with others."""
+
+    def __init__(self, fault: Exception | None = None) -> None:
+        self.fault, self.metrics, self.opened = fault, SimpleNamespace(watch=lambda gauges: None), 0
+        self.factory = SimpleNamespace(init=b"")
+
+    async def open(self, *_: Any, **__: Any) -> Any:
+        self.opened += 1
+        if self.fault is not None:
+            raise self.fault
+        return SimpleNamespace(hub=Hub(0, 0.75, 6))
+
+    async def end(self, session: Any, state: State) -> None:
+        session.hub.tell(state)
+
+
+def with_clips(sessions: Scarce, use: Callable[[Clips], Awaitable[None]]) -> None:
+    async def run() -> None:
+        clips = Clips(sessions)  # type: ignore[arg-type]
+        making = asyncio.create_task(clips.run())
+        await asyncio.wait_for(use(clips), 20)
+        making.cancel()
+
+    asyncio.run(run())
+
+
+def clip() -> Clip:
+    return Clip(Stream(prompt="a"), 12, "", None)
+
+
+def test_nothing_is_held_of_clips_that_are_removed_before_they_are_made():
+    async def use(clips: Clips) -> None:
+        clips.add(clip())
+        await asyncio.sleep(0.01)
+        gone = []
+        for _ in range(3 * MOST_QUEUED):
+            one = clip()
+            clips.add(one)
+            await clips.delete(one)
+            gone.append(weakref.ref(one))
+            del one
+        assert not any(each() for each in gone)
+
+    with_clips(Scarce(NoRoomError("full")), use)
+
+
+def test_a_clip_that_the_server_cannot_make_is_not_the_last():
+    async def use(clips: Clips) -> None:
+        ones = [clip(), clip()]
+        for one in ones:
+            clips.add(one)
+        while not all(one.over for one in ones):
+            await asyncio.sleep(0.01)
+        assert [one.error for one in ones] == ["MemoryError in the server"] * 2
+
+    with_clips(Scarce(MemoryError()), use)
+
+
+def test_a_clip_that_waits_for_the_engine_is_removed_at_once():
+    sessions = Scarce()
+
+    async def use(clips: Clips) -> None:
+        first, second = clip(), clip()
+        clips.add(first)
+        clips.add(second)
+        while first.status != "in_progress":
+            await asyncio.sleep(0.01)
+        session = first.session
+        await clips.delete(first)
+        while second.status != "in_progress":
+            await asyncio.sleep(0.01)
+        assert session is not None and session.hub.viewers == 0 and list(clips) == [second] and sessions.opened == 2
+
+    with_clips(sessions, use)
 
 
 class Stepped:

@@ -21,7 +21,7 @@ from lolrt.files import temporary_folder
 from lolrt.serve.errors import ConflictError, NoRoomError, NotFoundError, RequestError
 from lolrt.serve.hub import Fragment, Gap, State
 from lolrt.serve.protocol import NewClip, Stream
-from lolrt.serve.sessions import Sessions
+from lolrt.serve.sessions import Session, Sessions
 from lolrt.serve.start_image import start_of
 from lolrt.serve.watching import client_of
 
@@ -40,6 +40,8 @@ class Clip:
     frames: int
     client: str
     start: Tensor | None
+    session: Session | None = None
+    """The session that makes it, meanwhile."""
     id: str = field(default_factory=lambda: f"video_{uuid.uuid4().hex}")
     status: str = "queued"
     made: int = 0
@@ -66,7 +68,7 @@ class Clips:
     def __init__(self, sessions: Sessions) -> None:
         self._sessions, self._clips = sessions, dict[str, Clip]()
         self._folder = temporary_folder()
-        self._waiting: asyncio.Queue[Clip] = asyncio.Queue()
+        self._added = asyncio.Event()
         sessions.metrics.watch(self._gauges)
 
     def _gauges(self) -> list[GaugeMetricFamily]:
@@ -82,12 +84,17 @@ class Clips:
         """Makes one clip after another, until this task is cancelled."""
         try:
             while True:
-                clip = await self._waiting.get()
-                if clip.id in self._clips:
-                    try:
-                        await self._make(clip)
-                    except (Error, OSError) as error:
-                        self._fail(clip, str(error))
+                clip = next((clip for clip in self._clips.values() if clip.status == "queued"), None)
+                if clip is None:
+                    self._added.clear()
+                    await self._added.wait()
+                    continue
+                try:
+                    await self._make(clip)
+                except (Error, OSError) as error:
+                    self._fail(clip, str(error))
+                except Exception as error:  # such as too little memory: the clips that follow may be made yet
+                    self._fail(clip, f"{type(error).__name__} in the server")
         finally:
             self._folder.cleanup()
 
@@ -99,7 +106,7 @@ class Clips:
         for old in [one for one in self._clips.values() if one.over][: max(0, len(self._clips) + 1 - MOST_KEPT)]:
             self.remove(old)
         self._clips[clip.id] = clip
-        self._waiting.put_nowait(clip)
+        self._added.set()
 
     def get(self, id: str) -> Clip:
         """The clip with this id. Raises `NotFoundError`."""
@@ -112,8 +119,14 @@ class Clips:
         self._expire()
         return iter(list(self._clips.values()))
 
+    async def delete(self, clip: Clip) -> None:
+        """Forgets a clip, at once also if it is being made."""
+        self.remove(clip)
+        if clip.session is not None:
+            await self._sessions.end(clip.session, State("ended", "closed"))
+
     def remove(self, clip: Clip) -> None:
-        """Forgets a clip and deletes its file. A clip that is being made stops at its next chunk."""
+        """Forgets a clip that is not being made, and deletes its file."""
         self._clips.pop(clip.id, None)
         with contextlib.suppress(OSError):
             self.path(clip).unlink()
@@ -129,17 +142,20 @@ class Clips:
             self.path(clip).unlink()
 
     async def _make(self, clip: Clip) -> None:
-        session = None
-        while session is None:
+        while clip.session is None:
             try:
-                session = await self._sessions.open(
+                clip.session = await self._sessions.open(
                     clip.wanted, clip.client, start=clip.start, frames=clip.frames, background=True, lasts=False
                 )
             except NoRoomError:
                 await asyncio.sleep(RETRY_SECONDS)
-        clip.status = "in_progress"
+                if clip.id not in self._clips:
+                    return
+        session, clip.status = clip.session, "in_progress"
         session.hub.viewers += 1
         try:
+            if clip.id not in self._clips:
+                return
             with self.path(clip).open("wb") as file:
                 file.write(self._sessions.factory.init)
                 async for event in session.hub.follow(0):
@@ -155,6 +171,7 @@ class Clips:
             clip.end("completed")
         finally:
             session.hub.viewers -= 1
+            clip.session = None
             await self._sessions.end(session, State("ended", "closed"))
 
 
@@ -209,5 +226,5 @@ def add_routes(app: FastAPI, sessions: Sessions, clips: Clips) -> None:
 
     @app.delete("/v1/videos/{id}")
     async def delete(id: str) -> dict[str, Any]:
-        clips.remove(clips.get(id))
+        await clips.delete(clips.get(id))
         return {"id": id, "object": "video.deleted", "deleted": True}
