@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
@@ -9,11 +10,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from serving import PROMPT, Server, in_this_process
+from serving import PROMPT, Client, Server, in_this_process
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from lolrt.serve import guard
+from lolrt.serve.app import MOST_SNAPSHOTS
 
 pytestmark = pytest.mark.whole
 
@@ -157,15 +159,35 @@ def test_a_client_has_so_many_sessions_and_a_session_so_much_time(server):
     assert texts[-1] == {"type": "session.done", "reason": "lifetime"} and len(texts) > 3
 
 
+def ask_and_read_nothing(connection: socket.socket, client: Client, path: str) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # little is under way
+    host, port = client.address.removeprefix("http://").split(":")
+    connection.connect((host, int(port)))
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+
+
+def test_snapshots_that_nobody_reads_fill_neither_memory_nor_disk(open_server):
+    """So many at a time; when a client is gone, another gets its place."""
+    id = open_server.open()
+    path = f"/v1/sessions/{id}/snapshot"
+    with contextlib.ExitStack() as stack:
+        for _ in range(MOST_SNAPSHOTS):
+            ask_and_read_nothing(stack.enter_context(socket.socket()), open_server, path)
+        until = time.monotonic() + 30
+        while (answer := open_server.ask("GET", path))[0] == 200:  # they are only now being asked for
+            assert time.monotonic() < until
+        assert answer[0] == 429 and int(answer[1]["retry-after"]) > 0 and json.loads(answer[2])["error"]["code"] == "no_room"
+    while open_server.ask("GET", path)[0] != 200:
+        assert time.monotonic() < until
+    open_server.json("DELETE", f"/v1/sessions/{id}")
+
+
 def test_who_stops_reading_pictures_keeps_no_session(quick, monkeypatch):
     """The connection stays open: nothing but the time tells that nobody watches."""
     monkeypatch.setattr(guard, "SEND_SECONDS", 0.5)
     with in_this_process(quick) as client, socket.socket() as viewer:
         id = client.open(lease_seconds=1)
-        viewer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # little is under way
-        host, port = client.address.removeprefix("http://").split(":")
-        viewer.connect((host, int(port)))
-        viewer.sendall(f"GET /v1/sessions/{id}/mjpeg HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        ask_and_read_nothing(viewer, client, f"/v1/sessions/{id}/mjpeg")
         until = time.monotonic() + 60
         while client.json("GET", "/v1/sessions")["data"]:
             assert time.monotonic() < until

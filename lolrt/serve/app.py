@@ -13,8 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from lolrt import __version__
 from lolrt.errors import Error, OutputError
@@ -23,7 +23,7 @@ from lolrt.files import temporary_folder
 from lolrt.pipeline import Pipeline
 from lolrt.serve import clips, realtime, watching, webrtc
 from lolrt.serve.describe import describe
-from lolrt.serve.errors import UnavailableError, code_of, message_of, status_of
+from lolrt.serve.errors import NoRoomError, UnavailableError, code_of, message_of, status_of
 from lolrt.serve.guard import Guard
 from lolrt.serve.hub import State
 from lolrt.serve.protocol import Branch, Interact, NewSession
@@ -35,6 +35,8 @@ from lolrt.serve.watching import client_of
 PAGE = Path(__file__).parent / "page"
 # The Retry-After header of a response that says that the server is full.
 RETRY_SECONDS = 5
+# The most snapshots that are written and sent at the same time. Each is as large as the pages of its session.
+MOST_SNAPSHOTS = 4
 
 
 def make_app(pipe: Pipeline, settings: Settings, keep: Keep | None = None) -> FastAPI:
@@ -122,7 +124,21 @@ def _add_models(app: FastAPI, sessions: Sessions, peers: webrtc.Peers) -> None:
         return Response(sessions.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
+class SentFile(FileResponse):
+    """A file to save, and what is closed when it was sent, or could not be."""
+
+    def __init__(self, path: Path, stack: contextlib.AsyncExitStack) -> None:
+        super().__init__(path, media_type="application/octet-stream", filename=path.name)
+        self._stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._stack:
+            await super().__call__(scope, receive, send)
+
+
 def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
+    snapshots = asyncio.Semaphore(MOST_SNAPSHOTS)
+
     @app.post("/v1/sessions", status_code=201)
     async def create(wanted: NewSession, request: Request) -> dict[str, Any]:
         start = await start_of(wanted.start, sessions.pipe)
@@ -163,11 +179,17 @@ def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
 
     @app.get("/v1/sessions/{id}/snapshot", response_class=FileResponse)
     async def snapshot(id: str) -> Response:
-        taken = await sessions.snapshot(sessions.get(id))
-        try:
-            folder = temporary_folder()
-            path = Path(folder.name) / f"{id}.snapshot.safetensors"
-            await asyncio.to_thread(taken.write, path)
-        except OutputError as error:
-            raise UnavailableError(f"the snapshot cannot be written: {error}", "storage") from error
-        return FileResponse(path, media_type="application/octet-stream", filename=path.name, background=BackgroundTask(folder.cleanup))
+        session = sessions.get(id)
+        if snapshots.locked():
+            raise NoRoomError(f"{MOST_SNAPSHOTS} snapshots are being sent, and there is room for no more: wait")
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(snapshots)
+            taken = await sessions.snapshot(session)
+            try:
+                folder = temporary_folder()
+                stack.callback(folder.cleanup)
+                path = Path(folder.name) / f"{id}.snapshot.safetensors"
+                await asyncio.to_thread(taken.write, path)
+            except OutputError as error:
+                raise UnavailableError(f"the snapshot cannot be written: {error}", "storage") from error
+            return SentFile(path, stack.pop_all())
