@@ -338,6 +338,20 @@ def test_nothing_is_left_of_a_session_that_ends_while_it_is_written(tmp_path, mo
     assert not list((tmp_path / "sessions").iterdir()) and kept.failures == 0
 
 
+def test_what_a_session_writes_late_leaves_the_next_of_its_name_alone(tmp_path):
+    """A chunk may still be in the encoder when its session ends, and another is opened with its name."""
+    store = Store(tmp_path, lambda whole: None)
+    old = store.kept("id", 1.0)
+    old.remove()
+    assert old.removing is not None
+    old.removing.result()
+    new = store.kept("id", 1.0)
+    new.keep(fragment(0))
+    old.keep(fragment(1))
+    assert [path.name for path in (tmp_path / "sessions" / "id" / "chunks").iterdir()] == ["0"]
+    store.close()
+
+
 def test_frames_of_sessions_that_are_kept_do_not_depend_on_who_shares_the_engine(tiny, tmp_path):
     """After a crash a session may come back beside others, and makes the frames that were not saved again."""
     store = Store(tmp_path, lambda whole: None)

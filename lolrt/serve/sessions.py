@@ -304,6 +304,8 @@ class Sessions:
         self._forget(live, state)
         with contextlib.suppress(NotFoundError):
             await self._asked(self._thread.call(lambda: self._thread.remove(live)))
+        if live.kept is not None and live.kept.removing is not None:  # from now on another session may have its name
+            await asyncio.wait([asyncio.wrap_future(live.kept.removing)])
 
     async def interact(self, session: Session, asked: Interact) -> Interaction:
         """Gives a session a new prompt. Raises `lolrt.PromptError`, `ConflictError` and `NoRoomError`."""

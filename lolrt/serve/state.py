@@ -11,13 +11,12 @@ made again, with the same interactions, and are not sent again.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -159,6 +158,8 @@ class Kept:
         succeeded."""
         self._folder, self._writer, self._every, self._told = folder, writer, every_seconds, told
         self._removed = False
+        self.removing: Future[None] | None = None
+        """Done when the folder of a session that has ended is gone."""
         self._journal: list[tuple[int, Interaction]] = []
         self._writing: Future[None] | None = None
         self._begun, self._saved = -float("inf"), -1
@@ -190,16 +191,11 @@ class Kept:
         """Writes an interaction to the disk. Returns whether it could. To be called before the chunk that follows it is made."""
         self._journal = [*(entry for entry in self._journal if entry[0] >= self.sequence), (chunk, interaction)]
         text = json.dumps([(at, asdict(one)) for at, one in self._journal])
-        with self._tried():
-            if not self._removed:
-                self._folder.write_journal(text.encode())
-            return True
-        return False
+        return self._write(lambda: self._folder.write_journal(text.encode()))
 
     def keep(self, fragment: Fragment) -> None:
         """Writes a chunk to the disk. To be called before a viewer can see it."""
-        with self._tried():
-            self._folder.write_chunk(fragment.sequence, fragment.text.encode() + b"\n" + fragment.data)
+        self._write(lambda: self._folder.write_chunk(fragment.sequence, fragment.text.encode() + b"\n" + fragment.data))
 
     def forget(self, sequences: Iterable[int]) -> None:
         """Removes chunks that viewers can no longer ask for."""
@@ -209,18 +205,16 @@ class Kept:
         """Begins to write a snapshot. The future is done when it is on the disk, or has failed."""
 
         def write() -> None:
-            with self._tried():
-                if not self._removed:
-                    self._folder.write_snapshot(replace(snapshot, run=asdict(record)))
-                    self.sequence = record.sequence
+            if self._write(lambda: self._folder.write_snapshot(replace(snapshot, run=asdict(record)))):
+                self.sequence = record.sequence
 
         self._writing = self._submit(write)
         return self._writing
 
     def remove(self) -> None:
-        """Deletes the folder: the session has ended."""
+        """Begins to delete the folder: the session has ended."""
         self._removed = True
-        self._submit(self._folder.delete)
+        self.removing = self._submit(self._folder.delete)
 
     def _submit(self, write: Any) -> Future[None]:
         try:
@@ -230,21 +224,25 @@ class Kept:
             done.set_result(None)
             return done
 
-    @contextlib.contextmanager
-    def _tried(self) -> Iterator[None]:
-        """Counts a failed write instead of raising it: the session goes on, whatever the disk does."""
+    def _write(self, write: Callable[[], None]) -> bool:
+        """Returns whether it was written. Counts a failed write instead of raising it: the session goes on, whatever the disk does. Of a
+        session that has ended nothing is written: another may have its name, and its folder."""
+        if self._removed:
+            return False
         try:
-            yield
-            self.error = None
-            self._told(True)
+            write()
         except (Error, OSError) as error:
             if not self._removed:
                 self.failures += 1
                 self.error = str(error)
                 self._told(False)
+            return False
         finally:
-            if self._removed:  # perhaps while this was being written
+            if self._removed:  # while this was being written
                 self._folder.delete()
+        self.error = None
+        self._told(True)
+        return True
 
 
 def _run(folder: Folder) -> list[Fragment]:
