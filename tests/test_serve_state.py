@@ -136,8 +136,10 @@ def test_what_cannot_be_brought_back_stays_on_the_disk(quick_model, tmp_path):
         assert [session["id"] for session in second.json("GET", "/v1/sessions")["data"]] == ["good"]
         with Viewer(second, "good", None) as viewer:
             viewer.chunks(1)
-    told = log.read_text()
-    assert "session damaged stays on the disk" in told and "session other stays on the disk" in told
+        status, _, told = second.ask("POST", "/v1/sessions", {"prompt": PROMPT, "session_id": "damaged"})
+        assert status == 409 and b"session_exists" in told
+    logged = log.read_text()
+    assert "session damaged stays on the disk" in logged and "session other stays on the disk" in logged
     assert snapshot.read_bytes() == content
 
 

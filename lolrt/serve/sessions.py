@@ -75,6 +75,8 @@ class Sessions:
         self._open: dict[str, Session] = {}
         self._coming: dict[str, str] = {}
         """The sessions that are being opened: client by id."""
+        self._stay: set[str] = set()
+        """The sessions that are on the disk and could not be brought back; no other may be written over them."""
         self._thread = EngineThread(self.factory.engine, settings.ahead_seconds, self)
         self._closing = False
         self._adapting = asyncio.Lock()
@@ -98,6 +100,7 @@ class Sessions:
                 await self.revive(id)
             except (Error, OSError) as error:
                 print(f"lolrt: session {id} stays on the disk: {printable(str(error))}", file=sys.stderr)
+                self._stay.add(id)
         self._reaper = asyncio.create_task(self._reap())
 
     async def revive(self, id: str) -> Session:
@@ -279,6 +282,8 @@ class Sessions:
             raise UnavailableError("the server is ending", "ending")
         if id in self._open or id in self._coming:
             raise ConflictError(f"session {id} exists already: choose another id, or leave it out", "session_exists")
+        if id in self._stay:
+            raise ConflictError(f"session {id} is on the disk, and could not be brought back: choose another id", "session_exists")
         clients = [session.live.client for session in self] + list(self._coming.values())
         if len(clients) >= most:
             raise NoRoomError(f"{most} sessions are open, and there is room for no more: close one, or wait")
