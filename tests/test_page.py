@@ -14,6 +14,7 @@ from proxy import Proxy
 from serving import Server
 from stamped_server import BITS, SIDE
 
+import lolrt
 from lolrt.session.snapshot import Snapshot
 
 pytestmark = [
@@ -328,6 +329,16 @@ def downloaded(folder: Path, suffix: str) -> Path:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return found[0]
+
+
+def test_a_return_that_the_page_names_is_the_highest_around_it(page):
+    """Of plain RoPE, whose kernel has a ripple at frame 106 while it still falls; against the definition in docs/page.md."""
+    config = lolrt.load("tiny").dit.config
+    radians = lolrt.Rope(sigma=0).radians(config.num_layers, config.num_heads, config.temporal_pairs).reshape(-1, config.temporal_pairs)
+    kernel = np.cos(np.arange(700)[:, None] * radians.astype(np.float64).reshape(1, -1)).mean(1)
+    wanted = [frame for frame in range(101, 600) if kernel[frame] > 0.45 and kernel[frame] == kernel[frame - 24 : frame + 25].max()]
+    named = page.js(f"import('./phase.js').then((phase) => new phase.PhaseKernel({radians.tolist()}).returns(0, 599))")
+    assert named == wanted and wanted[:2] == [132, 201]
 
 
 def test_who_can_use_it(page):

@@ -34,7 +34,7 @@ export class PhaseKernel {
   }
 
   highest(frame, here) {
-    for (let other = Math.max(AFTER_FRAMES, frame - APART_FRAMES); other <= frame + APART_FRAMES; other++) if (this.at(other) > here) return false;
+    for (let other = frame - APART_FRAMES; other <= frame + APART_FRAMES; other++) if (this.at(other) > here) return false;
     return true;
   }
 }
