@@ -164,7 +164,7 @@ def returns(radians: Sequence[Sequence[float]], frames: int) -> np.ndarray:
     )
     found = []
     for frame in np.flatnonzero(values > RETURN):
-        near = values[max(AFTER_FRAMES, frame - APART_FRAMES) : frame + APART_FRAMES + 1]
+        near = values[max(0, frame - APART_FRAMES) : frame + APART_FRAMES + 1]
         if frame > AFTER_FRAMES and values[frame] == near.max():
             found.append((frame, values[frame]))
     return np.array(found).reshape(-1, 2)
