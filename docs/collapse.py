@@ -61,8 +61,9 @@ FRAMEWISE_STEPS, FRAMEWISE_ERRORS = 902, (0.30, 0.10)
 PUBLISHED = 'lolrt lab rollout --model PATH --policies sigma=0 sigma=0.8 --prompts "..." --latents'
 
 
-def section(name: str, result: Result, comparisons: Sequence[Comparison]) -> str:
-    picture = "" if result.sweeps else f"![{name}](collapse/{name}.png)\n\n"
+def section(name: str, result: Result, comparisons: Sequence[Comparison], kept: str = KEPT.name) -> str:
+    """kept: the folder of the figures."""
+    picture = "" if result.sweeps else f"![{name}]({kept}/{name}.png)\n\n"
     return f"{tables.setting(result)}\n\n{tables.table(result)}\n\n{picture}{findings(result, comparisons)}"
 
 
@@ -354,11 +355,13 @@ def main() -> None:
     results, decoded = read()
     (DOCS / "collapse.md").write_text(document(results, decoded))
     for name, result in results.items():
-        if result.sweeps:
-            continue
-        picture = KEPT / f"{name}.png"
-        tables.figure(result, picture)
-        Image.open(picture).convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(picture, optimize=True)
+        if not result.sweeps:
+            save_figure(result, KEPT / f"{name}.png")
+
+
+def save_figure(result: Result, picture: Path) -> None:
+    tables.figure(result, picture)
+    Image.open(picture).convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(picture, optimize=True)
 
 
 if __name__ == "__main__":

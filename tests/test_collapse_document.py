@@ -1,9 +1,10 @@
-"""docs/collapse.md says what the results beside it say: other results give other sentences."""
+"""docs/collapse.md and docs/collapse-journey.md say what the results beside them say: other results give other sentences."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import lolrt
 from lolrt.lab import plans
 from lolrt.lab.phase import phase_table
 from lolrt.lab.results import Cell, Result
@@ -22,7 +24,8 @@ pytestmark = pytest.mark.whole
 
 DOCS = Path(__file__).parent.parent / "docs"
 sys.path.insert(0, str(DOCS))
-collapse, claims, conclusions = map(importlib.import_module, ("collapse", "collapse_claims", "collapse_conclusions"))
+MODULES = ("collapse", "collapse_claims", "collapse_conclusions", "collapse_journey")
+collapse, claims, conclusions, journey = map(importlib.import_module, MODULES)
 
 Numbers = Callable[[np.ndarray], np.ndarray]
 
@@ -75,6 +78,18 @@ def test_the_document_is_made_of_what_is_kept(kept):
         assert result.predicted == kernel and result.frames == collapse.FRAMES
     for result in results.values():
         setting = plans.Setting(result.draws, result.frames, collapse.LAYERS, collapse.HEADS, collapse.PAIRS)
+        asked = plans.EXPERIMENTS[result.name].cells(setting)
+        assert all(cell.policies == asked[name] for name, cell in result.cells.items())
+
+
+def test_the_page_of_journey_is_made_of_what_is_kept():
+    results, decoded = journey.read()
+    assert journey.document(results, decoded) == (DOCS / "collapse-journey.md").read_text()
+    config = json.loads((Path(lolrt.__file__).parent / "_embedded" / "journey" / "config.json").read_text())
+    for result in (*results.values(), decoded):
+        assert result.model == "journey" and result.frames == collapse.FRAMES
+    for result in results.values():
+        setting = plans.Setting(result.draws, result.frames, config["num_layers"], config["num_heads"], collapse.PAIRS)
         asked = plans.EXPERIMENTS[result.name].cells(setting)
         assert all(cell.policies == asked[name] for name, cell in result.cells.items())
 
@@ -156,7 +171,7 @@ NUMBER_WORDS = r"\b(two|three|four|five|six|seven|eight|nine|ten|twelve|twice|ha
 OUTCOMES = r"\b(falls? back|shallower|deeper|beats?|worse|better|best|higher|lower|less|more than|told apart|holds?|moves?)\b"
 
 
-@pytest.mark.parametrize("name", ["collapse", "collapse_claims", "collapse_conclusions"])
+@pytest.mark.parametrize("name", MODULES)
 def test_no_number_and_no_outcome_is_held_as_text(name):
     """Text inside functions holds neither. Constants of a module may, and there are few: the next test covers them."""
     functions = [node for node in ast.parse((DOCS / f"{name}.py").read_text()).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
@@ -174,7 +189,7 @@ def test_no_number_and_no_outcome_is_held_as_text(name):
 
 def test_numbers_of_the_method_are_few():
     names = {}
-    for module in (collapse, claims, conclusions):
+    for module in (collapse, claims, conclusions, journey):
         tree = ast.parse(Path(module.__file__).read_text())
         assigned = [node for node in tree.body if isinstance(node, ast.Assign) and re.search(r"\d", ast.unparse(node.value))]
         names[module.__name__] = [name.id for node in assigned for name in ast.walk(node.targets[0]) if isinstance(name, ast.Name)]
@@ -184,4 +199,4 @@ def test_numbers_of_the_method_are_few():
     assert sorted(names.pop("collapse")) == sorted(
         ["PAPER", "ROLLOUT_SECONDS", *model, "LARGER", "CERTAINTY", "DYNAMIC_PIXELS", *second, *framewise, "PUBLISHED"]
     )
-    assert names == {"collapse_claims": ["DRAWN", "EVEN"], "collapse_conclusions": ["SNAP_BACK_P"]}
+    assert names == {"collapse_claims": ["DRAWN", "EVEN"], "collapse_conclusions": ["SNAP_BACK_P"], "collapse_journey": ["PAPER"]}
