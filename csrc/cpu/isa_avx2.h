@@ -55,9 +55,8 @@ struct Avx2Bytes {
 };
 
 #ifdef LOLRT_AVX_VNNI  // the compiler's assembler knows it
-// Products of bytes (AVX-VNNI). What each member does: bytes.h.
-struct Avx2VnniBytes {
-  using Ints = __m256i;
+// Products of bytes (AVX-VNNI), not widened.
+struct Avx2VnniBytes : Avx2Bytes {
   using Unsigned = __m256i;
   using Signed = __m256i;
 
@@ -69,17 +68,12 @@ struct Avx2VnniBytes {
     return has_it;
   }
 
-  static Unsigned load_unsigned(const uint8_t *from) { return Avx2Bytes::loaded(from); }
-  static Signed load_signed(const int8_t *from) { return Avx2Bytes::loaded(from); }
-  static Unsigned broadcast_unsigned(const uint8_t *from) { return Avx2Bytes::broadcast(from); }
-  static Signed broadcast_signed(const int8_t *from) { return Avx2Bytes::broadcast(from); }
-  static Ints zero() { return Avx2Bytes::zero(); }
+  static Unsigned load_unsigned(const uint8_t *from) { return loaded(from); }
+  static Signed load_signed(const int8_t *from) { return loaded(from); }
+  static Unsigned broadcast_unsigned(const uint8_t *from) { return broadcast(from); }
+  static Signed broadcast_signed(const int8_t *from) { return broadcast(from); }
   // Written out, so that the set compiles for CPUs that lack it.
   static void add_dot(Unsigned a, Signed b, Ints &sums) { asm(LOLRT_AVX_VNNI " %2, %1, %0" : "+x"(sums) : "x"(a), "x"(b)); }
-  static __m256 to_float(Ints ints) { return Avx2Bytes::to_float(ints); }
-  static Ints truncated(__m256 x) { return Avx2Bytes::truncated(x); }
-  static Ints add(Ints a, Ints b) { return Avx2Bytes::add(a, b); }
-  static void store_bytes(uint8_t *to, Ints ints) { Avx2Bytes::store_bytes(to, ints); }
 };
 #else
 using Avx2VnniBytes = void;

@@ -51,9 +51,8 @@ struct Avx512Bytes {
   }
 };
 
-// Products of bytes (AVX512-VNNI).
-struct Avx512VnniBytes {
-  using Ints = __m512i;
+// Products of bytes (AVX512-VNNI), not widened.
+struct Avx512VnniBytes : Avx512Bytes {
   using Unsigned = __m512i;
   using Signed = __m512i;
 
@@ -61,15 +60,10 @@ struct Avx512VnniBytes {
 
   static Unsigned load_unsigned(const uint8_t *from) { return _mm512_loadu_si512(from); }
   static Signed load_signed(const int8_t *from) { return _mm512_loadu_si512(from); }
-  static Unsigned broadcast_unsigned(const uint8_t *from) { return Avx512Bytes::broadcast(from); }
-  static Signed broadcast_signed(const int8_t *from) { return Avx512Bytes::broadcast(from); }
-  static Ints zero() { return Avx512Bytes::zero(); }
+  static Unsigned broadcast_unsigned(const uint8_t *from) { return broadcast(from); }
+  static Signed broadcast_signed(const int8_t *from) { return broadcast(from); }
   // Written out, so that the set compiles for CPUs that lack it; and from the intrinsic GCC 12 makes spills.
   static void add_dot(Unsigned a, Signed b, Ints &sums) { asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b)); }
-  static __m512 to_float(Ints ints) { return Avx512Bytes::to_float(ints); }
-  static Ints truncated(__m512 x) { return Avx512Bytes::truncated(x); }
-  static Ints add(Ints a, Ints b) { return Avx512Bytes::add(a, b); }
-  static void store_bytes(uint8_t *to, Ints ints) { Avx512Bytes::store_bytes(to, ints); }
 };
 
 struct Avx512Isa {

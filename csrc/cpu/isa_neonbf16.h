@@ -91,22 +91,16 @@ struct Bf16QuadOperand {
   }
 };
 
-// Products of bytes. What each member does: bytes.h.
-struct NeonDotBytes {
-  using Ints = int32x4_t;
+// Products of bytes, not widened.
+struct NeonDotBytes : NeonBytes {
   using Unsigned = uint8x16_t;
   using Signed = int8x16_t;
 
   static Unsigned load_unsigned(const uint8_t *from) { return vld1q_u8(from); }
   static Signed load_signed(const int8_t *from) { return vld1q_s8(from); }
-  static Unsigned broadcast_unsigned(const uint8_t *from) { return vreinterpretq_u8_u32(NeonBytes::broadcast(from)); }
-  static Signed broadcast_signed(const int8_t *from) { return vreinterpretq_s8_u32(NeonBytes::broadcast(from)); }
-  static Ints zero() { return NeonBytes::zero(); }
+  static Unsigned broadcast_unsigned(const uint8_t *from) { return vreinterpretq_u8_u32(broadcast(from)); }
+  static Signed broadcast_signed(const int8_t *from) { return vreinterpretq_s8_u32(broadcast(from)); }
   static void add_dot(Unsigned a, Signed b, Ints &sums) { sums = vusdotq_s32(sums, a, b); }
-  static float32x4_t to_float(Ints ints) { return NeonBytes::to_float(ints); }
-  static Ints truncated(float32x4_t x) { return NeonBytes::truncated(x); }
-  static Ints add(Ints a, Ints b) { return NeonBytes::add(a, b); }
-  static void store_bytes(uint8_t *to, Ints ints) { NeonBytes::store_bytes(to, ints); }
 };
 
 struct NeonBf16Isa : NeonIsa {
