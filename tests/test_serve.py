@@ -90,8 +90,38 @@ def test_many_watch_what_is_encoded_once(server):
         while (message := first.next()[0])["type"] != "session.done":
             pass
         assert message["reason"] == "closed"
-    with Viewer(server, id) as gone:
+    with Viewer(server, "none") as gone:
         assert gone.start["type"] == "error" and gone.start["code"] == "not_found"
+
+
+def test_who_was_away_at_the_end_of_a_session_still_gets_the_rest(server):
+    """By each way that does not need the engine, until another session has the name."""
+    id = server.open(session_id="name", probe=True)
+    with Viewer(server, id) as viewer:
+        seen, radians = viewer.chunks(2), viewer.start["radians"]
+        with Viewer(server, id) as present:
+            server.json("DELETE", f"/v1/sessions/{id}")
+            whole = list(iter(present.next, ({"type": "session.done", "reason": "closed"}, b"")))
+    with Viewer(server, id, 2) as again:
+        assert again.start["state"] == "ended" and again.start["reason"] == "closed" and again.start["radians"] == radians
+        rest = list(iter(again.next, ({"type": "session.done", "reason": "closed"}, b"")))
+    assert again.init == viewer.init and seen + rest == whole
+    told = server.json("GET", f"/v1/sessions/{id}")
+    assert (told["state"], told["reason"], told["next_sequence"]) == ("ended", "closed", len(whole))
+    assert told["bytes"] == sum(len(data) for _, data in whole) and 0 < told["expires_in"] <= 60
+    playlist = server.ask("GET", f"/v1/sessions/{id}/live.m3u8")[2].decode()
+    names = re.findall(r"^\d+\.m4s$", playlist, re.MULTILINE)
+    assert playlist.endswith("#EXT-X-ENDLIST\n") and names == [f"{message['sequence']}.m4s" for message, _ in whole]
+    parts = [server.ask("GET", f"/v1/sessions/{id}/{name}")[2] for name in ("init.mp4", *names)]
+    assert parts == [viewer.init, *(data for _, data in whole)]
+    assert server.json("GET", "/v1/sessions")["data"] == []
+    for method, path, body in (("DELETE", "", None), ("POST", "/interactions", {"event": {"prompt": OTHER}}), ("POST", "/pause", {})):
+        assert refused(server.ask(method, f"/v1/sessions/{id}{path}", body)) == (404, "not_found")
+    server.open(session_id="name")
+    assert server.json("GET", f"/v1/sessions/{id}")["state"] == "live"
+    with Viewer(server, id) as new:
+        assert new.chunks(1)[0][0]["sequence"] == 0
+    assert "#EXT-X-ENDLIST" not in server.ask("GET", f"/v1/sessions/{id}/live.m3u8")[2].decode()
 
 
 def test_a_prompt_changes_once_and_in_its_turn(server):
@@ -268,7 +298,8 @@ def test_room_leases_and_names(server):
             time.sleep(0.1)
         viewer.chunks(1)
     assert [session["id"] for session in server.json("GET", "/v1/sessions")["data"]] == names[1:]
-    assert refused(server.ask("GET", "/v1/sessions/s0")) == (404, "not_found")
+    told = server.json("GET", "/v1/sessions/s0")
+    assert (told["state"], told["reason"]) == ("ended", "expired")
     server.open()
     assert refused(server.ask("POST", "/v1/sessions", {"prompt": PROMPT, "window": {"recent_frames": 999}})) == (400, "invalid")
     for wrong in (

@@ -132,7 +132,9 @@ def test_a_session_with_a_name_goes_on_where_the_connection_was_lost(server):
     assert [chunk["sequence"] for chunk in rest.of("video.chunk_metadata")] == [2, 3]
     whole = played(server, {"prompt": PROMPT, "seed": 5, "num_frames": 45})
     assert first + rest.media == whole.media
-    gone = played(server, {"session_id": "named", "resume_from": 2})
+    ended = played(server, {"session_id": "named", "resume_from": 3})  # with the connection that was lost during the last chunk
+    assert ended.media == whole.media[3:] and ended.events[-1]["type"] == "session.done" and ended.events[-1]["stopped"] is False
+    gone = played(server, {"session_id": "none", "resume_from": 2})
     assert [event["code"] for event in gone.events] == ["not_found"]
 
 

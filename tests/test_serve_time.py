@@ -37,7 +37,7 @@ def test_a_server_that_was_stopped_goes_on(quick_model, seconds):
             time.sleep(seconds)
             server.process.send_signal(signal.SIGCONT)
             time.sleep(1.5)  # leases are looked at each second
-            server.json("GET", f"/v1/sessions/{waiting}")
+            assert server.json("GET", f"/v1/sessions/{waiting}")["state"] == "live"
             seen += viewer.chunks(4)
             assert [next_chunk(client)["sequence"] for _ in range(4)] == [first + 1 + i for i in range(4)]
         assert [message["sequence"] for message, _ in seen] == list(range(6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,10 +18,11 @@ from hypothesis import strategies as st
 import lolrt
 from lolrt import cli
 from lolrt.bench.serve import BUFFER_SECONDS, Watched, figures
+from lolrt.serve import ended as ended_module
 from lolrt.serve import folder
 from lolrt.serve import live as live_module
 from lolrt.serve.clips import MOST_QUEUED, Clip, Clips
-from lolrt.serve.errors import ConflictError, NoRoomError
+from lolrt.serve.errors import ConflictError, NoRoomError, NotFoundError
 from lolrt.serve.factory import Factory
 from lolrt.serve.guard import is_loopback, read_token
 from lolrt.serve.hub import Fragment, Gap, Hub, State
@@ -148,6 +150,64 @@ def test_who_ends_late_ends_no_other_session_of_the_same_name(quick):
         await sessions.close()
 
     asyncio.run(run())
+
+
+def test_little_is_kept_of_sessions_that_have_ended_and_not_for_long(quick, monkeypatch):
+    """The last ones, as many as may be open, for a minute in which the server runs; none that goes on elsewhere, and no clip."""
+    now = [0.0]
+    monkeypatch.setattr(ended_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    async def run() -> None:
+        sessions = Sessions(quick, Settings(max_sessions=2))
+        await sessions.start()
+        pool = sessions.factory.engine.engine.pool
+
+        async def over(id: str, reason: str, background: bool = False) -> None:
+            session = await sessions.open(Stream(prompt="a red car by the sea", session_id=id), background=background)
+            await anext(session.hub.follow(0))
+            await sessions.end(session, State("ended", reason))
+            assert pool.unreserved_pages == pool.pages.shape[1]
+            live = weakref.ref(session.live)
+            del session
+            while live() is not None:
+                await asyncio.sleep(0.01)
+
+        def there() -> str:
+            found = ""
+            for id in "abcdef":
+                with contextlib.suppress(NotFoundError):
+                    found += id if sessions.find(id).hub.fragment(0) is not None else "?"
+            return found
+
+        await over("a", "closed")
+        await over("b", "expired")
+        now[0] += 30
+        await over("c", "complete")
+        for id, reason, background in (("d", "moved", False), ("e", "shutdown", False), ("f", "complete", True)):
+            await over(id, reason, background)
+        assert there() == "bc"
+        now[0] += 29
+        await sessions._reap_once(0.0)
+        assert there() == "bc"
+        now[0] += 100
+        await sessions._reap_once(98.0)  # the process was stopped
+        assert there() == "c"
+        now[0] += 30
+        await sessions._reap_once(0.0)
+        assert there() == ""
+        await sessions.close()
+
+    asyncio.run(run())
+
+
+def test_nothing_is_shown_after_the_end():
+    """A chunk may still be in the encoder when its session ends: players of HLS have been told that there are no more."""
+    hub = Hub(0, 0.75, 6)
+    hub.publish(fragment(0))
+    hub.tell(State("ended", "closed"))
+    playlist = str(hub.playlist)
+    assert hub.publish(fragment(1)) == [] and hub.next_sequence == 1 and hub.fragment(1) is None
+    assert str(hub.playlist) == playlist and playlist.endswith("#EXT-X-ENDLIST\n")
 
 
 class Scarce:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-# How a connection to a replica ends when the session goes on elsewhere.
-ELSEWHERE = ("moved", "shutdown")
+from lolrt.serve.hub import ELSEWHERE
 
 
 @dataclass

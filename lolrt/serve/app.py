@@ -150,7 +150,7 @@ def _add_sessions(app: FastAPI, sessions: Sessions) -> None:
 
     @app.get("/v1/sessions/{id}")
     async def one(id: str) -> dict[str, Any]:
-        return describe(sessions, sessions.get(id))
+        return describe(sessions, sessions.find(id))
 
     @app.delete("/v1/sessions/{id}", status_code=204)
     async def delete(id: str) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import GaugeMetricFamily
 
+from lolrt.serve.ended import Ended
 from lolrt.session.config import to_plain
 
 if TYPE_CHECKING:
@@ -13,9 +14,11 @@ if TYPE_CHECKING:
     from lolrt.serve.sessions import Session, Sessions
 
 
-def describe(sessions: Sessions, session: Session) -> dict[str, Any]:
+def describe(sessions: Sessions, session: Session | Ended) -> dict[str, Any]:
     """A session as a JSON object."""
-    live, pipe, config = session.live, sessions.pipe, session.live.stream.latent_stream.config
+    if isinstance(session, Ended):
+        return session.describe()
+    live, pipe, config = session.live, sessions.pipe, session.config
     about = {
         "id": live.id,
         "state": session.hub.state.name,
@@ -43,9 +46,9 @@ def describe(sessions: Sessions, session: Session) -> dict[str, Any]:
     return about
 
 
-def radians(sessions: Sessions, session: Session) -> list[list[float]] | None:
+def radians(sessions: Sessions, session: Session | Ended) -> list[list[float]] | None:
     """The temporal frequencies of the heads, [heads][pairs], in radians per latent frame; None where sinks do not fall behind."""
-    config, dit = session.live.stream.latent_stream.config, sessions.pipe.dit.config
+    config, dit = session.config, sessions.pipe.dit.config
     if config.rope.positions != "absolute" or not config.window.sink_frames:
         return None
     return config.rope.radians(dit.num_layers, dit.num_heads, dit.temporal_pairs).reshape(-1, dit.temporal_pairs).tolist()

@@ -50,6 +50,9 @@ class State:
 
 Event = Fragment | Gap | State
 
+# Why a session ends here that goes on at another server, or at this one when it has restarted.
+ELSEWHERE = ("moved", "shutdown")
+
 
 class Hub:
     """Holds the chunks, the playlist and the state of one session for its viewers. Used only in the event loop's thread."""
@@ -77,7 +80,10 @@ class Hub:
         return self._fragments.get(sequence)
 
     def publish(self, fragment: Fragment, pictures: tuple[bytes, ...] = ()) -> list[int]:
-        """Adds a chunk. Returns the sequence numbers of the chunks that are no longer held."""
+        """Adds a chunk. Returns the sequence numbers of the chunks that are no longer held. A session that has ended gets no more chunks:
+        its viewers were told that there are none, and so were players of HLS."""
+        if self.state.name == "ended":
+            return []
         self.pictures = pictures
         self._fragments[fragment.sequence] = fragment
         self.next_sequence = fragment.sequence + 1

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from lolrt.errors import Error
 from lolrt.serve.describe import describe
+from lolrt.serve.ended import Ended
 from lolrt.serve.errors import ConflictError, NotFoundError, RequestError, code_of, message_of
 from lolrt.serve.hub import Fragment, State
 from lolrt.serve.protocol import InteractMessage, Start, Stream
@@ -70,7 +71,7 @@ class Conversation:
             await self._run(session, start)
         finally:
             session.hub.viewers -= 1
-            if owned:
+            if owned and isinstance(session, Session):
                 await self._sessions.end(session, State("ended", "closed"))
 
     async def _start(self) -> Start:
@@ -88,10 +89,10 @@ class Conversation:
         start.check(pipe.name, pipe.width, pipe.height, pipe.fps)
         return start
 
-    async def _session(self, start: Start) -> tuple[Session, bool]:
+    async def _session(self, start: Start) -> tuple[Session | Ended, bool]:
         """The session that the message opens or resumes, and whether it ends with the connection."""
         if start.session_id is not None and start.resume_from is not None:
-            return self._sessions.get(start.session_id), False
+            return self._sessions.find(start.session_id), False
         if start.prompt is None:
             raise RequestError("prompt: expected a text; only a session that is resumed has one already", "bad_message")
         wanted = Stream(
@@ -101,7 +102,7 @@ class Conversation:
         named, frames = start.session_id is not None, start.frames(self._sessions.pipe.fps)
         return await self._sessions.open(wanted, client_of(self._socket), frames=frames, lasts=named), not named
 
-    async def _run(self, session: Session, start: Start) -> None:
+    async def _run(self, session: Session | Ended, start: Start) -> None:
         """Sends and receives at the same time, until one of the two ends."""
         tasks = [asyncio.create_task(self._send(session, start)), asyncio.create_task(self._hear(session))]
         try:
@@ -129,11 +130,11 @@ class Conversation:
         about = {"request_id": self._request_id, **({} if event_id is None else {"event_id": event_id})}
         await self._tell({"type": "error", "code": code, "message": message, **about})
 
-    async def _send(self, session: Session, start: Start) -> None:
+    async def _send(self, session: Session | Ended, start: Start) -> None:
         description, first = describe(self._sessions, session), session.hub.newest if start.resume_from is None else start.resume_from
         config = {"model": self._sessions.pipe.name, **start.model_dump(include={"num_frames", "probe"}, exclude_none=True)}
         config |= {name: description[name] for name in ("prompt", "seed", "width", "height", "fps", "rope", "window")}
-        about = {"session_id": session.live.id, "sequence": first, "mime": self._sessions.factory.mime}
+        about = {"session_id": description["id"], "sequence": first, "mime": self._sessions.factory.mime}
         await self._tell({"type": "video.start", "request_id": self._request_id, "format": "m4s", "config": config, **about})
         init = b"" if start.resume_from else self._sessions.factory.init
         async for event in session.hub.follow(first):
@@ -182,7 +183,7 @@ class Conversation:
             raise WebSocketDisconnect(message.get("code", 1006))
         return message.get("text") or ""
 
-    async def _hear(self, session: Session) -> None:
+    async def _hear(self, session: Session | Ended) -> None:
         """Receives messages until the client stops the session."""
         coming: asyncio.Task[str] | None = None
         try:
@@ -202,7 +203,7 @@ class Conversation:
             if coming is not None:
                 coming.cancel()
 
-    async def _answered(self, session: Session, text: str) -> bool:
+    async def _answered(self, session: Session | Ended, text: str) -> bool:
         """Answers a message. Returns whether it was the last one."""
         try:
             message = parse(text, MOST_CONTROL)
@@ -221,10 +222,12 @@ class Conversation:
             await self._tell_wrong(error.code, error)
         return False
 
-    async def _interact(self, session: Session, message: dict[str, Any]) -> None:
+    async def _interact(self, session: Session | Ended, message: dict[str, Any]) -> None:
         asked = message.get("interaction")
         event_id = asked.get("event_id") if isinstance(asked, dict) else None
         try:
+            if isinstance(session, Ended):
+                raise NotFoundError("the session has ended")
             taken = await self._sessions.interact(session, validated(InteractMessage, message).interaction)
         except Error as error:
             code = error.code if isinstance(error, (ConflictError, NotFoundError)) else "interaction_failed"

@@ -20,16 +20,18 @@ from lolrt.errors import Error, printable
 from lolrt.models.dit import CausalDiT
 from lolrt.pipeline import Pipeline
 from lolrt.positions.rope import Rope
-from lolrt.serve.describe import gauges
+from lolrt.serve.describe import describe, gauges
+from lolrt.serve.ended import Ended
 from lolrt.serve.engine_thread import EngineThread
 from lolrt.serve.errors import ConflictError, MovedError, NoRoomError, NotFoundError, UnavailableError
 from lolrt.serve.factory import Factory, Place
-from lolrt.serve.hub import Fragment, Hub, State
+from lolrt.serve.hub import ELSEWHERE, Fragment, Hub, State
 from lolrt.serve.live import Live, Made
 from lolrt.serve.metrics import Metrics
 from lolrt.serve.protocol import Branch, Interact, Stream, with_options
 from lolrt.serve.settings import Settings
 from lolrt.serve.state import Interaction, Keeper, Store
+from lolrt.session.config import StreamConfig
 from lolrt.session.snapshot import Snapshot
 
 Result = TypeVar("Result")
@@ -54,6 +56,10 @@ class Session:
         return self.live.hub
 
     @property
+    def config(self) -> StreamConfig:
+        return self.live.stream.latent_stream.config
+
+    @property
     def expires_in(self) -> float:
         """The seconds until the session ends, unless its lease is renewed before."""
         return self.renewed + self.live.lease_seconds - time.monotonic()
@@ -73,6 +79,8 @@ class Sessions:
         store = None if keep is None else keep(lambda whole: self.metrics.writes.labels("written" if whole else "failed").inc())
         self.factory = Factory(pipe, settings, store)
         self._open: dict[str, Session] = {}
+        self._ended: dict[str, Ended] = {}
+        """The sessions that ended last, in this order; at most as many as may be open, so that the memory is bounded."""
         self._coming: dict[str, str] = {}
         """The sessions that are being opened: client by id."""
         self._stay: set[str] = set()
@@ -111,9 +119,14 @@ class Sessions:
         # Without a look at the limit: the session was admitted, and must not be lost because another server has the room.
         async with self._adapted(self.factory.lora_of(saved.snapshot)):
             live = await self._asked(self._thread.call(lambda: self._added(self.factory.revive(saved))))
+        return self._opened(live)
+
+    def _opened(self, live: Live) -> Session:
         session = Session(live)
-        if live.hub.state.name != "ended":  # it may have ended already
-            self._open[id] = session
+        self._ended.pop(live.id, None)  # the name is the new one's
+        self._open[live.id] = session
+        if live.hub.state.name == "ended":  # already
+            self._leave_open(session)
         return session
 
     def _added(self, live: Live) -> Live:
@@ -167,6 +180,9 @@ class Sessions:
 
     async def _reap_once(self, stopped: float) -> None:
         """stopped: seconds in which the whole process was, and nobody could ask for anything."""
+        for ended in self._ended.values():
+            ended.until += stopped
+        self._ended = {id: ended for id, ended in self._ended.items() if ended.expires_in > 0}
         most = self.settings.max_lifetime_seconds
         for session in self:
             session.renewed += stopped
@@ -218,9 +234,19 @@ class Sessions:
         """A session is no longer here."""
         if live.hub.state.name != "ended":
             self.metrics.ended.labels(state.reason).inc()
-        if live.id in self._open and self._open[live.id].live is live:  # else it is a new session with the same name
-            del self._open[live.id]
         live.hub.tell(state)
+        session = self._open.get(live.id)
+        if session is not None and session.live is live:  # else it is a new session with the same name
+            self._leave_open(session)
+
+    def _leave_open(self, session: Session) -> None:
+        """Takes a session that has ended out of those that are open. What viewers can read is kept, unless they find it elsewhere."""
+        live = session.live
+        del self._open[live.id]
+        if live.hub.state.reason not in ELSEWHERE and not live.background:
+            self._ended[live.id] = Ended(live.hub, session.config, describe(self, session))
+            while len(self._ended) > self.settings.max_sessions:
+                del self._ended[next(iter(self._ended))]
 
     # Called in the event loop's thread.
 
@@ -231,6 +257,11 @@ class Sessions:
             raise NotFoundError("there is no such session: it has ended, or the server has restarted")
         session.renew()
         return session
+
+    def find(self, id: str) -> Session | Ended:
+        """The session with this id, for those who only look: also if it has ended a moment ago. Raises
+        `NotFoundError`."""
+        return self._ended.get(id) or self.get(id)
 
     async def open(
         self, wanted: Stream, client: str = "", *, start: Tensor | None = None, frames: int | None = None,
@@ -299,10 +330,7 @@ class Sessions:
         finally:
             del self._coming[place.id]
         self.metrics.opened.inc()
-        session = Session(live)
-        if live.hub.state.name != "ended":  # it may have ended already
-            self._open[place.id] = session
-        return session
+        return self._opened(live)
 
     async def end(self, session: Session, state: State) -> None:
         live = session.live

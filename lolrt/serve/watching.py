@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from lolrt.media.hls import MEDIA_TYPE
 from lolrt.serve.describe import describe, radians
+from lolrt.serve.ended import Ended
 from lolrt.serve.errors import NotFoundError
 from lolrt.serve.hub import Fragment, Gap
 from lolrt.serve.sessions import Session, Sessions
@@ -41,7 +42,7 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
     ) -> None:
         await accept(socket)
         try:
-            session = sessions.get(id)
+            session = sessions.find(id)
         except NotFoundError as error:
             await socket.send_json({"type": "error", "code": "not_found", "message": str(error)})
             await socket.close(POLICY_VIOLATION)
@@ -63,7 +64,7 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
 
     @app.get("/v1/sessions/{id}/live.m3u8")
     async def playlist(id: str) -> Response:
-        return Response(str(sessions.get(id).hub.playlist), media_type=MEDIA_TYPE, headers={"Cache-Control": "no-cache"})
+        return Response(str(sessions.find(id).hub.playlist), media_type=MEDIA_TYPE, headers={"Cache-Control": "no-cache"})
 
     @app.get("/v1/sessions/{id}/mjpeg", response_class=StreamingResponse)
     async def mjpeg(id: str) -> Response:
@@ -72,12 +73,12 @@ def add_routes(app: FastAPI, sessions: Sessions) -> None:
 
     @app.get("/v1/sessions/{id}/init.mp4")
     async def init(id: str) -> Response:
-        sessions.get(id)
+        sessions.find(id)
         return Response(sessions.factory.init, media_type="video/mp4")
 
     @app.get("/v1/sessions/{id}/{sequence}.m4s")
     async def segment(id: str, sequence: int) -> Response:
-        fragment = sessions.get(id).hub.fragment(sequence)
+        fragment = sessions.find(id).hub.fragment(sequence)
         if fragment is None:
             raise NotFoundError(f"chunk {sequence} is not there yet, or not any more")
         return Response(fragment.data, media_type="video/iso.segment")
@@ -120,7 +121,7 @@ async def _gone(socket: WebSocket) -> None:
         pass
 
 
-async def _watch(socket: WebSocket, sessions: Sessions, session: Session, first: int, video: bool) -> None:
+async def _watch(socket: WebSocket, sessions: Sessions, session: Session | Ended, first: int, video: bool) -> None:
     """Sends the events of a session to a viewer. video: whether the fragments are sent too, or only their descriptions."""
     init = sessions.factory.init
     start = {
