@@ -181,6 +181,25 @@ def test_a_session_that_is_taken_over_before_its_first_snapshot_ends(store):
     shared.close()
 
 
+def test_a_session_that_ends_before_its_first_snapshot_holds_nobody_up(store):
+    """The encoder's thread, which writes the chunks of all sessions, may be waiting for that snapshot."""
+    shared, told = SharedStore(store, lambda: True, lambda whole: None), []
+
+    def keep() -> None:
+        try:
+            kept.keep(fragment(0))
+        except MovedError as error:
+            told.append(error)
+
+    kept = shared.kept("s", 1.0)
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    kept.remove().result()
+    thread.join(timeout=20)
+    assert told and not thread.is_alive() and store.names("") == []
+    shared.close()
+
+
 def test_writes_are_tried_again_while_the_lease_lasts(tmp_path, monkeypatch):
     store, asked = FolderStore(tmp_path), 0
     write = store.write

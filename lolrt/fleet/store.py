@@ -113,6 +113,7 @@ class ClaimedFolder:
                 return
 
     def delete(self) -> None:
+        self._lost = True  # who waits for the first snapshot need not any more: none will come
         try:
             run(end(self._claim), self._store)
         except OSError:
