@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -44,10 +46,20 @@ class Folder(Protocol):
 
 
 class Directory:
-    """A folder on the disk, which one process at a time uses."""
+    """A folder on the disk, which one process at a time uses. It may become that of another session when this one's has been deleted, so
+    what comes late is refused. Journal and chunks may be written while another thread deletes, a snapshot may not."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock, self._deleted = threading.Lock(), False
+
+    @contextlib.contextmanager
+    def _there(self) -> Iterator[None]:
+        """A context manager around a write. Raises OSError if the folder has been deleted."""
+        with self._lock:
+            if self._deleted:
+                raise FileNotFoundError(errno.ENOENT, "the session has ended", str(self._path))
+            yield
 
     def make(self) -> None:
         """Creates it, and removes what killed processes have left half done. Raises OSError."""
@@ -56,18 +68,20 @@ class Directory:
         remove_partials(self._path / JOURNAL)
 
     def write_journal(self, content: bytes) -> None:
-        write_whole(self._path / JOURNAL, content)
+        with self._there():
+            write_whole(self._path / JOURNAL, content)
 
     def write_chunk(self, sequence: int, content: bytes) -> None:
         path = self._path / CHUNKS / str(sequence)
         partial = path.with_name(f"{path.name}.partial")
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise
+        with self._there():
+            try:
+                partial.write_bytes(content)
+                partial.replace(path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+                raise
 
     def write_snapshot(self, snapshot: Snapshot) -> None:
         snapshot.write(self._path / SNAPSHOT)
@@ -93,7 +107,9 @@ class Directory:
                 (self._path / CHUNKS / str(sequence)).unlink()
 
     def delete(self) -> None:
-        shutil.rmtree(self._path, ignore_errors=True)
+        with self._lock:
+            self._deleted = True
+            shutil.rmtree(self._path, ignore_errors=True)
 
     def is_left_over(self) -> bool:
         """Whether it is what a server has left that was killed before the first snapshot: nothing but files that a server writes."""

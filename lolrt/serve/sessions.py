@@ -83,6 +83,8 @@ class Sessions:
         """The sessions that ended last, in this order; at most as many as may be open, so that the memory is bounded."""
         self._coming: dict[str, str] = {}
         """The sessions that are being opened: client by id."""
+        self._removed: dict[str, asyncio.Future[None]] = {}
+        """The sessions that have ended and whose folders are being removed: done when they are gone."""
         self._stay: set[str] = set()
         """The sessions that are on the disk and could not be brought back; no other may be written over them."""
         self._thread = EngineThread(self.factory.engine, settings.ahead_seconds, self)
@@ -227,7 +229,9 @@ class Sessions:
     def _forget(self, live: Live, state: State) -> None:
         """A session has ended: nothing of it is kept."""
         if live.hub.state.name != "ended" and live.kept is not None:
-            live.kept.remove()
+            id, removed = live.id, asyncio.wrap_future(live.kept.remove())
+            self._removed[id] = removed
+            removed.add_done_callback(lambda _: self._removed.pop(id, None))
         self._gone(live, state)
 
     def _gone(self, live: Live, state: State) -> None:
@@ -325,6 +329,7 @@ class Sessions:
     async def _add(self, place: Place, ask: Callable[[], Future[Live]], lora: list[str] | None = None) -> Session:
         self._coming[place.id] = place.client
         try:
+            await self._until_removed(place.id)
             async with self._adapted(lora, limited=True):
                 live = await self._asked(ask())
         finally:
@@ -337,8 +342,12 @@ class Sessions:
         self._forget(live, state)
         with contextlib.suppress(NotFoundError):
             await self._asked(self._thread.call(lambda: self._thread.remove(live)))
-        if live.kept is not None and live.kept.removing is not None:  # from now on another session may have its name
-            await asyncio.wait([asyncio.wrap_future(live.kept.removing)])
+        await self._until_removed(live.id)
+
+    async def _until_removed(self, id: str) -> None:
+        """Waits until nothing is left on the disk of a session with this id that has ended: another one would have the same folder."""
+        if id in self._removed:
+            await asyncio.wait([self._removed[id]])
 
     async def interact(self, session: Session, asked: Interact) -> Interaction:
         """Gives a session a new prompt. Raises `lolrt.PromptError`, `ConflictError` and `NoRoomError`."""

@@ -158,8 +158,6 @@ class Kept:
         succeeded."""
         self._folder, self._writer, self._every, self._told = folder, writer, every_seconds, told
         self._removed = False
-        self.removing: Future[None] | None = None
-        """Done when the folder of a session that has ended is gone."""
         self._journal: list[tuple[int, Interaction]] = []
         self._writing: Future[None] | None = None
         self._begun, self._saved = -float("inf"), -1
@@ -211,10 +209,10 @@ class Kept:
         self._writing = self._submit(write)
         return self._writing
 
-    def remove(self) -> None:
-        """Begins to delete the folder: the session has ended."""
+    def remove(self) -> Future[None]:
+        """Begins to delete the folder: the session has ended. The future is done when it is gone."""
         self._removed = True
-        self.removing = self._submit(self._folder.delete)
+        return self._submit(self._folder.delete)
 
     def _submit(self, write: Any) -> Future[None]:
         try:
@@ -237,9 +235,6 @@ class Kept:
                 self.error = str(error)
                 self._told(False)
             return False
-        finally:
-            if self._removed:  # while this was being written
-                self._folder.delete()
         self.error = None
         self._told(True)
         return True
