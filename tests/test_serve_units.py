@@ -415,6 +415,18 @@ def test_what_a_session_writes_late_leaves_the_next_of_its_name_alone(tmp_path):
     store.close()
 
 
+def test_a_folder_that_was_deleted_is_not_written_though_another_is_in_its_place(tmp_path):
+    """As by a thread that has seen that the session goes on, and comes to write only now."""
+    old, new = folder.Directory(tmp_path / "id"), folder.Directory(tmp_path / "id")
+    old.make()
+    old.delete()
+    new.make()
+    for write in (lambda: old.write_chunk(0, b"late"), lambda: old.write_journal(b"late")):
+        with pytest.raises(OSError, match="has ended"):
+            write()
+    assert new.chunks() == [] and new.read_journal() is None
+
+
 def test_a_chunk_that_is_being_written_at_the_end_of_a_session_is_not_in_the_next_of_its_name(tmp_path, monkeypatch):
     """Nor is the next one's folder deleted when it is written at last."""
     store, begun, go_on = Store(tmp_path, lambda whole: None), threading.Event(), threading.Event()
@@ -461,7 +473,7 @@ def test_a_session_of_the_same_name_is_opened_when_the_folder_of_the_failed_one_
         while list(sessions):
             await asyncio.sleep(0.01)
         opening = asyncio.create_task(sessions.open(wanted))
-        while "name" not in sessions._coming:
+        while "name" not in sessions._coming and not opening.done():
             await asyncio.sleep(0.01)
         with pytest.raises(ConflictError, match="exists already"):
             await sessions.open(wanted)
