@@ -271,6 +271,32 @@ def test_a_clip_that_the_server_cannot_make_is_not_the_last():
     with_clips(Scarce(MemoryError()), use)
 
 
+def test_a_clip_waits_while_its_client_has_all_the_sessions_that_it_may_have(quick):
+    """And lets those of others by."""
+
+    async def run() -> None:
+        sessions = Sessions(quick, Settings(max_sessions=4, max_client_sessions=1))
+        await sessions.start()
+        held = await sessions.open(Stream(prompt="a red car by the sea"), "busy")
+        await sessions.pause(held, True)  # otherwise it may need the engine all the time
+        clips = Clips(sessions)
+        making = asyncio.create_task(clips.run())
+        first, second, other = [Clip(Stream(prompt="a red car by the sea"), 12, client, None) for client in ("busy", "busy", "other")]
+        for one in (first, second, other):
+            clips.add(one)
+        while other.status != "completed":
+            await asyncio.sleep(0.01)
+        assert (first.status, second.status) == ("queued", "queued")
+        await sessions.end(held, State("ended", "closed"))
+        while second.status != "completed":
+            await asyncio.sleep(0.01)
+        assert first.status == "completed" and clips.path(first).stat().st_size > len(sessions.factory.init)
+        making.cancel()
+        await sessions.close()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
 def test_a_clip_that_waits_for_the_engine_is_removed_at_once():
     sessions = Scarce()
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lolrt.errors import Error, printable
 from lolrt.files import temporary_folder
-from lolrt.serve.errors import ConflictError, NoRoomError, NotFoundError, RequestError
+from lolrt.serve.errors import ClientLimitError, ConflictError, NoRoomError, NotFoundError, RequestError
 from lolrt.serve.hub import Fragment, Gap, State
 from lolrt.serve.protocol import NewClip, Stream
 from lolrt.serve.sessions import Session, Sessions
@@ -84,19 +84,34 @@ class Clips:
         """Makes one clip after another, until this task is cancelled."""
         try:
             while True:
-                clip = next((clip for clip in self._clips.values() if clip.status == "queued"), None)
-                if clip is None:
-                    self._added.clear()
-                    await self._added.wait()
-                    continue
-                try:
-                    await self._make(clip)
-                except (Error, OSError) as error:
-                    self._fail(clip, str(error))
-                except Exception as error:  # such as too little memory: the clips that follow may be made yet
-                    self._fail(clip, f"{type(error).__name__} in the server")
+                self._added.clear()
+                if not await self._make_next():
+                    waits = any(clip.status == "queued" for clip in self._clips.values())
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(self._added.wait(), RETRY_SECONDS if waits else None)
         finally:
             self._folder.cleanup()
+
+    async def _make_next(self) -> bool:
+        """Makes the first clip for which there is room, and returns whether there was one. A client that has all the sessions that it may
+        have lets others by."""
+        full = set[str]()
+        for clip in [clip for clip in self._clips.values() if clip.status == "queued"]:
+            if clip.client in full or clip.id not in self._clips:
+                continue
+            try:
+                await self._make(clip)
+            except NoRoomError:
+                return False
+            except ClientLimitError:
+                full.add(clip.client)
+                continue
+            except (Error, OSError) as error:
+                self._fail(clip, str(error))
+            except Exception as error:  # such as too little memory: the clips that follow may be made yet
+                self._fail(clip, f"{type(error).__name__} in the server")
+            return True
+        return False
 
     def add(self, clip: Clip) -> None:
         """Puts a clip into the queue. Raises `NoRoomError`."""
@@ -142,16 +157,11 @@ class Clips:
             self.path(clip).unlink()
 
     async def _make(self, clip: Clip) -> None:
-        while clip.session is None:
-            try:
-                clip.session = await self._sessions.open(
-                    clip.wanted, clip.client, start=clip.start, frames=clip.frames, background=True, lasts=False
-                )
-            except NoRoomError:
-                await asyncio.sleep(RETRY_SECONDS)
-                if clip.id not in self._clips:
-                    return
-        session, clip.status = clip.session, "in_progress"
+        """Makes a clip. Raises `NoRoomError` and `ClientLimitError` if it has to wait, and `lolrt.Error` and OSError if it fails."""
+        session = clip.session = await self._sessions.open(
+            clip.wanted, clip.client, start=clip.start, frames=clip.frames, background=True, lasts=False
+        )
+        clip.status = "in_progress"
         session.hub.viewers += 1
         try:
             if clip.id not in self._clips:

@@ -34,6 +34,13 @@ class ConflictError(RequestError):
     status = 409
 
 
+class ClientLimitError(ConflictError):
+    """The client has as many sessions as it may have, and may have another when one of them has ended."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "client_limit")
+
+
 class NoRoomError(RequestError):
     """The server has no room now, but may have room later."""
 

@@ -23,7 +23,7 @@ from lolrt.positions.rope import Rope
 from lolrt.serve.describe import describe, gauges
 from lolrt.serve.ended import Ended
 from lolrt.serve.engine_thread import EngineThread
-from lolrt.serve.errors import ConflictError, MovedError, NoRoomError, NotFoundError, UnavailableError
+from lolrt.serve.errors import ClientLimitError, ConflictError, MovedError, NoRoomError, NotFoundError, UnavailableError
 from lolrt.serve.factory import Factory, Place
 from lolrt.serve.hub import ELSEWHERE, Fragment, Hub, State
 from lolrt.serve.live import Live, Made
@@ -323,7 +323,7 @@ class Sessions:
         if len(clients) >= most:
             raise NoRoomError(f"{most} sessions are open, and there is room for no more: close one, or wait")
         if own is not None and client and clients.count(client) >= own:
-            raise ConflictError(f"you have {own} sessions open, and may have no more: close one", "client_limit")
+            raise ClientLimitError(f"you have {own} sessions open, and may have no more: close one")
         return Place(id, wanted.lease_seconds or self.settings.lease_seconds, client, background, lasts)
 
     async def _add(self, place: Place, ask: Callable[[], Future[Live]], lora: list[str] | None = None) -> Session:
