@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -16,8 +17,11 @@ from lolrt.errors import Error
 from lolrt.fleet.fencing import claim_new, end, owns, run, take_over
 from lolrt.fleet.objects import FolderStore, FsspecStore, Store, open_store
 from lolrt.fleet.store import SharedStore
-from lolrt.serve.errors import ConflictError, MovedError, NotFoundError
-from lolrt.serve.hub import Fragment
+from lolrt.serve.errors import ConflictError, MovedError, NotFoundError, UnavailableError
+from lolrt.serve.hub import Fragment, State
+from lolrt.serve.protocol import Interact, InteractionEvent, Stream
+from lolrt.serve.sessions import Sessions
+from lolrt.serve.settings import Settings
 from lolrt.serve.state import Interaction, Record
 from lolrt.session.snapshot import Snapshot
 
@@ -128,6 +132,44 @@ def test_the_next_owner_has_all_that_was_shown_and_the_former_one_stops(store):
     c.folder("t")
     for other in (b, c):
         other.close()
+
+
+def test_an_interaction_with_a_session_that_has_moved_is_refused_and_not_written(quick, tmp_path):
+    """It finds that out by itself: the session is paused, so that nothing else is written. Who has the session now gets nothing of it, and
+    an interaction that was answered before is there."""
+
+    def asked(event_id: str) -> Interact:
+        return Interact(event=InteractionEvent(prompt="a red car by the sea"), event_id=event_id)
+
+    async def use() -> None:
+        store = open_store(str(tmp_path))
+        sessions = Sessions(quick, Settings(max_sessions=1), lambda told: SharedStore(store, lambda: True, told))
+        await sessions.start()
+        session = await sessions.open(Stream(prompt="a blue boat on the sea at night", session_id="s"))
+        first = await anext(session.hub.follow(0))
+        assert isinstance(first, Fragment)
+        await sessions.pause(session, True)
+        answered = await sessions.interact(session, asked("answered"))
+        other = SharedStore(store, lambda: True, lambda whole: None)
+        await asyncio.to_thread(other.read, "s")
+        with pytest.raises(UnavailableError, match="ask again") as refused:
+            await sessions.interact(session, asked("late"))
+        assert (refused.value.status, refused.value.code) == (503, "moving")
+        while list(sessions):
+            await asyncio.sleep(0.01)
+        assert session.hub.state == State("ended", "moved")
+        pool = sessions.factory.engine.engine.pool
+        assert pool.unreserved_pages == pool.free_pages == pool.pages.shape[1]
+        with pytest.raises(NotFoundError):  # also for those who only look: the other server has all of it
+            sessions.find("s")
+        await sessions.close()
+        other.close()
+        third = SharedStore(store, lambda: True, lambda whole: None)
+        saved = third.read("s")
+        assert [interaction for _, interaction in saved.journal] == [answered]
+        third.close()
+
+    asyncio.run(asyncio.wait_for(use(), 60))
 
 
 def test_a_former_owner_does_not_come_back_when_the_session_has_ended(store):

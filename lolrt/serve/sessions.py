@@ -350,7 +350,8 @@ class Sessions:
             await asyncio.wait([self._removed[id]])
 
     async def interact(self, session: Session, asked: Interact) -> Interaction:
-        """Gives a session a new prompt. Raises `lolrt.PromptError`, `ConflictError` and `NoRoomError`."""
+        """Gives a session a new prompt. Raises `lolrt.PromptError`, `ConflictError`, `NoRoomError`, and `UnavailableError` if the session
+        has moved."""
         interaction = Interaction(asked.event_id or uuid.uuid4().hex, asked.event.prompt, asked.transition_chunks or 1, asked.sequence)
         embeds = await asyncio.to_thread(self.pipe.encode_text, interaction.prompt)
         live = session.live
@@ -361,7 +362,7 @@ class Sessions:
             except MovedError as error:
                 self.failed(live, error)
                 self._thread.remove(live)
-                raise NotFoundError("another server has the session now") from error
+                raise UnavailableError("another server has the session now: ask again", "moving") from error
 
         return await self._asked(self._thread.call(accept))
 
