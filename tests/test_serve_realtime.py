@@ -195,6 +195,16 @@ def test_messages_that_make_no_sense_are_answered_and_the_video_goes_on(server):
     assert client.events[-1]["type"] == "session.done" and client.events[-1]["stopped"] is False
 
 
+def test_a_message_over_the_limit_closes_the_connection(server):
+    """It is not read to its end, so there is no event: the close code tells."""
+    with connect(server.sockets + "/v1/realtime/video", max_size=None) as socket:
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.send("x" * ((8 << 20) + 1))
+            socket.recv(timeout=60)
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1009
+    assert server.ask("GET", "/health")[0] == 200
+
+
 def test_an_interaction_happens_once(server):
     again = interaction("one", OTHER)
     client = played(server, {**DEFAULTS, "num_frames": 33}, {1: [again, again, interaction("one", PROMPT)]})

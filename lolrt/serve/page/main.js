@@ -282,7 +282,10 @@ async function begin() {
   for (const option of by("transport").options) option.hidden = option.disabled = !ways.includes(option.value);
   by("transport").value = transport();
   listWords();
-  for (const id of asked) if (await api.session(id).catch(() => null)) show(id);
+  for (const id of asked) {
+    const found = await api.session(id).catch(() => null);
+    if (found && found.state !== "ended") show(id);
+  }
   if (!panes.length) await first();
   if (asked.length > panes.length) notice("A stream of this address has ended.");
   listOthers();
