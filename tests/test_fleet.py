@@ -129,8 +129,35 @@ def test_sessions_move_from_a_replica_that_ends_and_viewers_see_nothing_of_it(fl
         assert [event for message, _ in seen[id] for event in message["started_event_ids"]] == ["ef"[seed]]
         assert hashes(seen[id]) == undisturbed(quick, seen[id], seed)
         gateway.json("DELETE", f"/v1/sessions/{id}")
-        while gateway.ask("GET", f"/v1/sessions/{id}")[0] != 404:  # until the next report of the replica
-            time.sleep(0.05)
+        assert gateway.json("GET", f"/v1/sessions/{id}")["state"] == "ended"
+
+
+def test_who_was_away_at_the_end_of_a_session_still_gets_the_rest_by_the_gateway(fleet):
+    """From the replica that had it, also when the lease service knows nothing of it any more."""
+    made, gateway = fleet
+    made.add("a")
+    made.add("b")
+    id = gateway.open(lease_seconds=600)
+    owner = made.owner(id)
+    with Viewer(gateway, id) as viewer:
+        viewer.chunks(1)
+    gateway.json("DELETE", f"/v1/sessions/{id}")
+    while asyncio.run(made.service.locate([id])):
+        time.sleep(0.05)
+    told = gateway.json("GET", f"/v1/sessions/{id}")
+    assert (told["state"], told["reason"]) == ("ended", "closed")
+    with Viewer(gateway, id, 0) as again:
+        chunks = again.chunks(told["next_sequence"])
+        assert again.next()[0] == {"type": "session.done", "reason": "closed"}
+    playlist = gateway.ask("GET", f"/v1/sessions/{id}/live.m3u8")[2].decode()
+    assert playlist.endswith("#EXT-X-ENDLIST\n") and gateway.ask("GET", f"/v1/sessions/{id}/0.m4s")[2] == chunks[0][1]
+    made.replicas[owner][0].sessions._ended.clear()  # as after a minute
+    assert gateway.ask("GET", f"/v1/sessions/{id}")[0] == 404
+    with contextlib.closing(Viewer(gateway, id)._connection) as socket:
+        assert '"not_found"' in socket.recv()
+    made.replicas[owner][0].leave(0.0)
+    while gateway.ask("GET", f"/v1/sessions/{id}")[0] != 404:  # until it is known that the replica is gone
+        time.sleep(0.1)
 
 
 def test_a_replica_that_is_cut_off_stops_and_another_goes_on(fleet, quick):

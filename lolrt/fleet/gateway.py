@@ -11,6 +11,7 @@ import contextlib
 import json
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
@@ -31,6 +32,8 @@ from lolrt.serve.watching import accept
 PATIENCE_SECONDS = 30.0
 LOOK_SECONDS = 0.1
 RETRY_SECONDS = 5
+# Of so many sessions a gateway remembers where they were last.
+MOST_REMEMBERED = 10_000
 # Headers that belong to one connection (RFC 9110, 7.6.1), and those that say where the gateway was asked.
 OWN_HEADERS = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host", "origin", "content-length"}
 
@@ -67,6 +70,8 @@ def make_gateway(leases: Leases, token: str | None = None) -> FastAPI:
 class Gateway:
     def __init__(self, leases: Leases) -> None:
         self._leases, self._locate, self._place = leases, Batched(leases.locate), Batched(leases.place)
+        self._last: OrderedDict[str, str] = OrderedDict()
+        """The address of the replica that each session was found at last."""
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -87,7 +92,22 @@ class Gateway:
                 await asyncio.sleep(LOOK_SECONDS)
         except KeyError:
             raise NotFoundError("there is no such session: it has ended") from None
+        self._last[session] = address
+        self._last.move_to_end(session)
+        if len(self._last) > MOST_REMEMBERED:
+            self._last.popitem(last=False)
         return address
+
+    async def _find_to_read(self, session: str) -> tuple[str, bool]:
+        """The address of the replica that has a session, or had it when it ended, where the rest of it can be read for a while; and whether
+        it has it still. Raises `NotFoundError` and `UnavailableError`."""
+        try:
+            return await self._find(session), True
+        except NotFoundError:
+            address = self._last.get(session)
+            if address is None or address not in await self._leases.addresses():
+                raise
+            return address, False
 
     async def _any(self) -> str:
         addresses = await self._leases.addresses()
@@ -127,7 +147,8 @@ class Gateway:
         return {"object": "list", "data": [one for part in found if not isinstance(part, BaseException) for one in part]}
 
     async def of_session(self, id: str, request: Request) -> Response:
-        return await self._pass(request, await self._find(id), await request.body())
+        address, _ = await self._find_to_read(id)
+        return await self._pass(request, address, await request.body())
 
     async def of_clip(self, request: Request) -> Response:
         """A clip stays on the replica that makes it, which only that one knows."""
@@ -171,12 +192,14 @@ class Gateway:
     async def _send(self, socket: WebSocket, id: str, relay: Relay, others: dict[str, str]) -> None:
         try:
             while not relay.ended:
-                address = await self._find(id)
+                address, there = await self._find_to_read(id)
                 asked = others | ({} if relay.next is None else {"from": str(relay.next)})
                 with contextlib.suppress(aiohttp.ClientError, OSError):
                     async with self._upstream(socket, address, f"/v1/sessions/{id}/watch", asked) as replica:
                         await _relay(replica, socket, relay)
                 if not relay.ended:
+                    if not there:
+                        raise NotFoundError("there is no such session: it has ended")
                     await asyncio.sleep(LOOK_SECONDS)
         except Error as error:
             await socket.send_json({"type": "error", "code": code_of(error), "message": str(error)})
@@ -204,7 +227,7 @@ class Gateway:
         if not isinstance(id, str):
             return await self._any()
         if start.get("resume_from") is not None:
-            return await self._find(id)
+            return (await self._find_to_read(id))[0]
         address = await self._place(id)
         if address is None:
             raise NoRoomError("no server has room for another session: close one, or wait")
