@@ -24,6 +24,7 @@ from lolrt.serve import ended as ended_module
 from lolrt.serve import folder
 from lolrt.serve import live as live_module
 from lolrt.serve.clips import MOST_QUEUED, Clip, Clips
+from lolrt.serve.describe import describe
 from lolrt.serve.errors import ConflictError, NoRoomError, NotFoundError
 from lolrt.serve.factory import Factory
 from lolrt.serve.guard import is_loopback, read_token
@@ -504,6 +505,7 @@ def test_a_session_of_the_same_name_is_opened_when_the_folder_of_the_failed_one_
         with pytest.raises(ConflictError, match="exists already"):
             await sessions.open(wanted)
         other = await sessions.open(Stream(prompt="a red car by the sea"))  # does not wait for it
+        assert "kept" not in describe(sessions, sessions.find("name"))  # of the old one nothing is
         go_on.set()
         new = await asyncio.wait_for(opening, 20)
         async for event in new.hub.follow(0):

@@ -32,5 +32,6 @@ class Ended:
     def describe(self) -> dict[str, Any]:
         """It as a JSON object."""
         state = self.hub.state
-        about = {**self.last, "state": state.name, "reason": state.reason, **({"message": state.message} if state.message else {})}
+        last = {name: value for name, value in self.last.items() if name != "kept"}  # its folder is gone
+        about = {**last, "state": state.name, "reason": state.reason, **({"message": state.message} if state.message else {})}
         return {**about, "expires_in": round(max(0.0, self.expires_in), 1), "viewers": self.hub.viewers, "bytes": self.hub.held_bytes}

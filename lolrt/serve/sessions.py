@@ -263,8 +263,7 @@ class Sessions:
         return session
 
     def find(self, id: str) -> Session | Ended:
-        """The session with this id, for those who only look: also if it has ended a moment ago. Raises
-        `NotFoundError`."""
+        """The session with this id, for those who only look: also if it has ended a moment ago. Raises `NotFoundError`."""
         return self._ended.get(id) or self.get(id)
 
     async def open(
