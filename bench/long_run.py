@@ -194,7 +194,7 @@ def report(folder: Path, docs: Path) -> Path:
     share = "" if frames >= FRAMES else f", of the {FRAMES:,} of twelve hours"
     speed = about["speed"]
     hours = 4 * frames * speed / about["fps"] / 3600
-    pace = "as it plays" if speed == 1 else f"as it plays {speed} times as fast as `{MODEL}`'s video, with deadlines of that speed,"
+    pace = "as it plays" if speed == 1 else f"as it plays, at {speed} times the speed of `{MODEL}`'s video, deadlines included,"
     path = docs / "long-run.md"
     path.write_text(
         f"# A long stream\n\n{frames:,} latent frames of `{MODEL}`{share}, {hours:.2f} hours of video, by "

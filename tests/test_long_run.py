@@ -36,6 +36,6 @@ def test_the_report_says_what_the_log_says(tmp_path, missing, told):
     log = read(path)
     assert len(log["sequence"]) == len(rows) and path.read_text().endswith(rows[-1])
     text = report(tmp_path, tmp_path).read_text()
-    assert told in text and "0.02 hours of video" in text and "2 times as fast" in text
+    assert told in text and "0.02 hours of video" in text and "at 2 times the speed" in text
     assert "| 200 | 1.000 | 0.9000 | 0.1000 |" in text
     assert text.count("| 0.2") >= PARTS - 2 and (tmp_path / "long-run.png").exists()
