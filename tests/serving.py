@@ -25,10 +25,16 @@ from websockets.sync.client import ClientConnection, connect
 
 import lolrt
 from lolrt.serve.app import make_app
+from lolrt.serve.hub import Fragment
 from lolrt.serve.server import listening
 from lolrt.serve.settings import Settings
 
 PROMPT = "a red car by the sea"
+
+
+def fragment(sequence: int, seconds: float = 0.75) -> Fragment:
+    """A chunk as a hub holds it."""
+    return Fragment(sequence, {"seconds": seconds}, b"x" * sequence)
 
 
 class Client:

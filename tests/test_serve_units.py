@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import weakref
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, wait
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,15 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from serving import fragment
 
 import lolrt
 from lolrt import cli
 from lolrt.bench.serve import BUFFER_SECONDS, Watched, figures
 from lolrt.serve import ended as ended_module
-from lolrt.serve import folder
 from lolrt.serve import live as live_module
-from lolrt.serve.clips import MOST_QUEUED, Clip, Clips
-from lolrt.serve.describe import describe
 from lolrt.serve.errors import ConflictError, NoRoomError, NotFoundError
 from lolrt.serve.factory import Factory
 from lolrt.serve.guard import is_loopback, read_token
@@ -35,10 +29,6 @@ from lolrt.serve.sessions import Sessions
 from lolrt.serve.settings import Settings
 from lolrt.serve.state import Interaction, Store
 from lolrt.serve.statistics import Statistics, percentile
-
-
-def fragment(sequence: int, seconds: float = 0.75) -> Fragment:
-    return Fragment(sequence, {"seconds": seconds}, b"x" * sequence)
 
 
 async def taken(hub: Hub, cursor: int, told: list[Any], hold: asyncio.Event | None = None) -> None:
@@ -213,109 +203,6 @@ def test_nothing_is_shown_after_the_end():
     assert str(hub.playlist) == playlist and playlist.endswith("#EXT-X-ENDLIST\n")
 
 
-class Scarce:
-    """Sessions for clips: those of a server without room, whose memory is too small, or whose engine is busy with others."""
-
-    def __init__(self, fault: Exception | None = None) -> None:
-        self.fault, self.metrics, self.opened = fault, SimpleNamespace(watch=lambda gauges: None), 0
-        self.factory = SimpleNamespace(init=b"")
-
-    async def open(self, *_: Any, **__: Any) -> Any:
-        self.opened += 1
-        if self.fault is not None:
-            raise self.fault
-        return SimpleNamespace(hub=Hub(0, 0.75, 6))
-
-    async def end(self, session: Any, state: State) -> None:
-        session.hub.tell(state)
-
-
-def with_clips(sessions: Scarce, use: Callable[[Clips], Awaitable[None]]) -> None:
-    async def run() -> None:
-        clips = Clips(sessions)  # type: ignore[arg-type]
-        making = asyncio.create_task(clips.run())
-        await asyncio.wait_for(use(clips), 20)
-        making.cancel()
-
-    asyncio.run(run())
-
-
-def clip() -> Clip:
-    return Clip(Stream(prompt="a"), 12, "", None)
-
-
-def test_nothing_is_held_of_clips_that_are_removed_before_they_are_made():
-    async def use(clips: Clips) -> None:
-        clips.add(clip())
-        await asyncio.sleep(0.01)
-        gone = []
-        for _ in range(3 * MOST_QUEUED):
-            one = clip()
-            clips.add(one)
-            await clips.delete(one)
-            gone.append(weakref.ref(one))
-            del one
-        assert not any(each() for each in gone)
-
-    with_clips(Scarce(NoRoomError("full")), use)
-
-
-def test_a_clip_that_the_server_cannot_make_is_not_the_last():
-    async def use(clips: Clips) -> None:
-        ones = [clip(), clip()]
-        for one in ones:
-            clips.add(one)
-        while not all(one.over for one in ones):
-            await asyncio.sleep(0.01)
-        assert [one.error for one in ones] == ["MemoryError in the server"] * 2
-
-    with_clips(Scarce(MemoryError()), use)
-
-
-def test_a_clip_waits_while_its_client_has_all_the_sessions_that_it_may_have(quick):
-    """And lets those of others by."""
-
-    async def run() -> None:
-        sessions = Sessions(quick, Settings(max_sessions=4, max_client_sessions=1))
-        await sessions.start()
-        held = await sessions.open(Stream(prompt="a red car by the sea"), "busy")
-        await sessions.pause(held, True)  # otherwise it may need the engine all the time
-        clips = Clips(sessions)
-        making = asyncio.create_task(clips.run())
-        first, second, other = [Clip(Stream(prompt="a red car by the sea"), 12, client, None) for client in ("busy", "busy", "other")]
-        for one in (first, second, other):
-            clips.add(one)
-        while other.status != "completed":
-            await asyncio.sleep(0.01)
-        assert (first.status, second.status) == ("queued", "queued")
-        await sessions.end(held, State("ended", "closed"))
-        while second.status != "completed":
-            await asyncio.sleep(0.01)
-        assert first.status == "completed" and clips.path(first).stat().st_size > len(sessions.factory.init)
-        making.cancel()
-        await sessions.close()
-
-    asyncio.run(asyncio.wait_for(run(), 60))
-
-
-def test_a_clip_that_waits_for_the_engine_is_removed_at_once():
-    sessions = Scarce()
-
-    async def use(clips: Clips) -> None:
-        first, second = clip(), clip()
-        clips.add(first)
-        clips.add(second)
-        while first.status != "in_progress":
-            await asyncio.sleep(0.01)
-        session = first.session
-        await clips.delete(first)
-        while second.status != "in_progress":
-            await asyncio.sleep(0.01)
-        assert session is not None and session.hub.viewers == 0 and list(clips) == [second] and sessions.opened == 2
-
-    with_clips(sessions, use)
-
-
 class Stepped:
     """A stream whose chunks take as long as they are told."""
 
@@ -402,122 +289,6 @@ def test_interactions_happen_once_in_their_order(clock):
         make(live, clock, 0.2)
         live.accept(Interaction(f"f{number}", "a", 1), "text")  # type: ignore[arg-type]
     assert len(live.known) == MOST_REMEMBERED
-
-
-def test_nothing_is_left_of_a_session_that_ends_while_it_is_written(tmp_path, monkeypatch):
-    """What is written at the same time, and what comes later, makes no folder anew."""
-    store = Store(tmp_path, lambda whole: None)
-    kept = store.kept("id", 1.0)
-    kept.keep(fragment(0))
-    kept.note(1, Interaction("a", "b", 1, 0))
-    assert (tmp_path / "sessions" / "id" / "journal.json").exists()
-    write = folder.write_whole
-
-    removed: list[Future[None]] = []
-
-    def removed_meanwhile(path: Path, content: bytes) -> None:
-        removed.append(kept.remove())
-        assert not wait(removed, timeout=0.2).done  # but as soon as this is written
-        write(path, content)
-
-    monkeypatch.setattr(folder, "write_whole", removed_meanwhile)
-    kept.note(1, Interaction("c", "d", 1, 1))
-    removed[0].result()
-    for number in range(1, 4):
-        kept.keep(fragment(number))
-    kept.note(4, Interaction("e", "f", 1, 2))
-    store.close()
-    assert not list((tmp_path / "sessions").iterdir()) and kept.failures == 0
-
-
-def test_what_a_session_writes_late_leaves_the_next_of_its_name_alone(tmp_path):
-    """A chunk may still be in the encoder when its session ends, and another is opened with its name."""
-    store = Store(tmp_path, lambda whole: None)
-    old = store.kept("id", 1.0)
-    old.remove().result()
-    new = store.kept("id", 1.0)
-    new.keep(fragment(0))
-    old.keep(fragment(1))
-    assert [path.name for path in (tmp_path / "sessions" / "id" / "chunks").iterdir()] == ["0"]
-    store.close()
-
-
-def test_a_folder_that_was_deleted_is_not_written_though_another_is_in_its_place(tmp_path):
-    """As by a thread that has seen that the session goes on, and comes to write only now."""
-    old, new = folder.Directory(tmp_path / "id"), folder.Directory(tmp_path / "id")
-    old.make()
-    old.delete()
-    new.make()
-    for write in (lambda: old.write_chunk(0, b"late"), lambda: old.write_journal(b"late")):
-        with pytest.raises(OSError, match="has ended"):
-            write()
-    assert new.chunks() == [] and new.read_journal() is None
-
-
-def test_a_chunk_that_is_being_written_at_the_end_of_a_session_is_not_in_the_next_of_its_name(tmp_path, monkeypatch):
-    """Nor is the next one's folder deleted when it is written at last."""
-    store, begun, go_on = Store(tmp_path, lambda whole: None), threading.Event(), threading.Event()
-    old, write = store.kept("id", 1.0), Path.write_bytes
-
-    def slowly(path: Path, content: bytes) -> int:
-        begun.set()
-        assert go_on.wait(20)
-        return write(path, content)
-
-    monkeypatch.setattr(Path, "write_bytes", slowly)
-    writing = threading.Thread(target=old.keep, args=[fragment(1)])
-    writing.start()
-    assert begun.wait(20)
-    removed = old.remove()
-    if not wait([removed], timeout=0.2).done:  # it waits for the chunk
-        go_on.set()
-        removed.result(timeout=20)
-    new = store.kept("id", 1.0)
-    go_on.set()
-    writing.join()
-    new.keep(fragment(0))
-    old.keep(fragment(2))
-    store.close()
-    assert [path.name for path in (tmp_path / "sessions" / "id" / "chunks").iterdir()] == ["0"]
-
-
-def test_a_session_of_the_same_name_is_opened_when_the_folder_of_the_failed_one_is_gone(quick, tmp_path, monkeypatch, capsys):
-    """Though that is removed in another thread, which is slow here, and nobody has asked for it."""
-
-    async def run() -> None:
-        sessions = Sessions(quick, Settings(max_sessions=2, state=tmp_path))
-        await sessions.start()
-        delete, go_on = folder.Directory.delete, threading.Event()
-
-        def slowly(directory: folder.Directory) -> None:
-            assert go_on.wait(20)
-            delete(directory)
-
-        monkeypatch.setattr(folder.Directory, "delete", slowly)
-        wanted = Stream(prompt="a red car by the sea", session_id="name")
-        old = await sessions.open(wanted)
-        sessions._thread.call(lambda: sessions._thread._break(old.live, RuntimeError()))
-        while list(sessions):
-            await asyncio.sleep(0.01)
-        opening = asyncio.create_task(sessions.open(wanted))
-        while "name" not in sessions._coming and not opening.done():
-            await asyncio.sleep(0.01)
-        with pytest.raises(ConflictError, match="exists already"):
-            await sessions.open(wanted)
-        other = await sessions.open(Stream(prompt="a red car by the sea"))  # does not wait for it
-        assert "kept" not in describe(sessions, sessions.find("name"))  # of the old one nothing is
-        go_on.set()
-        new = await asyncio.wait_for(opening, 20)
-        async for event in new.hub.follow(0):
-            assert isinstance(event, Fragment)
-            break
-        assert not sessions._removed
-        await sessions.end(other, State("ended", "closed"))
-        await sessions.close()
-        assert (tmp_path / "sessions" / "name" / "session.safetensors").exists() and new.live.kept.failures == 0  # type: ignore[union-attr]
-
-    asyncio.run(run())
-    assert "has failed" in capsys.readouterr().err
 
 
 def test_frames_of_sessions_that_are_kept_do_not_depend_on_who_shares_the_engine(tiny, tmp_path):
